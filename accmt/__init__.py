@@ -1,0 +1,68 @@
+"""accmt: a trainer for PyTorch on Hugging Face Accelerate.
+
+When to save a model, when to checkpoint, when to evaluate and when to stop are declared in a small language and decided
+by one engine. The names below are loaded when they are used: importing accmt imports neither torch nor accelerate.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accmt.callbacks import Callback
+    from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
+    from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
+    from accmt.module import AcceleratorModule
+    from accmt.monitor import Monitor
+    from accmt.rules import RuleError
+    from accmt.seeding import set_seed
+    from accmt.trainer import Trainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AcceleratorModule": "accmt.module",
+    "Callback": "accmt.callbacks",
+    "ConfigError": "accmt.config.errors",
+    "FunctionMetric": "accmt.metrics",
+    "HyperParameters": "accmt.hyperparameters",
+    "Metric": "accmt.metrics",
+    "MetricParallel": "accmt.metrics",
+    "Monitor": "accmt.monitor",
+    "Optimizer": "accmt.hyperparameters",
+    "RuleError": "accmt.rules",
+    "Scheduler": "accmt.hyperparameters",
+    "TorchMetric": "accmt.metrics",
+    "Trainer": "accmt.trainer",
+    "set_seed": "accmt.seeding",
+}
+
+__all__ = [
+    "AcceleratorModule",
+    "Callback",
+    "ConfigError",
+    "FunctionMetric",
+    "HyperParameters",
+    "Metric",
+    "MetricParallel",
+    "Monitor",
+    "Optimizer",
+    "RuleError",
+    "Scheduler",
+    "TorchMetric",
+    "Trainer",
+    "__version__",
+    "set_seed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'accmt' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,288 @@
+"""The check of the constructor's arguments: every problem at once, before anything happens."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accmt.callbacks import Callback
+from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.rules import RuleSection, read_rules
+from accmt.hyperparameters import Config, ConfigError, load_config
+from accmt.loop.data import DataOptions
+from accmt.loop.run import LoopOptions
+from accmt.loop.step import StepOptions
+from accmt.metrics.metric import Metric
+from accmt.monitor import Monitor
+from accmt.options import CheckpointOptions, Options, RuleOptions, SavingOptions, TrackingOptions
+from accmt.rules import CadenceRule, RuleError, StopCondition
+
+TRACKERS = ("mlflow",)
+CHECKPOINT_EVERY = "epoch"
+_RUN_ARGUMENTS = ("run_name", "tags")
+_T = TypeVar("_T")
+
+
+class ArgumentCheck:
+    """Reads the arguments of a trainer by name and collects what is wrong with them."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._given = arguments
+        self._problems: list[Problem] = []
+        self._rule_errors: list[RuleError] = []
+
+    def options(self) -> Options:
+        """The options that the arguments stand for.
+
+        Raises:
+            ConfigError: With all problems.
+            RuleError: If the only problems are in texts of the rule language.
+        """
+        config = self._config()
+        section, monitor = self._section(config), self._monitor()
+        tracking, data, loop = self._tracking(), self._data(config), self._loop(monitor, section)
+        step = self._step(config, monitor)
+        checkpoint, saving, rules = self._checkpoint(section), self._saving(), self._rules(section)
+        accumulation = self._whole("grad_accumulation_steps", none=True) or 1
+        metrics, callbacks = self._metrics(), self._callbacks()
+        self._raise()
+        assert config is not None
+        destroy = bool(self._given["destroy_after_training"])
+        hps = config.hps
+        return Options(
+            hps, checkpoint, saving, rules, data, step, loop, tracking, accumulation, metrics, callbacks, destroy
+        )
+
+    def _raise(self) -> None:
+        if self._rule_errors and not self._problems:
+            raise RuleError(problem for error in self._rule_errors for problem in error.problems)
+        problems = self._problems + [Problem("", str(error)) for error in self._rule_errors]
+        if problems:
+            raise ConfigError(problems, "Trainer(...)")
+
+    def _wrong(self, name: str, text: str) -> None:
+        self._problems.append(Problem(name, text))
+
+    def _whole(self, name: str, *, none: bool = False, least: int = 1) -> int | None:
+        value = self._given[name]
+        if value is None and none:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self._wrong(name, must_be(f"a whole number from {least}" + (", or None" if none else ""), value))
+            return None
+        return value
+
+    def _flag(self, name: str) -> bool:
+        value = self._given[name]
+        if not isinstance(value, bool):
+            self._wrong(name, must_be("True or False", value))
+        return bool(value)
+
+    def _text(self, name: str) -> str:
+        value = self._given[name]
+        if not isinstance(value, str) or not value:
+            self._wrong(name, must_be("a text", value))
+        return str(value)
+
+    def _callable(self, name: str) -> Callable[..., Any] | None:
+        value = self._given[name]
+        if value is not None and not callable(value):
+            self._wrong(name, must_be("a function, or None", value))
+        return value  # type: ignore[no-any-return]
+
+    def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
+        if not isinstance(text, str):
+            self._wrong(name, must_be("a text", text))
+            return None
+        try:
+            return parse(text)
+        except RuleError as error:
+            self._rule_errors.append(error)
+            return None
+
+    def _config(self) -> Config | None:
+        try:
+            config = load_config(self._given["hps_config"])
+        except ConfigError as error:
+            given = self._given["hps_config"]
+            place = f"{given}: " if isinstance(given, str | Path) else ""
+            self._problems += [
+                Problem(f"{place}{problem.path}".strip(": "), problem.text) for problem in error.problems
+            ]
+            return None
+        self._problems += [Problem("", text) for text in config.hps.problems()]
+        return config
+
+    def _section(self, config: Config | None) -> RuleSection:
+        """The rules of the configuration."""
+        try:
+            return read_rules(config.rules) if config is not None else RuleSection()
+        except ConfigError as error:
+            self._problems += error.problems
+            return RuleSection()
+
+    def _checkpoint(self, section: RuleSection) -> CheckpointOptions:
+        many, most = self._flag("multiple_checkpoints"), self._whole("max_checkpoints", none=True)
+        every = self._given["checkpoint_every"]
+        if every == CHECKPOINT_EVERY and section.says_checkpoint:
+            cadence = section.checkpoint
+        else:
+            cadence = None if every is None else self._parsed(CadenceRule.parse, every, "checkpoint_every")
+        resume = self._given["resume"]
+        if resume is not None and not isinstance(resume, bool):
+            if not isinstance(resume, int) or (resume < 1 and resume != -1):
+                self._wrong("resume", must_be("True, False, None, an index from 1, or -1", resume))
+            elif not many:
+                self._wrong("resume", f"the index {resume} needs multiple_checkpoints=True")
+        if most is not None and not many:
+            self._wrong("max_checkpoints", "needs multiple_checkpoints=True; without it only the newest is kept")
+        enabled = self._flag("enable_checkpointing") and cadence is not None
+        return CheckpointOptions(enabled, cadence if enabled else None, most if many else 1, resume)
+
+    def _saving(self) -> SavingOptions:
+        patience = self._given["patience"]
+        by_name = patience if isinstance(patience, Mapping) else {} if patience is None else {"": patience}
+        for rule, value in by_name.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                place = f"patience[{rule!r}]" if rule else "patience"
+                self._wrong(place, must_be("a whole number from 1", value))
+        return SavingOptions(self._flag("disable_model_saving"), self._flag("safe_serialization"), patience)
+
+    def _rules(self, section: RuleSection) -> RuleOptions:
+        every = self._evaluate() or section.evaluate or CadenceRule.parse("epoch")
+        stop_when = self._given["stop_when"]
+        if stop_when is None:
+            return RuleOptions(section.savings, every, section.stop_when)
+        texts = stop_when if isinstance(stop_when, list | tuple) else [stop_when]
+        conditions = [self._parsed(StopCondition.parse, text, "stop_when") for text in texts]
+        return RuleOptions(section.savings, every, tuple(filter(None, conditions)))
+
+    def _evaluate(self) -> CadenceRule | None:
+        """How often to evaluate, None where the arguments do not say."""
+        steps, text = self._whole("evaluate_every_n_steps", none=True), self._given["evaluate_every"]
+        if steps is not None and text is not None:
+            self._wrong("evaluate_every", "is given beside evaluate_every_n_steps: give one of them")
+        if text is None and steps is None:
+            return None
+        return self._parsed(CadenceRule.parse, f"{steps} steps" if text is None else text, "evaluate_every")
+
+    def _data(self, config: Config | None) -> DataOptions:
+        collate, train, val = map(self._callable, ("collate_fn", "collate_fn_train", "collate_fn_val"))
+        for name, given in (("collate_fn_train", train), ("collate_fn_val", val)):
+            if collate is not None and given is not None:
+                self._wrong(name, "is given beside collate_fn: give collate_fn, or one for each")
+        return DataOptions(
+            batch_size=config.hps.train_batch_size if config else 1,
+            eval_batch_size=config.hps.eval_batch_size if config else 1,
+            shuffle=self._flag("shuffle_train"),
+            sampler=self._given["sampler"],
+            collate_train=collate or train,
+            collate_val=collate or val,
+            workers=self._whole("dataloader_num_workers", none=True, least=0),
+            pin_memory=self._flag("dataloader_pin_memory"),
+            drop_last=self._flag("dataloader_drop_last"),
+        )
+
+    def _step(self, config: Config | None, monitor: Monitor) -> StepOptions:
+        clip = self._given["clip_grad"]
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+            self._wrong("clip_grad", must_be("a positive number, or None", clip))
+        return StepOptions(
+            # A norm that is only looked at is clipped to nothing.
+            clip_grad=math.inf if clip is None and monitor.grad_norm else clip,
+            set_to_none=self._flag("set_to_none"),
+            place_batches=self._flag("batch_device_placement"),
+            scheduler_per_epoch=config.hps.step_scheduler_per_epoch if config else False,
+        )
+
+    def _loop(self, monitor: Monitor, section: RuleSection) -> LoopOptions:
+        every = self._given["log_every"]
+        counted = isinstance(every, int) and not isinstance(every, bool) and (every == -1 or every >= 1)
+        if every is not None and not counted:
+            self._wrong("log_every", must_be("a whole number from 1, -1 for every epoch, or None", every))
+        names = self._text("train_loss_metric_name"), self._text("val_loss_metric_name")
+        apart = any(self._given[name] is not None for name in ("evaluate_every_n_steps", "evaluate_every"))
+        apart = apart or section.evaluate is not None
+        return LoopOptions(
+            log_every=every,
+            eval_when_start=self._flag("eval_when_start"),
+            eval_when_finish=self._flag("eval_when_finish") and apart,
+            train_loss_name=names[0],
+            val_loss_name=names[1],
+            monitor=monitor,
+        )
+
+    def _monitor(self) -> Monitor:
+        monitor = self._given["monitor"]
+        if isinstance(monitor, Monitor):
+            return monitor
+        fields = tuple(inspect.signature(Monitor).parameters)
+        if not isinstance(monitor, Mapping | None):
+            self._wrong("monitor", must_be("a Monitor or a dictionary", monitor))
+            return Monitor()
+        known = {}
+        for name, value in (monitor or {}).items():
+            if name in fields:
+                known[name] = bool(value)
+            else:
+                self._wrong(
+                    f"monitor.{name}", f"unknown{did_you_mean(str(name), fields)} Allowed are {', '.join(fields)}"
+                )
+        return Monitor(**known)
+
+    def _tracking(self) -> TrackingOptions:
+        log_with, kwargs = self._given["log_with"], self._given["kwargs"]
+        if log_with is not None and log_with not in TRACKERS:
+            self._wrong("log_with", f"unknown tracker {log_with!r}; allowed are {', '.join(TRACKERS)}, or None")
+        allowed = tuple(name for name in self._given if name != "kwargs") + (_RUN_ARGUMENTS if log_with else ())
+        for name in kwargs:
+            if name not in _RUN_ARGUMENTS:
+                self._wrong(name, f"unknown argument{did_you_mean(name, allowed)}")
+            elif log_with is None:
+                self._wrong(name, "is for a tracker, and none is asked for: give log_with")
+        config = self._given["additional_tracker_config"]
+        if config is not None and not isinstance(config, Mapping):
+            self._wrong("additional_tracker_config", must_be("a dictionary, or None", config))
+        model_path, track_name = self._given["model_path"], self._given["track_name"]
+        if not isinstance(model_path, str | Path) or not str(model_path):
+            self._wrong("model_path", must_be("a path", model_path))
+            model_path = "model"
+        elif Path(model_path).exists() and not Path(model_path).is_dir():
+            self._wrong("model_path", f"'{model_path}' is a file: give a folder")
+        name = track_name or Path(model_path).resolve().name
+        return TrackingOptions(log_with, self._text("logging_dir"), name, config or {}, kwargs)
+
+    def _metrics(self) -> dict[str | None, list[Metric]]:
+        """Dataset -> metrics; the key None stands for all datasets."""
+        given = self._given["metrics"]
+        by_dataset = given if isinstance(given, Mapping) else {None: given}
+        metrics: dict[str | None, list[Metric]] = {}
+        for key, value in by_dataset.items():
+            listed = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+            for metric in listed:
+                if not isinstance(metric, Metric):
+                    place = "metrics" if key is None else f"metrics[{key!r}]"
+                    kind = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+                    self._wrong(place, f"{kind} is no Metric object{_how_to_wrap(metric)}")
+            metrics[None if key is None else str(key)] = [metric for metric in listed if isinstance(metric, Metric)]
+        return metrics
+
+    def _callbacks(self) -> tuple[Callback, ...]:
+        given = self._given["callback"]
+        listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+        for callback in listed:
+            if not isinstance(callback, Callback):
+                hint = ": give an object of it, not the class" if isinstance(callback, type) else ""
+                self._wrong("callback", f"{must_be('a Callback', callback)}{hint}")
+        return tuple(listed)
+
+
+def _how_to_wrap(metric: Any) -> str:
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        return ": give an object of it, not the class"
+    if type(metric).__module__.startswith("torchmetrics"):
+        return ': wrap it, TorchMetric("name", metric)'
+    return ': wrap it, FunctionMetric("name", function)' if callable(metric) else ""

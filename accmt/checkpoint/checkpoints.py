@@ -1,0 +1,92 @@
+"""The checkpoints of a training: which there are, which is the newest that can be trusted, which are kept."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from accmt.checkpoint import publish
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on the disk. `index` counts from 1 over the whole training."""
+
+    index: int
+    step: int
+    path: Path
+
+
+class NoCheckpoint(RuntimeError):
+    """There is no checkpoint to continue from, or none that can be trusted."""
+
+
+class Checkpoints:
+    """The folder of checkpoints below a `model_path`. Names are scanned each time: no file points to the newest."""
+
+    def __init__(self, model_path: Path) -> None:
+        self.folder = model_path / FOLDER
+
+    def all(self) -> list[Checkpoint]:
+        """All that are there by name, oldest first, verified or not."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if match := _NAME.fullmatch(path.name):
+                found.append(Checkpoint(int(match[1]), int(match[2]), path))
+        return sorted(found, key=lambda checkpoint: (checkpoint.index, checkpoint.step))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest that can be trusted, every byte of it verified; None if there are none at all.
+
+        Raises:
+            NoCheckpoint: There are some, and none can be trusted.
+        """
+        refused: list[str] = []
+        for checkpoint in reversed(self.all()):
+            problem = publish.problem_of(checkpoint.path)
+            if problem is None:
+                for line in refused:
+                    warnings.warn(f"{line}; continuing from {checkpoint.path.name}", stacklevel=2)
+                return checkpoint
+            refused.append(f"{checkpoint.path.name} cannot be used: {problem}")
+        if refused:
+            listed = "\n  ".join(refused)
+            raise NoCheckpoint(
+                f"no checkpoint in {self.folder} can be used:\n  {listed}\n"
+                f"Nothing was changed. Start anew with resume=False, or with another model_path."
+            )
+        return None
+
+    def at(self, index: int) -> Checkpoint:
+        """The checkpoint with an index, every byte of it verified.
+
+        Raises:
+            NoCheckpoint: There is none, or it cannot be trusted.
+        """
+        found = self.all()
+        for checkpoint in found:
+            if checkpoint.index == index:
+                problem = publish.problem_of(checkpoint.path)
+                if problem is not None:
+                    raise NoCheckpoint(f"{checkpoint.path} cannot be used: {problem}")
+                return checkpoint
+        there = ", ".join(str(checkpoint.index) for checkpoint in found) or "none"
+        raise NoCheckpoint(f"there is no checkpoint {index} in {self.folder}; there are: {there}")
+
+    def next(self, step: int) -> Path:
+        """Where the next checkpoint belongs."""
+        last = max((checkpoint.index for checkpoint in self.all()), default=0)
+        return self.folder / f"checkpoint-{last + 1:04d}-step-{step}"
+
+    def prune(self, keep: int | None) -> None:
+        """Delete all but the newest `keep` complete ones; None keeps all. Damaged ones are left for inspection."""
+        if keep is None:
+            return
+        complete = [c for c in self.all() if publish.problem_of(c.path, read=False) is None]
+        for checkpoint in complete[: -max(1, keep)]:
+            publish.remove(checkpoint.path)

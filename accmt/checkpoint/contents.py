@@ -1,0 +1,165 @@
+"""What a checkpoint holds, and how it is taken up again.
+
+    model.safetensors       the weights
+    optimizer.safetensors   the tensors of optimizer, scheduler and gradient scaler, and of a model's extra state
+    trainer.json            the rest of those, position, rules, state
+    rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
+    process-<rank>.json     what else each process alone knows
+
+Everything is read and compared with the training before anything of it is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accmt.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from accmt.checkpoint.packing import pack, unpack
+
+SCHEMA = 1
+_MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
+_EXTRA = "model"
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The live objects that a checkpoint is made of. `stateful` has `state_dict` and `load_state_dict` each."""
+
+    model: nn.Module
+    stateful: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all processes agree on, as JSON."""
+
+    trainer: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What one process alone knows: JSON, and the random states by name."""
+
+    process: dict[str, Any]
+    random: dict[str, Tensor]
+
+
+class Mismatch(RuntimeError):
+    """A checkpoint belongs to another training."""
+
+
+def write_shared(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[Path]:
+    """Write what the main process writes, and give the files."""
+    weights, extra = _split(parts.model.state_dict())
+    states = {name: part.state_dict() for name, part in parts.stateful.items()}
+    packed, tensors = pack({_EXTRA: extra, **states})
+    model = packed.pop(_EXTRA)
+    write_tensors(folder / _MODEL, weights)
+    write_tensors(folder / _OPTIMIZER, tensors)
+    head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model}
+    write_json(folder / _TRAINER, {**head, **trainer})
+    return [folder / _MODEL, folder / _OPTIMIZER, folder / _TRAINER]
+
+
+def write_own(folder: Path, rank: int, own: Own) -> list[Path]:
+    """Write what each process writes for itself, and give the files."""
+    random, process = folder / f"rng-{rank}.safetensors", folder / f"process-{rank}.json"
+    write_tensors(random, own.random)
+    write_json(process, own.process)
+    return [random, process]
+
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """The JSON that all processes share.
+
+    Raises:
+        Mismatch: It was written by a newer version.
+    """
+    trainer: dict[str, Any] = read_json(folder / _TRAINER)
+    if trainer["schema"] > SCHEMA:
+        raise Mismatch(
+            f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
+            f"update accmt to continue from it"
+        )
+    return trainer
+
+
+def read_own(folder: Path, rank: int) -> Own | None:
+    """What a process wrote for itself; None if there was no process of this rank."""
+    if not (folder / f"process-{rank}.json").is_file():
+        return None
+    return Own(read_json(folder / f"process-{rank}.json"), read_tensors(folder / f"rng-{rank}.safetensors"))
+
+
+def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
+    """Put the live objects into the state of a checkpoint.
+
+    Raises:
+        Mismatch: The model, the optimizer or the scheduler is another one; nothing was loaded.
+    """
+    tensors = read_tensors(folder / _OPTIMIZER)
+    weights: dict[str, Any] = {**read_tensors(folder / _MODEL), **unpack(trainer["model"], tensors)}
+    states = unpack(trainer["parts"], tensors)
+    _compare_models(folder, parts.model, weights)
+    _compare_parts(folder, parts.stateful, states, trainer["kinds"])
+    parts.model.load_state_dict(weights)
+    for name, part in parts.stateful.items():
+        part.load_state_dict(states[name])
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the extra state that a module may keep beside them."""
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return weights, {name: value for name, value in state.items() if name not in weights}
+
+
+def _compare_models(folder: Path, model: nn.Module, weights: Mapping[str, Any]) -> None:
+    expected = model.state_dict()
+    lines = [f"{name} is not in the checkpoint" for name in expected if name not in weights]
+    lines += [f"{name} is not in the model" for name in weights if name not in expected]
+    for name in expected.keys() & weights.keys():
+        mine, theirs = _shape(expected[name]), _shape(weights[name])
+        if mine != theirs:
+            lines.append(f"{name} has the shape {theirs} in the checkpoint and {mine} in the model")
+    _refuse(folder, "another model", sorted(lines))
+
+
+def _compare_parts(
+    folder: Path, stateful: Mapping[str, Any], states: Mapping[str, Any], kinds: Mapping[str, str]
+) -> None:
+    lines = [f"there is no {name} in the checkpoint" for name in stateful if name not in states]
+    lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name not in stateful]
+    for name, kind in _kinds(stateful).items():
+        if kinds.get(name, kind) != kind:
+            lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
+    if "optimizer" in stateful and "optimizer" in states:
+        mine = [len(group["params"]) for group in stateful["optimizer"].state_dict()["param_groups"]]
+        theirs = [len(group["params"]) for group in states["optimizer"]["param_groups"]]
+        if mine != theirs:
+            lines.append(f"the optimizer has groups of {theirs} parameters in the checkpoint and {mine} here")
+    _refuse(folder, "another training", lines)
+
+
+def _refuse(folder: Path, what: str, lines: list[str]) -> None:
+    if lines:
+        more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        listed = "\n  ".join(lines[:_LISTED] + more)
+        raise Mismatch(
+            f"{folder} is a checkpoint of {what}; nothing was loaded:\n  {listed}\n"
+            f"Give another model_path, or start anew with resume=False."
+        )
+
+
+def _kinds(stateful: Mapping[str, Any]) -> dict[str, str]:
+    return {name: type(part).__name__ for name, part in stateful.items()}
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

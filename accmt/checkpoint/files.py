@@ -1,0 +1,100 @@
+"""The two kinds of files of a checkpoint: strict JSON, and tensors as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_ALIASES = "aliases"
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write strict JSON.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+        TypeError: Something that JSON does not have.
+    """
+    path.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read strict JSON.
+
+    Raises:
+        ValueError: It is not.
+    """
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors; one that stands under several names (tied weights) is written once.
+
+    Raises:
+        TypeError: The file format cannot hold one of them.
+    """
+    unique: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+        identity = identity_of(tensor)
+        if tensor.numel() and identity in first_name:
+            aliases[name] = first_name[identity]
+        else:
+            first_name[identity] = name
+            unique[name] = tensor
+    metadata = {"format": "pt"} | ({_ALIASES: json.dumps(aliases)} if aliases else {})
+    save_file(_on_cpu(unique), path, metadata=metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, in main memory, also those that were written under another name."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+    return tensors | {name: tensors[original] for name, original in aliases.items()}
+
+
+def identity_of(tensor: Tensor) -> tuple[object, ...]:
+    """What two tensors have in common that are the same memory, read in the same way."""
+    storage = tensor.untyped_storage().data_ptr()
+    read_as = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
+    return (tensor.device, storage, tensor.storage_offset(), *read_as)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in main memory, each contiguous and in a storage of its own."""
+    storages: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        pointer = own.untyped_storage().data_ptr()
+        if pointer in storages and own.numel():
+            own = own.clone(memory_format=torch.contiguous_format)
+        storages.add(pointer)
+        result[name] = own
+    return result
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    kind = None
+    if not isinstance(tensor, Tensor):
+        kind = f"a {type(tensor).__name__}"
+    elif tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "a sparse or quantized tensor"
+    elif tensor.dtype == torch.complex128:
+        kind = "a tensor of complex128"
+    if kind is not None:
+        raise TypeError(f"'{name}' is {kind}, which safetensors cannot hold")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

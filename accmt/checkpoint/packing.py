@@ -1,0 +1,171 @@
+"""State dictionaries as JSON and tensors, so that nothing that is loaded can execute code.
+
+`pack` takes nested dicts, counters, lists, tuples, numbers, texts, None, dtypes, tensors, NumPy arrays and NumPy
+numbers apart into a JSON value and named tensors; `unpack` puts them together again, exactly. What is plain JSON stays
+as it is; everything else stands under a tag: `{"$tuple": [...]}`, `{"$tensor": "state.0.exp_avg"}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NUMBERS = {
+    "bool": np.bool_,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "float16": np.float16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+
+
+def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A JSON value and the tensors that it refers to.
+
+    Raises:
+        TypeError: Something that is neither plain data nor a tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _packed(value, "", tensors), tensors
+
+
+def unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `pack` took apart.
+
+    Raises:
+        ValueError: A tensor is missing, or the data was not made by `pack`.
+    """
+    if isinstance(data, list):
+        return [unpack(item, tensors) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if len(data) == 1:
+        [(tag, content)] = data.items()
+        if tag in _TAGS:
+            try:
+                return _TAGS[tag](content, tensors)
+            except (TypeError, AttributeError, KeyError, OverflowError):
+                raise ValueError(f"not written by a checkpoint: {data!r:.100}") from None
+    return {key: unpack(value, tensors) for key, value in data.items()}
+
+
+def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: C901  (one branch a kind of data)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Tensor):
+        return {"$tensor": _named(value, path, tensors)}
+    if isinstance(value, np.ndarray):
+        return {"$array": _named(_tensor_of(value, path), path, tensors)}
+    if isinstance(value, np.generic):
+        return {"$number": [value.dtype.name, _packed(_python(value, path), path, tensors)]}
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"$tuple": [_packed(item, _join(path, i), tensors) for i, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_packed(item, _join(path, i), tensors) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return _packed_mapping(value, path, tensors)
+    raise _unwritable(value, path)
+
+
+def _packed_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> Any:
+    items = [(key, _packed(item, _join(path, key), tensors)) for key, item in value.items()]
+    counts = isinstance(value, Counter)
+    if not counts and all(type(key) is str for key in value) and not (len(items) == 1 and items[0][0] in _TAGS):
+        return dict(items)
+    return {"$counter" if counts else "$dict": [[_packed_key(key, path), item] for key, item in items]}
+
+
+def _packed_key(key: Any, path: str) -> Any:
+    tensors: dict[str, Tensor] = {}
+    packed = _packed(key, path, tensors)
+    if tensors:
+        raise TypeError(f"cannot be written to a checkpoint: a key that is a {type(key).__name__} at '{path}'")
+    return packed
+
+
+def _named(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """Add a tensor under the name of its place; where two places read alike, the later one gets a number."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise _unwritable(tensor, path)
+    wanted = name = path or "value"
+    number = 1
+    while name in tensors:
+        number += 1
+        name = f"{wanted}~{number}"
+    tensors[name] = tensor
+    return name
+
+
+def _tensor_of(array: np.ndarray[Any, Any], path: str) -> Tensor:
+    if array.dtype.name not in _NUMBERS:
+        raise TypeError(f"cannot be written to a checkpoint: an array of {array.dtype} at '{path}'")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+
+def _python(value: np.generic, path: str) -> Any:
+    if value.dtype.name not in _NUMBERS:
+        raise _unwritable(value, path)
+    return value.item()
+
+
+def _unwritable(value: Any, path: str) -> TypeError:
+    return TypeError(f"cannot be written to a checkpoint: {type(value).__name__} at '{path}'")
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _tensor(content: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    if content not in tensors:
+        raise ValueError(f"the tensor '{content}' is missing")
+    return tensors[content]
+
+
+def _pairs(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
+    return {unpack(key, tensors): unpack(item, tensors) for key, item in content}
+
+
+def _dtype(content: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    dtype = getattr(torch, content)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"'{content}' is no dtype")
+    return dtype
+
+
+def _number(content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    kind, number = content
+    return _NUMBERS[kind](unpack(number, tensors))
+
+
+_TAGS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
+    "$tensor": _tensor,
+    "$array": lambda content, tensors: _tensor(content, tensors).numpy(),
+    "$number": _number,
+    "$float": lambda content, tensors: float(content),
+    "$dtype": _dtype,
+    "$tuple": lambda content, tensors: tuple(unpack(item, tensors) for item in content),
+    "$dict": _pairs,
+    "$counter": lambda content, tensors: Counter(_pairs(content, tensors)),
+}

@@ -1,0 +1,244 @@
+"""Publishing a directory: it is complete and verified under its name, or it is not there.
+
+A directory is written under a temporary name beside its target, every file is hashed and flushed to the disk, a
+manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
+no half-deleted one is ever visible either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+TEMPORARY = ".tmp-"
+TRASH = ".trash-"
+REPLACED = ".old-"
+
+# File systems take 255 bytes a name: a target may have 240, for no name here is longer by more than 15.
+_UNIQUE = 8
+_REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.DOTALL)
+
+FileEntry = dict[str, Any]
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `target`, complete, at the end of the block, replacing a former one.
+
+    If the block raises, or the process dies in it, `target` is what it was before.
+
+    Raises:
+        ValueError: Something was put into the directory that is not a regular file, or that has the manifest's name.
+    """
+    temporary = temporary_for(target)
+    try:
+        yield temporary
+        publish(temporary, target, describe(_contents(temporary).values()))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def temporary_for(target: Path) -> Path:
+    """A new temporary directory beside a target."""
+    temporary = target.parent / _name(TEMPORARY, target.name)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
+    """Flush files to the disk and give the size and hash of each.
+
+    Raises:
+        ValueError: One is a link or another thing that is not a regular file.
+    """
+    entries: dict[Path, FileEntry] = {}
+    for path in files:
+        if not _is_regular(path):
+            raise ValueError(f"{path.name} is not a regular file: only those can be published")
+        entries[path] = {"size": path.stat().st_size, "sha256": hash_of(path)}
+        _flush(path)
+    return entries
+
+
+def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
+    """Add the manifest to a temporary directory and make it visible as `target`, replacing a former one.
+
+    Raises:
+        ValueError: One of the files has the manifest's name.
+    """
+    files = {path.relative_to(temporary).as_posix(): entry for path, entry in sorted(entries.items())}
+    if MANIFEST in files:
+        raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
+    manifest = temporary / MANIFEST
+    manifest.write_text(json.dumps({"schema": 1, "files": files}, indent=1), encoding="utf-8")
+    _flush(manifest)
+    for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+        flush_directory(folder)
+    _put(temporary, target)
+
+
+def problem_of(folder: Path, *, read: bool = True) -> str | None:
+    """Why a published directory cannot be trusted, None if it can.
+
+    Names, kinds and sizes are compared before anything is read; `read=False` stops there.
+    """
+    manifest = folder / MANIFEST
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is not a directory"
+    if not _is_regular(manifest):
+        return f"it has no {MANIFEST}"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except _UNREADABLE as error:
+        return f"its {MANIFEST} cannot be read: {type(error).__name__}"
+    try:
+        return _difference(folder, expected, read)
+    except OSError as error:
+        return f"it cannot be read: {error}"
+
+
+def remove(folder: Path) -> None:
+    """Delete a directory so that it is never visible half-deleted."""
+    trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
+    folder.rename(trash)
+    flush_directory(folder.parent)
+    _delete(trash)
+
+
+def recover(parent: Path) -> None:
+    """Clear away what a process left behind when it died; call it only while nobody else can publish here.
+
+    A directory that was renamed away to make place for a successor that never came is put back, as it was.
+    """
+    if not parent.is_dir():
+        return
+    for path in list(parent.iterdir()):
+        if match := _REPLACED.fullmatch(path.name):
+            target = parent / match[1]
+            if os.path.lexists(target):
+                _delete(path)
+            else:
+                path.rename(target)
+                flush_directory(parent)
+        elif path.name.startswith((TRASH, TEMPORARY)):
+            _delete(path)
+
+
+def hash_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_directory(folder: Path) -> None:
+    """Make renames in a directory survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _name(prefix: str, name: str) -> str:
+    return f"{prefix}{name}-{uuid.uuid4().hex[:_UNIQUE]}"
+
+
+def _put(temporary: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        temporary.rename(target)
+        flush_directory(target.parent)
+        return
+    if _exchange(temporary, target):
+        flush_directory(target.parent)
+        remove(temporary)
+        return
+    replaced = target.parent / _name(REPLACED, target.name)
+    target.rename(replaced)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        replaced.rename(target)
+        raise
+    flush_directory(target.parent)
+    remove(replaced)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    rename = _renameat2()
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _renameat2() -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _delete(path: Path) -> None:
+    """Delete whatever has this name; what cannot be deleted now is left for the next `recover`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _contents(folder: Path) -> dict[str, Path]:
+    """Name -> path of all that lies in a directory and below, but for directories themselves."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _difference(folder: Path, expected: dict[str, tuple[int, str]], read: bool) -> str | None:
+    found = _contents(folder)
+    del found[MANIFEST]
+    for name in sorted(expected.keys() - found.keys()):
+        return f"{name} is missing"
+    for name in sorted(found.keys() - expected.keys()):
+        return f"{name} does not belong to it"
+    for name, path in found.items():
+        size, _ = expected[name]
+        if not _is_regular(path):
+            return f"{name} is not a regular file"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    if read:
+        for name, path in found.items():
+            if hash_of(path) != expected[name][1]:
+                return f"{name} is damaged: its content does not match its hash"
+    return None

@@ -1,0 +1,51 @@
+"""The random state of a process: Python, NumPy, torch, and its accelerator."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of all generators that code commonly draws from, as tensors."""
+    version, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),  # type: ignore[union-attr]  # the legacy state is a tuple
+        "numpy.position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put all generators back to a state."""
+    version, *words = state["python"].tolist()
+    gauss = state["python.gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    position, has_gauss = state["numpy.position"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy.gauss"].item()))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def untouched_random_state(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn in the block, the random state afterwards is that of before."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)

@@ -1,0 +1,55 @@
+"""What is given on the command line, as values; and the two ways in which a command fails."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+_METRIC = re.compile(r"(?P<name>.+?):(?P<direction>max|min)(?:@(?P<datasets>.+))?", re.DOTALL)
+_LOOKS_LIKE = re.compile(r"(?P<name>.+):(?P<direction>[^:@]*)(?:@.*)?", re.DOTALL)
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked: the exit status is 1."""
+
+
+class UsageError(Exception):
+    """A command was called in a wrong way: the exit status is 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricArgument:
+    """A metric as given by `--metric`: its direction (None where it was left out), and its datasets (empty for all)."""
+
+    name: str
+    greater_is_better: bool | None
+    datasets: tuple[str, ...] = ()
+
+
+def metric(text: str) -> MetricArgument:
+    """The value of `--metric`: `accuracy:max`, `loss:min@dev,test`, or a name alone, which no rule can rank by."""
+    if found := _METRIC.fullmatch(text):
+        datasets = tuple(found["datasets"].split(",")) if found["datasets"] else ()
+        argument = MetricArgument(found["name"], found["direction"] == "max", datasets)
+    elif found := _LOOKS_LIKE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: after ':' stands max or min, as in {found['name']}:max")
+    else:
+        argument = MetricArgument(text, None)
+    _refuse_losses(argument)
+    if not argument.name or "" in argument.datasets or len(set(argument.datasets)) < len(argument.datasets):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or stands twice, write accuracy:max@dev,test")
+    return argument
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _refuse_losses(argument: MetricArgument) -> None:
+    """The losses are always there, and lower is better."""
+    if argument.name == "train_loss" or (argument.name == "valid_loss" and argument.greater_is_better is not False):
+        raise argparse.ArgumentTypeError(f"{argument.name} is known: lower is better, leave it out")

@@ -1,0 +1,61 @@
+"""`accmt check`: rules against what a training reports, and in words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from accmt.cli.arguments import UsageError
+from accmt.cli.given import Mistakes, given_facts, given_section, parsed, with_patience
+from accmt.rules import CadenceRule, Facts, Length, Rules, SavingRule, StopCondition, check
+from accmt.rules.words import cadence_in_words, in_words, stop_in_words
+
+# How long the training is going to be is not known here, and nothing is too late for it.
+_ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the rules that were given and say them in words.
+
+    Raises:
+        UsageError: There is nothing to check, or the metrics contradict each other.
+        CommandError: With all mistakes.
+    """
+    cadences = options.checkpoint_every, options.evaluate_every
+    if not any([options.rules, options.config, options.stop_when, *cadences]):
+        raise UsageError("there is nothing to check: give a RULE, or --config")
+    if options.datasets and not options.metrics:
+        raise UsageError("--dataset needs the metrics as well: give each by --metric")
+    facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None
+    mistakes = Mistakes()
+    rules = _rules(options, mistakes)
+    if facts is not None:
+        for warning in mistakes.of(lambda: check(rules, facts)) or []:
+            sys.stderr.write(f"warning: {warning}\n")
+    mistakes.tell()
+    for line in _in_words(rules, facts):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
+    """The rules of the file and the arguments, those that can be read."""
+    section = given_section(options, mistakes)
+    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
+    stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
+    evaluate = parsed(CadenceRule.parse, filter(None, [options.evaluate_every]), mistakes)
+    checkpoint = parsed(CadenceRule.parse, filter(None, [options.checkpoint_every]), mistakes)
+    cadences = [*evaluate, section.evaluate][0], [*checkpoint, section.checkpoint][0]
+    return with_patience(Rules(savings, stops, *cadences), options.patience)
+
+
+def _in_words(rules: Rules, facts: Facts | None) -> list[str]:
+    lines = [f"{rule.name}: {in_words(rule, facts)}" for rule in rules.savings]
+    lines += [f"stop_when: {stop_in_words(stop)}" for stop in rules.stop_when]
+    for name, verb, rule in (
+        ("checkpoint", "checkpoints", rules.checkpoint),
+        ("evaluate", "evaluates", rules.evaluate),
+    ):
+        if rule is not None:
+            lines.append(f"{name}_every: {verb} {cadence_in_words(rule.cadence)}")
+    return lines

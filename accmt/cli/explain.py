@@ -1,0 +1,45 @@
+"""`accmt explain`: what a training decided, and why."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from accmt.cli.arguments import CommandError
+from accmt.cli.report import moment, stop_of, summaries, write_table
+from accmt.cli.training_source import read_decisions
+from accmt.config.errors import did_you_mean
+from accmt.rules import Decision, canonical_name
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the decisions of a training.
+
+    Raises:
+        CommandError: There is no training, or no such rule.
+    """
+    folder = Path(options.model_path)
+    decisions = read_decisions(folder)
+    if not decisions:
+        sys.stdout.write(f"{folder}: nothing was decided yet\n")
+        return 0
+    rule = _rule(options.rule, decisions)
+    write_table(decisions, rule)
+    stop = stop_of(decisions)
+    why = (
+        "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
+    )
+    for line in ("", *summaries(decisions, "saved", rule), why):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
+    """The name of the rule that is asked for."""
+    names = list(dict.fromkeys(verdict.rule for decision in decisions for verdict in decision.verdicts))
+    if name is None or name in names:
+        return name
+    if canonical_name(name) in names:
+        return canonical_name(name)
+    raise CommandError(f"there is no rule '{name}'{did_you_mean(name, names)} There are: {', '.join(names)}")

@@ -1,0 +1,105 @@
+"""The rules that a command was given, in arguments and in a file, and all that is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.config.errors import ConfigError, Problem, did_you_mean
+from accmt.config.rules import RuleSection, read_rules
+from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
+from accmt.rules.store import VALID_LOSS
+
+_T = TypeVar("_T")
+
+ONLY_DATASET = "0"
+
+
+class Mistakes:
+    """Collects what is wrong, so that it is told at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def of(self, action: Callable[[], _T]) -> _T | None:
+        """The result of an action, None if it found mistakes."""
+        try:
+            return action()
+        except RuleError as error:
+            self._texts += [str(problem) for problem in error.problems]
+        except ConfigError as error:
+            self._texts.append(str(error))
+        return None
+
+    def tell(self) -> None:
+        """
+        Raises:
+            CommandError: With all mistakes, if there are any.
+        """
+        texts = list(dict.fromkeys(self._texts))
+        if texts:
+            raise CommandError("\n\n".join(texts))
+
+
+def given_section(options: argparse.Namespace, mistakes: Mistakes) -> RuleSection:
+    """The rules of the file that was given."""
+    if options.config is None:
+        return RuleSection()
+    return mistakes.of(lambda: _section(options.config)) or RuleSection()
+
+
+def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
+    """What these texts stand for, those that stand for anything."""
+    found = [mistakes.of(partial(parse, text)) for text in texts]
+    return tuple(item for item in found if item is not None)
+
+
+def with_patience(rules: Rules, patience: int | None) -> Rules:
+    """The rules, those without a patience with this one."""
+    savings = assign_patience(rules.savings, patience)
+    return Rules(savings, rules.stop_when, rules.evaluate, rules.checkpoint)
+
+
+def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], length: Length) -> Facts:
+    """What a training with these metrics reports. Without datasets they are those that the metrics name, or one.
+
+    Raises:
+        UsageError: A metric is on a dataset that is not among them, or has two directions.
+    """
+    named = dict.fromkeys(dataset for metric in metrics for dataset in metric.datasets)
+    keys = tuple(dict.fromkeys(datasets)) or tuple(named) or (ONLY_DATASET,)
+    reported: dict[str, Reported] = {}
+    for metric in metrics:
+        for dataset in metric.datasets:
+            if dataset not in keys:
+                known = ", ".join(keys)
+                raise UsageError(
+                    f"--metric {metric.name}: '{dataset}' is no dataset{did_you_mean(dataset, keys)} There are: {known}"
+                )
+        before = reported.get(metric.name)
+        if before is not None and before.greater_is_better != metric.greater_is_better:
+            raise UsageError(f"--metric {metric.name} is given with two directions")
+        on = (*(before.datasets if before else ()), *(metric.datasets or keys))
+        reported[metric.name] = Reported(tuple(key for key in keys if key in on), metric.greater_is_better)
+    reported[VALID_LOSS] = Reported(keys, greater_is_better=False)
+    return Facts(reported, keys, length)
+
+
+def _section(path: str) -> RuleSection:
+    from accmt.config.document import read_document, rules_of  # brings yaml, which most commands do without
+
+    document = read_document(path)
+    name = os.fspath(path)
+    if "rules" not in document:
+        keys = [str(key) for key in document]
+        near = next((key for key in keys if did_you_mean(key, ["rules"]) != "."), None)
+        hint = f", is '{near}' meant to be it?" if near else f": it has {', '.join(keys) or 'nothing'}"
+        raise ConfigError([Problem("rules", f"there is no such section{hint}")], name)
+    section, problems = rules_of(document)
+    if problems:
+        raise ConfigError(problems, name)
+    return read_rules(section, name)

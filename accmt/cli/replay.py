@@ -1,0 +1,110 @@
+"""`accmt replay`: what other rules would have made of a training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accmt.cli.arguments import CommandError
+from accmt.cli.given import Mistakes, given_section, parsed, with_patience
+from accmt.cli.report import moment, stop_of, summaries, write_table
+from accmt.cli.source import Source
+from accmt.cli.sources import open_source
+from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.rules.replay import asked_late, replay, unanswerable
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decide again, and write the decisions.
+
+    Raises:
+        CommandError: The source cannot be read, or the rules cannot be used on it.
+        UsageError: An option does not belong to this kind of source.
+    """
+    mistakes = Mistakes()
+    given = _given(options, mistakes)
+    mistakes.tell()
+    source = open_source(options)
+    rules = _rules(given, options.patience, source)
+    _check(rules, source)
+    history = replace(source.history, failures={}) if given.savings else source.history
+    decisions = replay(rules, source.facts, history)
+    for stop in asked_late(rules, history, source.description.rules if source.description else None):
+        sys.stderr.write(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known\n")
+    if options.json:
+        for decision in decisions:
+            sys.stdout.write(json.dumps(decision.to_json(), allow_nan=False) + "\n")
+        return 0
+    write_table(decisions)
+    for line in ("", *summaries(decisions, "would have saved"), _ending(decisions, source)):
+        sys.stdout.write(f"{line}\n")
+    if given == Rules(()) and options.patience is None:
+        sys.stdout.write(f"{_compared(decisions, source.decisions)}\n")
+    return 0
+
+
+def _given(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
+    """The rules of the file and the arguments."""
+    section = given_section(options, mistakes)
+    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
+    return Rules(savings, (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes)))
+
+
+def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
+    """The rules to decide by: those given. Where none of them saves, those of the training with what was given besides.
+
+    Raises:
+        CommandError: There are none.
+    """
+    recorded = source.description.rules if source.description is not None else None
+    if given.savings or (given.stop_when and recorded is None):
+        rules = with_patience(given, patience)
+    elif recorded is None:
+        raise CommandError("the source does not tell the rules of the training: give --rule")
+    elif patience is None:
+        rules = replace(recorded, stop_when=given.stop_when or recorded.stop_when)
+    else:
+        impatient = tuple(replace(rule, patience=None) for rule in recorded.savings)
+        rules = with_patience(Rules(impatient, given.stop_when or recorded.stop_when), patience)
+    return replace(rules, evaluate=None, checkpoint=None if recorded is None else recorded.checkpoint)
+
+
+def _check(rules: Rules, source: Source) -> None:
+    """
+    Raises:
+        CommandError: With all that these rules need and the source lacks, and all other mistakes.
+    """
+    if not any(not observation.initial for observation in source.history.observations):
+        raise CommandError("nothing was evaluated yet: there is nothing to decide about")
+    problems = unanswerable(rules, source.lacking)
+    places = {(problem.text, problem.span) for problem in problems}
+    try:
+        check(rules, source.facts)
+    except RuleError as error:
+        problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
+    if problems:
+        raise CommandError("\n\n".join(map(str, problems)))
+
+
+def _ending(decisions: Sequence[Decision], source: Source) -> str:
+    stop, last = stop_of(decisions), source.history.observations[-1].progress
+    if stop is None or stop.stop is None:
+        return f"would not have stopped: the history ends after evaluation {last.evaluation}, at step {last.step}"
+    words = f"would have stopped {moment(stop)}: {stop.stop.reason}"
+    more = last.evaluation - stop.progress.evaluation
+    if more > 0:
+        words += f"; the training went on for {more} evaluation{'s' * (more > 1)}, to step {last.step}"
+    return words
+
+
+def _compared(decisions: Sequence[Decision], taken: Sequence[Decision]) -> str:
+    """Whether the rules of the training decide as they did. The clock's checkpoints are not decided again."""
+    for mine, its in zip(decisions, taken, strict=False):
+        if replace(mine, checkpoint=False) != replace(its, checkpoint=False):
+            return f"the training decided otherwise {moment(its)}: its rules have changed since"
+    if len(decisions) < len(taken):
+        return f"the training did not stop {moment(decisions[-1])}: its rules have changed since"
+    return "these are the decisions that the training took"

@@ -1,0 +1,64 @@
+"""Decisions for people: a table, and what came of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from accmt.display.tables import decision_table
+from accmt.rules import Decision, Outcome, Verdict
+
+_WIDTH = 200
+
+
+def write_table(decisions: Sequence[Decision], rule: str | None = None) -> None:
+    """Write the table of decisions; where nobody watches, as wide as it needs to be."""
+    from rich.console import Console
+
+    console = Console(
+        file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False, emoji=False
+    )
+    with console.capture() as capture:
+        console.print(decision_table(decisions, rule))
+    for line in capture.get().splitlines():
+        sys.stdout.write(f"{line.rstrip()}\n")
+
+
+def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:
+    """One line for each rule: when it saved, or why it never did. `saved` is the verb."""
+    verdicts: dict[str, list[tuple[Decision, Verdict]]] = {}
+    for decision in decisions:
+        for verdict in decision.verdicts:
+            if rule in (None, verdict.rule):
+                verdicts.setdefault(verdict.rule, []).append((decision, verdict))
+    return [f"{name}: {_summary(pairs, saved)}" for name, pairs in verdicts.items()]
+
+
+def stop_of(decisions: Sequence[Decision]) -> Decision | None:
+    """The decision that stopped the training, if the last one did."""
+    return decisions[-1] if decisions and decisions[-1].stop is not None else None
+
+
+def moment(decision: Decision) -> str:
+    """When it was."""
+    return f"after evaluation {decision.progress.evaluation}, at step {decision.progress.step}"
+
+
+def _summary(pairs: list[tuple[Decision, Verdict]], saved: str) -> str:
+    saves = [(decision, verdict) for decision, verdict in pairs if verdict.outcome is Outcome.SAVED]
+    if not saves:
+        counts = Counter(verdict.outcome.value for _, verdict in pairs if verdict.outcome is not Outcome.INACTIVE)
+        why = ", ".join(f"{outcome} {_times(count)}" for outcome, count in counts.items())
+        return f"{saved} nothing" + (f" ({why})" if why else "")
+    kept = saves[-1][1].kept
+    best = ", ".join(f"{value:.6g}" for value in kept[0].values)
+    words = (
+        f"{saved} {_times(len(saves))}, and ends with {best} of evaluation {kept[0].evaluation}, step {kept[0].step}"
+    )
+    others = ", ".join(str(entry.evaluation) for entry in kept[1:])
+    return words + (f", besides evaluation{'s' * (len(kept) > 2)} {others}" if others else "")
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")

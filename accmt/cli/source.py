@@ -1,0 +1,62 @@
+"""What a replay needs to know, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from accmt.cli.arguments import CommandError, MetricArgument
+from accmt.config.errors import did_you_mean
+from accmt.rules import Decision, Facts, Observation, Reported
+from accmt.rules.replay import History, Need
+from accmt.rules.store import VALID_LOSS
+from accmt.tracking.description import Description
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was recorded, and what it tells.
+
+    Attributes:
+        history: The observations.
+        facts: What was reported, with the directions that are known.
+        lacking: What it does not tell, and why.
+        description: What the training was told, if that is known.
+        decisions: The decisions that the training took, if they are known.
+    """
+
+    history: History
+    facts: Facts
+    lacking: Mapping[Need, str] = field(default_factory=dict)
+    description: Description | None = None
+    decisions: tuple[Decision, ...] = ()
+
+
+def facts_seen(
+    observations: Sequence[Observation], directions: Sequence[MetricArgument], known: Facts | None = None
+) -> Facts:
+    """What was reported: as it is known, and for the rest as it was seen, with the directions that were given.
+
+    Raises:
+        CommandError: A direction was given for a metric that was never seen.
+    """
+    known = known or Facts()
+    seen: dict[str, dict[str, None]] = {}
+    for observation in observations:
+        for dataset, metrics in observation.values.items():
+            for metric in metrics:
+                seen.setdefault(metric, {})[dataset] = None
+    given = {metric.name: metric.greater_is_better for metric in directions}
+    names = [name for name in seen if name != VALID_LOSS]
+    for name in given:
+        if name not in seen:
+            shown = ", ".join(names) or "none"
+            raise CommandError(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
+    reported = dict(known.metrics)
+    for name, datasets in seen.items():
+        direction = known.metrics[name].greater_is_better if name in known.metrics else None
+        direction = False if name == VALID_LOSS else given.get(name, direction)
+        before = known.metrics[name].datasets if name in known.metrics else ()
+        reported[name] = Reported(tuple(dict.fromkeys([*before, *datasets])), direction)
+    keys = dict.fromkeys([*known.datasets, *(key for datasets in seen.values() for key in datasets)])
+    return Facts(reported, tuple(keys), known.length)

@@ -1,0 +1,59 @@
+"""Reads the file of a configuration: its top-level mapping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.yaml_text import MAX_BYTES, YamlError, read_yaml
+
+
+def read_document(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
+    """The top-level mapping of a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else; it names the file.
+    """
+    name = os.fsdecode(path)
+    if "\n" in name:
+        text = (
+            "must be the path of a YAML file or a dict, not the text of a file. Read it with yaml.safe_load, or save it"
+        )
+        raise ConfigError([Problem("", text)], "hps_config")
+    value = _value(name)
+    if value is None:
+        raise ConfigError([Problem("", "the file is empty. It needs the hyperparameters, such as 'epochs: 1'")], name)
+    if not isinstance(value, Mapping):
+        wanted = "a mapping with hps and rules, or with the hyperparameters"
+        raise ConfigError([Problem("", f"the file {must_be(wanted, value)}")], name)
+    return value
+
+
+def rules_of(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
+    """The section `rules` of a document as it was written, {} if there is none, and whether it is a mapping at all."""
+    section = document.get("rules")
+    if section is not None and not isinstance(section, Mapping):
+        return {}, [Problem("rules", must_be("a mapping", section))]
+    return dict(section or {}), []
+
+
+def _value(name: str) -> Any:
+    try:
+        with open(name, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise YamlError(f"is larger than {MAX_BYTES:,} bytes")
+        return read_yaml(content.decode("utf-8-sig"))
+    except FileNotFoundError:
+        text = f"there is no such file, seen from {os.getcwd()}"
+    except IsADirectoryError:
+        text = "it is a directory. Give the YAML file in it"
+    except UnicodeDecodeError:
+        text = "the file is not text in UTF-8"
+    except YamlError as error:
+        text = f"the file {error}"
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        text = f"the file cannot be read: {error}"
+    raise ConfigError([Problem("", text)], name)

@@ -1,0 +1,58 @@
+"""What can be wrong with hyperparameters or a configuration file, and how it is said."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from accmt.rules.errors import nearest
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: `path` is the place of the value (`hps.optimizer.type`), `text` what is wrong and what to do."""
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.path else self.text
+
+
+class ConfigError(ValueError):
+    """Hyperparameters or a configuration cannot be used. `problems` lists every mistake that was found.
+
+    `source` names what was read: a file, "the configuration" for a dictionary, or "HyperParameters".
+    """
+
+    def __init__(self, problems: Iterable[Problem], source: str = "HyperParameters") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__("\n".join([f"{count} in {source}:", *(f"  {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...], str]]:
+        return type(self), (self.problems, self.source)
+
+
+def must_be(wanted: str, value: object) -> str:
+    """The sentence for a value of the wrong kind: "must be a whole number, not 'ten' (str)"."""
+    if value is None:
+        return f"must be {wanted}, not None"
+    return f"must be {wanted}, not {_shortened.repr(value)} ({type(value).__name__})"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """ ", did you mean 'lr'?" when one of the names is near, else "." to end the sentence."""
+    meant = nearest(name, names)
+    return f", did you mean '{meant}'?" if meant is not None else "."
+
+
+def unknown_key(key: object, allowed: Iterable[str]) -> str:
+    """The sentence for a key that a mapping may not have."""
+    allowed = tuple(allowed)
+    return f"unknown key{did_you_mean(str(key), allowed)} Allowed are {', '.join(allowed)}"

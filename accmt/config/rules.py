@@ -1,0 +1,142 @@
+"""The section `rules` of a configuration: what a trainer is told in Python, as text in a file.
+
+rules:
+  save:
+    - best_accuracy@dev
+    - {rule: best_valid_loss by 1%, name: lowest, patience: 5, saving_below: 0.5}
+  checkpoint_every: 500 steps or 10 minutes
+  evaluate_every: 500 steps
+  stop_when: [valid_loss < 0.1, elapsed > 2 hours]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
+from accmt.rules import CadenceRule, RuleError, SavingRule, StopCondition
+
+KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when")
+RULE_KEYS = ("rule", "name", "patience", "saving_below", "saving_above")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSection:
+    """The rules of a file.
+
+    Attributes:
+        savings: The saving rules, in their order.
+        stop_when: The conditions that stop the training.
+        evaluate: How often to evaluate, None where the file does not say.
+        checkpoint: How often to checkpoint, None where the file does not say or says never.
+        says_checkpoint: Whether the file says how often to checkpoint; `checkpoint_every: null` is never.
+    """
+
+    savings: tuple[SavingRule, ...] = ()
+    stop_when: tuple[StopCondition, ...] = ()
+    evaluate: CadenceRule | None = None
+    checkpoint: CadenceRule | None = None
+    says_checkpoint: bool = False
+
+
+def read_rules(section: Mapping[Any, Any], source: str = "the configuration") -> RuleSection:
+    """The rules of a section as `Config.rules` gives it.
+
+    Raises:
+        ConfigError: With every mistake and its place, such as `rules.save[1].patience`.
+    """
+    reader = _Reader()
+    rules = reader.section(section)
+    if reader.problems:
+        raise ConfigError(reader.problems, source)
+    return rules
+
+
+class _Reader:
+    """Reads a section and collects what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def section(self, section: Mapping[Any, Any]) -> RuleSection:
+        self._no_other_keys(section, KEYS, "rules")
+        saved = [self._saving(place, entry) for place, entry in _entries(section.get("save"), "rules.save")]
+        checkpoint, evaluate = (self._cadence(section, key) for key in ("checkpoint_every", "evaluate_every"))
+        stops = [
+            self._parsed(StopCondition.parse, entry, place)
+            for place, entry in _entries(section.get("stop_when"), "rules.stop_when")
+        ]
+        return RuleSection(
+            savings=tuple(rule for rule in saved if rule is not None),
+            stop_when=tuple(stop for stop in stops if stop is not None),
+            evaluate=evaluate,
+            checkpoint=checkpoint,
+            says_checkpoint="checkpoint_every" in section,
+        )
+
+    def _saving(self, place: str, entry: Any) -> SavingRule | None:
+        """A rule: its text, or a mapping with the text and what else is said of it."""
+        if not isinstance(entry, Mapping):
+            return self._parsed(SavingRule.parse, entry, place, "a text, or a mapping with 'rule'")
+        found = len(self.problems)
+        self._no_other_keys(entry, RULE_KEYS, place)
+        if "rule" not in entry:
+            self._wrong(f"{place}.rule", "missing. Write the rule, such as 'rule: best_valid_loss'")
+        for key in RULE_KEYS:
+            if wanted := _wanted(key, entry[key]) if key in entry else None:
+                self._wrong(f"{place}.{key}", must_be(wanted, entry[key]))
+        if not isinstance(entry.get("rule"), str):
+            return None
+        sound = len(self.problems) == found
+        arguments = {key: entry[key] for key in RULE_KEYS[1:] if sound and key in entry}
+        return self._parsed(lambda text: SavingRule.parse(text, **arguments), entry["rule"], place)
+
+    def _cadence(self, section: Mapping[Any, Any], key: str) -> CadenceRule | None:
+        if section.get(key) is None:
+            return None
+        return self._parsed(CadenceRule.parse, section[key], f"rules.{key}")
+
+    def _parsed(self, parse: Callable[[str], _T], text: Any, place: str, wanted: str = "a text") -> _T | None:
+        if not isinstance(text, str):
+            self._wrong(place, must_be(wanted, text))
+            return None
+        try:
+            return parse(text)
+        except RuleError as error:
+            self.problems += [Problem(place, _indented(problem)) for problem in error.problems]
+            return None
+
+    def _no_other_keys(self, mapping: Mapping[Any, Any], allowed: tuple[str, ...], place: str) -> None:
+        for key in mapping:
+            if key not in allowed:
+                self._wrong(f"{place}.{key}", unknown_key(key, allowed))
+
+    def _wrong(self, place: str, text: str) -> None:
+        self.problems.append(Problem(place, text))
+
+
+def _indented(problem: object) -> str:
+    """The words of a problem, what stands below its first line a little to the right."""
+    return str(problem).replace("\n", "\n  ")
+
+
+def _entries(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a list with their places; what is no list is its only entry."""
+    if isinstance(value, list | tuple):
+        yield from ((f"{place}[{index}]", entry) for index, entry in enumerate(value))
+    elif value is not None:
+        yield place, value
+
+
+def _wanted(key: str, value: Any) -> str | None:
+    """What belongs there if the value has the wrong type; whether its content can be used is said by the rule."""
+    if value is None:
+        return "a text" if key == "rule" else None
+    if key in ("rule", "name"):
+        return None if isinstance(value, str) else "a text"
+    if key == "patience":
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number from 1"
+    return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"

@@ -1,0 +1,192 @@
+"""What a training shows on the main process: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from accmt.rules import Decision, Observation
+from accmt.rules import Progress as Counters
+
+_REFRESHES = 4
+
+
+class Display(Protocol):
+    """What the loop tells whoever watches."""
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print something as it is."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        ...
+
+    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
+        """The loop begins; `step` tells how far it is, of `total` steps, after `elapsed` seconds in earlier runs."""
+        ...
+
+    def logged(self, progress: Counters, loss: float) -> None:
+        """A logging interval has ended with this mean loss."""
+        ...
+
+    def evaluated(self, observation: Observation, decision: Decision) -> None:
+        """An evaluation brought this, and this was decided."""
+        ...
+
+    def stop(self) -> None:
+        """The loop has ended, in whatever way."""
+        ...
+
+
+class NoDisplay:
+    """For all processes but the main one."""
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Do nothing."""
+
+    def warn(self, text: str) -> None:
+        """Do nothing."""
+
+    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
+        """Do nothing."""
+
+    def logged(self, progress: Counters, loss: float) -> None:
+        """Do nothing."""
+
+    def evaluated(self, observation: Observation, decision: Decision) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+class ConsoleDisplay:
+    """Shows a training on a console. The bar reads the step by itself, a few times a second, at no cost to the loop."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(width=_width(), soft_wrap=False)
+        self._bar: _Bar | None = None
+        self._total: int | None = None
+        self._last = Counters()
+
+    def show(self, *renderables: RenderableType) -> None:
+        for renderable in renderables:
+            self._console.print(renderable)
+
+    def warn(self, text: str) -> None:
+        self._line(f"warning: {text}", "yellow")
+
+    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
+        self._total = total
+        self._last = Counters(step=step(), elapsed=elapsed)
+        if self._console.is_terminal:
+            self._bar = _Bar(self._console, step, total)
+            self._bar.start()
+
+    def logged(self, progress: Counters, loss: float) -> None:
+        if self._bar is not None:
+            self._bar.loss = loss
+            return
+        steps, seconds = progress.step - self._last.step, progress.elapsed - self._last.elapsed
+        self._last = progress
+        speed = steps / seconds if seconds > 0 else 0.0
+        line = f"epoch {progress.epoch}  step {progress.step}"
+        if self._total is not None:
+            line += f"/{self._total}"
+        line += f"  loss {loss:.4g}  {_speed(speed)}"
+        if self._total is not None and speed > 0:
+            line += f"  {_clock((self._total - progress.step) / speed)} left"
+        self._line(line)
+
+    def evaluated(self, observation: Observation, decision: Decision) -> None:
+        progress = observation.progress
+        values = "; ".join(f"{key}: {_named(metrics)}" for key, metrics in observation.values.items())
+        number = "before the first step" if observation.initial else f"{progress.evaluation} at step {progress.step}"
+        if values:
+            self._line(f"evaluation {number}  {values}")
+        for verdict in decision.saved:
+            self._line(f"  {verdict}", "green")
+        if decision.stop is not None:
+            self._line(f"  stop: {decision.stop.reason}", "bold")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, text: str, style: str = "") -> None:
+        """One line, never wrapped where it may be read by a program."""
+        self._console.print(Text(text, style), soft_wrap=not self._console.is_terminal)
+
+
+class _Bar(Progress):
+    """A bar that asks for the step whenever it is drawn."""
+
+    def __init__(self, console: Console, step: Callable[[], int], total: int | None) -> None:
+        self.loss: float | None = None
+        self._step = step
+        self._task: TaskID | None = None
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Loss(self),
+            _Speed(),
+            TimeRemainingColumn(),
+        )
+        super().__init__(*columns, console=console, refresh_per_second=_REFRESHES)
+        self._task = self.add_task("training", total=total, completed=step())
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self._task is not None:
+            self.update(self._task, completed=self._step())
+        return super().get_renderables()
+
+
+class _Loss(ProgressColumn):
+    def __init__(self, bar: _Bar) -> None:
+        self._bar_of = bar
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        loss = self._bar_of.loss
+        return Text("" if loss is None else f"loss {loss:.4g}")
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else _speed(task.speed))
+
+
+def _named(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _speed(steps_per_second: float) -> str:
+    shown = f"{steps_per_second:,.0f}" if steps_per_second >= 10 else f"{steps_per_second:.2g}"
+    return f"{shown} steps/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _width() -> int | None:
+    """A file is as wide as its lines are, so that no path is folded in it; a terminal is as wide as it is."""
+    return None if Console().is_terminal else 1000

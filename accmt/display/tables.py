@@ -1,0 +1,56 @@
+"""Tables: the decisions of a training, and what its rules saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from accmt.rules import Decision, Outcome
+
+_STYLES = {
+    Outcome.SAVED: "green",
+    Outcome.NOT_BETTER: "",
+    Outcome.BLOCKED: "yellow",
+    Outcome.NAN: "red",
+    Outcome.INACTIVE: "dim",
+    Outcome.FAILED: "red",
+}
+
+
+def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Table:
+    """One row per evaluation and rule: the values, the verdict and why; and the stop, if there was one."""
+    table = Table(title="What was decided", title_justify="left", box=None, pad_edge=False)
+    for column in ("evaluation", "step", "epoch"):
+        table.add_column(column, justify="right")
+    for column in ("rule", "values", "verdict", "why"):
+        table.add_column(column, overflow="fold")
+    for decision in decisions:
+        progress = decision.progress
+        place = (str(progress.evaluation), str(progress.step), str(progress.epoch))
+        for verdict in decision.verdicts:
+            if rule in (None, verdict.rule):
+                word = Text(verdict.outcome.value, _STYLES[verdict.outcome])
+                table.add_row(*place, Text(verdict.rule), _values(verdict.values), word, Text(verdict.reason))
+                place = ("", "", "")
+        if decision.stop is not None:
+            table.add_row(*place, "", "", Text("stop", "bold"), Text(decision.stop.reason))
+    return table
+
+
+def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | None]]) -> Table:
+    """One row per rule: the values of its best model, the step, the folder."""
+    table = Table(title="What was saved", title_justify="left", box=None, pad_edge=False)
+    for column in ("rule", "best values", "step", "folder"):
+        table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
+    for rule, values, step, folder in rows:
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        place = "" if folder is None else str(folder)
+        table.add_row(Text(rule), Text(shown or "nothing yet"), str(step) if values else "", Text(place))
+    return table
+
+
+def _values(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)

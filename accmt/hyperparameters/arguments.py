@@ -1,0 +1,117 @@
+"""The arguments of an optimizer, a scheduler or a factory of one, read from its signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from accmt.config.errors import Problem, did_you_mean, must_be
+
+_REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a factory takes after its first argument (the parameters, or the optimizer), which the trainer gives.
+
+    `defaults` maps each name to its default, or to `inspect.Parameter.empty` for a required one. `subject` is the name
+    of the first argument, None if nothing can be given by position. An `open` factory takes any other name as well.
+    """
+
+    defaults: Mapping[str, Any]
+    subject: str | None
+    open: bool
+
+    def takes(self, name: str) -> bool:
+        """Whether the argument stands in the signature by its name."""
+        return name in self.defaults
+
+    def requires(self, name: str) -> bool:
+        """Whether the argument has no default."""
+        return self.takes(name) and self.defaults[name] is _REQUIRED
+
+    def awaits(self, name: str) -> bool:
+        """Whether the argument has no value of its own: it is required, or None unless given."""
+        return self.requires(name) or (self.takes(name) and self.defaults[name] is None)
+
+
+def arguments_of(factory: Callable[..., object]) -> Arguments:
+    """Read the signature; a factory that has none (some are written in C) takes any argument."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return Arguments({}, subject="", open=True)
+    subject = None
+    if parameters and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    ):
+        subject = parameters.pop(0).name
+    named = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    return Arguments(
+        named, subject, open=any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Arguments that a user gave to a factory, and what to call the two in an error."""
+
+    name: str
+    """The factory's name, such as "AdamW"."""
+    path: str
+    """Where the arguments were given: "optim_kwargs" or "scheduler_kwargs"."""
+    values: Mapping[str, Any]
+
+    def problem(self, argument: str, text: str) -> Problem:
+        return Problem(f"{self.path}.{argument}", text)
+
+
+def argument_problems(
+    given: Given, arguments: Arguments, *, extras: Iterable[str] = (), filled: Iterable[str] = ()
+) -> list[Problem]:
+    """What is wrong with the arguments given.
+
+    `extras` are names that accmt understands beside those of the signature, and checks elsewhere; `filled` are
+    those that the trainer gives when the user does not.
+    """
+    allowed = [*arguments.defaults, *extras]
+    if arguments.subject is None:
+        return [Problem(given.path, f"{given.name} must take {_subject(given)} as its first argument, by position")]
+    problems = []
+    for argument, value in given.values.items():
+        if argument in {arguments.subject, _subject(given)} and argument not in allowed:
+            problems.append(given.problem(argument, "the trainer gives it, remove it"))
+        elif arguments.takes(argument):
+            problems += _mistyped(given, argument, arguments.defaults[argument], value)
+        elif argument not in allowed and not arguments.open:
+            known = f"It takes {', '.join(allowed)}" if allowed else "It takes none"
+            text = f"{given.name} has no such argument{did_you_mean(argument, allowed)} {known}"
+            problems.append(given.problem(argument, text))
+    for argument in arguments.defaults:
+        if arguments.requires(argument) and argument not in {*given.values, *filled}:
+            alternative = " or warmup_ratio" if argument == "num_warmup_steps" else ""
+            text = f"missing, {given.name} cannot be built without it. Give it{alternative} in {given.path}"
+            problems.append(given.problem(argument, text))
+    return problems
+
+
+def _subject(given: Given) -> str:
+    return "params" if given.path == "optim_kwargs" else "optimizer"
+
+
+def _mistyped(given: Given, argument: str, default: object, value: object) -> list[Problem]:
+    """A text or truth value in a number's place, or text in a truth value's: `lr: "1e-3"`, `nesterov: yes`."""
+    if isinstance(default, bool):
+        if isinstance(value, str):
+            return [given.problem(argument, must_be("true or false", value))]
+    elif isinstance(default, int | float) and isinstance(value, str | bool):
+        return [given.problem(argument, must_be("a number", value))]
+    return []

@@ -1,0 +1,117 @@
+"""A catalogue of things to choose by name: the optimizers, or the schedulers.
+
+A choice is one of the names, a class of the right kind, a dotted name of such a class, or a factory: a callable
+that takes the parameters (or the optimizer) first and arguments by name after.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accmt.config.errors import did_you_mean, must_be
+
+Factory = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What may be chosen: `entries` by name, and any class below `base`. `noun` and `subject` are for the errors."""
+
+    noun: str
+    base: type
+    base_name: str
+    subject: str
+    entries: Mapping[str, Factory]
+
+    @classmethod
+    def of(cls, noun: str, base: type, base_name: str, subject: str, holder: type) -> Catalogue:
+        """The public attributes of `holder`, such as `Optimizer`."""
+        entries = {name: getattr(holder, name) for name in vars(holder) if not name.startswith("_")}
+        return cls(noun, base, base_name, subject, entries)
+
+    def resolve(self, choice: object) -> Factory:
+        """The class or factory that was chosen; ValueError if it is none of those allowed."""
+        if isinstance(choice, str):
+            return self._by_name(choice)
+        if isinstance(choice, self.base):
+            raise ValueError(f"must be the class {type(choice).__name__}, not an object of it; the trainer builds it")
+        if not callable(choice) or not self._fits(choice):
+            raise ValueError(must_be(self.wanted, choice))
+        return choice
+
+    def name_of(self, choice: object) -> str:
+        """The catalogue's name where there is one, else the qualified name, which `resolve` understands for a class."""
+        factory = self.resolve(choice)
+        return self._known_name(factory) or qualified_name(factory)
+
+    def title_of(self, choice: object) -> str:
+        """The short name, for errors."""
+        factory = self.resolve(choice)
+        return self._known_name(factory) or str(getattr(_unwrapped(factory), "__name__", type(factory).__name__))
+
+    def is_known(self, choice: object) -> bool:
+        """Whether it is in the catalogue or of torch: what it refuses is then a mistake in the arguments."""
+        factory = self.resolve(choice)
+        of_torch = isinstance(factory, type) and factory.__module__.startswith("torch.")
+        return of_torch or self._known_name(factory) is not None
+
+    @property
+    def wanted(self) -> str:
+        """What a choice may be, in words."""
+        return f"the name of {self._article} {self.noun}, {self._others}"
+
+    @property
+    def _others(self) -> str:
+        return f"a subclass of {self.base_name}, or a callable ({self.subject}, **arguments) that returns one"
+
+    @property
+    def _article(self) -> str:
+        return "an" if self.noun[0] in "aeiou" else "a"
+
+    def _by_name(self, name: str) -> Factory:
+        if name in self.entries:
+            return self.entries[name]
+        if "." in name:
+            return self._by_dotted_name(name)
+        raise ValueError(
+            f"unknown {self.noun} '{name}'{did_you_mean(name, self.entries)} "
+            f"Allowed are {', '.join(self.entries)}, {self._others}"
+        )
+
+    def _by_dotted_name(self, name: str) -> Factory:
+        """A class of a module that is imported already: a configuration must not be able to run code by naming it."""
+        module_name, _, attribute = name.rpartition(".")
+        module = sys.modules.get(module_name)
+        if module is None:
+            raise ValueError(
+                f"'{name}' is in no module that is imported; import {module_name} before, or give the class"
+            )
+        found = getattr(module, attribute, None)
+        if not isinstance(found, type) or not issubclass(found, self.base) or found is self.base:
+            raise ValueError(f"'{name}' is not a subclass of {self.base_name}")
+        return found
+
+    def _known_name(self, factory: Factory) -> str | None:
+        return next((name for name, entry in self.entries.items() if entry is factory), None)
+
+    def _fits(self, factory: object) -> bool:
+        """Refuse the holder itself, the abstract base, and a class of the other catalogue."""
+        if not isinstance(factory, type):
+            return True
+        return issubclass(factory, self.base) and factory is not self.base
+
+
+def qualified_name(thing: object) -> str:
+    """Module and name of a class or function; for any other object that of its class."""
+    if isinstance(thing, partial):
+        return f"functools.partial({qualified_name(thing.func)})"
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _unwrapped(factory: object) -> object:
+    return _unwrapped(factory.func) if isinstance(factory, partial) else factory

@@ -1,0 +1,194 @@
+"""The optimizers that can be chosen by name, and how one is built for the parameters of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.hyperparameters.arguments import Arguments, Given, argument_problems, arguments_of
+from accmt.hyperparameters.catalogue import Catalogue
+
+OptimizerChoice = str | type[torch.optim.Optimizer] | Callable[..., torch.optim.Optimizer]
+"""A name, a class, or a factory `(params, **arguments) -> torch.optim.Optimizer`."""
+
+_NO_TRANSFORMERS = (
+    "Adafactor is the one of transformers, which is not installed. Install it (pip install transformers), "
+    "or take torch.optim.Adafactor, which has other arguments"
+)
+
+
+def adafactor(  # noqa: PLR0913  the signature is that of transformers' class
+    params: Iterable[Any],
+    lr: float | None = None,
+    eps: tuple[float, float] = (1e-30, 0.001),
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    beta1: float | None = None,
+    weight_decay: float = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+) -> torch.optim.Optimizer:
+    """Adafactor of transformers, which is imported only here (https://arxiv.org/abs/1804.04235).
+
+    With the defaults it finds its own learning rates; to give `lr`, or to use a scheduler, set `relative_step=False`.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    try:
+        from transformers.optimization import Adafactor
+    except ImportError as error:
+        raise ImportError(_NO_TRANSFORMERS) from error
+    optimizer: torch.optim.Optimizer = Adafactor(
+        params,
+        lr=lr,
+        eps=eps,
+        clip_threshold=clip_threshold,
+        decay_rate=decay_rate,
+        beta1=beta1,
+        weight_decay=weight_decay,
+        scale_parameter=scale_parameter,
+        relative_step=relative_step,
+        warmup_init=warmup_init,
+    )
+    return optimizer
+
+
+class Optimizer:
+    """The optimizers that have a name: `HyperParameters(optimizer=Optimizer.AdamW)` is `optimizer="AdamW"`.
+
+    Each attribute is the class of torch itself, so an editor shows its arguments, which go into `optim_kwargs`.
+    """
+
+    ASGD = torch.optim.ASGD
+    Adadelta = torch.optim.Adadelta
+    Adafactor = staticmethod(adafactor)
+    Adagrad = torch.optim.Adagrad
+    Adam = torch.optim.Adam
+    AdamW = torch.optim.AdamW
+    Adamax = torch.optim.Adamax
+    LBFGS = torch.optim.LBFGS
+    NAdam = torch.optim.NAdam
+    RAdam = torch.optim.RAdam
+    RMSprop = torch.optim.RMSprop
+    Rprop = torch.optim.Rprop
+    SGD = torch.optim.SGD
+    SparseAdam = torch.optim.SparseAdam
+
+    def __init__(self) -> None:
+        raise TypeError("Optimizer is a list of names; use one of its attributes, such as Optimizer.AdamW")
+
+
+OPTIMIZERS = Catalogue.of("optimizer", torch.optim.Optimizer, "torch.optim.Optimizer", "params", Optimizer)
+
+
+def optimizer_problems(choice: OptimizerChoice, kwargs: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the arguments for the optimizer chosen."""
+    arguments = arguments_of(OPTIMIZERS.resolve(choice))
+    given = Given(OPTIMIZERS.title_of(choice), "optim_kwargs", kwargs)
+    decays = arguments.takes("weight_decay")
+    problems = argument_problems(given, arguments, extras=("no_decay",) if decays else ())
+    if _groups_by_decay(arguments, kwargs):
+        # Said once: an optimizer without weight decay is told so here, not that the argument is unknown.
+        problems = [problem for problem in problems if problem.path != "optim_kwargs.no_decay"]
+        problems += _no_decay_problems(given, decays or arguments.open)
+    if OPTIMIZERS.resolve(choice) is adafactor and find_spec("transformers") is None:
+        problems.append(Problem("optimizer", _NO_TRANSFORMERS))
+    return problems
+
+
+def build_optimizer(
+    choice: OptimizerChoice, kwargs: Mapping[str, Any], named_parameters: Iterable[tuple[str, Parameter]]
+) -> torch.optim.Optimizer:
+    """Build the optimizer over the parameters that require a gradient.
+
+    See `HyperParameters.build_optimizer`, which documents the groups.
+    """
+    problems = optimizer_problems(choice, kwargs)
+    if problems:
+        raise ConfigError(problems)
+    named = _without_repetition(named_parameters)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        text = f"none of its {len(named)} parameters requires a gradient, so there is nothing to train"
+        raise ConfigError([Problem("model", f"{text}. Set requires_grad=True on those to train")])
+    factory = OPTIMIZERS.resolve(choice)
+    kwargs = dict(kwargs)
+    params: list[Any] = [parameter for parameter in named.values() if parameter.requires_grad]
+    if _groups_by_decay(arguments_of(factory), kwargs):
+        params = _decay_groups(named, _words(kwargs.pop("no_decay")))
+    optimizer = _constructed(choice, factory, params, kwargs)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError([Problem("optimizer", must_be("a factory of a torch.optim.Optimizer", optimizer))])
+    return optimizer
+
+
+def _constructed(
+    choice: OptimizerChoice, factory: Callable[..., object], params: list[Any], kwargs: dict[str, Any]
+) -> object:
+    """Call the factory; what torch refuses becomes a ConfigError, an error of the user's own factory stays as it is."""
+    try:
+        return factory(params, **kwargs)
+    except (TypeError, ValueError, KeyError) as error:
+        if not OPTIMIZERS.is_known(choice):
+            raise
+        text = f"{OPTIMIZERS.title_of(choice)} refuses them: {error}"
+        raise ConfigError([Problem("optim_kwargs", text)]) from error
+
+
+def _groups_by_decay(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
+    """Whether `no_decay` is ours; a factory that has an argument of this name gets it."""
+    return "no_decay" in kwargs and not arguments.takes("no_decay")
+
+
+def _no_decay_problems(given: Given, decays: bool) -> list[Problem]:
+    if not decays:
+        text = f"{given.name} has no weight_decay, remove it or take another optimizer"
+        return [given.problem("no_decay", text)]
+    value = given.values["no_decay"]
+    words = [value] if isinstance(value, str) else value
+    if isinstance(words, list | tuple) and all(isinstance(word, str) and all(word.split(".")) for word in words):
+        return []
+    return [given.problem("no_decay", must_be('a list of parts of parameter names, such as ["bias", "norm"]', value))]
+
+
+def _words(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _without_repetition(named_parameters: Iterable[tuple[str, Parameter]]) -> dict[str, Parameter]:
+    """Each parameter once, by its first name, also where the model uses it under several."""
+    seen: set[int] = set()
+    named = {}
+    for name, parameter in named_parameters:
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            named[name] = parameter
+    return named
+
+
+def _decay_groups(named: Mapping[str, Parameter], words: list[str]) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, the second with weight_decay 0; an empty group is left out."""
+    unmatched = [word for word in words if not any(_matches(word, name) for name in named)]
+    if unmatched:
+        text = "matches the name of no parameter, remove it or correct it"
+        raise ConfigError([Problem("optim_kwargs.no_decay", f"'{word}' {text}") for word in unmatched])
+    decayed: list[Parameter] = []
+    undecayed: list[Parameter] = []
+    for name, parameter in named.items():
+        if parameter.requires_grad:
+            (undecayed if any(_matches(word, name) for word in words) else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _matches(word: str, name: str) -> bool:
+    """Whether consecutive components of the dotted name contain those of the word, without regard to case."""
+    wanted, components = word.casefold().split("."), name.casefold().split(".")
+    starts = range(len(components) - len(wanted) + 1)
+    return any(all(part in components[start + i] for i, part in enumerate(wanted)) for start in starts)

@@ -1,0 +1,40 @@
+"""Values as JSON and YAML know them: for trackers, for files, and to compare two sets of hyperparameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from accmt.hyperparameters.catalogue import qualified_name
+
+
+def plain(value: object) -> Any:
+    """The value out of dictionaries, lists, numbers, texts, truth values and None only.
+
+    A tensor or a numpy value becomes numbers, a function or class its qualified name, a path its text, anything else
+    its repr.
+    """
+    value = comparable(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return qualified_name(value) if callable(value) else repr(value)
+
+
+def comparable(value: object) -> Any:
+    """The value with tuples as lists and tensors as numbers, so that `==` gives one truth value; functions stay."""
+    if isinstance(value, Mapping):
+        return {str(key): comparable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [comparable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((comparable(item) for item in value), key=repr)
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        return value.tolist() if hasattr(value, "tolist") else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

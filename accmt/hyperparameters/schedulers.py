@@ -1,0 +1,199 @@
+"""The schedulers that can be chosen by name, and how one is built for the length of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.hyperparameters import schedules
+from accmt.hyperparameters.arguments import Arguments, Given, argument_problems, arguments_of
+from accmt.hyperparameters.catalogue import Catalogue
+
+SchedulerChoice = str | type[LRScheduler] | Callable[..., LRScheduler]
+"""A name, a class, or a factory `(optimizer, **arguments) -> LRScheduler`."""
+
+
+class Scheduler:
+    """The schedulers that have a name: `HyperParameters(scheduler=Scheduler.StepLR)` is `scheduler="StepLR"`.
+
+    Each attribute is a class of torch or a function of `accmt.hyperparameters.schedules`, so an editor shows its
+    arguments, which go into `scheduler_kwargs`. The optimizer is given by the trainer, and so are num_training_steps,
+    total_steps and T_max unless they are given. Schedules with num_warmup_steps take warmup_ratio instead, too.
+    """
+
+    Constant = staticmethod(schedules.constant)
+    ConstantWithWarmup = staticmethod(schedules.constant_with_warmup)
+    CosineAnnealingLR = lr_scheduler.CosineAnnealingLR
+    CosineAnnealingWarmRestarts = lr_scheduler.CosineAnnealingWarmRestarts
+    CosineWithHardRestartsWithWarmup = staticmethod(schedules.cosine_with_hard_restarts_with_warmup)
+    CosineWithWarmup = staticmethod(schedules.cosine_with_warmup)
+    CyclicLR = lr_scheduler.CyclicLR
+    ExponentialLR = lr_scheduler.ExponentialLR
+    InverseSQRT = staticmethod(schedules.inverse_sqrt)
+    LinearLR = lr_scheduler.LinearLR
+    LinearWithWarmup = staticmethod(schedules.linear_with_warmup)
+    OneCycleLR = lr_scheduler.OneCycleLR
+    PolynomialDecayWithWarmup = staticmethod(schedules.polynomial_decay_with_warmup)
+    StepLR = lr_scheduler.StepLR
+
+    def __init__(self) -> None:
+        raise TypeError("Scheduler is a list of names; use one of its attributes, such as Scheduler.LinearWithWarmup")
+
+
+SCHEDULERS = Catalogue.of("scheduler", LRScheduler, "torch.optim.lr_scheduler.LRScheduler", "optimizer", Scheduler)
+
+_TOTALS = ("num_training_steps", "total_steps", "T_max")
+_LENGTHS = ("steps_per_epoch", "epochs")
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a training is, in the unit that the scheduler counts: optimizer steps, or epochs.
+
+    `total` and `steps_per_epoch` are None where the training data do not tell.
+    """
+
+    total: int | None
+    steps_per_epoch: int | None
+    epochs: int
+
+    @classmethod
+    def in_steps(cls, total_steps: int | None, steps_per_epoch: int | None, epochs: int) -> Length:
+        """For a scheduler that steps with the optimizer."""
+        if total_steps is None and steps_per_epoch is not None:
+            total_steps = steps_per_epoch * epochs
+        return cls(total_steps, steps_per_epoch, epochs)
+
+    @classmethod
+    def in_epochs(cls, epochs: int) -> Length:
+        """For a scheduler that steps once per epoch."""
+        return cls(epochs, 1, epochs)
+
+    def value_for(self, argument: str) -> int | None:
+        """What the training says for one of the arguments that the trainer fills in."""
+        if argument in _TOTALS:
+            return self.total
+        return self.steps_per_epoch if argument == "steps_per_epoch" else self.epochs
+
+
+def scheduler_problems(choice: SchedulerChoice | None, kwargs: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the arguments for the scheduler chosen."""
+    if choice is None:
+        return (
+            [Problem("scheduler_kwargs", "given without a scheduler, remove them or set scheduler")] if kwargs else []
+        )
+    factory = SCHEDULERS.resolve(choice)
+    arguments = arguments_of(factory)
+    given = Given(SCHEDULERS.title_of(choice), "scheduler_kwargs", kwargs)
+    warms_up = arguments.takes("num_warmup_steps")
+    by_ratio = _warms_by_ratio(arguments, kwargs)
+    filled = [*_TOTALS, *_LENGTHS, *(["num_warmup_steps"] if by_ratio else [])]
+    problems = argument_problems(given, arguments, extras=("warmup_ratio",) if warms_up else (), filled=filled)
+    if by_ratio:
+        problems = [problem for problem in problems if problem.path != "scheduler_kwargs.warmup_ratio"]
+        problems += _warmup_problems(given, warms_up)
+    problems += _half_given_length(given, arguments)
+    if isinstance(factory, type) and issubclass(factory, lr_scheduler.ReduceLROnPlateau):
+        text = "ReduceLROnPlateau follows a metric, but the trainer only counts steps. Take another scheduler"
+        problems.append(Problem("scheduler", text))
+    return problems
+
+
+def build_scheduler(
+    choice: SchedulerChoice, kwargs: Mapping[str, Any], optimizer: torch.optim.Optimizer, length: Length
+) -> LRScheduler:
+    """Build the scheduler, with what the length of the training fills in. See `HyperParameters.build_scheduler`."""
+    problems = scheduler_problems(choice, kwargs)
+    if problems:
+        raise ConfigError(problems)
+    factory = SCHEDULERS.resolve(choice)
+    filled = _filled(SCHEDULERS.title_of(choice), arguments_of(factory), kwargs, length)
+    try:
+        scheduler = factory(optimizer, **filled)
+    except (TypeError, ValueError, KeyError) as error:
+        if not SCHEDULERS.is_known(choice):
+            raise
+        text = f"{SCHEDULERS.title_of(choice)} refuses them: {error}"
+        raise ConfigError([Problem("scheduler_kwargs", text)]) from error
+    if not isinstance(scheduler, LRScheduler):
+        raise ConfigError([Problem("scheduler", must_be(f"a factory of a {SCHEDULERS.base_name}", scheduler))])
+    return scheduler
+
+
+def _warms_by_ratio(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
+    """Whether `warmup_ratio` is ours; a factory that has an argument of this name, or takes any, gets it."""
+    if "warmup_ratio" not in kwargs or arguments.takes("warmup_ratio"):
+        return False
+    return arguments.takes("num_warmup_steps") or not arguments.open
+
+
+def _warmup_problems(given: Given, warms_up: bool) -> list[Problem]:
+    if not warms_up:
+        return [given.problem("warmup_ratio", f"{given.name} has no num_warmup_steps, remove it")]
+    ratio = given.values["warmup_ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        return [given.problem("warmup_ratio", must_be("a number from 0 to 1", ratio))]
+    if given.values.get("num_warmup_steps") is not None:
+        return [given.problem("warmup_ratio", "given beside num_warmup_steps, keep one of them")]
+    return []
+
+
+def _half_given_length(given: Given, arguments: Arguments) -> list[Problem]:
+    """One of `epochs` and `steps_per_epoch` alone (OneCycleLR) would be ignored for the total of the training."""
+    if not all(map(arguments.takes, ("total_steps", *_LENGTHS))) or given.values.get("total_steps") is not None:
+        return []
+    present = [name for name in _LENGTHS if given.values.get(name) is not None]
+    if len(present) != 1:
+        return []
+    other = next(name for name in _LENGTHS if name not in present)
+    text = f"given without {other}. Give both, or total_steps, or none for the length of the training"
+    return [given.problem(present[0], text)]
+
+
+def _filled(name: str, arguments: Arguments, kwargs: Mapping[str, Any], length: Length) -> dict[str, Any]:
+    """The arguments with those that the training gives."""
+    filled = dict(kwargs)
+    for argument in _awaited(arguments, kwargs):
+        filled[argument] = _known(name, argument, length)
+    if _warms_by_ratio(arguments, kwargs):
+        ratio = Fraction(str(float(filled.pop("warmup_ratio"))))
+        totals = (filled[argument] for argument in _TOTALS if filled.get(argument) is not None)
+        total = next(totals, None)
+        filled["num_warmup_steps"] = math.ceil(
+            ratio * (_known(name, "num_warmup_steps", length) if total is None else total)
+        )
+    return filled
+
+
+def _awaited(arguments: Arguments, kwargs: Mapping[str, Any]) -> list[str]:
+    """Which arguments the training fills in: those named in the signature that have no value of their own.
+
+    A total makes epochs and steps_per_epoch superfluous, and these two make a total superfluous, where a signature
+    has all three (OneCycleLR).
+    """
+    missing = [name for name in (*_TOTALS, *_LENGTHS) if arguments.awaits(name) and kwargs.get(name) is None]
+    if arguments.takes("total_steps") and all(map(arguments.takes, _LENGTHS)):
+        told = all(kwargs.get(name) is not None for name in _LENGTHS)
+        optional = {"total_steps"} if told else set(_LENGTHS)
+        return [name for name in missing if arguments.requires(name) or name not in optional]
+    return missing
+
+
+def _known(name: str, argument: str, length: Length) -> int:
+    """The length for an argument; num_warmup_steps stands for the total of which it is a share."""
+    value = length.total if argument == "num_warmup_steps" else length.value_for(argument)
+    if value is None:
+        text = (
+            f"{name} needs the number of optimizer steps, which is unknown because the training data have no length. "
+            "Give it in scheduler_kwargs, or set max_steps"
+        )
+        raise ConfigError([Problem(f"scheduler_kwargs.{argument}", text)])
+    return value

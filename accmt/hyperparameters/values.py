@@ -1,0 +1,184 @@
+"""`HyperParameters`: how long to train, on how large batches, with which optimizer and scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LRScheduler
+
+from accmt.hyperparameters import optimizers, schedulers
+from accmt.hyperparameters.fields import validated
+from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
+from accmt.hyperparameters.plain import comparable, plain
+from accmt.hyperparameters.schedulers import SCHEDULERS, Length, SchedulerChoice
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class HyperParameters:
+    """What a training is governed by.
+
+    The values do not change; `dataclasses.replace(hps, epochs=5)` makes others. A number, name or type that cannot
+    be used is found here; the arguments of the optimizer and the scheduler are checked by `problems`, which the
+    trainer asks.
+
+    Args:
+        epochs: How many times to go through the training dataset.
+        max_steps: How many optimizer steps to take at most; goes before `epochs` if given.
+        batch_size: Samples per batch on each process; two numbers are for training and for evaluation.
+        optimizer: One of `Optimizer` or its name, a subclass of torch.optim.Optimizer or its dotted name, or a
+            factory `(params, **arguments)`.
+        optim_kwargs: Arguments of the optimizer by name, and `no_decay` (see `build_optimizer`).
+        scheduler: One of `Scheduler` or its name, a subclass of LRScheduler or its dotted name, or a factory
+            `(optimizer, **arguments)`. None for a learning rate that stays.
+        scheduler_kwargs: Arguments of the scheduler by name, and `warmup_ratio` (see `build_scheduler`).
+        step_scheduler_per_epoch: Let the scheduler count epochs rather than optimizer steps.
+
+    Raises:
+        ConfigError: Some of these cannot be used; it lists all of them.
+    """
+
+    epochs: int
+    max_steps: int | None
+    batch_size: int | tuple[int, int]
+    optimizer: OptimizerChoice
+    optim_kwargs: dict[str, Any]
+    scheduler: SchedulerChoice | None
+    scheduler_kwargs: dict[str, Any]
+    step_scheduler_per_epoch: bool
+
+    def __init__(
+        self,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        batch_size: int | tuple[int, int] | list[int] = 1,
+        optimizer: OptimizerChoice = "SGD",
+        optim_kwargs: Mapping[str, Any] | None = None,
+        scheduler: SchedulerChoice | None = None,
+        scheduler_kwargs: Mapping[str, Any] | None = None,
+        step_scheduler_per_epoch: bool = False,
+    ) -> None:
+        given = {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "optim_kwargs": optim_kwargs,
+            "scheduler": scheduler,
+            "scheduler_kwargs": scheduler_kwargs,
+            "step_scheduler_per_epoch": step_scheduler_per_epoch,
+        }
+        for name, value in validated(given).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def train_batch_size(self) -> int:
+        """Samples per batch in training, on each process."""
+        return self.batch_size[0] if isinstance(self.batch_size, tuple) else self.batch_size
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples per batch in evaluation, on each process."""
+        return self.batch_size[1] if isinstance(self.batch_size, tuple) else self.batch_size
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both mean the same training: "AdamW" equals Optimizer.AdamW, and a list a tuple."""
+        return self._meaning() == other._meaning() if isinstance(other, HyperParameters) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it holds dictionaries
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON and YAML know them, in a form that `load_config` reads.
+
+        The optimizer and the scheduler are a mapping of `type` and arguments; a class is written by its catalogue name
+        or its dotted name. A factory is written by its dotted name too, but cannot be read back.
+        """
+        return {
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "batch_size": plain(self.batch_size),
+            **_chosen("optimizer", OPTIMIZERS.name_of(self.optimizer), "optim_kwargs", self.optim_kwargs),
+            **_chosen(
+                "scheduler",
+                None if self.scheduler is None else SCHEDULERS.name_of(self.scheduler),
+                "scheduler_kwargs",
+                self.scheduler_kwargs,
+            ),
+            "step_scheduler_per_epoch": self.step_scheduler_per_epoch,
+        }
+
+    def problems(self) -> list[str]:
+        """What is wrong with `optim_kwargs` and `scheduler_kwargs`, a sentence each; empty if they can be used.
+
+        They are compared with the signatures of the optimizer and the scheduler: unknown arguments, missing ones that
+        the trainer does not fill in, text in a number's place.
+        """
+        found = [
+            *optimizers.optimizer_problems(self.optimizer, self.optim_kwargs),
+            *schedulers.scheduler_problems(self.scheduler, self.scheduler_kwargs),
+        ]
+        return [str(problem) for problem in found]
+
+    def build_optimizer(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer for those parameters (as of `model.named_parameters()`) that require a gradient.
+
+        `optim_kwargs["no_decay"]`, such as `["bias", "norm"]`, names parameters that are not decayed: they form a
+        second group with weight_decay 0. The name of a parameter consists of components with dots between them
+        (`encoder.LayerNorm.bias`). A word matches a parameter if one of the components contains it, upper and lower
+        case alike: "norm" matches `encoder.LayerNorm.weight` and `input_layernorm.weight`. A word with dots is
+        compared part by part with consecutive components: "attn.bias" matches `layers.0.self_attn.bias`.
+
+        Raises:
+            ConfigError: No parameter requires a gradient, a word of no_decay matches no parameter (frozen ones
+                count), or the arguments cannot be used.
+        """
+        return optimizers.build_optimizer(self.optimizer, self.optim_kwargs, named_parameters)
+
+    def build_scheduler(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        steps_per_epoch: int | None,
+        total_steps: int | None,
+        epochs: int,
+    ) -> LRScheduler | None:
+        """The scheduler for a training of this length, None if there is none.
+
+        Fills in num_training_steps, total_steps, T_max, steps_per_epoch and epochs where the scheduler has such an
+        argument without a value, in optimizer steps, or in epochs with `step_scheduler_per_epoch`. `warmup_ratio` in
+        `scheduler_kwargs` is the share of the training to warm up: num_warmup_steps is that of the total, rounded up.
+
+        Args:
+            optimizer: What `build_optimizer` made.
+            steps_per_epoch: Optimizer steps in an epoch, None if unknown.
+            total_steps: Optimizer steps in the training; None for `max_steps`, else the steps of all epochs.
+            epochs: How many epochs the training has.
+
+        Raises:
+            ConfigError: A total is needed and unknown, or the arguments cannot be used.
+        """
+        if self.scheduler is None:
+            return None
+        if self.step_scheduler_per_epoch:
+            length = Length.in_epochs(epochs)
+        else:
+            total = self.max_steps if total_steps is None else total_steps
+            length = Length.in_steps(total, steps_per_epoch, epochs)
+        return schedulers.build_scheduler(self.scheduler, self.scheduler_kwargs, optimizer, length)
+
+    def _meaning(self) -> list[Any]:
+        return [
+            *(self.epochs, self.max_steps, self.batch_size, self.step_scheduler_per_epoch),
+            *(OPTIMIZERS.resolve(self.optimizer), comparable(self.optim_kwargs)),
+            *(self.scheduler and SCHEDULERS.resolve(self.scheduler), comparable(self.scheduler_kwargs)),
+        ]
+
+
+def _chosen(key: str, name: str | None, kwargs_key: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice and its arguments in one mapping; in two where an argument is called `type`, or nothing was chosen."""
+    if name is None or "type" in kwargs:
+        return {key: name, kwargs_key: plain(kwargs)} if kwargs else {key: name}
+    return {key: {"type": name, **plain(kwargs)}}

@@ -1,0 +1,266 @@
+"""Batches: the loaders of a training and of its evaluations, and the training batches from any place in an epoch.
+
+The order of the data is a function of (seed, epoch) and draws nothing from the process-wide generators, so that it is
+the same on every process and after every resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import get_sampler, prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+
+Collate = Callable[[list[Any]], Any]
+
+_END = object()
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How datasets become batches."""
+
+    batch_size: int
+    eval_batch_size: int
+    shuffle: bool
+    sampler: Any | None
+    collate_train: Collate | None
+    collate_val: Collate | None
+    workers: int | None
+    pin_memory: bool
+    drop_last: bool
+
+
+@dataclass(slots=True)
+class Window:
+    """The batches of one optimizer step, and whether they are the last of their epoch."""
+
+    batches: Iterator[Any]
+    size: int
+    is_last: bool
+
+
+def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
+    """The loader for a training dataset, before it is shared among processes."""
+    sampler = options.sampler
+    if sampler is None and options.shuffle and not isinstance(dataset, IterableDataset):
+        sampler = RandomSampler(dataset, generator=torch.Generator())  # type: ignore[arg-type]  # a map-style dataset
+    return _loader(dataset, options, options.batch_size, sampler, collate, options.drop_last)
+
+
+def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
+    """The loader for a validation dataset, in its own order, before it is shared among processes."""
+    return _loader(dataset, options, options.eval_batch_size, None, collate, False)
+
+
+def share(loader: DataLoader[Any], *, even: bool) -> DataLoader[Any]:
+    """The part of a loader's batches that is this process's: every n-th of n processes.
+
+    `even` repeats samples so that all processes get equally many batches; without it nothing is repeated.
+    """
+    processes = PartialState().num_processes
+    if processes == 1:
+        return loader
+    if not even and isinstance(loader.dataset, IterableDataset):
+        return _Turns(loader, processes, PartialState().process_index)  # type: ignore[return-value]
+    shared = prepare_data_loader(
+        loader,
+        num_processes=processes,
+        process_index=PartialState().process_index,
+        put_on_device=False,
+        dispatch_batches=False,
+        even_batches=even,
+    )
+    return shared.base_dataloader  # type: ignore[no-any-return]
+
+
+class TrainingData:
+    """The training batches of this process, in windows of one optimizer step each.
+
+    Args:
+        loader: The loader, before it is shared among processes.
+        accumulation: Batches per optimizer step.
+        seed: The seed of the order of the data; the same on every process.
+    """
+
+    def __init__(self, loader: DataLoader[Any], accumulation: int, seed: int) -> None:
+        self.accumulation = accumulation
+        self.seed = seed
+        self._sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
+        self._own_seed = _initial_seed(self._sampler)
+        self._samples = _length(self._sampler)
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+        self._batch_size: int = size * PartialState().num_processes
+        self._loader = share(loader, even=True)
+        self._loader.generator = torch.Generator()
+        self.batches_per_epoch = _length(self._loader)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None where the length of the data is not known."""
+        return None if self.batches_per_epoch is None else -(-self.batches_per_epoch // self.accumulation)
+
+    @property
+    def samples_per_step(self) -> int:
+        """The most samples that one optimizer step takes, of all processes together."""
+        return self._batch_size * self.accumulation
+
+    def samples_after(self, batches: int) -> int:
+        """The samples of the first `batches` batches of an epoch, of all processes, without padding."""
+        samples: int = batches * self._batch_size
+        return samples if self._samples is None else min(samples, self._samples)
+
+    def windows(self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None) -> Iterator[Window]:
+        """The windows of an epoch after its first `skip` batches; `skipped` is called once these are passed over."""
+        self._seed(epoch)
+        batches = iter(self._starting_at(skip, skipped))
+        if self.batches_per_epoch is None:
+            return self._windows_of_unknown(batches)
+        return self._windows_of_known(batches, self.batches_per_epoch - skip)
+
+    def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
+        while remaining > 0:
+            size = min(self.accumulation, remaining)
+            remaining -= size
+            yield Window(islice(batches, size), size, remaining == 0)
+
+    def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
+        """One window is read ahead: nothing else tells whether a window is the last."""
+        window = list(islice(batches, self.accumulation))
+        while window:
+            following = list(islice(batches, self.accumulation))
+            yield Window(iter(window), len(window), not following)
+            window = following
+
+    def _starting_at(self, skip: int, skipped: Callable[[], None]) -> Iterator[Any]:
+        if isinstance(self._loader.dataset, IterableDataset) or self._loader.batch_sampler is None:
+            batches = _after(self._loader, skip)
+            skipped()
+            return batches
+        if skip == 0:
+            batches = iter(self._loader)
+            skipped()
+            return batches
+        return iter(_copy(self._loader, _Skipping(self._loader.batch_sampler, skip, skipped)))
+
+    def _seed(self, epoch: int) -> None:
+        generator = self._loader.generator
+        assert generator is not None
+        generator.manual_seed(_mixed(self.seed, epoch))
+        if hasattr(self._sampler, "generator"):
+            if self._sampler.generator is None:
+                self._sampler.generator = torch.Generator()
+            base = self.seed if self._own_seed is None else self._own_seed
+            self._sampler.generator.manual_seed(_mixed(base, epoch))
+        for part in (self._sampler, self._loader.batch_sampler, self._loader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class _Turns:
+    """Every n-th batch of a stream. Each process reads all of it, so that no sample is repeated to make shares even."""
+
+    def __init__(self, loader: DataLoader[Any], processes: int, process: int) -> None:
+        self.dataset = loader.dataset
+        self._loader, self._processes, self._process = loader, processes, process
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._loader, self._process, None, self._processes)
+
+
+class _Skipping(BatchSampler):
+    """A batch sampler without its first batches, whose samples are never loaded."""
+
+    def __init__(self, batch_sampler: Any, skip: int, skipped: Callable[[], None]) -> None:
+        self._batch_sampler, self._skip, self._skipped = batch_sampler, skip, skipped
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = _after(self._batch_sampler, self._skip)
+        self._skipped()
+        yield from batches
+
+    def __len__(self) -> int:
+        return len(self._batch_sampler) - self._skip
+
+
+def _loader(
+    dataset: Dataset[Any],
+    options: DataOptions,
+    batch_size: int,
+    sampler: Any | None,
+    collate: Collate | None,
+    drop_last: bool,
+) -> DataLoader[Any]:
+    state = PartialState()
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        drop_last=drop_last,
+        num_workers=_workers(dataset, options),
+        pin_memory=options.pin_memory and state.device.type == "cuda",
+    )
+
+
+def _workers(dataset: Dataset[Any], options: DataOptions) -> int:
+    """As many as processes by default, but none for a stream: each of its workers would read all of it."""
+    if options.workers is not None:
+        return options.workers
+    return 0 if isinstance(dataset, IterableDataset) else PartialState().num_processes
+
+
+def _copy(loader: DataLoader[Any], batch_sampler: BatchSampler) -> DataLoader[Any]:
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batch_sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def _after(batches: Iterable[Any], skip: int) -> Iterator[Any]:
+    """The batches after the first `skip`.
+
+    Raises:
+        RuntimeError: There are not as many.
+    """
+    iterator = iter(batches)
+    for passed in range(skip):
+        if next(iterator, _END) is _END:
+            raise RuntimeError(
+                f"the training continues after {skip} batches of an epoch, and the data end after {passed}: "
+                f"they are not those that the checkpoint was made with"
+            )
+    return iterator
+
+
+def _initial_seed(sampler: Any) -> int | None:
+    """The seed of a generator that the user gave to a sampler; ours, which nobody seeded, has none."""
+    generator = getattr(sampler, "generator", None)
+    if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
+        return None
+    return int(generator.initial_seed())
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except TypeError:
+        return None
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63

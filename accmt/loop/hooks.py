@@ -1,0 +1,94 @@
+"""Calling the user's code: callbacks and steps, so that an exception says where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from accmt.callbacks import HOOKS, Callback
+from accmt.states import TrainingState
+
+
+def _nothing(*_: Any) -> None:
+    """Stands for a hook that no callback overrides."""
+
+
+class Hooks:
+    """All callbacks as one: `hooks.on_epoch_end()` calls every callback that overrides it, in their order."""
+
+    on_fit_start: Callable[..., None]
+    on_fit_end: Callable[..., None]
+    on_before_backward: Callable[..., None]
+    on_after_backward: Callable[..., None]
+    on_before_optimizer_step: Callable[..., None]
+    on_after_optimizer_step: Callable[..., None]
+    on_before_scheduler_step: Callable[..., None]
+    on_after_scheduler_step: Callable[..., None]
+    on_before_zero_grad: Callable[..., None]
+    on_after_zero_grad: Callable[..., None]
+    on_runtime_error: Callable[..., None]
+    on_cuda_out_of_memory: Callable[..., None]
+    on_keyboard_interrupt: Callable[..., None]
+    on_exception: Callable[..., None]
+    on_resume: Callable[..., None]
+    on_save_checkpoint: Callable[..., None]
+    on_before_training_step: Callable[..., None]
+    on_after_training_step: Callable[..., None]
+    on_before_validation_step: Callable[..., None]
+    on_after_validation_step: Callable[..., None]
+    on_epoch_start: Callable[..., None]
+    on_epoch_end: Callable[..., None]
+    on_evaluation_start: Callable[..., None]
+    on_evaluation_end: Callable[..., None]
+
+    def __init__(self, callbacks: Sequence[Callback], state: TrainingState) -> None:
+        for name in HOOKS:
+            overriding = [c for c in callbacks if getattr(type(c), name, None) is not getattr(Callback, name)]
+            setattr(self, name, _calling(name, overriding, state) if overriding else _nothing)
+
+
+def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Callable[..., None]:
+    calls = [(getattr(callback, name), f"{type(callback).__name__}.{name}") for callback in callbacks]
+
+    def call(*arguments: Any) -> None:
+        for function, described in calls:
+            with noted(described, state):
+                function(*arguments)
+
+    return call
+
+
+@contextmanager
+def noted(where: str, state: TrainingState) -> Iterator[None]:
+    """Add to an exception where it was raised."""
+    try:
+        yield
+    except Exception as error:
+        add_note(error, where, state)
+        raise
+
+
+def add_note(error: BaseException, where: str, state: TrainingState) -> None:
+    """Say in an exception where it was raised, unless that is said already."""
+    if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
+        error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
+
+
+def tell(hooks: Hooks, error: Exception) -> None:
+    """Call the one hook that is for this kind of exception."""
+    if is_out_of_memory(error):
+        hooks.on_cuda_out_of_memory(error)
+    elif isinstance(error, RuntimeError):
+        hooks.on_runtime_error(error)
+    else:
+        hooks.on_exception(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory; some backends only say so in the text of a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )

@@ -1,0 +1,143 @@
+"""Logging, and what follows from an evaluation: record it, ask the engine, save what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+
+from accmt.checkpoint.together import Failed, on_main
+from accmt.loop.evaluate import evaluate
+from accmt.loop.processes import agreed
+from accmt.loop.run import Run
+from accmt.rules import Decision, Observation, Outcome, Progress, Stop
+from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+
+_GIGABYTE = 1e9
+
+
+def log(run: Run, progress: Progress) -> Stop | None:
+    """Send the mean training loss of the logging interval on its way, and ask whether it is a reason to stop."""
+    loss = run.stepper.losses.since_log()
+    if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
+        run.nan_reported.add(TRAIN_LOSS)
+        run.display.warn(f"the training loss is {loss} at step {progress.step}")
+    run.display.logged(progress, loss)
+    values = _monitored(run, progress, loss)
+    if values:
+        run.tracker.log(values, progress.step)
+    return run.engine.after_logging(progress, loss)
+
+
+def observe(run: Run, initial: bool = False) -> Decision:
+    """Evaluate, record what was observed, decide, and carry out the savings that were decided."""
+    position, state = run.position, run.state
+    run.hooks.on_evaluation_start()
+    values = evaluate(run) if run.validation else {}
+    if not initial:
+        position.evaluation += 1
+        state.evaluations_done += bool(run.validation)
+        run.evaluated_at = position.step
+    progress = position.progress(agreed(position.stopwatch.elapsed()))
+    train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
+    observation = Observation(progress, values, train_loss, initial)
+    run.history.append(observation.to_json())
+    decision = _save(run, run.engine.after_evaluation(observation))
+    record(run, decision)
+    _update_state(run, observation, decision)
+    _report(run, observation, decision)
+    _send(run, observation)
+    run.hooks.on_evaluation_end()
+    return decision
+
+
+def record(run: Run, decision: Decision) -> None:
+    """Write a decision down."""
+    run.decisions.append(decision)
+    run.decision_log.append(decision.to_json())
+
+
+def _update_state(run: Run, observation: Observation, decision: Decision) -> None:
+    state = run.state
+    state.additional_metrics = {key: dict(metrics) for key, metrics in observation.values.items()}
+    if observation.initial:
+        return
+    state.patience_left = run.engine.patience_left()
+    for verdict in decision.saved:
+        state.model_savings[verdict.rule] = verdict.kept[0].values
+    if observation.train_loss < state.best_train_loss:
+        state.best_train_loss = observation.train_loss
+    losses = [metrics[VALID_LOSS] for metrics in observation.values.values()]
+    if losses and sum(losses) / len(losses) < state.best_valid_loss:
+        state.best_valid_loss = sum(losses) / len(losses)
+
+
+def _send(run: Run, observation: Observation) -> None:
+    """Tell the tracker: with several datasets every name is followed by the dataset's key."""
+    values: dict[str, float] = {}
+    monitor = run.options.monitor
+    for key, metrics in observation.values.items():
+        suffix = f"_{key}" if len(observation.values) > 1 else ""
+        for name, value in metrics.items():
+            if name == VALID_LOSS and monitor.validation_loss:
+                values[run.options.val_loss_name + suffix] = value
+            elif name != VALID_LOSS and monitor.additional_metrics:
+                values[name + suffix] = value
+    if values:
+        run.tracker.log(values, observation.progress.step)
+
+
+def _report(run: Run, observation: Observation, decision: Decision) -> None:
+    for verdict in decision.verdicts:
+        if verdict.outcome is Outcome.NAN and verdict.rule not in run.nan_reported:
+            run.nan_reported.add(verdict.rule)
+            run.display.warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
+    run.display.evaluated(observation, decision)
+
+
+def _save(run: Run, decision: Decision) -> Decision:
+    """Write the models that are to be saved. What cannot be written is a warning, and the rule forgets that it saved.
+
+    Raises:
+        Failed: A rule's model could not be written, twice in a row.
+    """
+    savings = run.savings
+    if savings is None or not decision.saved:
+        return decision
+    weights: Mapping[str, Any] = run.accelerator.get_state_dict(run.module.model)
+    rules = {rule.name: rule for rule in run.engine.rules.savings}
+    for verdict in decision.saved:
+        rule = rules[verdict.rule]
+        try:
+            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch))
+            run.failed_savings.discard(rule.name)
+        except Failed as failure:
+            if rule.name in run.failed_savings:
+                raise
+            run.failed_savings.add(rule.name)
+            run.display.warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
+            decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
+    return decision
+
+
+def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:
+    monitor, options = run.options.monitor, run.options
+    values: dict[str, float] = {}
+    if monitor.train_loss:
+        values[options.train_loss_name] = loss
+    if monitor.epoch:
+        per_epoch = run.data.steps_per_epoch
+        values["epoch"] = progress.step / per_epoch if per_epoch else float(progress.epoch)
+    if monitor.learning_rate:
+        values["learning_rate"] = float(run.stepper.learning_rate)
+    if monitor.grad_norm and run.stepper.grad_norm is not None:
+        values["grad_norm"] = float(run.stepper.grad_norm)
+    if monitor.cpu_utilization:
+        values["cpu_utilization"] = psutil.Process().memory_info().rss / _GIGABYTE
+    if monitor.gpu_utilization and run.device.type == "cuda":
+        values["gpu_utilization"] = torch.cuda.memory_allocated(run.device) / _GIGABYTE
+    return values

@@ -1,0 +1,112 @@
+"""A training that is under way: the assembled parts, handed to the functions of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from accmt.checkpoint.savings import Savings
+from accmt.display.display import Display
+from accmt.loop.data import TrainingData
+from accmt.loop.hooks import Hooks
+from accmt.loop.position import Position
+from accmt.loop.processes import SharedClock
+from accmt.loop.step import Stepper
+from accmt.metrics.metric import Metric
+from accmt.module import AcceleratorModule
+from accmt.monitor import Monitor
+from accmt.rules import Decision, RuleEngine
+from accmt.states import TrainingState
+from accmt.tracking.journal import Journal
+from accmt.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """What the loop itself has to know.
+
+    Attributes:
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never.
+        eval_when_start: Evaluate before the first step.
+        eval_when_finish: Evaluate after the last step, if evaluations do not happen at the end of epochs anyway.
+        train_loss_name, val_loss_name: What trackers call the losses.
+        monitor: What trackers are told.
+    """
+
+    log_every: int | None
+    eval_when_start: bool
+    eval_when_finish: bool
+    train_loss_name: str
+    val_loss_name: str
+    monitor: Monitor
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is evaluated: dataset -> loader of this process, and dataset -> metrics."""
+
+    loaders: Mapping[str, DataLoader[Any]] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[Metric]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.loaders)
+
+
+class Checkpointer(Protocol):
+    """Makes checkpoints of a run, or does not."""
+
+    def save(self, run: Run) -> None:
+        """Make a checkpoint of this moment."""
+        ...
+
+
+class NoCheckpointer:
+    """Checkpointing is off."""
+
+    def save(self, run: Run) -> None:
+        """Do nothing."""
+
+
+@dataclass(slots=True)
+class Run:
+    """All parts of a training.
+
+    `evaluated_at` and `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none.
+    `resume` holds what to do once the data of the epoch that is continued have been passed over.
+    """
+
+    options: LoopOptions
+    module: AcceleratorModule
+    accelerator: Accelerator
+    data: TrainingData
+    validation: Validation
+    stepper: Stepper
+    position: Position
+    engine: RuleEngine
+    state: TrainingState
+    hooks: Hooks
+    savings: Savings | None
+    checkpointer: Checkpointer
+    history: Journal
+    decision_log: Journal
+    tracker: Tracker
+    display: Display
+    clock: SharedClock
+    decisions: list[Decision] = field(default_factory=list)
+    evaluated_at: int = -1
+    checkpointed_at: int = -1
+    resumed: bool = False
+    epoch_random: dict[str, torch.Tensor] = field(default_factory=dict)
+    resumed_random: dict[str, torch.Tensor] | None = None
+    nan_reported: set[str] = field(default_factory=set)
+    failed_savings: set[str] = field(default_factory=set)
+    next_stop: float = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device  # type: ignore[no-any-return]

@@ -1,0 +1,94 @@
+"""Metrics: what is computed from the outputs of a whole validation dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Argument = Tensor | Mapping[Any, Tensor]
+
+
+class Metric:
+    """A metric that is computed once per dataset, on the main process, from what all processes gathered.
+
+    Subclass it and write `compute`. The values are exact: those of one process that sees the dataset once, in order.
+
+    Args:
+        name: The name under which `validation_step` gives its arguments.
+        greater_is_better: The direction of the main value.
+        main_metric: The key of the main value in what `compute` returns; by default `name`. It is the name in rules.
+        do_checks: Check in every batch that all arguments have the same number of samples.
+        cast: What floating point tensors are converted to before they are kept; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        greater_is_better: bool = True,
+        main_metric: str | None = None,
+        do_checks: bool = True,
+        cast: torch.dtype | str | None = torch.float32,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a metric needs a name, not {name!r}")
+        if not isinstance(greater_is_better, bool):
+            raise ValueError(f"greater_is_better of '{name}' is True or False, not {greater_is_better!r}")
+        self.name = name
+        self.greater_is_better = greater_is_better
+        self.main_metric = main_metric or name
+        self.do_checks = do_checks
+        self.cast = _dtype(cast)
+
+    def compute(self, *args: Any) -> Mapping[str, Any]:
+        """The values of the metric, given the arguments of all samples: at least the main one, under its key.
+
+        Values are numbers: float, int, a tensor or NumPy value with one element.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no compute")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class MetricParallel(Metric):
+    """A metric that each process computes over its own samples; the values are averaged, weighted by their number.
+
+    Cheaper than `Metric` where predictions are large, and exact only for metrics that are means over samples.
+    """
+
+    def __init__(
+        self, name: str, greater_is_better: bool = True, main_metric: str | None = None, do_checks: bool = True
+    ) -> None:
+        super().__init__(name, greater_is_better, main_metric, do_checks, cast=None)
+
+
+class FunctionMetric(Metric):
+    """A metric from a plain function of the gathered arguments that returns one number, or a dict of numbers.
+
+    Args:
+        name: The name of the metric.
+        function: Called as `function(predictions, targets, ...)`.
+        greater_is_better: The direction of the value.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], greater_is_better: bool = True) -> None:
+        super().__init__(name, greater_is_better)
+        if not callable(function):
+            raise ValueError(f"'{name}' needs a function, not {function!r}")
+        self._function = function
+
+    def compute(self, *args: Any) -> Mapping[str, Any]:
+        value = self._function(*args)
+        return value if isinstance(value, Mapping) else {self.name: value}
+
+
+def _dtype(cast: torch.dtype | str | None) -> torch.dtype | None:
+    if cast is None or isinstance(cast, torch.dtype):
+        return cast
+    found = getattr(torch, cast.removeprefix("torch."), None) if isinstance(cast, str) else None
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"cast is {cast!r}, which is no torch dtype; for example 'float32'")
+    return found

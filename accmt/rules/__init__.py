@@ -1,0 +1,49 @@
+"""The rule language: when to save a model, when to checkpoint, when to evaluate and when to stop.
+
+Pure: the standard library and lark only. Text is parsed once into nodes (`parser`), checked once against what a
+training reports (`checker`), and then evaluated against what was observed (`engine`), without touching text again.
+
+    rule = SavingRule.parse("best_accuracy@dev", patience=3)
+    facts = Facts({"accuracy": Reported(("dev",), greater_is_better=True)}, ("dev",))
+    rules = Rules((rule,))
+    check(rules, facts)
+    engine = RuleEngine(rules, facts)
+    decision = engine.after_evaluation(Observation(Progress(evaluation=1), {"dev": {"accuracy": 0.5}}))
+"""
+
+from accmt.rules.checker import assign_patience, canonical_name, check
+from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
+from accmt.rules.engine import RuleEngine
+from accmt.rules.errors import Problem, RuleError
+from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
+from accmt.rules.progress import Length, Progress
+from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
+from accmt.rules.store import MetricsStore, Observation
+
+__all__ = [
+    "CadenceRule",
+    "Decision",
+    "Due",
+    "Facts",
+    "Kept",
+    "Length",
+    "MetricsStore",
+    "Observation",
+    "Outcome",
+    "Problem",
+    "Progress",
+    "Reported",
+    "RuleEngine",
+    "RuleError",
+    "Rules",
+    "SavingRule",
+    "Stop",
+    "StopCondition",
+    "Verdict",
+    "assign_patience",
+    "canonical_name",
+    "check",
+    "parse_cadence",
+    "parse_condition",
+    "parse_saving",
+]

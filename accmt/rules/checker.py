@@ -1,0 +1,306 @@
+"""Rules against what a training reports: every problem at once, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from accmt.rules.cadence import never_due, never_passes
+from accmt.rules.constants import truth
+from accmt.rules.direction import DIRECTED, Disagree, direction_of
+from accmt.rules.errors import Problem, RuleError, listed, nearest
+from accmt.rules.form import measures
+from accmt.rules.nodes import (
+    Call,
+    Comparison,
+    Counter,
+    Everywhere,
+    Expression,
+    Measure,
+    Name,
+    Node,
+    Quantity,
+    Saving,
+    quote,
+    walk,
+)
+from accmt.rules.parser import parse_saving
+from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
+from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+from accmt.rules.units import PERCENT
+
+MOST_RULES = 1_000
+LONGEST_FOLDER = 120
+LONGEST_FOLDER_BYTES = 240  # file systems take 255 bytes a name, and a name is longer while its folder is written
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found: `problems` forbid the training, `warnings` are worth a word."""
+
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+
+def check(rules: Rules, facts: Facts) -> list[Problem]:
+    """Check all rules of a training against its facts and return the warnings.
+
+    Raises:
+        RuleError: With all problems of all rules.
+    """
+    findings = Findings()
+    number = len(rules.savings) + len(rules.stop_when)
+    if number > MOST_RULES:
+        raise RuleError([Problem(f"a training has at most {MOST_RULES:,} rules, this one has {number:,}")])
+    findings.problems += _clashes(rules.savings)
+    for rule in rules.savings:
+        _Check(rule.text, facts, findings).saving(rule.saving)
+    for stop in rules.stop_when:
+        _Check(stop.text, facts, findings).condition(stop.condition)
+    for cadence, evaluates in ((rules.evaluate, True), (rules.checkpoint, False)):
+        if cadence is not None:
+            _Check(cadence.text, facts, findings).cadence(cadence, evaluates=evaluates)
+    if findings.problems:
+        raise RuleError(findings.problems)
+    return findings.warnings
+
+
+def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, int] | None) -> tuple[SavingRule, ...]:
+    """Give every rule its patience: the same to all, or by name. A patience given at its registration goes before.
+
+    Raises:
+        RuleError: With every key that names no rule or one that another key names, and every value that is no patience.
+    """
+    if not isinstance(patience, dict):
+        if patience is not None and not is_patience(patience):
+            raise RuleError([Problem(f"the patience is {patience!r}", allowed="a whole number from 1 belongs there")])
+        return tuple(rule.with_patience(patience) for rule in savings)
+    names = {rule.name for rule in savings}
+    by_name: dict[str, int] = {}
+    problems: list[Problem] = []
+    for key, value in patience.items():
+        name = key if key in names else canonical_name(key)
+        if name not in names:
+            problems.append(_no_rule(key, names))
+        elif name in by_name:
+            problems.append(Problem(f"patience is given twice for '{name}'", allowed=f"once as '{key}'"))
+        elif not is_patience(value):
+            problems.append(no_patience(value, key))
+        by_name[name] = value
+    if problems:
+        raise RuleError(problems)
+    return tuple(rule.with_patience(by_name.get(rule.name)) for rule in savings)
+
+
+def canonical_name(key: str) -> str:
+    """The name of the rule that a text stands for (`accuracy` is `best_accuracy`); the text itself if it is no rule."""
+    try:
+        return parse_saving(key).name
+    except (RuleError, TypeError):
+        return key
+
+
+def _no_rule(key: object, names: set[str]) -> Problem:
+    ordered = sorted(names)
+    near = nearest(key, ordered) if isinstance(key, str) else None
+    allowed = f"the rules of this training: {listed(ordered)}"
+    return Problem(f"patience is given for {key!r}, which is no rule", allowed=allowed, suggestion=near)
+
+
+def _clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
+    names: dict[str, SavingRule] = {}
+    folders: dict[str, SavingRule] = {}
+    for rule in savings:
+        folder = rule.folder.casefold()
+        if rule.name in names:
+            yield Problem(f"the rule '{rule.name}' is registered twice", allowed="give one of them a name: name=...")
+        elif folder in folders:
+            other = folders[folder].name
+            yield Problem(
+                f"the rules '{other}' and '{rule.name}' would save into one folder, '{rule.folder}'",
+                allowed="give one of them a name: name=...",
+            )
+        if len(rule.folder) > LONGEST_FOLDER or len(rule.folder.encode()) > LONGEST_FOLDER_BYTES:
+            size = f"{len(rule.folder)} characters, {len(rule.folder.encode())} bytes"
+            yield Problem(
+                f"the folder of '{rule.name}' would have a name of {size}",
+                allowed=f"at most {LONGEST_FOLDER} characters, {LONGEST_FOLDER_BYTES} bytes: "
+                "give the rule a name: name=...",
+            )
+        names[rule.name] = folders[folder] = rule
+
+
+class _Check:
+    """The check of one text."""
+
+    def __init__(self, text: str, facts: Facts, findings: Findings) -> None:
+        self._text, self._facts, self._findings = text, facts, findings
+
+    def saving(self, saving: Saving) -> None:
+        for objective in saving.ranking.objectives:
+            if self._measured(objective):
+                self._has_direction(objective)
+        if saving.condition is not None:
+            self.condition(saving.condition)
+        after = saving.after
+        if after is not None and self._length_is_known(after) and never_passes(after, self._facts.length):
+            self._warn("this rule never saves", after, self._how_long())
+
+    def condition(self, condition: Expression) -> None:
+        self._measured(condition)
+        for node in walk(condition):
+            if isinstance(node, Comparison) and isinstance(node.right, Quantity):
+                self._is_countable(node.left, node.right)
+        always = truth(condition)
+        if always is not None:
+            self._warn("this condition never changes", condition, f"it is always {'true' if always else 'false'}")
+
+    def cadence(self, rule: CadenceRule, *, evaluates: bool) -> None:
+        after = rule.cadence.after
+        quantities = (*rule.cadence.every, after) if after is not None else rule.cadence.every
+        known = [self._length_is_known(quantity) for quantity in quantities]
+        for quantity in quantities:
+            if quantity.unit == "evaluation" and evaluates:
+                self._problem(
+                    "evaluations cannot be counted in evaluations", quantity, "use steps, epochs, samples, time or %"
+                )
+            elif quantity.unit == "evaluation" and not self._facts.datasets:
+                self._problem("there are no evaluations to count", quantity, "this training has no validation data")
+        if all(known) and never_due(rule.cadence, self._facts.length):
+            self._warn("this never comes due", rule.cadence, self._how_long())
+
+    def _problem(self, message: str, node: Node, allowed: str | None = None, suggestion: str | None = None) -> None:
+        self._findings.problems.append(Problem(message, self._text, node.span, allowed, suggestion))
+
+    def _warn(self, message: str, node: Node, why: str) -> None:
+        self._findings.warnings.append(Problem(message, self._text, node.span, why))
+
+    def _how_long(self) -> str:
+        total, per_epoch = self._facts.length.total_steps or 0, self._facts.length.steps_per_epoch
+        epochs = f" in {_number(-(-total // per_epoch), 'epoch')}" if per_epoch else ""
+        return f"the training has {_number(total, 'step')}{epochs}"
+
+    def _is_countable(self, counter: Node, quantity: Quantity) -> None:
+        """Check a quantity that a counter is compared with."""
+        by_epochs = isinstance(counter, Counter) and counter.name == "epoch"
+        if quantity.unit == PERCENT and self._length_is_known(quantity) and by_epochs:
+            self._epochs_are_known(quantity)
+
+    def _length_is_known(self, quantity: Quantity) -> bool:
+        length = self._facts.length
+        if quantity.unit == PERCENT and length.total_steps is None:
+            self._problem(
+                "per cent of what? The length of this training is not known",
+                quantity,
+                "set max_steps, or use another unit",
+            )
+            return False
+        return quantity.unit != "epoch" or quantity.value.is_integer() or self._epochs_are_known(quantity)
+
+    def _epochs_are_known(self, quantity: Quantity) -> bool:
+        if self._facts.length.steps_per_epoch is None:
+            message = "a part of an epoch needs the number of its steps, which is not known here"
+            self._problem(message, quantity, "use steps")
+        return self._facts.length.steps_per_epoch is not None
+
+    def _measured(self, node: Expression) -> bool:
+        """Check all measures of an expression, and the functions that need a direction."""
+        before = len(self._findings.problems)
+        for measure in measures(node):
+            self._measure(measure)
+        if len(self._findings.problems) == before:
+            for call in walk(node):
+                if isinstance(call, Call) and call.function in DIRECTED:
+                    self._has_direction(call)
+        return len(self._findings.problems) == before
+
+    def _measure(self, measure: Measure) -> None:
+        metric = measure.metric.text
+        if metric == TRAIN_LOSS:
+            if measure.datasets:
+                self._problem(f"'{TRAIN_LOSS}' has no dataset", measure, f"write {TRAIN_LOSS} alone")
+            return
+        if not self._facts.datasets:
+            allowed = f"this training has no validation data: only {TRAIN_LOSS} is reported"
+            near = nearest(metric, [TRAIN_LOSS])
+            self._problem(f"'{metric}' is measured on validation data", measure.metric, allowed, near)
+            return
+        if metric not in self._facts.metrics:
+            if (whole := _in_one_name(measure, self._facts)) is not None:
+                self._problem(f"unknown metric '{metric}'", measure, self._reports(), whole)
+                return
+            self._problem(f"unknown metric '{metric}'", measure.metric, self._reports(), self._meant(metric))
+        self._datasets(measure)
+        if metric not in self._facts.metrics:
+            return
+        reported = self._facts.metrics[metric].datasets
+        for dataset in measure.datasets:
+            if isinstance(dataset, Name) and dataset.text in self._facts.datasets and dataset.text not in reported:
+                self._problem(
+                    f"'{metric}' is not reported on '{dataset.text}'",
+                    dataset,
+                    f"{metric} is reported on: {listed(reported)}",
+                )
+
+    def _datasets(self, measure: Measure) -> None:
+        seen: set[str] = set()
+        for dataset in measure.datasets:
+            if isinstance(dataset, Everywhere):
+                if len(measure.datasets) > 1:
+                    self._problem("'*' already stands for all datasets", dataset, "name datasets, or write @* alone")
+                continue
+            if dataset.text in seen:
+                self._problem(f"the dataset '{dataset.text}' is named twice", dataset)
+            seen.add(dataset.text)
+            known = self._facts.datasets
+            if dataset.text not in known:
+                allowed = f"the datasets are: {listed(known)}"
+                self._problem(f"unknown dataset '{dataset.text}'", dataset, allowed, nearest(dataset.text, known))
+
+    def _reports(self) -> str:
+        reported = self._facts.metrics
+        names = [*(name for name in reported if name != VALID_LOSS), TRAIN_LOSS]
+        names += [VALID_LOSS] if VALID_LOSS in reported else []
+        shown = [f"{n} ({listed(reported[n].datasets, 6)})" if n in reported else n for n in names]
+        return f"this training reports: {listed(shown)}"
+
+    def _meant(self, metric: str) -> str | None:
+        names = [*self._facts.metrics, TRAIN_LOSS]
+        parts = metric.split("-")
+        return " - ".join(parts) if all(part in names for part in parts) else nearest(metric, names)
+
+    def _has_direction(self, node: Expression) -> None:
+        try:
+            direction = direction_of(node, self._facts)
+        except Disagree as clash:
+            higher, lower = clash.higher, clash.lower
+            self._problem(
+                "which way is better? The parts disagree",
+                node,
+                f"higher is better for {higher}, lower for {lower}; "
+                f"change a sign, or put max(...) or min(...) around the whole objective",
+            )
+            return
+        if direction is None:
+            self._problem("nothing says which way is better here", node, self._no_direction(node))
+
+    def _no_direction(self, node: Expression) -> str:
+        greater = self._facts.greater_is_better
+        names = [measure.metric.text for measure in measures(node)]
+        unknown = [name for name in dict.fromkeys(names) if greater.get(name, False) is None]
+        if unknown:
+            how = "" if isinstance(node, Call) else ", or put max(...) or min(...) around the whole objective"
+            return f"give {listed(unknown)} a direction (greater_is_better){how}"
+        if names:
+            return "a metric times 0 has no direction"
+        return "a number or a counter has no direction: a metric belongs here"
+
+
+def _in_one_name(measure: Measure, facts: Facts) -> str | None:
+    """The metric in quotes, where a part of its name was taken for a dataset: "recall@10"."""
+    name = "@".join([measure.metric.text, *(d.text if isinstance(d, Name) else "*" for d in measure.datasets)])
+    return quote(name) if name in facts.metrics else None
+
+
+def _number(count: int, unit: str) -> str:
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"

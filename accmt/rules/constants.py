@@ -1,0 +1,55 @@
+"""What an expression comes to whatever is observed: the numbers and the truths that never change."""
+
+from __future__ import annotations
+
+import math
+
+from accmt.rules.evaluator import Scene, evaluate
+from accmt.rules.nodes import (
+    And,
+    Call,
+    Comparison,
+    Counter,
+    Expression,
+    IsNan,
+    Measure,
+    Not,
+    Number,
+    Or,
+    Product,
+    Quantity,
+    Sum,
+    walk,
+)
+from accmt.rules.progress import Length, Progress
+from accmt.rules.store import MetricsStore
+
+_NOTHING = Scene(MetricsStore(), Progress(), Length(), math.nan, {}, {})
+
+
+def constant(node: Expression) -> float | None:
+    """The value of an expression of numbers alone, None of any other."""
+    if isinstance(node, Number | Sum | Product) and _is_constant(node):
+        return float(evaluate(node, _NOTHING))
+    return None
+
+
+def truth(condition: Expression) -> bool | None:
+    """Whether a condition is always true or always false, None where it can be both."""
+    match condition:
+        case Not(operand=operand):
+            inner = truth(operand)
+            return None if inner is None else not inner
+        case And(operands=operands) | Or(operands=operands):
+            decisive = isinstance(condition, Or)
+            found = {truth(operand) for operand in operands}
+            if decisive in found:
+                return decisive
+            return None if None in found else not decisive
+        case Comparison() | IsNan() if _is_constant(condition):
+            return bool(evaluate(condition, _NOTHING))
+    return None
+
+
+def _is_constant(node: Expression) -> bool:
+    return not any(isinstance(child, Measure | Counter | Call | Quantity) for child in walk(node))

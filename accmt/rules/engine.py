@@ -1,0 +1,279 @@
+"""The engine: (rules, store, progress) -> Decision.
+
+It is asked at moments that the loop knows (a step, a logging step, an evaluation) and answers from what it was told:
+no clock, no file, no torch. Its whole state is JSON, so after a resume it decides as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from accmt.rules import cadence
+from accmt.rules.decision import Decision, Due, Outcome, Stop, Verdict
+from accmt.rules.direction import DIRECTED, direction_of
+from accmt.rules.evaluator import Scene, Value, evaluate
+from accmt.rules.form import measures
+from accmt.rules.functions import FUNCTIONS
+from accmt.rules.judge import Candidate, Objective, RankedRule, RuleState, judge
+from accmt.rules.memory import Memory, memory_of
+from accmt.rules.nodes import Call, Expression, Node, walk
+from accmt.rules.progress import Progress
+from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
+from accmt.rules.store import TRAIN_LOSS, MetricsStore, Observation
+
+SCHEMA = 1
+_START = Progress()
+_LONGEST_REASON = 60
+
+
+class RuleEngine:
+    """Decides when to evaluate, save, checkpoint and stop.
+
+    The rules must have passed `check` with the same facts. `store` holds what was observed so far.
+    """
+
+    def __init__(self, rules: Rules, facts: Facts) -> None:
+        self.rules = rules
+        self.facts = facts
+        self.store = MetricsStore()
+        self._greater = facts.greater_is_better
+        self._ranked = tuple(_ranked(rule, facts) for rule in rules.savings)
+        self._before: dict[str, RuleState] = {}
+        self._patient = tuple(ranked for ranked in self._ranked if ranked.rule.patience is not None)
+        self._states = {ranked.name: RuleState() for ranked in self._ranked}
+        self._memories = _memories(rules, facts)
+        self._remembered: dict[Call, Value] = {}
+        self._cadences = {
+            role: rule.cadence
+            for role, rule in (("evaluate", rules.evaluate), ("checkpoint", rules.checkpoint))
+            if rule is not None
+        }
+        self._asked: dict[str, Progress] = {}
+        self._fired: dict[str, Progress] = {}
+        self._loggable = tuple(stop for stop in rules.stop_when if is_loggable(stop.condition))
+        self._schedule()
+
+    @property
+    def states(self) -> Mapping[str, RuleState]:
+        """Rule name -> what the rule remembers."""
+        return self._states
+
+    def patience_left(self) -> dict[str, int]:
+        """Rule name -> evaluations without improvement that are left, -1 without patience."""
+        return {ranked.name: self._patience_left(ranked) for ranked in self._ranked}
+
+    def after_step(self, progress: Progress) -> Due:
+        """What is due at this step: an evaluation, a checkpoint.
+
+        It need not be asked before `next_step`, nor before `next_elapsed` seconds: nothing is due until one of them, an
+        end of an epoch, or an evaluation.
+        """
+        due = Due(evaluate=self._comes_due("evaluate", progress), checkpoint=self._comes_due("checkpoint", progress))
+        self._schedule()
+        return due
+
+    def after_logging(self, progress: Progress, train_loss: float) -> Stop | None:
+        """Whether a condition on counters and `train_loss` alone asks to stop, given the interval's loss."""
+        scene = self._scene(progress, train_loss)
+        return self._stop_of(self._loggable, scene)
+
+    def after_evaluation(self, observation: Observation) -> Decision:
+        """Record what an evaluation brought and decide what follows from it.
+
+        An evaluation before the first step decides nothing, and its values enter nothing.
+        """
+        progress = observation.progress
+        if observation.initial:
+            return Decision(progress, tuple(self._inactive(ranked) for ranked in self._ranked))
+        self.store.record(observation)
+        scene = self._scene(progress, observation.train_loss)
+        for call, memory in self._memories:
+            memory.update(evaluate(call.arguments[0], scene))  # type: ignore[arg-type]
+            self._remembered[call] = memory.value
+        self._before = dict(self._states)
+        verdicts = tuple(self._judge(ranked, scene) for ranked in self._ranked)
+        checkpoint = self._comes_due("checkpoint", progress)
+        if checkpoint or progress.elapsed >= self.next_elapsed:  # what was worked out holds in all other cases
+            self._schedule()
+        return Decision(progress, verdicts, checkpoint, self.standing_stop(progress))
+
+    def undo_saving(self, decision: Decision, rule: str, why: str) -> Decision:
+        """The last decision with the saving of a rule undone, because it could not be written.
+
+        The rule keeps what it kept before, so that the next candidate has to beat only what is really there.
+        """
+        kept = self._before[rule].kept
+        self._states[rule] = replace(self._states[rule], kept=kept)
+        verdicts = tuple(
+            replace(verdict, outcome=Outcome.FAILED, reason=why, kept=kept) if verdict.rule == rule else verdict
+            for verdict in decision.verdicts
+        )
+        return replace(decision, verdicts=verdicts)
+
+    def standing_stop(self, progress: Progress) -> Stop | None:
+        """Whether what is known already asks to stop: patience that has run out, or a condition that holds.
+
+        Before the first evaluation nothing is known.
+        """
+        if self.store.is_empty:
+            return None
+        if self._patient and all(self._patience_left(ranked) == 0 for ranked in self._patient):
+            return _out_of_patience(self._patient)
+        return self._stop_of(self.rules.stop_when, self._scene(progress, self.store.train_loss))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that it remembers, as JSON."""
+        return {
+            "schema": SCHEMA,
+            "store": self.store.to_json(),
+            "rules": {r.name: {**_identity(r), **self._states[r.name].to_json()} for r in self._ranked},
+            "functions": {str(call): memory.to_json() for call, memory in self._memories},
+            "asked": {role: progress.to_json() for role, progress in self._asked.items()},
+            "fired": {role: progress.to_json() for role, progress in self._fired.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Take up a saved state and say, one line each, where rules have changed since.
+
+        An unchanged rule keeps what it remembers, a new or changed one starts fresh, a removed one is dropped.
+
+        Raises:
+            ValueError: The state was written in another format.
+        """
+        if state.get("schema") != SCHEMA:
+            raise ValueError(f"the state of the rules has the format {state.get('schema')!r}, not {SCHEMA}")
+        notes = []
+        self.store = MetricsStore.from_json(state["store"])
+        saved = dict(state["rules"])
+        for ranked in self._ranked:
+            self._states[ranked.name] = RuleState()
+            entry = saved.pop(ranked.name, None)
+            if entry is None:
+                notes.append(f"the rule '{ranked.name}' is new: it starts fresh")
+            elif any(entry.get(key) != value for key, value in _identity(ranked).items()):
+                notes.append(f"the rule '{ranked.name}' has changed: it starts fresh")
+            else:
+                self._states[ranked.name] = RuleState.from_json(entry)
+        notes += [f"the rule '{name}' is gone: what it remembered is dropped" for name in saved]
+        for call, memory in self._memories:
+            if str(call) in state["functions"]:
+                memory.restore(state["functions"][str(call)])
+                self._remembered[call] = memory.value
+        self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
+        self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
+        self._schedule()
+        return notes
+
+    def _scene(self, progress: Progress, train_loss: float) -> Scene:
+        return Scene(self.store, progress, self.facts.length, train_loss, self._remembered, self._greater)
+
+    def _judge(self, ranked: RankedRule, scene: Scene) -> Verdict:
+        rule = ranked.rule
+        values = tuple(float(evaluate(objective.expression, scene)) for objective in ranked.objectives)
+        after = rule.saving.after
+        waiting = after is not None and not cadence.has_passed(after, scene.progress, self.facts.length)
+        blocked = f"blocked by after {after}" if waiting else _blocked(rule, values, scene)
+        candidate = Candidate(values, scene.progress.evaluation, scene.progress.step, blocked, waiting)
+        verdict, self._states[ranked.name] = judge(ranked, self._states[ranked.name], candidate)
+        return verdict
+
+    def _inactive(self, ranked: RankedRule) -> Verdict:
+        reason, kept = "the evaluation before the first step decides nothing", self._states[ranked.name].kept
+        return Verdict(ranked.name, (), None, Outcome.INACTIVE, reason, self._patience_left(ranked), kept)
+
+    def _patience_left(self, ranked: RankedRule) -> int:
+        return self._states[ranked.name].patience_left(ranked.rule.patience)
+
+    def _stop_of(self, conditions: tuple[StopCondition, ...], scene: Scene) -> Stop | None:
+        for stop in conditions:
+            if evaluate(stop.condition, scene):
+                return Stop(str(stop.condition), f"the condition '{stop.condition}' holds")
+        return None
+
+    def _comes_due(self, role: str, progress: Progress) -> bool:
+        if role not in self._cadences:
+            self._asked[role] = self._fired[role] = progress  # from here counts a cadence that only a resume brings
+            return False
+        asked, fired = self._asked.get(role, _START), self._fired.get(role, _START)
+        self._asked[role] = progress
+        due = cadence.is_due(self._cadences[role], asked, progress, fired, self.facts.length)
+        if due:
+            self._fired[role] = progress
+        return due
+
+    def _schedule(self) -> None:
+        """Work out when something can be due next."""
+        steps: list[int] = []
+        self.next_elapsed = math.inf
+        for role, every in self._cadences.items():
+            asked, fired = self._asked.get(role, _START), self._fired.get(role, _START)
+            step = cadence.next_step(every, asked, fired, self.facts.length)
+            if step is not None:
+                steps.append(step)
+            self.next_elapsed = min(self.next_elapsed, cadence.next_elapsed(every, asked, fired))
+        self.next_step: int | None = min(steps, default=None)
+
+
+def _ranked(rule: SavingRule, facts: Facts) -> RankedRule:
+    def objective(expression: Expression) -> Objective:
+        greater = direction_of(expression, facts)
+        if greater is None:
+            raise ValueError(f"'{expression}' has no direction: check the rules before they run")
+        return Objective(expression, greater, str(expression))
+
+    groups = rule.saving.ranking.groups
+    return RankedRule(rule, rule.name, tuple(tuple(map(objective, group)) for group in groups))
+
+
+def _memories(rules: Rules, facts: Facts) -> list[tuple[Call, Memory]]:
+    """The functions over time of all rules, each once, inner ones before those around them."""
+    roots: list[Node] = [rule.saving for rule in rules.savings]
+    roots += [stop.condition for stop in rules.stop_when]
+    found: dict[Call, Memory] = {}
+    for root in roots:
+        for node in walk(root):
+            if isinstance(node, Call) and FUNCTIONS[node.function].over == "time" and node not in found:
+                directed = node.function in DIRECTED
+                found[node] = memory_of(node, greater_is_better=directed and direction_of(node, facts) is True)
+    return list(found.items())
+
+
+def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str | None:
+    below, above, condition = rule.saving_below, rule.saving_above, rule.saving.condition
+    if below is not None and not all(value < below for value in values):
+        return f"blocked by saving_below {below:g}"
+    if above is not None and not all(value > above for value in values):
+        return f"blocked by saving_above {above:g}"
+    if condition is not None and not evaluate(condition, scene):
+        text = str(condition)
+        return f"blocked by if {text}" if len(text) <= _LONGEST_REASON else "blocked by its condition"
+    return None
+
+
+def is_loggable(condition: Expression) -> bool:
+    """Whether a condition asks for nothing but counters and the training loss."""
+    timeless = all(FUNCTIONS[n.function].over != "time" for n in walk(condition) if isinstance(n, Call))
+    return timeless and all(measure.metric.text == TRAIN_LOSS for measure in measures(condition))
+
+
+def _identity(ranked: RankedRule) -> dict[str, Any]:
+    """What makes it the same rule after a resume: its text, its limits, and which way is better."""
+    return {**ranked.rule.identity, "greater": [objective.greater_is_better for objective in ranked.objectives]}
+
+
+def _out_of_patience(rules: tuple[RankedRule, ...]) -> Stop:
+    by_patience: dict[int | None, list[str]] = {}
+    for ranked in rules:
+        by_patience.setdefault(ranked.rule.patience, []).append(ranked.name)
+    words = [
+        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} not improved for {_evaluations(patience)}"
+        for patience, names in by_patience.items()
+    ]
+    return Stop(", ".join(ranked.name for ranked in rules), "; ".join(words))
+
+
+def _evaluations(count: int | None) -> str:
+    return f"{count} evaluation{'' if count == 1 else 's'}"

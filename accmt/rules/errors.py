@@ -1,0 +1,107 @@
+"""What can be wrong with a rule, and how it is said.
+
+A `Problem` is data: a sentence, the place in the text, what is allowed there, the nearest name. `RuleError` carries all
+problems that were found and words them in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from accmt.rules.nodes import Span
+
+_WIDTH = 100
+_MOST_SHOWN = 40
+_LONGEST_SUGGESTED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in one text.
+
+    `text` and `span` show where it is (None for a mistake that has no place, such as two rules of one name), `allowed`
+    says what could stand there, and `suggestion` is the name that was probably meant.
+    """
+
+    message: str
+    text: str | None = None
+    span: Span | None = None
+    allowed: str | None = None
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        if self.text is not None and self.span is not None:
+            lines += _pointed(self.text, self.span)
+        if self.allowed is not None:
+            lines.append(f"  {self.allowed}")
+        if self.suggestion is not None:
+            lines.append(f"  did you mean '{self.suggestion}'?")
+        return "\n".join(lines)
+
+
+class RuleError(ValueError):
+    """One or more rules cannot be used. `problems` lists every mistake that was found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        shown = list(map(str, self.problems[:_MOST_SHOWN]))
+        if len(self.problems) > _MOST_SHOWN:
+            shown.append(f"and {len(self.problems) - _MOST_SHOWN:,} problems more")
+        super().__init__("\n\n".join(shown))
+
+    def __reduce__(self) -> tuple[type[RuleError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` is probably a misspelling of or the beginning of, None if none is near."""
+    if len(name) > _LONGEST_SUGGESTED:
+        return None
+    by_folded = {candidate.casefold(): candidate for candidate in names if len(candidate) <= _LONGEST_SUGGESTED}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    if close:
+        return by_folded[close[0]]
+    begun = [
+        candidate for folded, candidate in by_folded.items() if len(name) > 1 and folded.startswith(name.casefold())
+    ]
+    return begun[0] if len(begun) == 1 else None
+
+
+def listed(words: Sequence[str], most: int = 12) -> str:
+    """The words with commas between them; of many, the first ones and how many there are besides."""
+    if len(words) <= most + 1:
+        return ", ".join(words)
+    return f"{', '.join(words[:most])} and {len(words) - most:,} more"
+
+
+def either(words: Sequence[str]) -> str:
+    """The words with 'or' in front of the last."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _pointed(text: str, span: Span) -> list[str]:
+    """The text, or the part of it around the mistake, and a line of carets below."""
+    shown = "".join(map(_visible, text))
+    begin = max(0, min(span.start - _WIDTH // 2, len(shown) - _WIDTH))
+    end = begin + _WIDTH
+    before, after = "..." if begin > 0 else "", "..." if end < len(shown) else ""
+    carets = max(1, _columns(shown[span.start : min(span.end, end)]))
+    indent = len(before) + _columns(shown[begin : span.start])
+    return [f"    {before}{shown[begin:end]}{after}", "    " + " " * indent + "^" * carets]
+
+
+def _visible(character: str) -> str:
+    """What a terminal can show in one place: no line break, nothing that would steer it."""
+    if character.isspace():
+        return " "
+    return "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in ("Cc", "Cs") else character
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)

@@ -1,0 +1,151 @@
+"""The value of an expression, given what was observed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from accmt.rules.arithmetic import mean
+from accmt.rules.cadence import Exact, amount, exact
+from accmt.rules.nodes import (
+    And,
+    Call,
+    Comparison,
+    Counter,
+    Everywhere,
+    Expression,
+    IsNan,
+    Measure,
+    Not,
+    Number,
+    Or,
+    Product,
+    Quantity,
+    Sum,
+)
+from accmt.rules.progress import Length, Progress
+from accmt.rules.store import TRAIN_LOSS, MetricsStore
+from accmt.rules.units import PERCENT
+
+Value = float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that an expression can ask for.
+
+    Attributes:
+        store: The latest values of all metrics.
+        progress: The counters.
+        length: The length of the training, for per cent.
+        train_loss: The mean training loss of the interval that is asked about.
+        remembered: The current values of the functions over time.
+        greater_is_better: Metric -> direction, for `worst`.
+    """
+
+    store: MetricsStore
+    progress: Progress
+    length: Length
+    train_loss: float
+    remembered: Mapping[Call, Value]
+    greater_is_better: Mapping[str, bool | None]
+
+
+def evaluate(node: Expression, scene: Scene) -> Value:
+    """The value of a checked expression: a number, or a truth value. What was never reported is NaN."""
+    return _EVALUATE[type(node)](node, scene)
+
+
+def _measure(node: Measure, scene: Scene) -> float:
+    if node.metric.text == TRAIN_LOSS:
+        return scene.train_loss
+    return mean(_values(node, scene))
+
+
+def _values(node: Measure, scene: Scene) -> list[float]:
+    reported = scene.store.on(node.metric.text)
+    if not node.datasets or isinstance(node.datasets[0], Everywhere):
+        return list(reported.values())
+    return [reported.get(dataset.text, math.nan) for dataset in node.datasets if not isinstance(dataset, Everywhere)]
+
+
+def _call(node: Call, scene: Scene) -> Value:
+    subject = node.arguments[0]
+    match node.function:
+        case "max" | "min":
+            return evaluate(subject, scene)  # type: ignore[arg-type]  # the checker refuses quantities here
+        case "mean" | "worst" | "lowest" | "highest" if isinstance(subject, Measure):
+            return _over_datasets(node.function, subject, scene)
+    return scene.remembered.get(node, math.nan)
+
+
+def _over_datasets(function: str, measure: Measure, scene: Scene) -> float:
+    values = _values(measure, scene)
+    if not values or any(map(math.isnan, values)):
+        return math.nan
+    if function == "mean":
+        return mean(values)
+    if function == "worst":
+        function = "lowest" if scene.greater_is_better[measure.metric.text] else "highest"
+    return min(values) if function == "lowest" else max(values)
+
+
+def _sum(node: Sum, scene: Scene) -> float:
+    total = 0.0
+    for sign, term in zip(node.signs, node.terms, strict=True):
+        total += sign * evaluate(term, scene)
+    return total
+
+
+def _product(node: Product, scene: Scene) -> float:
+    return math.prod(evaluate(factor, scene) for factor in node.factors)
+
+
+def _comparison(node: Comparison, scene: Scene) -> bool:
+    left = evaluate(node.left, scene)
+    right: Any = (
+        _in_counts(node.right, node.left, scene.length)
+        if isinstance(node.right, Quantity)
+        else evaluate(node.right, scene)
+    )
+    if left != left or right != right:  # NaN compares as false with everything
+        return False
+    return bool(_OPERATORS[node.operator](left, right))
+
+
+def _in_counts(quantity: Quantity, counter: Expression, length: Length) -> Exact:
+    """A quantity in the unit of the counter that it is compared with; exact, as in cadences."""
+    if quantity.unit == "epoch":
+        return exact(quantity.value)
+    count = amount(quantity, length)
+    if quantity.unit == PERCENT and isinstance(counter, Counter) and counter.name == "epoch":
+        return Fraction(count) / (length.steps_per_epoch or 1)
+    return count
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+_EVALUATE: dict[type, Callable[[Any, Scene], Value]] = {
+    Measure: _measure,
+    Number: lambda node, scene: node.value,
+    Counter: lambda node, scene: float(getattr(scene.progress, node.name)),
+    Call: _call,
+    Sum: _sum,
+    Product: _product,
+    Comparison: _comparison,
+    IsNan: lambda node, scene: math.isnan(evaluate(node.score, scene)),
+    Not: lambda node, scene: not evaluate(node.operand, scene),
+    And: lambda node, scene: all(evaluate(operand, scene) for operand in node.operands),
+    Or: lambda node, scene: any(evaluate(operand, scene) for operand in node.operands),
+}

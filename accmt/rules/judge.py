@@ -1,0 +1,199 @@
+"""What one saving rule makes of one evaluation: pure functions of (rule, what it remembers, values)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from accmt.rules.decision import Kept, Outcome, Verdict
+from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.nodes import Amount, Expression
+from accmt.rules.rule import SavingRule
+
+Values = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One objective of a rule, which way is better, and its canonical text."""
+
+    expression: Expression
+    greater_is_better: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class RankedRule:
+    """A saving rule with the directions of its objectives, group by group, and its name."""
+
+    rule: SavingRule
+    name: str
+    groups: tuple[tuple[Objective, ...], ...]
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        return tuple(objective for group in self.groups for objective in group)
+
+    @cached_property
+    def places(self) -> tuple[tuple[tuple[Objective, ...], slice], ...]:
+        """Each group, and where its values lie among those of all objectives."""
+        ends = list(accumulate(map(len, self.groups)))
+        return tuple((group, slice(end - len(group), end)) for group, end in zip(self.groups, ends, strict=True))
+
+    @cached_property
+    def is_total(self) -> bool:
+        """Whether any two candidates can be ranked; objectives joined by `/` cannot."""
+        return all(len(group) == 1 for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleState:
+    """What a rule remembers between evaluations.
+
+    Attributes:
+        kept: The models it keeps, best first; for objectives joined by `/`, newest first.
+        best_seen: The best values so far, saved or not.
+        waited: Evaluations in a row without improvement.
+    """
+
+    kept: tuple[Kept, ...] = ()
+    best_seen: Values | None = None
+    waited: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        best = None if self.best_seen is None else [to_text(value) for value in self.best_seen]
+        return {"kept": [kept.to_json() for kept in self.kept], "best_seen": best, "waited": self.waited}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RuleState:
+        best = data["best_seen"]
+        kept = tuple(Kept.from_json(entry) for entry in data["kept"])
+        return cls(kept, None if best is None else tuple(from_text(value) for value in best), data["waited"])
+
+    def patience_left(self, patience: int | None) -> int:
+        """Evaluations without improvement that are left, -1 without patience."""
+        return -1 if patience is None else max(0, patience - self.waited)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The model after one evaluation, as one rule sees it.
+
+    Attributes:
+        values: The value of each objective.
+        evaluation, step: When it was.
+        blocked: Why it may not be saved, None if it may.
+        waiting: Whether the rule still waits for its `after`; evaluations until then cost no patience.
+    """
+
+    values: Values
+    evaluation: int
+    step: int
+    blocked: str | None = None
+    waiting: bool = False
+
+
+def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[Verdict, RuleState]:
+    """The verdict of a rule on a candidate, and what the rule remembers afterwards."""
+    values, rule = candidate.values, ranked.rule
+    reference = _to_beat(ranked, state)
+    better = beats_best = False
+    if any(map(math.isnan, values)):
+        outcome, reason = Outcome.NAN, f"{_nan(ranked, values)} is nan"
+    else:
+        better, reason = compare(ranked, values, reference)
+        beats_best = better if state.best_seen == reference else compare(ranked, values, state.best_seen)[0]
+        outcome = Outcome.SAVED if better else Outcome.NOT_BETTER
+        if better and reference is None and state.kept:
+            reason = f"{_shown(values)} is among the best {rule.keep}"
+        if better and candidate.blocked is not None:
+            outcome, reason = Outcome.BLOCKED, candidate.blocked
+    kept, new = state.kept, Kept(values, candidate.evaluation, candidate.step)
+    if outcome is Outcome.SAVED:
+        reason = f"{reason}, saved"
+        kept = _keep(ranked, kept, new)
+    leads = outcome is Outcome.SAVED and kept[0] is new
+    waited = 0 if beats_best or leads else state.waited + (not candidate.waiting)
+    after = RuleState(kept, values if beats_best else state.best_seen, waited)
+    left = after.patience_left(rule.patience)
+    return Verdict(ranked.name, values, reference, outcome, reason, left, kept), after
+
+
+def compare(ranked: RankedRule, values: Values, reference: Values | None) -> tuple[bool, str]:
+    """Whether the values beat the reference, and why or why not, in words."""
+    if reference is None:
+        return True, f"{_shown(values)} is the first"
+    by = ranked.rule.saving.by
+    for group, place in ranked.places:
+        if values[place] == reference[place]:
+            continue
+        pairs = list(zip(group, values[place], reference[place], strict=True))
+        for objective, value, other in pairs:
+            if _better(objective, other, value):
+                if len(values) == 1:
+                    return False, _both(value, other, "is not better than")
+                return False, f"{objective.text}: {_both(value, other, 'is worse than')}"
+        if any(_better(objective, value, other) and _enough(by, value, other) for objective, value, other in pairs):
+            return True, _beats(values, reference)
+        return False, f"{_beats(values, reference)}, but not by more than {by}"
+    return False, f"{_shown(values)} is no better: a tie"
+
+
+def _to_beat(ranked: RankedRule, state: RuleState) -> Values | None:
+    if not state.kept:
+        return None
+    if not ranked.is_total:
+        return state.kept[0].values
+    return state.kept[-1].values if len(state.kept) >= ranked.rule.keep else None
+
+
+def _keep(ranked: RankedRule, kept: tuple[Kept, ...], new: Kept) -> tuple[Kept, ...]:
+    if not ranked.is_total:
+        return (new, *kept)[: ranked.rule.keep]
+    ahead = sum(not _ranks_before(ranked, new.values, entry.values) for entry in kept)
+    return (*kept[:ahead], new, *kept[ahead:])[: ranked.rule.keep]
+
+
+def _ranks_before(ranked: RankedRule, values: Values, others: Values) -> bool:
+    """Strictly better, whatever `by` says; only for rules with a total order."""
+    for objective, value, other in zip(ranked.objectives, values, others, strict=True):
+        if value != other:
+            return _better(objective, value, other)
+    return False
+
+
+def _better(objective: Objective, value: float, other: float) -> bool:
+    return value > other if objective.greater_is_better else value < other
+
+
+def _enough(by: Amount | None, value: float, other: float) -> bool:
+    if by is None or math.isinf(other):
+        return True
+    return abs(value - other) > by.value * (abs(other) / 100 if by.relative else 1)
+
+
+def _nan(ranked: RankedRule, values: Values) -> str:
+    names = [o.text for o, value in zip(ranked.objectives, values, strict=True) if math.isnan(value)]
+    return ", ".join(names)
+
+
+def _beats(values: Values, reference: Values) -> str:
+    if len(values) == 1:
+        return _both(values[0], reference[0], "beats")
+    return f"{_shown(values)} beats {_shown(reference)}"
+
+
+def _both(value: float, other: float, verb: str) -> str:
+    short = (f"{value:.6g}", f"{other:.6g}")
+    if short[0] == short[1] and value != other:
+        short = (repr(value), repr(other))
+    return f"{short[0]} {verb} {short[1]}"
+
+
+def _shown(values: Values) -> str:
+    texts = [f"{value:.6g}" for value in values]
+    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"

@@ -1,0 +1,202 @@
+"""Decisions made again from what was recorded: what would these rules have saved, and when would they have stopped?
+
+The same engine decides as during the training. What a history cannot tell is said before: `unanswerable` names the
+rules that need it, `asked_late` the conditions that a training asks between evaluations too, and a replay does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from accmt.rules.decision import Decision
+from accmt.rules.engine import RuleEngine, is_loggable
+from accmt.rules.errors import Problem
+from accmt.rules.form import measures
+from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Quantity, walk
+from accmt.rules.progress import Progress
+from accmt.rules.rule import Facts, Rules, StopCondition
+from accmt.rules.store import TRAIN_LOSS, Observation
+from accmt.rules.units import PERCENT, SECONDS
+
+Need = Literal["elapsed", "epoch", "samples", "length", "steps_per_epoch", "train_loss"]
+
+_NEEDS: dict[Need, str] = {
+    "elapsed": "the elapsed time",
+    "epoch": "the epochs",
+    "samples": "the samples seen",
+    "length": "the length of the training",
+    "steps_per_epoch": "the steps of an epoch",
+    "train_loss": "the training loss",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is left of a training.
+
+    Attributes:
+        observations: What its evaluations brought, in their order.
+        stops: The decisions to stop that it took at logging steps, between evaluations.
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None where unknown or never.
+        failures: (Evaluation, name of a rule) -> why the model that the rule saved could not be written.
+    """
+
+    observations: tuple[Observation, ...]
+    stops: tuple[Decision, ...] = ()
+    log_every: int | None = None
+    failures: Mapping[tuple[int, str], str] = field(default_factory=dict)
+
+
+def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
+    """The decisions of these rules, up to the one that stops the training.
+
+    for each evaluation:
+        pass the steps before it, where a condition may stop the training
+        decide
+
+    Conditions on counters are asked at logging steps too, as in a training, except on `elapsed`, which is known at
+    evaluations only. A stop that was decided at a logging step is decided again if its condition is among the rules.
+    Samples and time between evaluations count as of the evaluation before. The rules must have passed `check`.
+    """
+    player = _Player(rules, facts, history)
+    decisions: list[Decision] = []
+    before = Progress()
+    for observation in history.observations:
+        now = observation.progress
+        if not observation.initial:
+            decisions += player.pass_steps(before, replace(now, evaluation=now.evaluation - 1))
+            before = now
+        if decisions and decisions[-1].stop and decisions[-1].progress.step < now.step:
+            return decisions
+        stopped = bool(decisions and decisions[-1].stop)
+        decisions.append(player.decide(observation))
+        if stopped or decisions[-1].stop:
+            return decisions
+    last = max(history.stops, key=lambda decision: decision.progress.step, default=None)
+    return decisions if last is None else [*decisions, *player.pass_steps(before, last.progress)]
+
+
+def unanswerable(rules: Rules, lacking: Mapping[Need, str]) -> list[Problem]:
+    """The places of the rules that need what a source does not tell; `lacking` says why it does not."""
+    texts: list[tuple[str, Node]] = [(rule.text, rule.saving) for rule in rules.savings]
+    texts += [(stop.text, stop.condition) for stop in rules.stop_when]
+    return [problem for text, node in texts for problem in _lacked(text, node, lacking)]
+
+
+def asked_late(rules: Rules, history: History, recorded: Rules | None) -> tuple[StopCondition, ...]:
+    """The conditions that a training asks between evaluations, and a replay at evaluations only.
+
+    Those of the training itself (`recorded`) are not among them: when they stopped it, that is known.
+    """
+    known = {stop.condition for stop in recorded.stop_when} if recorded is not None else set()
+    return tuple(
+        stop
+        for stop in rules.stop_when
+        if is_loggable(stop.condition)
+        and stop.condition not in known
+        and (history.log_every is None or not _counts(stop.condition))
+    )
+
+
+class _Player:
+    """Goes through a training again."""
+
+    def __init__(self, rules: Rules, facts: Facts, history: History) -> None:
+        self.engine = RuleEngine(replace(rules, evaluate=None), facts)
+        self._length = facts.length
+        self._log_every, self._failures = history.log_every, history.failures
+        counted = tuple(stop for stop in rules.stop_when if _counts(stop.condition))
+        self._counted = RuleEngine(Rules((), counted), facts) if counted and history.log_every is not None else None
+        asked = {str(stop.condition) for stop in rules.stop_when}
+        self._stops = {d.progress.step: d for d in history.stops if d.stop is not None and d.stop.asked_by in asked}
+
+    def pass_steps(self, before: Progress, now: Progress) -> list[Decision]:
+        """Go from one moment to another, and give the decision to stop on the way, if there is one."""
+        step = before.step
+        while step < now.step:
+            step = min([now.step, *self._moments(step)])
+            progress = now if step == now.step else self._between(before, step)
+            stop = self._stop_at(progress)
+            self.engine.after_step(progress)
+            if stop is not None:
+                return [stop]
+        return []
+
+    def decide(self, observation: Observation) -> Decision:
+        """What follows from an evaluation. What could not be saved then is not saved now."""
+        decision = self.engine.after_evaluation(observation)
+        for verdict in decision.saved:
+            why = self._failures.get((decision.progress.evaluation, verdict.rule))
+            if why is not None:
+                decision = self.engine.undo_saving(decision, verdict.rule, why)
+        return decision
+
+    def _moments(self, step: int) -> Iterator[int]:
+        """The steps after this one at which something may be decided."""
+        if self.engine.next_step is not None and self.engine.next_step > step:
+            yield self.engine.next_step
+        per_epoch, every = self._length.steps_per_epoch, self._log_every
+        if per_epoch is not None and (self._counted is not None or self.engine.rules.checkpoint is not None):
+            yield (step // per_epoch + 1) * per_epoch
+        if self._counted is not None and every is not None and every > 0:
+            yield (step // every + 1) * every
+        yield from (at for at in self._stops if at > step)
+
+    def _between(self, before: Progress, step: int) -> Progress:
+        """The counters at a step between two evaluations."""
+        per_epoch = self._length.steps_per_epoch
+        if per_epoch is None:
+            return replace(before, step=step, step_in_epoch=before.step_in_epoch + step - before.step)
+        return replace(before, step=step, epoch=step // per_epoch, step_in_epoch=step % per_epoch)
+
+    def _stop_at(self, progress: Progress) -> Decision | None:
+        if progress.step in self._stops:
+            return self._stops[progress.step]
+        if self._counted is None or not self._logs(progress.step):
+            return None
+        stop = self._counted.after_logging(progress, math.nan)
+        return None if stop is None else Decision(progress, stop=stop)
+
+    def _logs(self, step: int) -> bool:
+        every, per_epoch = self._log_every, self._length.steps_per_epoch
+        if every == -1:
+            return step == self._length.total_steps or (per_epoch is not None and step % per_epoch == 0)
+        return every is not None and step % every == 0
+
+
+def _counts(condition: Expression) -> bool:
+    """Whether a condition asks for nothing but the counters that are known at every step."""
+    nodes = list(walk(condition))
+    timed = any(isinstance(node, Call) or (isinstance(node, Counter) and node.name == "elapsed") for node in nodes)
+    return not timed and not any(measures(condition))
+
+
+def _lacked(text: str, root: Node, lacking: Mapping[Need, str]) -> Iterator[Problem]:
+    told: set[Need] = set()
+    for node in walk(root):
+        need = _need(node)
+        if need is not None and need in lacking and need not in told:
+            told.add(need)
+            yield Problem(f"'{node}' needs {_NEEDS[need]}, which is not known here", text, node.span, lacking[need])
+
+
+def _need(node: Node) -> Need | None:
+    match node:
+        case Measure() if node.metric.text == TRAIN_LOSS:
+            return "train_loss"
+        case Counter(name="elapsed"):
+            return "elapsed"
+        case Counter(name="epoch"):
+            return "epoch"
+        case Quantity() if node.unit in SECONDS:
+            return "elapsed"
+        case Quantity(unit="sample"):
+            return "samples"
+        case Quantity(unit="epoch"):
+            return "epoch" if node.value.is_integer() else "steps_per_epoch"
+        case Quantity() if node.unit == PERCENT:
+            return "length"
+    return None

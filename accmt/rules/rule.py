@@ -1,0 +1,215 @@
+"""The rules of a training: what was declared, as values that the checker judges and the engine runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from accmt.rules.errors import Problem, RuleError
+from accmt.rules.form import Form
+from accmt.rules.jsonable import to_text
+from accmt.rules.nodes import Cadence, Expression, Saving, format_number
+from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
+from accmt.rules.progress import Length
+
+_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
+_TAKEN = frozenset({"checkpoints", "history.jsonl", "decisions.jsonl", "training.json"})
+_Parsed = TypeVar("_Parsed")
+
+
+@dataclass(frozen=True, slots=True)
+class SavingRule:
+    """A saving rule as registered.
+
+    Attributes:
+        saving: The parsed text.
+        text: The text as the user wrote it, for messages.
+        given_name: A name of its own, also of its folder; None for the canonical text of its ranking.
+        patience: Evaluations without improvement after which it asks to stop; None for never.
+        saving_below: Every objective must be below it to save.
+        saving_above: Every objective must be above it to save.
+    """
+
+    saving: Saving
+    text: str
+    given_name: str | None = None
+    patience: int | None = None
+    saving_below: float | None = None
+    saving_above: float | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        *,
+        name: str | None = None,
+        patience: int | None = None,
+        saving_below: float | None = None,
+        saving_above: float | None = None,
+    ) -> SavingRule:
+        """Parse and check what can be checked without a training.
+
+        Raises:
+            RuleError: With every mistake in the text, and in the arguments beside it.
+        """
+        try:
+            saving = _checked(text, parse_saving, Form.saving)
+            problems: list[Problem] = []
+        except RuleError as error:
+            saving, problems = None, list(error.problems)
+        if name is not None and not _is_name(name):
+            problems.append(_no_name(name))
+        if patience is not None and not is_patience(patience):
+            problems.append(no_patience(patience, text))
+        limits = {"saving_below": saving_below, "saving_above": saving_above}
+        problems += [_no_limit(key, value, text) for key, value in limits.items() if not _is_limit(value)]
+        if saving is None or problems:
+            raise RuleError(problems)
+        below, above = (None if value is None else float(value) for value in limits.values())
+        if below is not None and above is not None and above >= below:
+            raise RuleError([_no_value_between(above, below, text)])
+        return cls(saving, text, name, patience, below, above)
+
+    @property
+    def name(self) -> str:
+        return self.given_name or self.saving.name
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder below `model_path`. No dataset or metric name can lead out of there."""
+        return self.given_name or _encoded(self.saving.name)
+
+    @property
+    def keep(self) -> int:
+        """How many models it keeps."""
+        return int(self.saving.keep.value) if self.saving.keep is not None else 1
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it the same rule after a resume; its patience does not."""
+        limits = {"below": self.saving_below, "above": self.saving_above}
+        return {"rule": str(self.saving), **{key: v if v is None else to_text(v) for key, v in limits.items()}}
+
+    def with_patience(self, patience: int | None) -> SavingRule:
+        """The same rule with this patience, unless it was registered with its own."""
+        return self if self.patience is not None else replace(self, patience=patience)
+
+
+@dataclass(frozen=True, slots=True)
+class StopCondition:
+    """A condition under which the training stops, and the text that the user wrote."""
+
+    condition: Expression
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> StopCondition:
+        """Raises RuleError with every mistake in the text."""
+        return cls(_checked(text, parse_condition, Form.condition), text)
+
+
+@dataclass(frozen=True, slots=True)
+class CadenceRule:
+    """A cadence and the text that the user wrote."""
+
+    cadence: Cadence
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> CadenceRule:
+        """Raises RuleError with every mistake in the text."""
+        return cls(_checked(text, parse_cadence, Form.cadence), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All rules of a training."""
+
+    savings: tuple[SavingRule, ...]
+    stop_when: tuple[StopCondition, ...] = ()
+    evaluate: CadenceRule | None = None
+    checkpoint: CadenceRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A metric that a training reports: on which datasets, and its direction (None where it has none)."""
+
+    datasets: tuple[str, ...]
+    greater_is_better: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What rules are checked against.
+
+    Attributes:
+        metrics: Name -> what is known of it, `valid_loss` among them; `train_loss` always exists and is not listed.
+        datasets: The keys of the validation datasets; empty without validation data.
+        length: How long the training is going to be.
+    """
+
+    metrics: Mapping[str, Reported] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    length: Length = field(default_factory=Length)
+
+    @property
+    def greater_is_better(self) -> dict[str, bool | None]:
+        """Metric -> direction."""
+        return {name: metric.greater_is_better for name, metric in self.metrics.items()}
+
+
+def is_patience(value: object) -> bool:
+    """Whether a value can be a rule's patience: a whole number, at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def no_patience(value: object, rule: str) -> Problem:
+    return Problem(f"the patience of '{rule}' is {value!r}", allowed="a whole number from 1 belongs there")
+
+
+def _checked(text: str, parse: Callable[[str], _Parsed], check: Callable[[Form, _Parsed], list[Problem]]) -> _Parsed:
+    node = parse(text)
+    if problems := check(Form(text), node):
+        raise RuleError(problems)
+    return node
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name.casefold() not in _TAKEN
+
+
+def _no_name(name: object) -> Problem:
+    allowed = "letters, digits, '_', '-' and '.', not starting with '.', at most 100 characters"
+    if isinstance(name, str) and name.casefold() in _TAKEN:
+        allowed = "the files of a training have this name: choose another one"
+    return Problem(f"{name!r} is not a name for a rule", allowed=allowed)
+
+
+def _is_limit(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _no_limit(key: str, value: object, text: str) -> Problem:
+    return Problem(f"the {key} of '{text}' is {value!r}", allowed="a number belongs there")
+
+
+def _no_value_between(above: float, below: float, text: str) -> Problem:
+    limits = f"above {format_number(above)} and below {format_number(below)}"
+    return Problem(f"'{text}' would save {limits}: no value is", allowed="saving_above must be less than saving_below")
+
+
+def _encoded(name: str) -> str:
+    plain = name.replace("/", "__")
+    return "".join(
+        character if character.isalnum() or character in "_-.@+()," else _percent(character) for character in plain
+    )
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())

@@ -1,0 +1,159 @@
+"""What a training is: its metrics, its length and its rules, in `training.json` beside its history.
+
+Written before the first step and again whenever it is resumed. With it and the history its decisions can be made again,
+or those that other rules would have made. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accmt.rules import (
+    CadenceRule,
+    Facts,
+    Length,
+    Reported,
+    RuleError,
+    Rules,
+    SavingRule,
+    StopCondition,
+)
+from accmt.rules.jsonable import from_text, to_text
+
+TRAINING = "training.json"
+SCHEMA = 1
+
+
+class DamagedDescription(ValueError):
+    """A `training.json` cannot be read; the message names the file and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of a training before its first step.
+
+    Attributes:
+        rules: Its rules, each with the patience that it has.
+        facts: What it reports, and how long it is.
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never.
+    """
+
+    rules: Rules
+    facts: Facts
+    log_every: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        facts, rules = self.facts, self.rules
+        return {
+            "schema": SCHEMA,
+            "datasets": list(facts.datasets),
+            "metrics": {name: _reported(metric) for name, metric in facts.metrics.items()},
+            "length": asdict(facts.length),
+            "log_every": self.log_every,
+            "rules": {
+                "save": [_saving(rule) for rule in rules.savings],
+                "checkpoint_every": None if rules.checkpoint is None else rules.checkpoint.text,
+                "evaluate_every": None if rules.evaluate is None else rules.evaluate.text,
+                "stop_when": [stop.text for stop in rules.stop_when],
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Description:
+        """
+        Raises:
+            ValueError: It was written in another format, or a rule in it cannot be read.
+            KeyError, TypeError, AttributeError: Something is missing in it, or has another type.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"it has the format {data.get('schema')!r}, not {SCHEMA}")
+        rules = data["rules"]
+        metrics = {
+            name: Reported(tuple(metric["datasets"]), metric["greater_is_better"])
+            for name, metric in data["metrics"].items()
+        }
+        return cls(
+            Rules(
+                tuple(_read_saving(entry) for entry in rules["save"]),
+                tuple(StopCondition.parse(text) for text in rules["stop_when"]),
+                _cadence(rules["evaluate_every"]),
+                _cadence(rules["checkpoint_every"]),
+            ),
+            Facts(metrics, tuple(data["datasets"]), Length(**data["length"])),
+            data["log_every"],
+        )
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write the file of a training: the whole of it is on the disk when this returns, or the former one still is.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    text = json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n"
+    path = folder / TRAINING
+    temporary = path.with_name(f".tmp-{TRAINING}-{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_description(folder: Path) -> Description | None:
+    """What a training in this folder was told, None if there is no such file.
+
+    Raises:
+        DamagedDescription: The file cannot be read.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    try:
+        return Description.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except RuleError as error:
+        raise DamagedDescription(f"{path} cannot be read, a rule in it is refused:\n{error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedDescription(f"{path} cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedDescription(f"{path} does not describe a training: {type(error).__name__}: {error}") from None
+
+
+def _reported(metric: Reported) -> dict[str, Any]:
+    return {"datasets": list(metric.datasets), "greater_is_better": metric.greater_is_better}
+
+
+def _saving(rule: SavingRule) -> dict[str, Any]:
+    limits = {"saving_below": rule.saving_below, "saving_above": rule.saving_above}
+    return {
+        "rule": rule.text,
+        "name": rule.given_name,
+        "patience": rule.patience,
+        **{key: None if value is None else to_text(value) for key, value in limits.items()},
+    }
+
+
+def _read_saving(entry: Mapping[str, Any]) -> SavingRule:
+    below, above = (None if entry[key] is None else from_text(entry[key]) for key in ("saving_below", "saving_above"))
+    return SavingRule.parse(
+        entry["rule"], name=entry["name"], patience=entry["patience"], saving_below=below, saving_above=above
+    )
+
+
+def _cadence(text: str | None) -> CadenceRule | None:
+    return None if text is None else CadenceRule.parse(text)

@@ -1,0 +1,109 @@
+"""The local history of a training: JSON lines that are on the disk before anything else is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HISTORY = "history.jsonl"
+DECISIONS = "decisions.jsonl"
+
+
+class Journal:
+    """An append-only file of JSON lines; each line is on the disk when `append` returns.
+
+    Only the main process writes; elsewhere `writes=False` makes it count along.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self._writes = writes
+        self.lines = 0
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            ValueError: A number is NaN or infinite.
+            OSError: It could not be written; the file is as before.
+        """
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        if self._writes:
+            self._write(line.encode())
+        self.lines += 1
+
+    def cut(self, lines: int) -> None:
+        """Keep the first `lines` lines, as what came after a checkpoint is written again. None are made up."""
+        self.lines = lines
+        if not self._writes or not (self.path.exists() or lines):
+            return
+        kept = read_lines(self.path)[:lines] if self.path.exists() else []
+        self.lines = len(kept)
+        temporary = self.path.with_name(f".tmp-{self.path.name}-{uuid.uuid4().hex[:12]}")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in kept))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        _flush_folder(self.path)
+
+    def _write(self, line: bytes) -> None:
+        is_new = not self.path.exists()
+        with self.path.open("ab+", buffering=0) as file:
+            end = _end_of_lines(file)
+            file.truncate(end)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(f"{self.path} could not be written: the disk may be full")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+        if is_new:
+            _flush_folder(self.path)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The complete lines of a journal; a last line without its end was cut off by a crash and is left out."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The entries of a journal; none if there is no file.
+
+    Raises:
+        ValueError: A complete line is not JSON; the message says which.
+    """
+    return [_entry(path, number, line) for number, line in enumerate(read_lines(path), 1)] if path.is_file() else []
+
+
+def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+    return entry
+
+
+def _end_of_lines(file: Any) -> int:
+    """Where the last complete line ends: what a crash left behind it is written over."""
+    size: int = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return size
+    file.seek(0)
+    return int(file.read().rfind(b"\n")) + 1
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

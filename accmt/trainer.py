@@ -1,0 +1,257 @@
+"""The trainer: the documented constructor, and `fit`, which assembles the parts and runs the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch.utils.data import Dataset
+
+from accmt.arguments import ArgumentCheck
+from accmt.assembly import assemble, check_fit, plan
+from accmt.callbacks import Callback
+from accmt.checkpoint.lock import Lock
+from accmt.checkpoint.savings import Saving, Savings
+from accmt.checkpoint.together import from_main
+from accmt.hyperparameters import ConfigError, HyperParameters, Problem
+from accmt.loop.hooks import tell
+from accmt.loop.run import Run
+from accmt.loop.train import train
+from accmt.metrics.metric import Metric
+from accmt.module import AcceleratorModule
+from accmt.monitor import Monitor
+from accmt.rules import Decision, SavingRule, Stop, canonical_name
+from accmt.states import TrainingState
+from accmt.summary import after_training, before_training, interrupted
+from accmt.tracking.tracker import NoTracker, Status, Tracker
+
+
+class Trainer:
+    """Trains a module: when to save, checkpoint, evaluate and stop is declared by rules.
+
+    All arguments are checked at once, here; what depends on the data is checked by `fit`, before the first step. The
+    configuration may have a section `rules`: its saving rules come before those that are registered, and for the rest
+    an argument that differs from its default goes before the file.
+
+    Args:
+        hps_config: Hyperparameters, as an object, a dictionary, or the path of a YAML file.
+        model_path: The folder for everything that is written: savings, checkpoints, history.
+        track_name: The name of the experiment in the tracker; by default the name of the model's folder.
+        enable_checkpointing: Make checkpoints.
+        multiple_checkpoints: Keep several checkpoints instead of the newest only.
+        max_checkpoints: How many to keep with `multiple_checkpoints`; None for all.
+        resume: What to continue from. None: the newest checkpoint, if there is one. True or -1: the newest, which must
+            be there. A number from 1: the checkpoint with this index (needs `multiple_checkpoints`). False: start anew.
+        disable_model_saving: Save no models; the rules still decide patience and stopping.
+        patience: Evaluations without improvement after which a rule asks to stop, for all rules, or by the rule's name.
+            The training stops when all rules that have a patience ask for it.
+        evaluate_every_n_steps: Evaluate every N optimizer steps instead of at the end of every epoch.
+        checkpoint_every: How often to checkpoint, such as "epoch", "500 steps", "2 evaluations"; None for never.
+        logging_dir: For the tracker: a folder, an address, or a link.
+        log_with: The tracker: "mlflow", or None.
+        log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never.
+        grad_accumulation_steps: Batches per optimizer step.
+        clip_grad: Clip the norm of all gradients to this; None for no clipping.
+        set_to_none: Reset gradients to None instead of zero.
+        shuffle_train: Shuffle the training data, unless a sampler is given.
+        sampler: A sampler for the training data.
+        collate_fn: Makes a batch of samples, in training and validation.
+        collate_fn_train: The same for training only.
+        collate_fn_val: The same for validation only.
+        safe_serialization: Save models as safetensors instead of `pytorch_model.bin`.
+        train_loss_metric_name: What trackers call the training loss.
+        val_loss_metric_name: What trackers call the validation loss.
+        dataloader_pin_memory: Load batches into pinned memory where a GPU is used.
+        dataloader_num_workers: Processes that load batches, per loader; None for as many as train.
+        dataloader_drop_last: Leave out a last, incomplete batch of the training data.
+        eval_when_finish: Evaluate at the end of the training, where evaluations are not at the end of epochs anyway.
+        eval_when_start: Evaluate before the first step; it decides nothing.
+        monitor: What the tracker is told.
+        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
+        callback: A callback or several.
+        additional_tracker_config: More parameters for the tracker, beside the hyperparameters.
+        batch_device_placement: Move batches to the device.
+        destroy_after_training: End the process group after the training; False to train again in the same script.
+        evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
+        stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
+        **kwargs: For the tracker's run: `run_name`, `tags`.
+
+    Raises:
+        ConfigError: With all problems of the arguments.
+        RuleError: If the problems are in texts of the rule language.
+    """
+
+    def __init__(  # noqa: PLR0913  (the documented constructor)
+        self,
+        hps_config: str | dict[str, Any] | HyperParameters,
+        model_path: str | Path,
+        track_name: str | None = None,
+        enable_checkpointing: bool = True,
+        multiple_checkpoints: bool = False,
+        max_checkpoints: int | None = None,
+        resume: bool | int | None = None,
+        disable_model_saving: bool = False,
+        patience: int | dict[str, Any] | None = None,
+        evaluate_every_n_steps: int | None = None,
+        checkpoint_every: str | None = "epoch",
+        logging_dir: str = "logs",
+        log_with: str | None = None,
+        log_every: int | None = -1,
+        grad_accumulation_steps: int | None = None,
+        clip_grad: float | None = 1.0,
+        set_to_none: bool = True,
+        shuffle_train: bool = True,
+        sampler: Any | None = None,
+        collate_fn: Callable[..., Any] | None = None,
+        collate_fn_train: Callable[..., Any] | None = None,
+        collate_fn_val: Callable[..., Any] | None = None,
+        safe_serialization: bool = False,
+        train_loss_metric_name: str = "train_loss",
+        val_loss_metric_name: str = "val_loss",
+        dataloader_pin_memory: bool = True,
+        dataloader_num_workers: int | None = None,
+        dataloader_drop_last: bool = False,
+        eval_when_finish: bool = True,
+        eval_when_start: bool = False,
+        monitor: Monitor | dict[str, bool] | None = None,
+        metrics: Metric | list[Metric] | dict[Any, Metric | list[Metric]] | None = None,
+        callback: Callback | list[Callback] | None = None,
+        additional_tracker_config: dict[str, Any] | None = None,
+        batch_device_placement: bool = True,
+        destroy_after_training: bool = True,
+        *,
+        evaluate_every: str | None = None,
+        stop_when: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        arguments = dict(locals())
+        del arguments["self"]
+        self._options = ArgumentCheck(arguments).options()
+        self.model_path = Path(model_path)
+        self.state = TrainingState()
+        self.decisions: list[Decision] = []
+        self._savings = list(self._options.rules.savings)
+        self._fitted: tuple[SavingRule, ...] = ()
+        self._tracker: Tracker = NoTracker()
+
+    def register_model_saving(
+        self,
+        model_saving: str,
+        saving_below: float | None = None,
+        saving_above: float | None = None,
+        *,
+        name: str | None = None,
+        patience: int | None = None,
+    ) -> None:
+        """Register a rule that says when to save the model, besides those of the configuration.
+
+        Args:
+            model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@test`.
+            saving_below: Save only when all values of the rule are below this.
+            saving_above: Save only when all values of the rule are above this.
+            name: A name for the rule and its folder, instead of its text.
+            patience: Evaluations without improvement after which it asks to stop.
+
+        Raises:
+            RuleError: With every mistake in the text. What depends on the training is checked by `fit`.
+        """
+        rule = SavingRule.parse(
+            model_saving, name=name, patience=patience, saving_below=saving_below, saving_above=saving_above
+        )
+        self._savings.append(rule)
+
+    def fit(
+        self,
+        module: AcceleratorModule,
+        train_dataset: Dataset[Any] | None = None,
+        val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]] | None = None,
+    ) -> None:
+        """Train a module.
+
+        Args:
+            module: The module.
+            train_dataset: The training data; None if the module's `get_train_dataloader` makes a loader by itself.
+            val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
+
+        Raises:
+            ConfigError, RuleError: With all problems that can be known before the first step.
+        """
+        datasets = check_fit(self._options, module, train_dataset, val_dataset)
+        planned = plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
+        model = module.model
+        lock = Lock(self.model_path)
+        try:
+            from_main(lock.acquire)
+        except OSError as error:
+            problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
+            raise ConfigError([problem], "Trainer(...)") from None
+        try:
+            self.state = TrainingState()
+            run, notes = assemble(planned, self.state)
+            self._attach(run)
+            run.display.show(*before_training(planned, notes))
+            stop = self._train(run)
+            run.display.show(*after_training(run, stop, self._saved()))
+        finally:
+            module.model = model
+            lock.release()
+            if self._options.destroy and planned.accelerator.num_processes > 1:
+                PartialState().destroy_process_group()
+
+    def best(self, rule: str) -> Saving | None:
+        """The best model that a rule of the last `fit` has saved: values, step, folder. None if it has saved none.
+
+        Raises:
+            ValueError: There is no such rule.
+        """
+        rules = {known.name: known for known in self._fitted}
+        name = rule if rule in rules else canonical_name(rule)
+        if name not in rules:
+            known = ", ".join(rules) or "none: nothing was trained yet"
+            raise ValueError(f"there is no rule {rule!r}; there are: {known}")
+        if name not in self.state.model_savings:
+            return None
+        return Savings(self.model_path, safe_serialization=False).best(rules[name])
+
+    def log_artifact(self, path: str | Path) -> None:
+        """Send a file to the current run of the tracker; without a tracker this does nothing."""
+        self._tracker.log_artifact(Path(path))
+
+    def log_artifacts(self, path: str | Path) -> None:
+        """Send all files of a folder to the current run of the tracker; without a tracker this does nothing."""
+        self._tracker.log_artifacts(Path(path))
+
+    def _attach(self, run: Run) -> None:
+        """Let callbacks and the user see the run."""
+        self.decisions = run.decisions
+        self._tracker = run.tracker
+        self._fitted = run.engine.rules.savings
+        for callback in self._options.callbacks:
+            callback.module, callback.trainer, callback.state = run.module, self, run.state
+
+    def _train(self, run: Run) -> Stop | None:
+        """Run the loop; an exception is told to the callbacks, once, and goes on to the caller."""
+        status: Status = "FAILED"
+        position = run.position
+        run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
+        try:
+            stop = train(run)
+            status = "FINISHED"
+            return stop
+        except KeyboardInterrupt as error:
+            status = "KILLED"
+            run.display.stop()
+            run.display.show(interrupted(run))
+            run.hooks.on_keyboard_interrupt(error)
+            raise
+        except Exception as error:
+            tell(run.hooks, error)
+            raise
+        finally:
+            run.display.stop()
+            run.tracker.close(status)
+
+    def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
+        return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]

@@ -1,0 +1,1 @@
+"""The grammar of the rule language, shipped with the package as data."""

@@ -1,0 +1,146 @@
+"""`accmt explain`: the decisions of a training as a table, and clear words where there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accmt.cli.main import main
+from accmt.rules import Facts, Observation, Progress, Reported, RuleEngine, Rules, SavingRule, StopCondition
+
+COMMAND = Path(sys.executable).with_name("accmt")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a training of two rules: 0.5, nan, 0.7, 0.6."""
+    rules = Rules(
+        (
+            SavingRule.parse("best_accuracy keep 2", patience=3),
+            SavingRule.parse("accuracy", name="high", saving_above=1),
+        ),
+        (StopCondition.parse("evaluation >= 4"),),
+    )
+    facts = Facts({"accuracy": Reported(("dev",), greater_is_better=True)}, ("dev",))
+    engine = RuleEngine(rules, facts)
+    path = tmp_path / "model"
+    path.mkdir()
+    with (path / "decisions.jsonl").open("w") as file:
+        for number, value in enumerate((0.5, float("nan"), 0.7, 0.6), 1):
+            progress = Progress(step=10 * number, epoch=number, evaluation=number)
+            decision = engine.after_evaluation(Observation(progress, {"dev": {"accuracy": value}}))
+            file.write(json.dumps(decision.to_json()) + "\n")
+    return path
+
+
+@pytest.fixture
+def explain(capsys):
+    """Arguments -> status, stdout, stderr."""
+
+    def run(*arguments):
+        status = main(["explain", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+TABLE = """\
+What was decided
+evaluation  step  epoch  rule           values  verdict  why
+         1    10      1  best_accuracy  0.5     saved    0.5 is the first, saved
+                         high           0.5     blocked  blocked by saving_above 1
+         2    20      2  best_accuracy  nan     nan      accuracy is nan
+                         high           nan     nan      accuracy is nan
+         3    30      3  best_accuracy  0.7     saved    0.7 is among the best 2, saved
+                         high           0.7     blocked  blocked by saving_above 1
+         4    40      4  best_accuracy  0.6     saved    0.6 beats 0.5, saved
+                         high           0.6     blocked  blocked by saving_above 1
+                                                stop     the condition 'evaluation >= 4' holds
+
+best_accuracy: saved 3 times, and ends with 0.7 of evaluation 3, step 30, besides evaluation 4
+high: saved nothing (blocked 3 times, nan once)
+stopped after evaluation 4, at step 40: the condition 'evaluation >= 4' holds
+"""
+
+
+def test_all_rules(explain, folder):
+    assert explain(folder) == (0, TABLE, "")
+
+
+def test_the_command_itself(folder):
+    ran = subprocess.run([COMMAND, "explain", folder], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, TABLE, "")
+    ran = subprocess.run([COMMAND, "explain", folder.parent], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        f"{folder.parent} holds no training: there is no decisions.jsonl in it; there are trainings in it: model\n"
+    )
+    assert subprocess.run([COMMAND, "explain"], capture_output=True, check=False).returncode == 2
+
+
+def test_whoever_reads_may_stop_reading(folder):
+    line = (folder / "decisions.jsonl").read_text().splitlines(keepends=True)[0]
+    (folder / "decisions.jsonl").write_text(line * 5000)
+    explained = subprocess.Popen([COMMAND, "explain", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert explained.stdout.readline() == b"What was decided\n"
+    explained.stdout.close()
+    assert explained.stderr.read() == b""
+    explained.stderr.close()
+    assert explained.wait() == 1
+
+
+@pytest.mark.parametrize("name", ["best_accuracy", "accuracy", "best_accuracy keep 9"])
+def test_one_rule(explain, folder, name):
+    status, out, _ = explain(folder, "--rule", name)
+    assert status == 0
+    assert "high" not in out
+    assert out.count("best_accuracy") == 5
+
+
+def test_an_unknown_rule(explain, folder):
+    said = "there is no rule 'hihg', did you mean 'high'? There are: best_accuracy, high\n"
+    assert explain(folder, "--rule", "hihg") == (1, "", said)
+
+
+def test_no_training(explain, tmp_path):
+    assert explain(tmp_path / "no") == (1, "", f"{tmp_path}/no: there is no such folder\n")
+    assert explain(tmp_path) == (1, "", f"{tmp_path} holds no training: there is no decisions.jsonl in it\n")
+    (tmp_path / "decisions.jsonl").touch()
+    assert explain(tmp_path) == (0, f"{tmp_path}: nothing was decided yet\n", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"step": 1', ", line 2 is damaged: "),
+        ("[1]", ", line 2 is no decision: TypeError: "),
+        ("{}", ", line 2 is no decision: KeyError: 'step'"),
+        ("\0\0\0", ", line 2 is damaged: "),
+        (None, ", line 2 is no decision: ValueError: 'odd' is not a valid Outcome"),
+    ],
+)
+def test_damaged_lines(explain, folder, line, said):
+    path = folder / "decisions.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace('"nan", "reason', '"odd", "reason') if line is None else line
+    path.write_text("\n".join(lines) + "\n")
+    status, out, err = explain(folder)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"{path}{said}")
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(explain, folder):
+    path = folder / "decisions.jsonl"
+    path.write_text(path.read_text()[:-20])
+    status, out, _ = explain(folder)
+    assert status == 0
+    assert out.endswith("no rule asked to stop\n")
+
+
+def test_brackets_are_no_markup(explain, folder):
+    path = folder / "decisions.jsonl"
+    path.write_text(path.read_text().replace("accuracy is nan", "[bold]accuracy[/bold] is nan"))
+    assert "[bold]accuracy[/bold] is nan" in explain(folder)[1]

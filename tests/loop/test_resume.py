@@ -1,0 +1,366 @@
+"""A training that is interrupted anywhere and started again ends bit by bit as if nothing had happened."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import Dataset, RandomSampler, WeightedRandomSampler
+
+from accmt import Callback, FunctionMetric, set_seed
+from accmt.checkpoint.checkpoints import NoCheckpoint
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing in the library may catch it on the way."""
+
+
+class CutAt(Callback):
+    """Cuts the power after an optimizer step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_after_zero_grad(self, optimizer):
+        if self.step is not None and self.state.global_step + 1 == self.step:
+            raise PowerCut
+
+
+class Augmented(Dataset):
+    """Adds noise from the process-wide generator to every sample."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, index):
+        inputs, targets = self._dataset[index]
+        return inputs + 0.01 * torch.randn(4), targets
+
+
+def timeless(data):
+    """Without what the clock says."""
+    if isinstance(data, dict):
+        return {key: timeless(value) for key, value in data.items() if key != "elapsed"}
+    return [timeless(item) for item in data] if isinstance(data, list) else data
+
+
+def outcome(training, module):
+    """All that has to be equal at the end."""
+    checkpoint = max((training.model_path / "checkpoints").iterdir())
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.suffix == ".safetensors"}
+    engine = timeless(json.loads((checkpoint / "trainer.json").read_text())["engine"])
+    journals = []
+    for name in ("history.jsonl", "decisions.jsonl"):
+        journals += [timeless(json.loads(line)) for line in (training.model_path / name).read_text().splitlines()]
+    weights = {name: value.clone() for name, value in module.model.state_dict().items()}
+    return weights, files, engine, journals
+
+
+def assert_same(one, other):
+    for name, value in one[0].items():
+        assert torch.equal(value, other[0][name]), name
+    assert one[1:] == other[1:]
+
+
+PLAIN = {"evaluate_every_n_steps": 2, "checkpoint_every": "1 step", "log_every": 3}
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"grad_accumulation_steps": 4},
+    "adamw and a schedule per step": {
+        "optimizer": "AdamW",
+        "hps": {"scheduler": "CosineWithWarmup", "scheduler_kwargs": {"num_warmup_steps": 2}},
+    },
+    "a schedule per epoch": {
+        "hps": {"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 1}, "step_scheduler_per_epoch": True}
+    },
+    "one cycle": {"hps": {"scheduler": "OneCycleLR", "scheduler_kwargs": {"max_lr": 0.1}}},
+    "max_steps": {"max_steps": 9},
+    "not shuffled": {"shuffle_train": False},
+    "two workers": {"dataloader_num_workers": 2},
+    "evaluation at epochs": {"evaluate_every_n_steps": None},
+    "checkpoints by evaluations or steps": {"checkpoint_every": "1 evaluation or 3 steps"},
+}
+
+
+def train(trainer, path, module, dataset, validation, cut=None, **arguments):
+    callback = CutAt(cut)
+    settings = {**PLAIN, **arguments}
+    metric = FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False)
+    training = trainer(path, callback=callback, metrics=metric, patience=9, **settings)
+    training.register_model_saving("best_error/valid_loss")
+    training.register_model_saving("best_avg(error, 3) keep 2")
+    training.register_model_saving("best_train_loss by 1% after 2 steps")
+    if cut is None:
+        training.fit(module, dataset, validation)
+    else:
+        with pytest.raises(PowerCut):
+            training.fit(module, dataset, validation)
+    return training
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_cut_at_every_step(trainer, regression, data, variant):
+    arguments = VARIANTS[variant]
+    validation = {"a": data(6, 1), "b": data(5, 2)}
+    set_seed(0)
+    module = regression(dropout=0.3)
+    reference = train(trainer, "whole", module, data(22), validation, **arguments)
+    expected, steps = outcome(reference, module), reference.state.global_step
+    for cut in range(2, steps + 1) if variant == "plain" else (3, steps // 2 + 2):
+        path = f"cut{cut}"
+        set_seed(0)
+        train(trainer, path, regression(dropout=0.3), data(22), validation, cut=cut, **arguments)
+        set_seed(1234)
+        module = regression(dropout=0.3)
+        resumed = train(trainer, path, module, data(22), validation, **arguments)
+        assert_same(outcome(resumed, module), expected)
+
+
+@pytest.mark.parametrize("every", ["2 steps", "3 steps", "epoch"])
+def test_cut_between_checkpoints(trainer, regression, data, every):
+    """What was done after the newest checkpoint is done again in the same way; savings and history are the same."""
+    set_seed(0)
+    module = regression(dropout=0.3)
+    reference = train(trainer, "whole", module, data(22), data(5), checkpoint_every=every)
+    expected = outcome(reference, module)
+    for cut in (7, 8, 11):
+        set_seed(0)
+        train(trainer, f"cut{cut}", regression(dropout=0.3), data(22), data(5), cut=cut, checkpoint_every=every)
+        module = regression(dropout=0.3)
+        resumed = train(trainer, f"cut{cut}", module, data(22), data(5), checkpoint_every=every)
+        assert_same(outcome(resumed, module), expected)
+        mine, theirs = resumed.best("best_train_loss by 1%"), reference.best("best_train_loss by 1%")
+        assert (mine.step, mine.values) == (theirs.step, theirs.values)
+
+
+def weighted(dataset):
+    return WeightedRandomSampler([1.0] * len(dataset), len(dataset))
+
+
+def seeded(dataset):
+    return RandomSampler(dataset, generator=torch.Generator().manual_seed(5))
+
+
+class Lazy:
+    """A sampler that draws from the process-wide generator, as users write them."""
+
+    def __init__(self, dataset):
+        self._size = len(dataset)
+
+    def __iter__(self):
+        return iter(torch.randperm(self._size).tolist())
+
+    def __len__(self):
+        return self._size
+
+
+@pytest.mark.parametrize("make", [weighted, seeded, Lazy])
+def test_samplers_and_augmentation(trainer, regression, data, make):
+    def run(path, seed, cut=None):
+        set_seed(seed)
+        module, dataset = regression(dropout=0.3), Augmented(data(22))
+        training = train(trainer, path, module, dataset, data(5), cut=cut, sampler=make(dataset))
+        return training, module
+
+    expected = outcome(*run("whole", 0))
+    for cut in (3, 6, 7, 10):
+        run(f"cut{cut}", 0, cut)
+        assert_same(outcome(*run(f"cut{cut}", 99)), expected)
+
+
+def test_resume_by_index_goes_on_from_there(trainer, regression, data):
+    common = {"multiple_checkpoints": True, "checkpoint_every": "2 steps"}
+    set_seed(0)
+    module = regression(dropout=0.3)
+    training = train(trainer, "m", module, data(22), data(5), **common)
+    expected = {k: v.clone() for k, v in module.model.state_dict().items()}
+    before = (training.model_path / "history.jsonl").read_text().splitlines()
+    module = regression(dropout=0.3)
+    again = train(trainer, "m", module, data(22), data(5), resume=2, **common)
+    assert all(torch.equal(value, expected[name]) for name, value in module.model.state_dict().items())
+    names = sorted(path.name for path in (again.model_path / "checkpoints").iterdir())
+    assert names[1] == "checkpoint-0002-step-4"
+    assert names[-1] == "checkpoint-0010-step-12"
+    after = (again.model_path / "history.jsonl").read_text().splitlines()
+    assert len(before) == len(after)
+    assert before[:2] == after[:2]
+
+
+@pytest.mark.parametrize(
+    ("resume", "text"), [(True, "resume=True, but there is no checkpoint in"), (-1, "resume=-1"), (3, "resume=3")]
+)
+def test_nothing_to_resume_from(trainer, regression, data, resume, text):
+    training = trainer(resume=resume, multiple_checkpoints=True)
+    with pytest.raises(NoCheckpoint, match=text):
+        training.fit(regression(), data(8))
+    assert not training.model_path.exists()
+
+
+def test_unknown_index(trainer, regression, data):
+    trainer(multiple_checkpoints=True).fit(regression(), data(8))
+    with pytest.raises(NoCheckpoint, match=r"there is no checkpoint 7 in .*; there are: 1, 2"):
+        trainer(multiple_checkpoints=True, resume=7).fit(regression(), data(8))
+
+
+def test_resume_false_starts_anew(trainer, regression, data):
+    trainer().fit(regression(), data(8))
+    fresh = trainer(resume=False)
+    fresh.fit(regression(), data(8))
+    assert [decision.progress.step for decision in fresh.decisions] == [2, 4]
+    assert len((fresh.model_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_finished_training_has_nothing_left_to_do_and_can_be_prolonged(trainer, regression, data):
+    class Steps(Callback):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def on_resume(self):
+            self.seen.append("resume")
+
+        def on_after_optimizer_step(self, optimizer):
+            self.seen.append(self.state.global_step + 1)
+
+    trainer().fit(regression(), data(8), data(4))
+    again = Steps()
+    trainer(callback=again).fit(regression(), data(8), data(4))
+    assert again.seen == ["resume"]
+    longer = Steps()
+    training = trainer(epochs=3, callback=longer)
+    training.fit(regression(), data(8), data(4))
+    assert longer.seen == ["resume", 5, 6]
+    assert [decision.progress.epoch for decision in training.decisions] == [1, 2, 3]
+
+
+def test_a_training_that_was_cut_short_by_max_steps_continues_in_its_epoch(trainer, regression, data):
+    set_seed(0)
+    module = regression()
+    trainer("whole").fit(module, data(20))
+    expected = module.model.state_dict()
+    set_seed(0)
+    trainer("parts", max_steps=7).fit(regression(), data(20))
+    module = regression()
+    trainer("parts").fit(module, data(20))
+    assert all(torch.equal(value, expected[name]) for name, value in module.model.state_dict().items())
+
+
+def test_patience_that_ran_out_stays_run_out_until_it_is_raised(trainer, regression, data):
+    class Stuck(regression):
+        def validation_step(self, key, batch):
+            return torch.tensor(1.0)
+
+    trainer(epochs=10, patience=2).fit(Stuck(), data(8), data(4))
+    same = trainer(epochs=10, patience=2)
+    same.fit(Stuck(), data(8), data(4))
+    assert same.state.global_step == 6
+    more = trainer(epochs=10, patience=4)
+    more.fit(Stuck(), data(8), data(4))
+    assert more.state.global_step == 10
+
+
+def test_a_damaged_checkpoint_is_passed_over(trainer, regression, data):
+    training = trainer(multiple_checkpoints=True)
+    training.fit(regression(), data(8))
+    newest = max((training.model_path / "checkpoints").iterdir())
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    again = trainer(multiple_checkpoints=True)
+    with pytest.warns(UserWarning, match=r"checkpoint-0002-step-4 cannot be used: model.safetensors is damaged"):
+        again.fit(regression(), data(8))
+    assert again.state.global_step == 4
+    assert newest.exists()
+
+
+def test_changed_rules_are_said(trainer, regression, data, capsys):
+    first = trainer()
+    first.register_model_saving("best_valid_loss")
+    first.register_model_saving("best_train_loss")
+    first.fit(regression(), data(8), data(4))
+    second = trainer(epochs=3)
+    second.register_model_saving("best_valid_loss by 1%")
+    second.register_model_saving("best_valid_loss", name="other")
+    capsys.readouterr()
+    second.fit(regression(), data(8), data(4))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the rule 'best_valid_loss' has changed: it starts fresh" in text
+    assert "the rule 'other' is new: it starts fresh" in text
+    assert "the rule 'best_train_loss' is gone" in text
+
+
+SCRIPT = """
+    import os, sys
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+    from accmt import AcceleratorModule, Callback, HyperParameters, Trainer, set_seed
+
+    class Module(AcceleratorModule):
+        def __init__(self):
+            self.model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.2), nn.Linear(64, 1))
+        def training_step(self, batch):
+            return nn.functional.mse_loss(self.model(batch[0]), batch[1])
+        def validation_step(self, key, batch):
+            return self.training_step(batch)
+
+    set_seed(int(sys.argv[2]))
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    trainer = Trainer(HyperParameters(2, batch_size=4, optimizer="AdamW"), sys.argv[1], dataloader_num_workers=0,
+                      checkpoint_every="1 step", evaluate_every_n_steps=20)
+    module = Module()
+    print("ready", flush=True)
+    trainer.fit(module, data, data)
+    torch.save(module.model.state_dict(), sys.argv[1] + "/end.bin")
+"""
+
+
+def test_kill_minus_nine(tmp_path):
+    """A real process, really killed, several times; the next one ends as an undisturbed one does."""
+    import random
+    import time
+
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def start(folder, seed):
+        command = [sys.executable, str(script), str(tmp_path / folder), str(seed)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start("whole", 0)
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+    kills, seed = 0, 0
+    for attempt in range(30):
+        process = start("killed", seed)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2 + random.Random(attempt).random() * 0.6)
+        if process.poll() is None and kills < 3:
+            process.kill()
+            kills += 1
+        output, _ = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, output
+        if list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*")):
+            seed = 7
+    assert process.returncode == 0
+    assert kills == 3
+    ends = [torch.load(tmp_path / folder / "end.bin", weights_only=True) for folder in ("whole", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_no_warning_is_given_by_a_normal_run(trainer, regression, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer().fit(regression(), data(8), data(4))
+        trainer(epochs=3).fit(regression(), data(8), data(4))
