@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from accmt.loop.checkpointer import DiskCheckpointer, restore, tracker_state
 from accmt.loop.data import TrainingData, share, training_loader, validation_loader
 from accmt.loop.hooks import Hooks
 from accmt.loop.position import Position
-from accmt.loop.processes import SharedClock
+from accmt.loop.processes import SharedClock, join_processes
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run, Validation
 from accmt.loop.step import Stepper
 from accmt.metrics.metric import Metric
@@ -170,8 +169,7 @@ def plan(
         ConfigError, RuleError: Something cannot work.
         NoCheckpoint: There is nothing to continue from, and there must be.
     """
-    accelerator = Accelerator()
-    _check_launch(accelerator)
+    accelerator = join_processes()
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     facts = _facts(options, datasets, data, position)
@@ -252,14 +250,6 @@ def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
     plan.position.stopwatch.set(0.0)
     notes = [] if aside is None else [f"the checkpoints and the history of the earlier training are now in {aside}"]
     return run, [*notes, *plan.warnings]
-
-
-def _check_launch(accelerator: Accelerator) -> None:
-    """Processes that do not know of each other would train apart and write into one folder."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and accelerator.num_processes == 1:
-        text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"
-        raise ConfigError([Problem("", text)], "the launch")
 
 
 def _clear_away(model_path: Path, rules: Rules) -> None:

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.arguments import ArgumentCheck
-from accmt.assembly import assemble, check_fit, plan
+from accmt.assembly import Plan, assemble, check_fit, plan
 from accmt.callbacks import Callback
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.savings import Saving, Savings
 from accmt.checkpoint.together import from_main
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
 from accmt.loop.hooks import tell
+from accmt.loop.processes import leave_processes
 from accmt.loop.run import Run
 from accmt.loop.train import train
 from accmt.metrics.metric import Metric
@@ -179,14 +179,22 @@ class Trainer:
             ConfigError, RuleError: With all problems that can be known before the first step.
         """
         datasets = check_fit(self._options, module, train_dataset, val_dataset)
-        planned = plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
-        model = module.model
+        try:
+            planned = plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
+            self._fit(planned)
+        finally:
+            if self._options.destroy:
+                leave_processes()
+
+    def _fit(self, planned: Plan) -> None:
+        """Train what is planned, as the only training in this folder."""
         lock = Lock(self.model_path)
         try:
             from_main(lock.acquire)
         except OSError as error:
             problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
             raise ConfigError([problem], "Trainer(...)") from None
+        module, model = planned.module, planned.module.model
         try:
             self.state = TrainingState()
             run, notes = assemble(planned, self.state)
@@ -196,9 +204,8 @@ class Trainer:
             run.display.show(*after_training(run, stop, self._saved()))
         finally:
             module.model = model
+            planned.accelerator.free_memory()
             lock.release()
-            if self._options.destroy and planned.accelerator.num_processes > 1:
-                PartialState().destroy_process_group()
 
     def best(self, rule: str) -> Saving | None:
         """The best model that a rule of the last `fit` has saved: values, step, folder. None if it has saved none.

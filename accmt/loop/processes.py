@@ -1,11 +1,39 @@
-"""What processes have to agree on."""
+"""The processes of a training: how they come together and part, and what they have to agree on."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib import import_module
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+
+from accmt.config.errors import ConfigError, Problem
+
+
+def join_processes() -> Accelerator:
+    """The Accelerator, with the process group of all processes that were launched.
+
+    Raises:
+        ConfigError: The processes do not know of each other: they would train apart and write into one folder.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
+        # Its functions have the group as a default argument. Imported only later, as DistributedDataParallel does, it
+        # keeps the group past its end, and a thread of gloo that outlives the interpreter aborts the process.
+        import_module("torch.distributed.nn.functional")
+    accelerator = Accelerator()
+    if launched > 1 and accelerator.num_processes == 1:
+        text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"
+        raise ConfigError([Problem("", text)], "the launch")
+    return accelerator
+
+
+def leave_processes() -> None:
+    """End the process group, if there is one."""
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()
 
 
 def agreed(value: float) -> float:

@@ -83,6 +83,15 @@ def test_only_the_main_process_prints(whole):
     assert ran.stderr == ""
 
 
+def test_the_process_group_ends_with_the_training(whole):
+    """A thread of gloo that outlives the interpreter takes the process down with SIGABRT, now and then."""
+    folder, _ = whole
+    for rank in (0, 1):
+        threads = json.loads(Path(f"{folder}-rank{rank}-threads.json").read_text())
+        assert threads
+        assert not [name for name in threads if "gloo" in name]
+
+
 def test_resume_is_exact(whole):
     folder, _ = whole
     cut = folder.with_name("cut")
