@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accmt.callbacks import Callback
+    from accmt.checkpoint.loading import load_saving
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
     from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
-    from accmt.module import AcceleratorModule
+    from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
     from accmt.monitor import Monitor
     from accmt.rules import RuleError
     from accmt.seeding import set_seed
@@ -25,6 +26,7 @@ _HOMES = {
     "AcceleratorModule": "accmt.module",
     "Callback": "accmt.callbacks",
     "ConfigError": "accmt.config.errors",
+    "ExtendedAcceleratorModule": "accmt.module",
     "FunctionMetric": "accmt.metrics",
     "HyperParameters": "accmt.hyperparameters",
     "Metric": "accmt.metrics",
@@ -35,6 +37,7 @@ _HOMES = {
     "Scheduler": "accmt.hyperparameters",
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
+    "load_saving": "accmt.checkpoint.loading",
     "set_seed": "accmt.seeding",
 }
 
@@ -42,6 +45,7 @@ __all__ = [
     "AcceleratorModule",
     "Callback",
     "ConfigError",
+    "ExtendedAcceleratorModule",
     "FunctionMetric",
     "HyperParameters",
     "Metric",
@@ -53,6 +57,7 @@ __all__ = [
     "TorchMetric",
     "Trainer",
     "__version__",
+    "load_saving",
     "set_seed",
 ]
 

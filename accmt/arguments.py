@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +19,13 @@ from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
-from accmt.options import CheckpointOptions, Options, RuleOptions, SavingOptions, TrackingOptions
+from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
 from accmt.rules import CadenceRule, RuleError, StopCondition
+from accmt.tracking.choice import choose_trackers
 
-TRACKERS = ("mlflow",)
 CHECKPOINT_EVERY = "epoch"
-_RUN_ARGUMENTS = ("run_name", "tags")
+PRECISIONS = ("no", "fp16", "bf16")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:KB|MB|GB|TB)", re.IGNORECASE)
 _T = TypeVar("_T")
 
 
@@ -44,7 +47,7 @@ class ArgumentCheck:
         config = self._config()
         section, monitor = self._section(config), self._monitor()
         tracking, data, loop = self._tracking(), self._data(config), self._loop(monitor, section)
-        step = self._step(config, monitor)
+        step, model = self._step(config, monitor), self._model()
         checkpoint, saving, rules = self._checkpoint(section), self._saving(), self._rules(section)
         accumulation = self._whole("grad_accumulation_steps", none=True) or 1
         metrics, callbacks = self._metrics(), self._callbacks()
@@ -53,7 +56,7 @@ class ArgumentCheck:
         destroy = bool(self._given["destroy_after_training"])
         hps = config.hps
         return Options(
-            hps, checkpoint, saving, rules, data, step, loop, tracking, accumulation, metrics, callbacks, destroy
+            hps, checkpoint, saving, rules, data, model, step, loop, tracking, accumulation, metrics, callbacks, destroy
         )
 
     def _raise(self) -> None:
@@ -107,21 +110,23 @@ class ArgumentCheck:
         try:
             config = load_config(self._given["hps_config"])
         except ConfigError as error:
-            given = self._given["hps_config"]
-            place = f"{given}: " if isinstance(given, str | Path) else ""
-            self._problems += [
-                Problem(f"{place}{problem.path}".strip(": "), problem.text) for problem in error.problems
-            ]
+            self._wrong_in_file(error.problems)
             return None
-        self._problems += [Problem("", text) for text in config.hps.problems()]
+        self._wrong_in_file(config.problems())
         return config
+
+    def _wrong_in_file(self, problems: Iterable[Problem]) -> None:
+        """Problems of the configuration, with the name of its file if it is one."""
+        given = self._given["hps_config"]
+        place = f"{given}: " if isinstance(given, str | Path) else ""
+        self._problems += [Problem(f"{place}{problem.path}".strip(": "), problem.text) for problem in problems]
 
     def _section(self, config: Config | None) -> RuleSection:
         """The rules of the configuration."""
         try:
             return read_rules(config.rules) if config is not None else RuleSection()
         except ConfigError as error:
-            self._problems += error.problems
+            self._wrong_in_file(error.problems)
             return RuleSection()
 
     def _checkpoint(self, section: RuleSection) -> CheckpointOptions:
@@ -149,7 +154,15 @@ class ArgumentCheck:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 place = f"patience[{rule!r}]" if rule else "patience"
                 self._wrong(place, must_be("a whole number from 1", value))
-        return SavingOptions(self._flag("disable_model_saving"), self._flag("safe_serialization"), patience)
+        disabled, safe = self._flag("disable_model_saving"), self._flag("safe_serialization")
+        return SavingOptions(disabled, safe, self._shard_size(), patience)
+
+    def _shard_size(self) -> str:
+        size = self._given["max_shard_size"]
+        match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+        if match is None or float(match[1]) == 0:
+            self._wrong("max_shard_size", must_be('a size such as "10GB" or "500MB"', size))
+        return str(size)
 
     def _rules(self, section: RuleSection) -> RuleOptions:
         every = self._evaluate() or section.evaluate or CadenceRule.parse("epoch")
@@ -167,7 +180,8 @@ class ArgumentCheck:
             self._wrong("evaluate_every", "is given beside evaluate_every_n_steps: give one of them")
         if text is None and steps is None:
             return None
-        return self._parsed(CadenceRule.parse, f"{steps} steps" if text is None else text, "evaluate_every")
+        parse = partial(CadenceRule.parse, evaluates=True)
+        return self._parsed(parse, f"{steps} steps" if text is None else text, "evaluate_every")
 
     def _data(self, config: Config | None) -> DataOptions:
         collate, train, val = map(self._callable, ("collate_fn", "collate_fn_train", "collate_fn_val"))
@@ -195,8 +209,38 @@ class ArgumentCheck:
             clip_grad=math.inf if clip is None and monitor.grad_norm else clip,
             set_to_none=self._flag("set_to_none"),
             place_batches=self._flag("batch_device_placement"),
+            prepare_batches=self._flag("prepare_batch"),
             scheduler_per_epoch=config.hps.step_scheduler_per_epoch if config else False,
+            through_wrapper=self._flag("safe_mode"),
+            repeats=self._flag("safe_steps"),
         )
+
+    def _model(self) -> ModelOptions:
+        checkpointing, compiles = self._flag("gradient_checkpointing"), self._flag("compile")
+        precision = self._given["mixed_precision"]
+        if precision is not None and precision not in PRECISIONS:
+            self._wrong("mixed_precision", must_be(f"one of {', '.join(PRECISIONS)}, or None", precision))
+        compile_kwargs = self._kwargs("compile_kwargs", "compile", compiles)
+        return ModelOptions(
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs=self._kwargs(
+                "gradient_checkpointing_kwargs", "gradient_checkpointing", checkpointing
+            ),
+            compile_kwargs=(compile_kwargs or {}) if compiles else None,
+            mixed_precision=precision,
+            through_wrapper=self._flag("safe_mode"),
+            logs_preparation=self._flag("enable_prepare_logging"),
+        )
+
+    def _kwargs(self, name: str, switch: str, is_on: bool) -> dict[str, Any] | None:
+        """The arguments of something that another argument switches on."""
+        value = self._given[name]
+        if value is not None and not isinstance(value, Mapping):
+            self._wrong(name, must_be("a dictionary, or None", value))
+            return None
+        if value is not None and not is_on:
+            self._wrong(name, f"is given, and {switch} is not: give {switch}=True")
+        return None if value is None else dict(value)
 
     def _loop(self, monitor: Monitor, section: RuleSection) -> LoopOptions:
         every = self._given["log_every"]
@@ -213,6 +257,7 @@ class ArgumentCheck:
             train_loss_name=names[0],
             val_loss_name=names[1],
             monitor=monitor,
+            clean_every=self._whole("cleanup_cache_every_n_steps", none=True),
         )
 
     def _monitor(self) -> Monitor:
@@ -234,15 +279,10 @@ class ArgumentCheck:
         return Monitor(**known)
 
     def _tracking(self) -> TrackingOptions:
-        log_with, kwargs = self._given["log_with"], self._given["kwargs"]
-        if log_with is not None and log_with not in TRACKERS:
-            self._wrong("log_with", f"unknown tracker {log_with!r}; allowed are {', '.join(TRACKERS)}, or None")
-        allowed = tuple(name for name in self._given if name != "kwargs") + (_RUN_ARGUMENTS if log_with else ())
-        for name in kwargs:
-            if name not in _RUN_ARGUMENTS:
-                self._wrong(name, f"unknown argument{did_you_mean(name, allowed)}")
-            elif log_with is None:
-                self._wrong(name, "is for a tracker, and none is asked for: give log_with")
+        own = [name for name in self._given if name != "kwargs"]
+        location = self._text("logging_dir")
+        trackers, problems = choose_trackers(self._given["log_with"], location, self._given["kwargs"], own)
+        self._problems += problems
         config = self._given["additional_tracker_config"]
         if config is not None and not isinstance(config, Mapping):
             self._wrong("additional_tracker_config", must_be("a dictionary, or None", config))
@@ -253,7 +293,7 @@ class ArgumentCheck:
         elif Path(model_path).exists() and not Path(model_path).is_dir():
             self._wrong("model_path", f"'{model_path}' is a file: give a folder")
         name = track_name or Path(model_path).resolve().name
-        return TrackingOptions(log_with, self._text("logging_dir"), name, config or {}, kwargs)
+        return TrackingOptions(trackers, location, name, config or {})
 
     def _metrics(self) -> dict[str | None, list[Metric]]:
         """Dataset -> metrics; the key None stands for all datasets."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +20,35 @@ from accmt.checkpoint.aside import put_aside
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.packing import pack
-from accmt.checkpoint.savings import Savings
+from accmt.checkpoint.savings import Savings, savings_in
 from accmt.checkpoint.together import from_main
-from accmt.config.errors import did_you_mean, must_be
+from accmt.checkpoint.weights import WeightsFormat
+from accmt.config.errors import must_be
 from accmt.display.display import ConsoleDisplay, Display, NoDisplay
+from accmt.fit_check import metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, restore, tracker_state
-from accmt.loop.data import TrainingData, share, training_loader, validation_loader
+from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
+from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
+from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
+from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import SharedClock, join_processes
-from accmt.loop.run import Checkpointer, NoCheckpointer, Run, Validation
-from accmt.loop.step import Stepper
-from accmt.metrics.metric import Metric
-from accmt.module import AcceleratorModule
+from accmt.loop.run import Checkpointer, NoCheckpointer, Run
+from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.utilization import begin_measuring
+from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
+from accmt.preparation import Prepared, prepare
+from accmt.pretrained import extras_of
 from accmt.rules import Facts, Length, Reported, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.rules.store import VALID_LOSS
 from accmt.states import TrainingState
-from accmt.tracking.description import Description, write_description
+from accmt.tracking.description import Description, read_description, write_description
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
-from accmt.tracking.tracker import GuardedTracker, NoTracker, Tracker
+from accmt.tracking.start import start_trackers
+from accmt.tracking.tracker import Beginning, NoTracker, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class Plan:
     module: AcceleratorModule
     accelerator: Accelerator
     data: TrainingData
-    validation: Validation
+    loaders: Mapping[str, DataLoader[Any]]
     position: Position
     rules: Rules
     facts: Facts
@@ -58,101 +68,6 @@ class Plan:
     scheduler: Any | None
     parts: Parts
     warnings: tuple[str, ...]
-
-
-def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: Any) -> dict[str, Dataset[Any]]:
-    """Check what `fit` was given and name the validation datasets.
-
-    Raises:
-        ConfigError: With all problems.
-    """
-    problems: list[Problem] = []
-    if isinstance(module, type) and issubclass(module, AcceleratorModule):
-        problems.append(Problem("module", f"is the class {module.__name__}: give an object of it, {module.__name__}()"))
-    elif not isinstance(module, AcceleratorModule):
-        problems.append(Problem("module", f"must be an AcceleratorModule, not {type(module).__name__}"))
-    else:
-        problems += _module_problems(module, train_dataset, val_dataset)
-    datasets = _named(val_dataset, problems)
-    if train_dataset is not None:
-        problems += _dataset_problems("train_dataset", train_dataset)
-    for key, dataset in datasets.items():
-        problems += _dataset_problems("val_dataset" if dataset is val_dataset else f"val_dataset['{key}']", dataset)
-    problems += _metric_problems(options.metrics, datasets)
-    if problems:
-        raise ConfigError(problems, "fit(...)")
-    return datasets
-
-
-def _module_problems(module: AcceleratorModule, train_dataset: Any, val_dataset: Any) -> list[Problem]:
-    kind, problems = type(module), []
-    if not isinstance(getattr(module, "model", None), nn.Module):
-        problems.append(Problem(kind.__name__, "has no model: set self.model to a torch.nn.Module in its constructor"))
-    if kind.training_step is AcceleratorModule.training_step:
-        problems.append(Problem(kind.__name__, "has no training_step(self, batch)"))
-    if val_dataset is not None and kind.validation_step is AcceleratorModule.validation_step:
-        problems.append(Problem(kind.__name__, "has no validation_step(self, key, batch), and val_dataset is given"))
-    if train_dataset is None and kind.get_train_dataloader is AcceleratorModule.get_train_dataloader:
-        problems.append(Problem("train_dataset", "is missing, and the module has no get_train_dataloader"))
-    return problems
-
-
-def _named(val_dataset: Any, problems: list[Problem]) -> dict[str, Dataset[Any]]:
-    """Key -> dataset; keys are text, a list has "0", "1", ..., and a single dataset "0"."""
-    if val_dataset is None:
-        return {}
-    if isinstance(val_dataset, Mapping):
-        named: dict[str, Dataset[Any]] = {}
-        for key, dataset in val_dataset.items():
-            if str(key) in named:
-                problems.append(Problem("val_dataset", f"has two keys that read '{key}'"))
-            named[str(key)] = dataset
-        return named
-    listed = val_dataset if isinstance(val_dataset, list | tuple) else [val_dataset]
-    return {str(index): dataset for index, dataset in enumerate(listed)}
-
-
-def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
-    if isinstance(dataset, DataLoader):
-        return [Problem(name, "is a DataLoader: give its dataset, or return the loader from the module's hook")]
-    if isinstance(dataset, IterableDataset):
-        return []
-    if isinstance(dataset, str) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        wanted = "a dataset with __getitem__ and __len__, or a torch IterableDataset"
-        return [Problem(name, must_be(wanted, dataset))]
-    return [Problem(name, "is empty")] if len(dataset) == 0 else []
-
-
-def _metric_problems(
-    metrics: Mapping[str | None, Sequence[Metric]], datasets: Mapping[str, Dataset[Any]]
-) -> list[Problem]:
-    problems = []
-    for key in metrics:
-        if key is not None and datasets and key not in datasets:
-            known = ", ".join(datasets)
-            problems.append(
-                Problem("metrics", f"'{key}' is no dataset{did_you_mean(key, datasets)} There are: {known}")
-            )
-    directions: dict[str, bool] = {}
-    for key in datasets:
-        seen: set[str] = set()
-        for metric in _metrics_on(metrics, key):
-            name = metric.main_metric
-            if type(metric).compute is Metric.compute:
-                problems.append(
-                    Problem("metrics", f"{type(metric).__name__} '{metric.name}' has no compute(self, ...)")
-                )
-            if name in seen or name in (VALID_LOSS, "train_loss", "loss"):
-                what = "is given twice" if name in seen else "has a name that is taken by the losses"
-                problems.append(Problem("metrics", f"'{name}' {what} (dataset '{key}')"))
-            if directions.setdefault(name, metric.greater_is_better) != metric.greater_is_better:
-                problems.append(Problem("metrics", f"'{name}' is better in different directions on different datasets"))
-            seen.add(name)
-    return problems
-
-
-def _metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:
-    return [*metrics.get(None, ()), *metrics.get(key, ())]
 
 
 def plan(
@@ -169,13 +84,13 @@ def plan(
         ConfigError, RuleError: Something cannot work.
         NoCheckpoint: There is nothing to continue from, and there must be.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(options.model.mixed_precision)
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     facts = _facts(options, datasets, data, position)
     rules = _rules(options, savings, facts)
-    warnings = tuple(str(warning) for warning in check(rules, facts))
-    optimizer, scheduler = _optimizer(options, module, data, position)
+    warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts)]
+    optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
         folder = Checkpoints(model_path).folder
         raise NoCheckpoint(f"resume={options.checkpoint.resume}, but there is no checkpoint in {folder}")
@@ -185,14 +100,14 @@ def plan(
         module,
         accelerator,
         data,
-        _validation(options, module, datasets),
+        validation_loaders(options.data, module, datasets),
         position,
         rules,
         facts,
         optimizer,
         scheduler,
         _parts(module, optimizer, scheduler, accelerator),
-        warnings,
+        tuple(warnings),
     )
 
 
@@ -210,26 +125,29 @@ def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
     checkpoints = Checkpoints(plan.model_path)
     resume = from_main(lambda: _checkpoint(options, checkpoints))
     main = accelerator.is_main_process
-    module.model, optimizer = accelerator.prepare(module.model, plan.optimizer)
-    if module.teacher is not None:
-        module.teacher = module.teacher.to(accelerator.device).eval().requires_grad_(False)
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
+    prepared = prepare(module, plan.optimizer, options.model)
     display: Display = ConsoleDisplay() if main else NoDisplay()
     module.tracker = _tracker(options, resume, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
+    stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
+    metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     run = Run(
         options=options.loop,
         module=module,
+        model=plan.parts.model,
         accelerator=accelerator,
         data=plan.data,
-        validation=plan.validation,
-        stepper=Stepper(module, accelerator, optimizer, plan.scheduler, options.step, hooks, state),
+        evaluation=Evaluation(
+            module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, options.step.repeats
+        ),
+        stepper=stepper,
         position=plan.position,
         engine=RuleEngine(plan.rules, plan.facts),
         state=state,
         hooks=hooks,
-        savings=None if options.saving.disabled else Savings(plan.model_path, options.saving.safe_serialization),
+        savings=_savings(plan),
         checkpointer=_checkpointer(options, checkpoints, plan.parts),
         history=Journal(plan.model_path / HISTORY, writes=main),
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
@@ -238,18 +156,80 @@ def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
         clock=SharedClock(plan.position.stopwatch.elapsed),
     )
     state.patience_left = run.engine.patience_left()
-    description = Description(plan.rules, plan.facts, options.loop.log_every)
     if resume is not None:
-        notes = restore(run, resume.path, plan.parts)
-        from_main(lambda: write_description(plan.model_path, description))
-        return run, [f"continuing from {resume.path.name}", *notes, *plan.warnings]
-    aside = from_main(lambda: put_aside(plan.model_path))
+        changes, notes = restore(run, resume.path, plan.parts)
+        from_main(lambda: _describe(plan, changes))
+        notes = [f"continuing from {resume.path.name}", *changes, *notes, *_settle_savings(run)]
+        return run, [*notes, *plan.warnings]
+    aside = from_main(lambda: put_aside(plan.model_path, savings_in(plan.model_path)))
     run.history.cut(0)
     run.decision_log.cut(0)
-    from_main(lambda: write_description(plan.model_path, description))
+    from_main(lambda: write_description(plan.model_path, Description(plan.rules, plan.facts, options.loop.log_every)))
     plan.position.stopwatch.set(0.0)
-    notes = [] if aside is None else [f"the checkpoints and the history of the earlier training are now in {aside}"]
+    notes = [] if aside is None else [f"what the earlier training left is now in {aside}"]
     return run, [*notes, *plan.warnings]
+
+
+def assemble_evaluation(
+    options: Options, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]], state: TrainingState
+) -> Evaluation:
+    """What an evaluation outside of a training needs."""
+    accelerator = join_processes(options.model.mixed_precision)
+    module.state, module.device, module.accelerator, module.tracker = (
+        state,
+        accelerator.device,
+        accelerator,
+        NoTracker(),
+    )
+    module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
+    step = options.step
+    place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
+    metrics = {key: metrics_on(options.metrics, key) for key in datasets}
+    loaders = validation_loaders(options.data, module, datasets)
+    return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
+
+
+def _describe(plan: Plan, changes: list[str]) -> None:
+    """Describe a training that is continued, and what was changed since it began."""
+    former = read_description(plan.model_path)
+    said = (*(former.changes if former is not None else ()), *changes)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every, said))
+
+
+def _settle_savings(run: Run) -> list[str]:
+    """Make what rules remember and what lies in their folders agree, and say where they did not, one line each."""
+    savings = run.savings
+    if savings is None:
+        return []
+    notes: list[str] = []
+    for rule in run.engine.rules.savings:
+        kept = run.engine.states[rule.name].kept
+        there = from_main(partial(savings.those_there, rule, kept))
+        if run.engine.keep_only(rule.name, there):
+            notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
+        aside = None if kept else from_main(partial(savings.put_aside, rule))
+        if aside is not None:
+            notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
+    return notes
+
+
+def _savings(plan: Plan) -> Savings | None:
+    saving = plan.options.saving
+    if saving.disabled:
+        return None
+    form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
+    return Savings(plan.model_path, form, extras_of(plan.parts.model, plan.options))
+
+
+def _stepper(
+    module: AcceleratorModule, prepared: Prepared, scheduler: Any, options: StepOptions, hooks: Hooks
+) -> Stepper:
+    model, optimizer = prepared.model, prepared.optimizer
+    if not isinstance(module, ExtendedAcceleratorModule):
+        kind = ClosureStepper if needs_closure(optimizer.optimizer) else Stepper
+        return kind(module, model, optimizer, scheduler, options, hooks)
+    module._updates = stepper = ManualStepper(module, model, optimizer, scheduler, options, hooks)
+    return stepper
 
 
 def _clear_away(model_path: Path, rules: Rules) -> None:
@@ -282,30 +262,22 @@ def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
     problem = None
     if sampler is not None and isinstance(dataset, IterableDataset):
         problem = "an IterableDataset brings its own order: leave the sampler out"
-    elif isinstance(sampler, list | tuple) and any(isinstance(item, Sampler) for item in sampler):
-        problem = "a list of samplers is not taken yet: give one sampler, or a list of indices"
-    elif sampler is not None and not hasattr(sampler, "__iter__"):
-        problem = must_be("a sampler or a list of indices", sampler)
+    elif is_several(sampler) and not all(isinstance(item, Sampler) for item in sampler):
+        problem = "a list of samplers must hold nothing else"
+    elif sampler is not None and (isinstance(sampler, type) or not hasattr(sampler, "__iter__")):
+        problem = must_be("a sampler, a list of samplers, or a list of indices", sampler)
     if problem is not None:
         raise ConfigError([Problem("sampler", problem)], "fit(...)")
-
-
-def _validation(options: Options, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]]) -> Validation:
-    loaders: dict[str, DataLoader[Any]] = {}
-    for key, dataset in datasets.items():
-        collate = module.collate_fn_val or options.data.collate_val
-        loader = module.get_validation_dataloader(dataset) or validation_loader(dataset, options.data, collate)
-        loaders[key] = share(loader, even=False)
-    return Validation(loaders, {key: _metrics_on(options.metrics, key) for key in datasets})
 
 
 def _facts(options: Options, datasets: Mapping[str, Dataset[Any]], data: TrainingData, position: Position) -> Facts:
     keys = tuple(datasets)
     reported: dict[str, Reported] = {}
     for key in keys:
-        for metric in _metrics_on(options.metrics, key):
-            before = reported.get(metric.main_metric, Reported((), metric.greater_is_better))
-            reported[metric.main_metric] = Reported((*before.datasets, key), metric.greater_is_better)
+        for metric in metrics_on(options.metrics, key):
+            for name, greater in metric.directions.items():
+                before = reported.get(name, Reported((), greater))
+                reported[name] = Reported((*before.datasets, key), greater)
     if keys:
         reported[VALID_LOSS] = Reported(keys, greater_is_better=False)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
@@ -319,31 +291,50 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     given = dict(patience) if isinstance(patience, Mapping) else patience
     evaluate = options.rules.evaluate if facts.datasets else None
     checkpoint = options.checkpoint.every
-    return Rules(assign_patience(registered, given), options.rules.stop_when, evaluate, checkpoint)
+    savings = assign_patience(registered, given)
+    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=not options.saving.disabled)
+
+
+def _without_effect(options: Options, facts: Facts) -> list[str]:
+    """What was asked for and needs validation data, where there are none."""
+    if facts.datasets:
+        return []
+    asked = {"metrics": any(options.metrics.values()), "evaluate_every": options.rules.evaluate.text != "epoch"}
+    names = [name for name, is_asked in asked.items() if is_asked]
+    return [f"there are no validation data: {' and '.join(names)} have no effect"] if names else []
 
 
 def _optimizer(
-    options: Options, module: AcceleratorModule, data: TrainingData, position: Position
+    options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
 ) -> tuple[Any, Any | None]:
     optimizer = module.get_optimizer() or options.hps.build_optimizer(module.model.named_parameters())
-    _check_optimizer(optimizer, module)
+    _check_optimizer(optimizer, options, module, accelerator)
     epochs = position.total_epochs or options.hps.epochs
-    scheduler = options.hps.build_scheduler(
+    scheduler = module.get_scheduler(optimizer, data.steps_per_epoch, epochs) or options.hps.build_scheduler(
         optimizer, steps_per_epoch=data.steps_per_epoch, total_steps=position.total_steps, epochs=epochs
     )
     return optimizer, scheduler
 
 
-def _check_optimizer(optimizer: Any, module: AcceleratorModule) -> None:
+def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:
     kind = type(optimizer).__name__
-    if isinstance(optimizer, torch.optim.LBFGS):
-        text = "LBFGS evaluates the loss several times a step, which this loop does not do: choose another optimizer"
-        raise ConfigError([Problem("optimizer", text)], "fit(...)")
+    problem = closure_problem(optimizer, module, accelerator)
+    if problem is not None:
+        raise ConfigError([Problem("optimizer", problem)], "fit(...)")
+    sparse = next((layer for layer in module.model.modules() if _has_sparse_gradients(layer)), None)
+    if sparse is not None and options.step.clip_grad is not None:
+        text = f"the gradients of {type(sparse).__name__} are sparse and have no norm to clip: give clip_grad=None"
+        watched = ", and no grad_norm in monitor" if options.step.clip_grad == math.inf else ""
+        raise ConfigError([Problem("clip_grad", f"{text}{watched}")], "fit(...)")
     own = {id(parameter) for parameter in module.model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in held):
         text = f"{kind} holds no parameter of {type(module).__name__}.model: nothing would be trained"
         raise ConfigError([Problem("get_optimizer", text)], "fit(...)")
+
+
+def _has_sparse_gradients(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad
 
 
 def _parts(module: AcceleratorModule, optimizer: Any, scheduler: Any | None, accelerator: Accelerator) -> Parts:
@@ -374,12 +365,19 @@ def _checkpoint(options: Options, checkpoints: Checkpoints) -> Checkpoint | None
 
 
 def _tracker(options: Options, checkpoint: Checkpoint | None, display: Display) -> Tracker:
+    """The trackers, on the main process; all processes know when one refuses."""
     tracking = options.tracking
-    if tracking.log_with is None or not PartialState().is_main_process:
-        return NoTracker()
-    from accmt.tracking.mlflow import MlflowTracker
+    started: list[Tracker] = [NoTracker()]
 
-    run_id = None if checkpoint is None else tracker_state(checkpoint.path).get("mlflow")
-    parameters = {**options.hps.to_dict(), **tracking.config}
-    tracker = MlflowTracker(tracking.logging_dir, tracking.track_name, parameters, run_id, **tracking.run)
-    return GuardedTracker(tracker, display.warn)
+    def start() -> None:
+        former = {} if checkpoint is None else tracker_state(checkpoint.path)
+        step = None if checkpoint is None else checkpoint.step
+        parameters = {**options.hps.to_dict(), **tracking.config}
+        beginning = Beginning(tracking.logging_dir, tracking.track_name, parameters, former, step)
+        started[0] = start_trackers(tracking.trackers, beginning, display.warn)
+        unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
+        if unmeasured is not None:
+            display.warn(unmeasured)
+
+    from_main(start)
+    return started[0]

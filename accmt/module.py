@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
+
+from accmt.padding import pad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +88,16 @@ class AcceleratorModule:
         """An optimizer to use instead of the one of the hyperparameters; None for that one."""
         return None
 
+    def get_scheduler(self, optimizer: Optimizer, steps_per_epoch: int | None, epochs: int) -> LRScheduler | None:
+        """A learning rate scheduler to use instead of the one of the hyperparameters; None for that one.
+
+        Args:
+            optimizer: The optimizer of the training.
+            steps_per_epoch: Optimizer steps of an epoch; None where the length of the data is not known.
+            epochs: Epochs of the training.
+        """
+        return None
+
     def get_train_dataloader(self, dataset: Dataset[Any] | None) -> DataLoader[Any] | None:
         """A loader for training instead of the trainer's; None for that one. `dataset` is what `fit` was given."""
         return None
@@ -118,6 +131,33 @@ class AcceleratorModule:
         scalars = {name: self._reduced(name, value, reduction) for name, value in values.items()}
         self.tracker.log(scalars, step)
 
+    def pad(
+        self,
+        tensor: Tensor | list[Tensor] | tuple[Tensor, ...],
+        value: int | float,
+        padding: Literal["max_length", "longest"] | None = None,
+        max_length: int | None = None,
+        side: Literal["left", "right"] = "right",
+        op: Literal["stack", "cat"] | Callable[..., Any] | None = None,
+    ) -> Any:
+        """Pad the last dimension of tensors to one length.
+
+        Args:
+            tensor: A tensor, or a list or tuple of tensors.
+            value: What is filled in.
+            padding: To the "longest" of a list or tuple (the default for them), or to "max_length" (for one tensor).
+            max_length: The length for "max_length".
+            side: Where it is filled in.
+            op: What is done with padded tensors of a list or tuple: "stack", "cat", or a function of the list.
+
+        Returns:
+            What was given, padded; with `op` its result.
+
+        Raises:
+            ValueError, TypeError: See `accmt.padding.pad`.
+        """
+        return pad(tensor, value, padding, max_length, side, op)
+
     def _reduced(self, name: str, value: Tensor | float, reduction: str) -> float:
         if not isinstance(value, Tensor):
             return float(value)
@@ -125,3 +165,65 @@ class AcceleratorModule:
             raise ValueError(f"'{name}' has the shape {tuple(value.shape)}: only single values can be logged")
         reduced = self.accelerator.reduce(value.detach().to(self.device), reduction=reduction)
         return float(reduced)
+
+
+class Updates(Protocol):
+    """What the trainer lends to a module that trains by itself."""
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Compute gradients."""
+        ...
+
+    def step_optimizer(self) -> None:
+        """Clip and step the optimizer."""
+        ...
+
+    def step_scheduler(self) -> None:
+        """Step the scheduler."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        ...
+
+
+class ExtendedAcceleratorModule(AcceleratorModule):
+    """A module whose `training_step` computes gradients and updates parameters by itself.
+
+        def training_step(self, batch):
+            loss = ...
+            self.backward(loss)
+            self.step()
+            return loss
+
+    The loss that is returned is only recorded. To the trainer each call of `training_step` is one step, whatever
+    happens in it; `grad_accumulation_steps` cannot be given. To accumulate, update only where it is time to:
+
+            if (self.state.train_step + 1) % 4 == 0 or self.state.is_last_training_batch:
+                self.step()
+
+    Gradients are reset before the first `backward` after an optimizer step, unless `zero_grad` was called in between.
+    """
+
+    _updates: Updates = None  # type: ignore[assignment]  # set by the trainer
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a scalar loss; `kwargs` are those of `torch.Tensor.backward`."""
+        self._updates.backward(loss, **kwargs)
+
+    def step(self) -> None:
+        """Step the optimizer, then the scheduler, if there is one."""
+        self.step_optimizer()
+        self.step_scheduler()
+
+    def step_optimizer(self) -> None:
+        """Clip the gradients, as `clip_grad` of the trainer says, and step the optimizer."""
+        self._updates.step_optimizer()
+
+    def step_scheduler(self) -> None:
+        """Step the scheduler, unless there is none, or `step_scheduler_per_epoch` leaves it to the trainer."""
+        self._updates.step_scheduler()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, to None or to zero."""
+        self._updates.zero_grad(set_to_none)

@@ -31,6 +31,7 @@ class SavingOptions:
 
     disabled: bool
     safe_serialization: bool
+    max_shard_size: str
     patience: int | Mapping[str, int] | None
 
 
@@ -45,13 +46,33 @@ class RuleOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions:
-    """Which tracker, and what it is told at the start."""
+    """Which trackers, each with the arguments of its run, and what they are told at the start."""
 
-    log_with: str | None
+    trackers: Mapping[str, Mapping[str, Any]]
     logging_dir: str
     track_name: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    run: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How the model is made ready for training.
+
+    Attributes:
+        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing_kwargs: Arguments of the model's `gradient_checkpointing_enable`.
+        compile_kwargs: Arguments of torch.compile; None for a model that is not compiled.
+        mixed_precision: "no", "fp16" or "bf16"; None for what the launcher says.
+        through_wrapper: The module calls the prepared model, not the bare one.
+        logs_preparation: Whether libraries may log while they prepare the model.
+    """
+
+    gradient_checkpointing: bool
+    gradient_checkpointing_kwargs: dict[str, Any] | None
+    compile_kwargs: dict[str, Any] | None
+    mixed_precision: str | None
+    through_wrapper: bool
+    logs_preparation: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,7 @@ class Options:
     saving: SavingOptions
     rules: RuleOptions
     data: DataOptions
+    model: ModelOptions
     step: StepOptions
     loop: LoopOptions
     tracking: TrackingOptions

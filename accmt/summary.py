@@ -53,7 +53,7 @@ def interrupted(run: Run) -> Text:
 
 
 def _facts(plan: Plan) -> dict[str, str]:
-    model, position, data = plan.accelerator.unwrap_model(plan.module.model), plan.position, plan.data
+    model, position, data = plan.parts.model, plan.position, plan.data
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     processes = plan.accelerator.num_processes

@@ -9,19 +9,25 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from accmt.arguments import ArgumentCheck
-from accmt.assembly import Plan, assemble, check_fit, plan
+from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
 from accmt.checkpoint.lock import Lock
-from accmt.checkpoint.savings import Saving, Savings
+from accmt.checkpoint.savings import Saving, best_in
 from accmt.checkpoint.together import from_main
+from accmt.display.gpu_users import gpu_users
+from accmt.fit_check import check_evaluation, check_fit
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
+from accmt.loop.evaluate import evaluate
 from accmt.loop.hooks import tell
+from accmt.loop.memory import is_out_of_memory
 from accmt.loop.processes import leave_processes
 from accmt.loop.run import Run
 from accmt.loop.train import train
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
+from accmt.preparation import lent
+from accmt.pretrained import resolve
 from accmt.rules import Decision, SavingRule, Stop, canonical_name
 from accmt.states import TrainingState
 from accmt.summary import after_training, before_training, interrupted
@@ -53,14 +59,23 @@ class Trainer:
         log_with: The tracker: "mlflow", or None.
         log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never.
         grad_accumulation_steps: Batches per optimizer step.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them; the model needs
+            a method `gradient_checkpointing_enable`, as those of transformers have.
+        gradient_checkpointing_kwargs: Handed to that method.
         clip_grad: Clip the norm of all gradients to this; None for no clipping.
         set_to_none: Reset gradients to None instead of zero.
         shuffle_train: Shuffle the training data, unless a sampler is given.
-        sampler: A sampler for the training data.
+        sampler: A sampler for the training data, or several that follow each other in every epoch.
         collate_fn: Makes a batch of samples, in training and validation.
         collate_fn_train: The same for training only.
         collate_fn_val: The same for validation only.
+        max_shard_size: The largest file of a saved model, such as "10GB"; what is more goes into further files.
         safe_serialization: Save models as safetensors instead of `pytorch_model.bin`.
+        compile: Compile the calls of the model (and of the teacher) with torch.compile.
+        compile_kwargs: Arguments of torch.compile.
+        safe_mode: The module calls the model through the wrapper that the engine puts around it. False calls the bare
+            model: a little faster, and what the wrapper does in a forward pass is left out. With replicated processes
+            the gradients are then averaged before each optimizer step, all at once.
         train_loss_metric_name: What trackers call the training loss.
         val_loss_metric_name: What trackers call the validation loss.
         dataloader_pin_memory: Load batches into pinned memory where a GPU is used.
@@ -70,12 +85,20 @@ class Trainer:
         eval_when_start: Evaluate before the first step; it decides nothing.
         monitor: What the tracker is told.
         metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
+        cleanup_cache_every_n_steps: Clean the caches of main memory and device every N optimizer steps, besides at
+            every evaluation and end of an epoch.
         callback: A callback or several.
         additional_tracker_config: More parameters for the tracker, beside the hyperparameters.
         batch_device_placement: Move batches to the device.
+        prepare_batch: With DeepSpeed and mixed precision, convert floating point tensors of batches to the precision of
+            the model; elsewhere there is nothing to convert.
+        safe_steps: A training or validation step that runs out of memory is tried once more, after what it held was
+            freed. If it fails again, those who use the GPUs are shown, and the error is raised.
         destroy_after_training: End the process group after the training; False to train again in the same script.
+        enable_prepare_logging: Let libraries log what they do while they prepare the model.
         evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
         stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
+        mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
         **kwargs: For the tracker's run: `run_name`, `tags`.
 
     Raises:
@@ -100,14 +123,20 @@ class Trainer:
         log_with: str | None = None,
         log_every: int | None = -1,
         grad_accumulation_steps: int | None = None,
+        gradient_checkpointing: bool = False,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
         clip_grad: float | None = 1.0,
         set_to_none: bool = True,
         shuffle_train: bool = True,
-        sampler: Any | None = None,
+        sampler: Any | list[Any] | None = None,
         collate_fn: Callable[..., Any] | None = None,
         collate_fn_train: Callable[..., Any] | None = None,
         collate_fn_val: Callable[..., Any] | None = None,
+        max_shard_size: str = "10GB",
         safe_serialization: bool = False,
+        compile: bool = False,  # noqa: A002  (the documented name)
+        compile_kwargs: dict[str, Any] | None = None,
+        safe_mode: bool = True,
         train_loss_metric_name: str = "train_loss",
         val_loss_metric_name: str = "val_loss",
         dataloader_pin_memory: bool = True,
@@ -117,13 +146,18 @@ class Trainer:
         eval_when_start: bool = False,
         monitor: Monitor | dict[str, bool] | None = None,
         metrics: Metric | list[Metric] | dict[Any, Metric | list[Metric]] | None = None,
+        cleanup_cache_every_n_steps: int | None = None,
         callback: Callback | list[Callback] | None = None,
         additional_tracker_config: dict[str, Any] | None = None,
         batch_device_placement: bool = True,
+        prepare_batch: bool = True,
+        safe_steps: bool = True,
         destroy_after_training: bool = True,
+        enable_prepare_logging: bool = False,
         *,
         evaluate_every: str | None = None,
         stop_when: str | list[str] | None = None,
+        mixed_precision: str | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -164,24 +198,58 @@ class Trainer:
 
     def fit(
         self,
-        module: AcceleratorModule,
+        module: AcceleratorModule | str | tuple[str, str] | tuple[str, Any],
         train_dataset: Dataset[Any] | None = None,
         val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Train a module.
 
         Args:
-            module: The module.
+            module: The module. Or the name or path of a model of transformers, alone (it is loaded as the class that it
+                was saved as) or with its class, such as `("path", "AutoModelForSequenceClassification")`: it computes
+                its own loss, and metrics get its logits and the labels.
             train_dataset: The training data; None if the module's `get_train_dataloader` makes a loader by itself.
             val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
+            **kwargs: For `from_pretrained`, where a model is given by its name.
 
         Raises:
             ConfigError, RuleError: With all problems that can be known before the first step.
         """
-        datasets = check_fit(self._options, module, train_dataset, val_dataset)
+        resolved = resolve(module, kwargs, self._options)
+        datasets = check_fit(self._options, resolved, train_dataset, val_dataset)
         try:
-            planned = plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
-            self._fit(planned)
+            self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets))
+        finally:
+            if self._options.destroy:
+                leave_processes()
+
+    def evaluate(
+        self,
+        module: AcceleratorModule,
+        datasets: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]],
+    ) -> dict[str, dict[str, float]]:
+        """Evaluate a module, outside of a training: nothing is decided, recorded or written.
+
+        Args:
+            module: The module, with the weights to evaluate (see `accmt.load_saving`).
+            datasets: As `val_dataset` of `fit`.
+
+        Returns:
+            Dataset -> metric -> value, `valid_loss` among them.
+
+        Raises:
+            ConfigError: With all problems of what is given.
+        """
+        named = check_evaluation(self._options, module, datasets)
+        state = TrainingState()
+        try:
+            with lent(module):
+                evaluation = assemble_evaluation(self._options, module, named, state)
+                evaluation.hooks.on_evaluation_start()
+                state.additional_metrics = values = evaluate(evaluation)
+                evaluation.hooks.on_evaluation_end()
+                return values
         finally:
             if self._options.destroy:
                 leave_processes()
@@ -194,16 +262,15 @@ class Trainer:
         except OSError as error:
             problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
             raise ConfigError([problem], "Trainer(...)") from None
-        module, model = planned.module, planned.module.model
         try:
-            self.state = TrainingState()
-            run, notes = assemble(planned, self.state)
-            self._attach(run)
-            run.display.show(*before_training(planned, notes))
-            stop = self._train(run)
-            run.display.show(*after_training(run, stop, self._saved()))
+            with lent(planned.module):
+                self.state = TrainingState()
+                run, notes = assemble(planned, self.state)
+                self._attach(run)
+                run.display.show(*before_training(planned, notes))
+                stop = self._train(run)
+                run.display.show(*after_training(run, stop, self._saved()))
         finally:
-            module.model = model
             planned.accelerator.free_memory()
             lock.release()
 
@@ -220,7 +287,7 @@ class Trainer:
             raise ValueError(f"there is no rule {rule!r}; there are: {known}")
         if name not in self.state.model_savings:
             return None
-        return Savings(self.model_path, safe_serialization=False).best(rules[name])
+        return best_in(self.model_path / rules[name].folder)
 
     def log_artifact(self, path: str | Path) -> None:
         """Send a file to the current run of the tracker; without a tracker this does nothing."""
@@ -254,6 +321,9 @@ class Trainer:
             run.hooks.on_keyboard_interrupt(error)
             raise
         except Exception as error:
+            if self._options.step.repeats and is_out_of_memory(error):
+                run.display.stop()
+                run.display.show(gpu_users())
             tell(run.hooks, error)
             raise
         finally:

@@ -217,17 +217,17 @@ def test_things_that_are_no_datasets(refused, regression, data, validation, text
 def test_samplers_and_batches_that_cannot_work(refused, regression, data):
     dataset = data(6)
     refused(
-        "1 mistake in fit(...):\n  sampler: must be a sampler or a list of indices, not 3 (int)",
+        "1 mistake in fit(...):\n  sampler: must be a sampler, a list of samplers, or a list of indices, not 3 (int)",
         regression(),
         dataset,
         sampler=3,
     )
     refused(
         "1 mistake in fit(...):\n"
-        "  sampler: a list of samplers is not taken yet: give one sampler, or a list of indices",
+        "  sampler: a list of samplers must hold nothing else",
         regression(),
         dataset,
-        sampler=[RandomSampler(dataset)],
+        sampler=[RandomSampler(dataset), 3],
     )
     refused(
         "1 mistake in fit(...):\n"

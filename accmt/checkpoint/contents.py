@@ -107,7 +107,7 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
     tensors = read_tensors(folder / _OPTIMIZER)
     weights: dict[str, Any] = {**read_tensors(folder / _MODEL), **unpack(trainer["model"], tensors)}
     states = unpack(trainer["parts"], tensors)
-    _compare_models(folder, parts.model, weights)
+    _refuse(folder, "another model", differences(parts.model, weights))
     _compare_parts(folder, parts.stateful, states, trainer["kinds"])
     parts.model.load_state_dict(weights)
     for name, part in parts.stateful.items():
@@ -120,15 +120,22 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     return weights, {name: value for name, value in state.items() if name not in weights}
 
 
-def _compare_models(folder: Path, model: nn.Module, weights: Mapping[str, Any]) -> None:
+def differences(model: nn.Module, weights: Mapping[str, Any], what: str = "the checkpoint") -> list[str]:
+    """Where the weights of a file are not those of a model: names and shapes, a line each."""
     expected = model.state_dict()
-    lines = [f"{name} is not in the checkpoint" for name in expected if name not in weights]
+    lines = [f"{name} is not in {what}" for name in expected if name not in weights]
     lines += [f"{name} is not in the model" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():
         mine, theirs = _shape(expected[name]), _shape(weights[name])
         if mine != theirs:
-            lines.append(f"{name} has the shape {theirs} in the checkpoint and {mine} in the model")
-    _refuse(folder, "another model", sorted(lines))
+            lines.append(f"{name} has the shape {theirs} in {what} and {mine} in the model")
+    return sorted(lines)
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return lines[:_LISTED] + more
 
 
 def _compare_parts(
@@ -149,8 +156,7 @@ def _compare_parts(
 
 def _refuse(folder: Path, what: str, lines: list[str]) -> None:
     if lines:
-        more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-        listed = "\n  ".join(lines[:_LISTED] + more)
+        listed = "\n  ".join(shortened(lines))
         raise Mismatch(
             f"{folder} is a checkpoint of {what}; nothing was loaded:\n  {listed}\n"
             f"Give another model_path, or start anew with resume=False."

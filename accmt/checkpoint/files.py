@@ -58,7 +58,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, in main memory, also those that were written under another name."""
     with safe_open(path, framework="pt", device="cpu") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        # Copies: what the file gives lies at odd addresses, where sums round otherwise than in the training before.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
     return tensors | {name: tensors[original] for name, original in aliases.items()}
 

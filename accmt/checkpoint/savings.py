@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.files import identity_of, read_json, write_json, write_tensors
+from accmt.checkpoint.aside import move_aside
+from accmt.checkpoint.files import read_json, write_json
+from accmt.checkpoint.weights import WeightsFormat, write_weights
 from accmt.rules import Kept, SavingRule, Verdict
 from accmt.rules.jsonable import from_text, to_text
 
@@ -58,15 +58,18 @@ class Savings:
 
     Args:
         model_path: The folder above those of the rules.
-        safe_serialization: Write safetensors instead of a file that `torch.load(weights_only=True)` reads.
+        form: How weights are written.
         extras: Writes what belongs beside the weights (configuration, tokenizer) into a folder.
     """
 
     def __init__(
-        self, model_path: Path, safe_serialization: bool, extras: Callable[[Path], None] = lambda folder: None
+        self,
+        model_path: Path,
+        form: WeightsFormat,
+        extras: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self._model_path = model_path
-        self._safe = safe_serialization
+        self._form = form
         self._extras = extras
 
     def save(self, rule: SavingRule, verdict: Verdict, weights: Mapping[str, Tensor], epoch: int) -> None:
@@ -77,7 +80,8 @@ class Savings:
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
             publish.remove(folder)  # a rule of an earlier training that kept one model in the folder itself
         with publish.publishing(target) as temporary:
-            self._write(temporary, weights)
+            self._extras(temporary)
+            write_weights(temporary, weights, self._form)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, map(to_text, new.values), strict=True))
             write_json(
@@ -95,19 +99,37 @@ class Savings:
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
 
+    def those_there(self, rule: SavingRule, kept: tuple[Kept, ...]) -> tuple[Kept, ...]:
+        """Those of the models that a rule keeps that lie where they belong."""
+        folder = self._model_path / rule.folder
+        places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
+        return tuple(entry for entry, place in places.items() if (place / DESCRIPTION).is_file())
+
+    def put_aside(self, rule: SavingRule) -> Path | None:
+        """Move away the models of an earlier rule of this name, before the new one replaces them; None without any."""
+        folder = self._model_path / rule.folder
+        return move_aside(self._model_path, [folder]) if is_saving(folder) else None
+
     def best(self, rule: SavingRule) -> Saving | None:
         """The best model that a rule has saved, as it lies on the disk; None if it has saved none."""
-        folder = self._model_path / rule.folder
-        if rule.keep > 1 and (folder / INDEX).is_file():
-            folder = folder / Path(read_json(folder / INDEX)["best_first"][0]).name
-        return Saving.read(folder) if (folder / DESCRIPTION).is_file() else None
+        return best_in(self._model_path / rule.folder)
 
-    def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        self._extras(folder)
-        if self._safe:
-            write_tensors(folder / "model.safetensors", weights)
-        else:
-            torch.save(_on_cpu(weights), folder / "pytorch_model.bin")
+
+def best_in(folder: Path) -> Saving | None:
+    """The model in the folder of a rule, the best of them where it keeps several; None if there is none."""
+    if (folder / INDEX).is_file():
+        folder = folder / Path(read_json(folder / INDEX)["best_first"][0]).name
+    return Saving.read(folder) if (folder / DESCRIPTION).is_file() else None
+
+
+def savings_in(model_path: Path) -> list[Path]:
+    """The folders of all rules that have saved a model."""
+    return sorted(path for path in model_path.iterdir() if path.is_dir() and is_saving(path))
+
+
+def is_saving(folder: Path) -> bool:
+    """Whether a folder holds models that a rule saved."""
+    return (folder / DESCRIPTION).is_file() or (folder / INDEX).is_file()
 
 
 def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
@@ -121,33 +143,3 @@ def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
     for path in folder.iterdir():
         if _KEPT.fullmatch(path.name) and path.name not in names:
             publish.remove(path)
-
-
-def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The weights in main memory; tensors that are one stay one, and no tensor keeps more memory than its own."""
-    storages: set[int] = set()
-    copies: dict[tuple[object, ...], Tensor] = {}
-    result: dict[str, Any] = {}
-    for name, value in weights.items():
-        if isinstance(value, Tensor):
-            identity = identity_of(value) if value.layout is torch.strided else (name,)
-            if identity not in copies:
-                copies[identity] = _alone(value.detach().cpu(), storages)
-            result[name] = copies[identity]
-        else:
-            result[name] = value
-    return result
-
-
-def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
-    """The tensor, or a copy where its storage holds more than it, or holds another tensor too.
-
-    torch writes a storage as a whole, and none that is read as two dtypes.
-    """
-    if tensor.layout is not torch.strided:
-        return tensor
-    storage = tensor.untyped_storage()
-    if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
-        tensor = tensor.clone()
-    storages.add(tensor.untyped_storage().data_ptr())
-    return tensor

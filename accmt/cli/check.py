@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from accmt.cli.arguments import UsageError
 from accmt.cli.given import Mistakes, given_facts, given_section, parsed, with_patience
-from accmt.rules import CadenceRule, Facts, Length, Rules, SavingRule, StopCondition, check
+from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.rules.checker import clashes
 from accmt.rules.words import cadence_in_words, in_words, stop_in_words
 
 # How long the training is going to be is not known here, and nothing is too late for it.
@@ -29,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None
     mistakes = Mistakes()
     rules = _rules(options, mistakes)
-    if facts is not None:
+    if facts is None:
+        mistakes.of(lambda: _check_names(rules))
+    else:
         for warning in mistakes.of(lambda: check(rules, facts)) or []:
             sys.stderr.write(f"warning: {warning}\n")
     mistakes.tell()
@@ -43,10 +47,16 @@ def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
     section = given_section(options, mistakes)
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
-    evaluate = parsed(CadenceRule.parse, filter(None, [options.evaluate_every]), mistakes)
+    evaluate = parsed(partial(CadenceRule.parse, evaluates=True), filter(None, [options.evaluate_every]), mistakes)
     checkpoint = parsed(CadenceRule.parse, filter(None, [options.checkpoint_every]), mistakes)
     cadences = [*evaluate, section.evaluate][0], [*checkpoint, section.checkpoint][0]
     return with_patience(Rules(savings, stops, *cadences), options.patience)
+
+
+def _check_names(rules: Rules) -> None:
+    """What can be said of the rules together without knowing the training."""
+    if problems := list(clashes(rules.savings)):
+        raise RuleError(problems)
 
 
 def _in_words(rules: Rules, facts: Facts | None) -> list[str]:

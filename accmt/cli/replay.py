@@ -34,6 +34,9 @@ def run(options: argparse.Namespace) -> int:
     decisions = replay(rules, source.facts, history)
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
         sys.stderr.write(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known\n")
+    is_own = given == Rules(()) and options.patience is None
+    for change in source.description.changes if is_own and source.description is not None else ():
+        sys.stderr.write(f"note: when the training was continued, {change}\n")
     if options.json:
         for decision in decisions:
             sys.stdout.write(json.dumps(decision.to_json(), allow_nan=False) + "\n")
@@ -41,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     write_table(decisions)
     for line in ("", *summaries(decisions, "would have saved"), _ending(decisions, source)):
         sys.stdout.write(f"{line}\n")
-    if given == Rules(()) and options.patience is None:
+    if is_own:
         sys.stdout.write(f"{_compared(decisions, source.decisions)}\n")
     return 0
 
@@ -101,9 +104,9 @@ def _ending(decisions: Sequence[Decision], source: Source) -> str:
 
 
 def _compared(decisions: Sequence[Decision], taken: Sequence[Decision]) -> str:
-    """Whether the rules of the training decide as they did. The clock's checkpoints are not decided again."""
+    """Whether the rules of the training decide as they did."""
     for mine, its in zip(decisions, taken, strict=False):
-        if replace(mine, checkpoint=False) != replace(its, checkpoint=False):
+        if mine != its:
             return f"the training decided otherwise {moment(its)}: its rules have changed since"
     if len(decisions) < len(taken):
         return f"the training did not stop {moment(decisions[-1])}: its rules have changed since"

@@ -39,7 +39,8 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
         for verdict in decision.verdicts
         if verdict.outcome is Outcome.FAILED
     }
-    return Source(History(observations, stops, log_every, failures), facts, {}, description, decisions)
+    checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
+    return Source(History(observations, stops, log_every, failures, checkpoints), facts, {}, description, decisions)
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
@@ -64,7 +65,8 @@ class _Reader:
     def section(self, section: Mapping[Any, Any]) -> RuleSection:
         self._no_other_keys(section, KEYS, "rules")
         saved = [self._saving(place, entry) for place, entry in _entries(section.get("save"), "rules.save")]
-        checkpoint, evaluate = (self._cadence(section, key) for key in ("checkpoint_every", "evaluate_every"))
+        checkpoint = self._cadence(section, "checkpoint_every", CadenceRule.parse)
+        evaluate = self._cadence(section, "evaluate_every", partial(CadenceRule.parse, evaluates=True))
         stops = [
             self._parsed(StopCondition.parse, entry, place)
             for place, entry in _entries(section.get("stop_when"), "rules.stop_when")
@@ -94,10 +96,8 @@ class _Reader:
         arguments = {key: entry[key] for key in RULE_KEYS[1:] if sound and key in entry}
         return self._parsed(lambda text: SavingRule.parse(text, **arguments), entry["rule"], place)
 
-    def _cadence(self, section: Mapping[Any, Any], key: str) -> CadenceRule | None:
-        if section.get(key) is None:
-            return None
-        return self._parsed(CadenceRule.parse, section[key], f"rules.{key}")
+    def _cadence(self, section: Mapping[Any, Any], key: str, parse: Callable[[str], CadenceRule]) -> CadenceRule | None:
+        return None if section.get(key) is None else self._parsed(parse, section[key], f"rules.{key}")
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, place: str, wanted: str = "a text") -> _T | None:
         if not isinstance(text, str):

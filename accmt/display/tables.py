@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.table import Table
@@ -27,7 +28,10 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
         table.add_column(column, justify="right")
     for column in ("rule", "values", "verdict", "why"):
         table.add_column(column, overflow="fold")
-    for decision in decisions:
+    shown = list(decisions)
+    for decision, following in zip_longest(shown, shown[1:]):
+        if following is not None and _is_repeated(decision, following):
+            continue
         progress = decision.progress
         place = (str(progress.evaluation), str(progress.step), str(progress.epoch))
         for verdict in decision.verdicts:
@@ -48,8 +52,14 @@ def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | Non
     for rule, values, step, folder in rows:
         shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         place = "" if folder is None else str(folder)
-        table.add_row(Text(rule), Text(shown or "nothing yet"), str(step) if values else "", Text(place))
+        table.add_row(Text(rule), Text(shown or "nothing"), str(step) if values else "", Text(place))
     return table
+
+
+def _is_repeated(decision: Decision, following: Decision) -> bool:
+    """Whether a stop between evaluations is said again by the evaluation at the end of the same step."""
+    at_one_step = decision.progress.step == following.progress.step
+    return not decision.verdicts and at_one_step and decision.stop == following.stop
 
 
 def _values(values: Sequence[float]) -> str:

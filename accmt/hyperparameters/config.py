@@ -31,10 +31,18 @@ _KWARGS = {"optimizer": "optim_kwargs", "scheduler": "scheduler_kwargs"}
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A configuration: the hyperparameters, and the section `rules` as it was written, {} if there is none."""
+    """A configuration: the hyperparameters, and the section `rules` as it was written, {} if there is none.
+
+    `places` says where arguments of `HyperParameters` were written, if elsewhere: optim_kwargs -> hps.optimizer.
+    """
 
     hps: HyperParameters
     rules: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the arguments of the optimizer and the scheduler, where it was written."""
+        return [replace(problem, path=_placed(problem.path, self.places)) for problem in self.hps.problems_found()]
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParameters) -> Config:
@@ -64,13 +72,18 @@ def _parsed(document: Mapping[Any, Any], source: str) -> Config:
     rules, found = rules_of(document)
     problems += found
     if isinstance(hps, Mapping):
-        fields, found = _hyperparameters(hps, "hps." if sectioned else "")
+        fields, places, found = _hyperparameters(hps, "hps." if sectioned else "")
         problems += found
     else:
         problems.append(Problem("hps", must_be("a mapping with the hyperparameters", hps)))
     if problems:
         raise ConfigError(problems, source)
-    return Config(HyperParameters(**fields), rules)
+    return Config(HyperParameters(**fields), rules, places)
+
+
+def _placed(path: str, places: Mapping[str, str]) -> str:
+    name, dot, rest = path.partition(".")
+    return f"{places.get(name, name)}{dot}{rest}"
 
 
 def _misplaced(key: object) -> Problem:
@@ -79,8 +92,10 @@ def _misplaced(key: object) -> Problem:
     return Problem(str(key), unknown_key(key, _SECTIONS))
 
 
-def _hyperparameters(section: Mapping[Any, Any], prefix: str) -> tuple[dict[str, Any], list[Problem]]:
-    """The arguments of `HyperParameters` that a section gives, and what is wrong with them."""
+def _hyperparameters(
+    section: Mapping[Any, Any], prefix: str
+) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
+    """The arguments of `HyperParameters` that a section gives, where those of factories stand, and what is wrong."""
     fields = dict(section)
     paths: dict[str, str] = {}
     problems: list[Problem] = []
@@ -94,7 +109,8 @@ def _hyperparameters(section: Mapping[Any, Any], prefix: str) -> tuple[dict[str,
         validated(known)
     except ConfigError as error:
         problems += [replace(problem, path=paths.get(problem.path, problem.path)) for problem in error.problems]
-    return known, [replace(problem, path=f"{prefix}{problem.path}") for problem in problems]
+    places = {key: f"{prefix}{paths.get(key, key)}" for key in _KWARGS.values()}
+    return known, places, [replace(problem, path=f"{prefix}{problem.path}") for problem in problems]
 
 
 def _keys(prefix: str) -> list[str]:

@@ -63,7 +63,10 @@ def adafactor(  # noqa: PLR0913  the signature is that of transformers' class
 class Optimizer:
     """The optimizers that have a name: `HyperParameters(optimizer=Optimizer.AdamW)` is `optimizer="AdamW"`.
 
-    Each attribute is the class of torch itself, so an editor shows its arguments, which go into `optim_kwargs`.
+    Each attribute is the class of torch itself (Adafactor: a function with the arguments of transformers' class), so an
+    editor shows its arguments, which go into `optim_kwargs`. LBFGS evaluates the batches of a step several times;
+    `grad_accumulation_steps` says how many these are. SparseAdam is for sparse gradients (`nn.Embedding(sparse=True)`),
+    which cannot be clipped: give the trainer `clip_grad=None`.
     """
 
     ASGD = torch.optim.ASGD

@@ -10,6 +10,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LRScheduler
 
+from accmt.config.errors import Problem
 from accmt.hyperparameters import optimizers, schedulers
 from accmt.hyperparameters.fields import validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
@@ -116,11 +117,14 @@ class HyperParameters:
         They are compared with the signatures of the optimizer and the scheduler: unknown arguments, missing ones that
         the trainer does not fill in, text in a number's place.
         """
-        found = [
+        return [str(problem) for problem in self.problems_found()]
+
+    def problems_found(self) -> list[Problem]:
+        """The same, each with its place: `optim_kwargs.lr`."""
+        return [
             *optimizers.optimizer_problems(self.optimizer, self.optim_kwargs),
             *schedulers.scheduler_problems(self.scheduler, self.scheduler_kwargs),
         ]
-        return [str(problem) for problem in found]
 
     def build_optimizer(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
         """The optimizer for those parameters (as of `model.named_parameters()`) that require a gradient.

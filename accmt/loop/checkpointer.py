@@ -87,8 +87,11 @@ class DiskCheckpointer:
         return target, publish.temporary_for(target)
 
 
-def restore(run: Run, folder: Path, parts: Parts) -> list[str]:
-    """Put a run into the state of a verified checkpoint, and say what is not as it was then, one line each.
+def restore(run: Run, folder: Path, parts: Parts) -> tuple[list[str], list[str]]:
+    """Put a run into the state of a verified checkpoint.
+
+    Returns:
+        What has changed in the rules, and what else is not as it was then, one line each.
 
     Raises:
         Mismatch: The checkpoint belongs to another training; nothing was touched.
@@ -99,7 +102,8 @@ def restore(run: Run, folder: Path, parts: Parts) -> list[str]:
     run.position.restore(trainer["position"])
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]
-    notes = run.engine.restore(trainer["engine"])
+    changes = run.engine.restore(trainer["engine"])
+    notes: list[str] = []
     _restore_state(run.state, trainer["state"])
     run.state.patience_left = run.engine.patience_left()
     run.evaluated_at = trainer["evaluated_at"]
@@ -121,7 +125,7 @@ def restore(run: Run, folder: Path, parts: Parts) -> list[str]:
             f"the checkpoint was made by {trainer['processes']} process(es) and {processes} continue: "
             f"from the same sample on, but not bit by bit"
         )
-    return notes
+    return changes, notes
 
 
 def tracker_state(folder: Path) -> dict[str, Any]:

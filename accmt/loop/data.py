@@ -6,15 +6,17 @@ the same on every process and after every resume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import get_sampler, prepare_data_loader
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+
+from accmt.module import AcceleratorModule
 
 Collate = Callable[[list[Any]], Any]
 
@@ -47,7 +49,7 @@ class Window:
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
     """The loader for a training dataset, before it is shared among processes."""
-    sampler = options.sampler
+    sampler = SamplerChain(options.sampler) if is_several(options.sampler) else options.sampler
     if sampler is None and options.shuffle and not isinstance(dataset, IterableDataset):
         sampler = RandomSampler(dataset, generator=torch.Generator())  # type: ignore[arg-type]  # a map-style dataset
     return _loader(dataset, options, options.batch_size, sampler, collate, options.drop_last)
@@ -56,6 +58,18 @@ def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collat
 def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
     """The loader for a validation dataset, in its own order, before it is shared among processes."""
     return _loader(dataset, options, options.eval_batch_size, None, collate, False)
+
+
+def validation_loaders(
+    options: DataOptions, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]]
+) -> dict[str, DataLoader[Any]]:
+    """Dataset -> the loader of this process: its share of the batches, in the dataset's own order."""
+    loaders: dict[str, DataLoader[Any]] = {}
+    for key, dataset in datasets.items():
+        collate = module.collate_fn_val or options.collate_val
+        loader = module.get_validation_dataloader(dataset) or validation_loader(dataset, options, collate)
+        loaders[key] = share(loader, even=False)
+    return loaders
 
 
 def share(loader: DataLoader[Any], *, even: bool) -> DataLoader[Any]:
@@ -79,6 +93,25 @@ def share(loader: DataLoader[Any], *, even: bool) -> DataLoader[Any]:
     return shared.base_dataloader  # type: ignore[no-any-return]
 
 
+def is_several(sampler: Any) -> TypeGuard[Sequence[Sampler[int]]]:
+    """Whether a list of samplers was given, and not one sampler or a list of indices."""
+    return isinstance(sampler, list | tuple) and any(isinstance(item, Sampler) for item in sampler)
+
+
+class SamplerChain(Sampler[int]):
+    """Several samplers, one after the other in each epoch."""
+
+    def __init__(self, samplers: Sequence[Sampler[int]]) -> None:
+        self.samplers = tuple(samplers)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.samplers)
+
+    def __len__(self) -> int:
+        lengths = (len(sampler) for sampler in self.samplers)  # type: ignore[arg-type]  # a TypeError where one has none
+        return sum(lengths)
+
+
 class TrainingData:
     """The training batches of this process, in windows of one optimizer step each.
 
@@ -92,7 +125,8 @@ class TrainingData:
         self.accumulation = accumulation
         self.seed = seed
         self._sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
-        self._own_seed = _initial_seed(self._sampler)
+        self._samplers = self._sampler.samplers if isinstance(self._sampler, SamplerChain) else (self._sampler,)
+        self._own_seeds = [_initial_seed(sampler) for sampler in self._samplers]
         self._samples = _length(self._sampler)
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
         self._batch_size: int = size * PartialState().num_processes
@@ -152,14 +186,15 @@ class TrainingData:
         generator = self._loader.generator
         assert generator is not None
         generator.manual_seed(_mixed(self.seed, epoch))
-        if hasattr(self._sampler, "generator"):
-            if self._sampler.generator is None:
-                self._sampler.generator = torch.Generator()
-            base = self.seed if self._own_seed is None else self._own_seed
-            self._sampler.generator.manual_seed(_mixed(base, epoch))
-        for part in (self._sampler, self._loader.batch_sampler, self._loader.dataset):
+        for place, (sampler, own_seed) in enumerate(zip(self._samplers, self._own_seeds, strict=True)):
+            if hasattr(sampler, "generator"):
+                if sampler.generator is None:
+                    sampler.generator = torch.Generator()
+                base = self.seed + place if own_seed is None else own_seed
+                sampler.generator.manual_seed(_mixed(base, epoch))
+        for part in (*self._samplers, self._loader.batch_sampler, self._loader.dataset):
             if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)  # type: ignore[union-attr]
+                part.set_epoch(epoch)
 
 
 class _Turns:

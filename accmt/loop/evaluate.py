@@ -4,29 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, find_batch_size, send_to_device
-from torch import Tensor
+from accelerate.utils import broadcast_object_list, find_batch_size
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils.data import DataLoader
 
 from accmt.checkpoint.rng import untouched_random_state
-from accmt.loop.hooks import noted
-from accmt.loop.run import Run
+from accmt.loop.hooks import Hooks, noted
+from accmt.loop.memory import tried_again
+from accmt.loop.placement import Placement
+from accmt.loop.step import REPLICATED
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import Metric
+from accmt.module import AcceleratorModule
 from accmt.rules.store import VALID_LOSS
 
-_REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that an evaluation needs; false without validation data.
+
+    Attributes:
+        module: The module, which knows its Accelerator and its state.
+        model: The model that the module calls meanwhile.
+        loaders: Dataset -> the loader of this process.
+        metrics: Dataset -> metrics.
+        hooks: The callbacks.
+        place: Puts batches where they belong.
+        repeats: A step that runs out of memory is tried once more.
+    """
+
+    module: AcceleratorModule
+    model: nn.Module
+    loaders: Mapping[str, DataLoader[Any]]
+    metrics: Mapping[str, Sequence[Metric]]
+    hooks: Hooks
+    place: Placement
+    repeats: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.loaders)
 
 
 class EvaluationFailed(RuntimeError):
     """The main process could not compute a metric."""
 
 
-def evaluate(run: Run) -> dict[str, dict[str, float]]:
+def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """Evaluate all validation datasets.
 
     for dataset in validation:
@@ -42,15 +72,16 @@ def evaluate(run: Run) -> dict[str, dict[str, float]]:
     """
     values: dict[str, dict[str, float]] = {}
     error: Exception | None = None
-    with _inference(run):
-        for key, loader in run.validation.loaders.items():
-            meter = _LossMeter(run.device)
-            gatherers = {metric: gatherer_of(metric, run.device) for metric in run.validation.metrics[key]}
-            for batch in _batches(run, loader):
-                outputs = _outputs(run, key, batch)
+    state, device = evaluation.module.state, evaluation.module.device
+    with _inference(evaluation.module, evaluation.model):
+        for key, loader in evaluation.loaders.items():
+            meter = _LossMeter(device)
+            gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
+            for batch in _batches(evaluation, loader):
+                outputs = _outputs(evaluation, key, batch)
                 meter.add(outputs["loss"], batch, key)
                 for metric, gatherer in gatherers.items():
-                    with noted(f"metric '{metric.name}' on '{key}'", run.state):
+                    with noted(f"metric '{metric.name}' on '{key}'", state):
                         gatherer.add(_arguments(outputs, metric, key))
             values[key] = {VALID_LOSS: meter.mean()}
             error = _compute(values[key], gatherers, key, error)
@@ -58,46 +89,49 @@ def evaluate(run: Run) -> dict[str, dict[str, float]]:
 
 
 @contextmanager
-def _inference(run: Run) -> Iterator[None]:
+def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     """Evaluation mode.
 
-    Where processes hold replicas it is the bare model, because they see different numbers of batches, with the buffers
-    (such as running statistics) of the main process, because that is the model that is saved.
+    Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
+    the model that is saved.
     """
-    module, prepared = run.module, run.module.model
-    if run.accelerator.distributed_type in _REPLICATED:
-        module.model = run.accelerator.unwrap_model(prepared)
-        for buffer in module.model.buffers():
+    used = module.model
+    module.model = model
+    if module.accelerator.distributed_type in REPLICATED:
+        for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-    training = module.model.training
-    module.model.eval()
+    training = model.training
+    model.eval()
     try:
-        with untouched_random_state(run.device), torch.no_grad():
+        with untouched_random_state(module.device), torch.no_grad():
             yield
     finally:
-        module.model.train(training)
-        module.model = prepared
+        model.train(training)
+        module.model = used
 
 
-def _batches(run: Run, loader: Any) -> Iterator[Any]:
+def _batches(evaluation: Evaluation, loader: Any) -> Iterator[Any]:
     """The batches of a dataset, on the device, with the state telling where we are."""
     total = len(loader) if hasattr(loader, "__len__") and not _is_iterable(loader) else None
-    run.state.val_step = 0
+    state = evaluation.module.state
+    state.val_step = 0
     for batch in loader:
-        run.state.is_last_validation_batch = run.state.val_step + 1 == total
-        yield send_to_device(batch, run.device, non_blocking=True) if run.stepper.places_batches else batch
-        run.state.val_step += 1
+        state.is_last_validation_batch = state.val_step + 1 == total
+        yield evaluation.place(batch)
+        state.val_step += 1
 
 
 def _is_iterable(loader: Any) -> bool:
     return isinstance(loader.dataset, torch.utils.data.IterableDataset)
 
 
-def _outputs(run: Run, key: str, batch: Any) -> Mapping[str, Any]:
-    run.hooks.on_before_validation_step(batch)
-    with noted(f"{type(run.module).__name__}.validation_step on '{key}'", run.state):
-        outputs = run.module.validation_step(key, batch)
-    run.hooks.on_after_validation_step()
+def _outputs(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
+    module, hooks = evaluation.module, evaluation.hooks
+    hooks.on_before_validation_step(batch)
+    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state):
+        step = partial(module.validation_step, key, batch)
+        outputs = tried_again(step) if evaluation.repeats else step()
+    hooks.on_after_validation_step()
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
     if not isinstance(outputs, Mapping):
@@ -123,16 +157,24 @@ def _compute(
     """Add the values of all metrics. An error is kept for later: it must not leave other processes waiting."""
     for metric, gatherer in gatherers.items():
         try:
-            for name, value in (gatherer.values() or {}).items():
-                values[name] = _number(value, metric, name)
-            if PartialState().is_main_process and metric.main_metric not in values:
-                raise KeyError(
-                    f"the metric '{metric.name}' on '{key}' computed no '{metric.main_metric}'; give main_metric=..."
-                )
+            computed = gatherer.values()
+            if PartialState().is_main_process:
+                _add(values, computed or {}, metric, key)
         except Exception as raised:
             raised.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{key}'")
             error = error or raised
     return error
+
+
+def _add(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, key: str) -> None:
+    for name in metric.directions:
+        if name not in computed:
+            how = "give main_metric=..." if name == metric.main_metric else "its direction is declared"
+            raise KeyError(f"the metric '{metric.name}' on '{key}' computed no '{name}'; {how}")
+    for name, value in computed.items():
+        if name in values:
+            raise ValueError(f"two metrics on '{key}' computed '{name}'; '{metric.name}' is the second of them")
+        values[name] = _number(value, metric, name)
 
 
 def _number(value: Any, metric: Metric, name: str) -> float:
@@ -140,7 +182,11 @@ def _number(value: Any, metric: Metric, name: str) -> float:
     count = size() if callable(size) else getattr(value, "size", 1)
     if count != 1:
         raise ValueError(f"the metric '{metric.name}' computed '{name}' with {count} elements: a metric is one number")
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        text = f"the metric '{metric.name}' computed '{name}' as a {type(value).__name__}: a metric is one number"
+        raise TypeError(text) from None
 
 
 def _agreed(values: dict[str, dict[str, float]], error: Exception | None) -> dict[str, dict[str, float]]:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from accmt.callbacks import HOOKS, Callback
+from accmt.loop.memory import is_out_of_memory
 from accmt.states import TrainingState
 
 
@@ -85,10 +84,3 @@ def tell(hooks: Hooks, error: Exception) -> None:
         hooks.on_runtime_error(error)
     else:
         hooks.on_exception(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory; some backends only say so in the text of a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )

@@ -7,17 +7,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import psutil
-import torch
-
 from accmt.checkpoint.together import Failed, on_main
 from accmt.loop.evaluate import evaluate
+from accmt.loop.memory import clean_caches
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
+from accmt.loop.utilization import utilization
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
-
-_GIGABYTE = 1e9
 
 
 def log(run: Run, progress: Progress) -> Stop | None:
@@ -37,10 +34,10 @@ def observe(run: Run, initial: bool = False) -> Decision:
     """Evaluate, record what was observed, decide, and carry out the savings that were decided."""
     position, state = run.position, run.state
     run.hooks.on_evaluation_start()
-    values = evaluate(run) if run.validation else {}
+    values = evaluate(run.evaluation) if run.evaluation else {}
     if not initial:
         position.evaluation += 1
-        state.evaluations_done += bool(run.validation)
+        state.evaluations_done += bool(run.evaluation)
         run.evaluated_at = position.step
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
@@ -51,6 +48,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
     _update_state(run, observation, decision)
     _report(run, observation, decision)
     _send(run, observation)
+    clean_caches()
     run.hooks.on_evaluation_end()
     return decision
 
@@ -108,7 +106,7 @@ def _save(run: Run, decision: Decision) -> Decision:
     savings = run.savings
     if savings is None or not decision.saved:
         return decision
-    weights: Mapping[str, Any] = run.accelerator.get_state_dict(run.module.model)
+    weights: Mapping[str, Any] = run.model.state_dict()
     rules = {rule.name: rule for rule in run.engine.rules.savings}
     for verdict in decision.saved:
         rule = rules[verdict.rule]
@@ -136,8 +134,6 @@ def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:
         values["learning_rate"] = float(run.stepper.learning_rate)
     if monitor.grad_norm and run.stepper.grad_norm is not None:
         values["grad_norm"] = float(run.stepper.grad_norm)
-    if monitor.cpu_utilization:
-        values["cpu_utilization"] = psutil.Process().memory_info().rss / _GIGABYTE
-    if monitor.gpu_utilization and run.device.type == "cuda":
-        values["gpu_utilization"] = torch.cuda.memory_allocated(run.device) / _GIGABYTE
+    if run.accelerator.is_main_process:
+        values |= utilization(monitor, run.device)
     return values

@@ -7,27 +7,50 @@ from collections.abc import Callable
 from importlib import import_module
 
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list
 
 from accmt.config.errors import ConfigError, Problem
 
+_OURS = "made by accmt"
 
-def join_processes() -> Accelerator:
+
+def join_processes(mixed_precision: str | None = None) -> Accelerator:
     """The Accelerator, with the process group of all processes that were launched.
 
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; None for what the launcher says.
+
     Raises:
-        ConfigError: The processes do not know of each other: they would train apart and write into one folder.
+        ConfigError: The processes do not know of each other: they would train apart and write into one folder. Or the
+            device cannot compute with this precision.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
         # Its functions have the group as a default argument. Imported only later, as DistributedDataParallel does, it
         # keeps the group past its end, and a thread of gloo that outlives the interpreter aborts the process.
         import_module("torch.distributed.nn.functional")
-    accelerator = Accelerator()
+    accelerator = _accelerator(mixed_precision)
     if launched > 1 and accelerator.num_processes == 1:
         text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"
         raise ConfigError([Problem("", text)], "the launch")
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU: on CPUs take bf16")], "fit(...)")
     return accelerator
+
+
+def _accelerator(mixed_precision: str | None) -> Accelerator:
+    """An Accelerator. Accelerate keeps the precision of the first for the whole process: that of ours is forgotten."""
+    is_ours = not is_initialized() or _OURS in AcceleratorState._shared_state
+    if is_ours:
+        AcceleratorState._reset_state()
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:
+        raise ConfigError([Problem("mixed_precision", str(error))], "fit(...)") from None
+    finally:
+        if is_ours:
+            AcceleratorState._shared_state[_OURS] = True
 
 
 def leave_processes() -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch import nn
 
 from accmt.checkpoint.savings import Savings
 from accmt.display.display import Display
 from accmt.loop.data import TrainingData
+from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.position import Position
 from accmt.loop.processes import SharedClock
 from accmt.loop.step import Stepper
-from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.rules import Decision, RuleEngine
@@ -36,6 +35,7 @@ class LoopOptions:
         eval_when_finish: Evaluate after the last step, if evaluations do not happen at the end of epochs anyway.
         train_loss_name, val_loss_name: What trackers call the losses.
         monitor: What trackers are told.
+        clean_every: Optimizer steps after which caches are cleaned, besides at evaluations and ends of epochs.
     """
 
     log_every: int | None
@@ -44,17 +44,7 @@ class LoopOptions:
     train_loss_name: str
     val_loss_name: str
     monitor: Monitor
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """What is evaluated: dataset -> loader of this process, and dataset -> metrics."""
-
-    loaders: Mapping[str, DataLoader[Any]] = field(default_factory=dict)
-    metrics: Mapping[str, Sequence[Metric]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.loaders)
+    clean_every: int | None
 
 
 class Checkpointer(Protocol):
@@ -76,15 +66,17 @@ class NoCheckpointer:
 class Run:
     """All parts of a training.
 
-    `evaluated_at` and `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none.
-    `resume` holds what to do once the data of the epoch that is continued have been passed over.
+    `model` is the module's own one, in no wrapper. `evaluated_at` and `checkpointed_at` are the steps of the last
+    evaluation and checkpoint, -1 if there was none. `epoch_random` is the random state at the start of the epoch,
+    `resumed_random` that to go on with once the data of an epoch that is continued have been passed over.
     """
 
     options: LoopOptions
     module: AcceleratorModule
+    model: nn.Module
     accelerator: Accelerator
     data: TrainingData
-    validation: Validation
+    evaluation: Evaluation
     stepper: Stepper
     position: Position
     engine: RuleEngine

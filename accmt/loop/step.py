@@ -2,77 +2,113 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from accmt.loop.data import Window
 from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.losses import LossMeter
+from accmt.loop.memory import free, is_out_of_memory
+from accmt.loop.placement import Placement
 from accmt.module import AcceleratorModule
-from accmt.states import TrainingState
 
-_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_PLAIN = (DistributedType.NO, *REPLICATED)
 
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """How an optimizer step is made."""
+    """How an optimizer step is made.
+
+    Attributes:
+        clip_grad: The largest norm of all gradients; None for no clipping.
+        set_to_none: Reset gradients to None instead of zero.
+        place_batches: Move batches to the device.
+        prepare_batches: Convert batches to the precision of the model, where an engine needs that.
+        scheduler_per_epoch: The scheduler steps once an epoch.
+        through_wrapper: The module calls the prepared model, not the bare one.
+        repeats: A step that runs out of memory is tried once more.
+    """
 
     clip_grad: float | None
     set_to_none: bool
     place_batches: bool
+    prepare_batches: bool
     scheduler_per_epoch: bool
+    through_wrapper: bool
+    repeats: bool
 
 
 class Stepper:
-    """Makes optimizer steps. `grad_norm` is that of the last step, before clipping, on the device."""
+    """Makes optimizer steps. `grad_norm` is that of the last step, before clipping, on the device.
+
+    Args:
+        module: The module, which knows its Accelerator and its state.
+        model: The prepared model.
+        optimizer: The prepared optimizer.
+        scheduler: The scheduler, if there is one.
+        options: How a step is made.
+        hooks: The callbacks.
+    """
 
     def __init__(
         self,
         module: AcceleratorModule,
-        accelerator: Accelerator,
+        model: nn.Module,
         optimizer: Any,
         scheduler: Any | None,
         options: StepOptions,
         hooks: Hooks,
-        state: TrainingState,
     ) -> None:
         self._module = module
-        self._model: nn.Module = module.model
-        self._accelerator = accelerator
+        self._model = model
+        self._accelerator = accelerator = module.accelerator
+        self._state = module.state
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._options = options
         self._hooks = hooks
-        self._state = state
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.places_batches = options.place_batches and accelerator.device.type != "cpu"
+        self.place = Placement.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
+        self._places = bool(self.place)
         # Without scaling or sharding Accelerate only passes these calls on, at a cost in every step.
         plain = accelerator.scaler is None and accelerator.distributed_type in _PLAIN
         self._differentiate = Tensor.backward if plain else accelerator.backward
         self._clip = nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
         self._updater = optimizer.optimizer if plain else optimizer
         self._skips_steps = not plain
+        self._replicated = accelerator.distributed_type in REPLICATED
+        self._averages = self._replicated and not options.through_wrapper
+        self._shares_gradients = False
         self.losses = LossMeter(accelerator.device)
         self.grad_norm: Tensor | None = None
 
     @property
     def learning_rate(self) -> float:
-        """That of the first parameter group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """That of the first parameter group; NaN where the optimizer finds its own, as Adafactor can."""
+        rate = self._optimizer.param_groups[0].get("lr")
+        return math.nan if rate is None else float(rate)
 
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
+        done: list[Any] = []
         for number, batch in enumerate(window.batches, start=1):
             last = number == window.size
             self._state.is_last_training_batch = last and window.is_last
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
-                self._backward(self._forward(batch), window.size)
+            try:
+                loss = self._learn(batch, window.size, last)
+            except RuntimeError as error:
+                loss = self._learn_again(error, [*done, batch], window.size)
+            self.losses.add(loss)
+            if not last:
+                done.append(batch)
             self._state.train_step += 1
         self._update()
 
@@ -81,38 +117,90 @@ class Stepper:
         if self._options.scheduler_per_epoch:
             self._step_scheduler()
 
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss."""
+        self._hooks.on_before_backward(loss)
+        self._differentiate(loss, **kwargs)
+        self._hooks.on_after_backward()
+
+    def step_optimizer(self) -> None:
+        """Clip the gradients and step the optimizer."""
+        self._finish_gradients()
+        self._hooks.on_before_optimizer_step(self._optimizer)
+        self._updater.step()
+        self._hooks.on_after_optimizer_step(self._optimizer)
+
+    def step_scheduler(self) -> None:
+        """Step a scheduler that does not step by itself at the end of epochs, after an optimizer step that was made."""
+        if not self._options.scheduler_per_epoch and not (self._skips_steps and self._optimizer.step_was_skipped):
+            self._step_scheduler()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        self._hooks.on_before_zero_grad(self._optimizer)
+        self._updater.zero_grad(set_to_none=set_to_none)
+        self._hooks.on_after_zero_grad(self._optimizer)
+
+    def _finish_gradients(self) -> None:
+        """Share the gradients out, where no wrapper has, and clip them."""
+        if self._averages:
+            _average_gradients(self._parameters)
+        if self._options.clip_grad is not None:
+            self.grad_norm = self._clip(self._parameters, self._options.clip_grad)
+
+    def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
+        """Add the gradients of a batch, one of `share` in its window; the last one brings those of all processes."""
+        self._shares_gradients = False
+        with nullcontext() if last else self._accelerator.no_sync(self._model):
+            loss = self._forward(batch)
+            self._shares_gradients = last and self._replicated
+            self.backward(loss if share == 1 else loss / share)
+        return loss
+
+    def _learn_again(self, error: RuntimeError, batches: list[Any], share: int) -> Tensor:
+        """Try a batch that ran out of memory once more, after those before it in its window: what of their gradients
+        is right is not known any more."""
+        if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
+            raise error
+        free(error)
+        self._updater.zero_grad(set_to_none=self._options.set_to_none)
+        for number, batch in enumerate(batches, start=1):
+            loss = self._learn(batch, share, last=number == share)
+        return loss
+
+    def _is_alone(self) -> bool:
+        """Whether no other process waits for a part of what failed, which it would get twice."""
+        if self._accelerator.num_processes == 1:
+            return True
+        buffers = self._options.through_wrapper and next(self._model.buffers(), None) is not None
+        return self._replicated and not buffers and not self._shares_gradients
+
     def _forward(self, batch: Any) -> Tensor:
-        if self.places_batches:
-            batch = send_to_device(batch, self._accelerator.device, non_blocking=True)
+        if self._places:
+            batch = self.place(batch)
         self._hooks.on_before_training_step(batch)
         try:
             loss = self._module.training_step(batch)
             if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-                loss = _scalar(loss, type(self._module).__name__)
+                loss = self._scalar(loss)
         except Exception as error:
             add_note(error, f"{type(self._module).__name__}.training_step", self._state)
             raise
-        self.losses.add(loss)
         self._hooks.on_after_training_step()
         return loss
 
-    def _backward(self, loss: Tensor, share: int) -> None:
-        self._hooks.on_before_backward(loss)
-        self._differentiate(loss if share == 1 else loss / share)
-        self._hooks.on_after_backward()
+    def _scalar(self, loss: object) -> Tensor:
+        """A loss of one element as a scalar; everything else that is no loss is an error."""
+        module = type(self._module).__name__
+        loss = single_value(loss, module)
+        if not loss.requires_grad:
+            raise ValueError(f"the loss of {module}.training_step depends on no trained parameter: was it detached?")
+        return loss
 
     def _update(self) -> None:
-        hooks, optimizer = self._hooks, self._optimizer
-        if self._options.clip_grad is not None:
-            self.grad_norm = self._clip(self._parameters, self._options.clip_grad)
-        hooks.on_before_optimizer_step(optimizer)
-        self._updater.step()
-        hooks.on_after_optimizer_step(optimizer)
-        if not self._options.scheduler_per_epoch and not (self._skips_steps and optimizer.step_was_skipped):
-            self._step_scheduler()
-        hooks.on_before_zero_grad(optimizer)
-        self._updater.zero_grad(set_to_none=self._options.set_to_none)
-        hooks.on_after_zero_grad(optimizer)
+        self.step_optimizer()
+        self.step_scheduler()
+        self.zero_grad(self._options.set_to_none)
 
     def _step_scheduler(self) -> None:
         if self._scheduler is None:
@@ -122,12 +210,77 @@ class Stepper:
         self._hooks.on_after_scheduler_step(self._scheduler)
 
 
-def _scalar(loss: object, module: str) -> Tensor:
-    """A loss of one element as a scalar; everything else that is no loss is an error."""
+class ManualStepper(Stepper):
+    """Lets a module compute gradients and update parameters by itself; each window is one batch."""
+
+    _is_stepped = False
+    _has_begun = False
+
+    def step(self, window: Window) -> None:
+        """Train on the batch of a window."""
+        for batch in window.batches:
+            self._state.is_last_training_batch = window.is_last
+            self._has_begun = False
+            try:
+                loss = self._forward(batch)
+            except RuntimeError as error:
+                if not (self._options.repeats and is_out_of_memory(error)) or self._has_begun:
+                    raise
+                free(error)
+                loss = self._forward(batch)
+            self.losses.add(loss)
+            self._state.train_step += 1
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss; those of before the last optimizer step are gone."""
+        self._has_begun = True
+        if self._is_stepped:
+            self.zero_grad(self._options.set_to_none)
+        super().backward(loss, **kwargs)
+
+    def step_optimizer(self) -> None:
+        """Clip the gradients and step the optimizer."""
+        self._has_begun = self._is_stepped = True
+        super().step_optimizer()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients."""
+        self._is_stepped = False
+        super().zero_grad(set_to_none)
+
+    def _scalar(self, loss: object) -> Tensor:
+        """The loss is only recorded here: it may be detached."""
+        return single_value(loss, type(self._module).__name__)
+
+
+def single_value(loss: object, module: str) -> Tensor:
+    """A loss of one element as a scalar.
+
+    Raises:
+        TypeError, ValueError: It is something else.
+    """
     if not isinstance(loss, Tensor):
         raise TypeError(f"{module}.training_step must return a scalar tensor, not {type(loss).__name__}")
     if loss.numel() != 1:
         raise ValueError(f"{module}.training_step must return a scalar tensor, not one of shape {tuple(loss.shape)}")
-    if not loss.requires_grad:
-        raise ValueError(f"the loss of {module}.training_step depends on no trained parameter: was it detached?")
     return loss.reshape(())
+
+
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """The mean of all processes' gradients on each of them, for a model whose wrapper was passed by.
+
+    A parameter that had no part in the loss of one process counts there with zeros.
+    """
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    for group in by_dtype.values():
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for parameter, gradient, mean in zip(group, gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+            parameter.grad = gradient

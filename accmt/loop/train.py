@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.data import Window
+from accmt.loop.memory import clean_caches
 from accmt.loop.observe import log, observe, record
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
@@ -29,7 +30,7 @@ def train(run: Run) -> Stop | None:
     if run.resumed:
         run.hooks.on_resume()
         stop = run.engine.standing_stop(run.position.progress(agreed(run.position.stopwatch.elapsed())))
-    elif run.options.eval_when_start and run.validation:
+    elif run.options.eval_when_start and run.evaluation:
         observe(run, initial=True)
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
@@ -86,12 +87,15 @@ def _settle(run: Run) -> Stop | None:
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     stop = log(run, progress) if _logs(run, ends) else None
     if stop is not None:
+        run.engine.stay_stopped(stop)
         record(run, Decision(progress, stop=stop))
     due = run.engine.after_step(progress)
     checkpoint = due.checkpoint
     if _evaluates(run, due, stop):
         decision = observe(run)
         stop, checkpoint = stop or decision.stop, checkpoint or decision.checkpoint
+    elif ends or _cleans(run):
+        clean_caches()
     if position.ended_epoch:
         run.stepper.end_epoch()
     if ends:
@@ -103,7 +107,7 @@ def _settle(run: Run) -> Stop | None:
 
 def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
     """Without validation data the rules are asked at the end of every epoch."""
-    if not run.validation:
+    if not run.evaluation:
         return run.position.ends
     return due.evaluate or (run.options.eval_when_finish and (stop is not None or run.position.is_last_step))
 
@@ -115,13 +119,18 @@ def _logs(run: Run, ends: bool) -> bool:
     return ends if every == -1 else run.position.step % every == 0
 
 
+def _cleans(run: Run) -> bool:
+    every = run.options.clean_every
+    return every is not None and run.position.step % every == 0
+
+
 def _next_stop(run: Run) -> float:
     """The next step at which something may be due; the end of an epoch is one anyway."""
     step = run.position.step
     stops = [run.engine.next_step or math.inf, run.position.total_steps or math.inf]
-    if run.options.log_every not in (None, -1):
-        every = run.options.log_every or 1
-        stops.append((step // every + 1) * every)
+    for every in (run.options.log_every, run.options.clean_every):
+        if every not in (None, -1):
+            stops.append((step // every + 1) * every)
     return min(stops)
 
 

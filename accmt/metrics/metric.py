@@ -18,7 +18,8 @@ class Metric:
 
     Args:
         name: The name under which `validation_step` gives its arguments.
-        greater_is_better: The direction of the main value.
+        greater_is_better: The direction of the main value. Or, by output of `compute`, those of several values, the
+            main one among them: rules can then ask for each of them.
         main_metric: The key of the main value in what `compute` returns; by default `name`. It is the name in rules.
         do_checks: Check in every batch that all arguments have the same number of samples.
         cast: What floating point tensors are converted to before they are kept; None leaves them as they are.
@@ -27,23 +28,26 @@ class Metric:
     def __init__(
         self,
         name: str,
-        greater_is_better: bool = True,
+        greater_is_better: bool | Mapping[str, bool] = True,
         main_metric: str | None = None,
         do_checks: bool = True,
         cast: torch.dtype | str | None = torch.float32,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"a metric needs a name, not {name!r}")
-        if not isinstance(greater_is_better, bool):
-            raise ValueError(f"greater_is_better of '{name}' is True or False, not {greater_is_better!r}")
         self.name = name
-        self.greater_is_better = greater_is_better
         self.main_metric = main_metric or name
+        self.directions = _directions(name, self.main_metric, greater_is_better)
         self.do_checks = do_checks
         self.cast = _dtype(cast)
 
+    @property
+    def greater_is_better(self) -> bool:
+        """The direction of the main value."""
+        return self.directions[self.main_metric]
+
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        """The values of the metric, given the arguments of all samples: at least the main one, under its key.
+        """The values of the metric, given the arguments of all samples: at least those whose direction is given.
 
         Values are numbers: float, int, a tensor or NumPy value with one element.
         """
@@ -60,7 +64,11 @@ class MetricParallel(Metric):
     """
 
     def __init__(
-        self, name: str, greater_is_better: bool = True, main_metric: str | None = None, do_checks: bool = True
+        self,
+        name: str,
+        greater_is_better: bool | Mapping[str, bool] = True,
+        main_metric: str | None = None,
+        do_checks: bool = True,
     ) -> None:
         super().__init__(name, greater_is_better, main_metric, do_checks, cast=None)
 
@@ -71,10 +79,12 @@ class FunctionMetric(Metric):
     Args:
         name: The name of the metric.
         function: Called as `function(predictions, targets, ...)`.
-        greater_is_better: The direction of the value.
+        greater_is_better: The direction of the value, or those of several by name.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], greater_is_better: bool = True) -> None:
+    def __init__(
+        self, name: str, function: Callable[..., Any], greater_is_better: bool | Mapping[str, bool] = True
+    ) -> None:
         super().__init__(name, greater_is_better)
         if not callable(function):
             raise ValueError(f"'{name}' needs a function, not {function!r}")
@@ -83,6 +93,18 @@ class FunctionMetric(Metric):
     def compute(self, *args: Any) -> Mapping[str, Any]:
         value = self._function(*args)
         return value if isinstance(value, Mapping) else {self.name: value}
+
+
+def _directions(name: str, main: str, greater_is_better: bool | Mapping[str, bool]) -> dict[str, bool]:
+    """Output -> whether greater is better, the main one first."""
+    given = greater_is_better if isinstance(greater_is_better, Mapping) else {main: greater_is_better}
+    wrong = [value for value in given.values() if not isinstance(value, bool)]
+    if wrong:
+        raise ValueError(f"greater_is_better of '{name}' is True or False, not {wrong[0]!r}")
+    if main not in given:
+        listed = ", ".join(map(repr, given)) or "nothing"
+        raise ValueError(f"greater_is_better of '{name}' says nothing of its main value '{main}', only of {listed}")
+    return {main: given[main], **{str(output): value for output, value in given.items() if output != main}}
 
 
 def _dtype(cast: torch.dtype | str | None) -> torch.dtype | None:

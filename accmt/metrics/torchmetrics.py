@@ -19,7 +19,8 @@ class TorchMetric(Metric):
     Args:
         name: The name of the metric.
         metric: The torchmetrics object; it is moved to the device and reset by the trainer.
-        greater_is_better: The direction; by default the object's own `higher_is_better`.
+        greater_is_better: The direction, or those of several values by name; by default the object's own
+            `higher_is_better`.
         main_metric: For an object that returns several values, the key of the main one.
 
     Raises:
@@ -30,7 +31,7 @@ class TorchMetric(Metric):
         self,
         name: str,
         metric: TorchmetricsMetric,
-        greater_is_better: bool | None = None,
+        greater_is_better: bool | Mapping[str, bool] | None = None,
         main_metric: str | None = None,
     ) -> None:
         direction = getattr(metric, "higher_is_better", None) if greater_is_better is None else greater_is_better

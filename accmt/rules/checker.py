@@ -52,7 +52,7 @@ def check(rules: Rules, facts: Facts) -> list[Problem]:
     number = len(rules.savings) + len(rules.stop_when)
     if number > MOST_RULES:
         raise RuleError([Problem(f"a training has at most {MOST_RULES:,} rules, this one has {number:,}")])
-    findings.problems += _clashes(rules.savings)
+    findings.problems += clashes(rules.savings)
     for rule in rules.savings:
         _Check(rule.text, facts, findings).saving(rule.saving)
     for stop in rules.stop_when:
@@ -107,7 +107,8 @@ def _no_rule(key: object, names: set[str]) -> Problem:
     return Problem(f"patience is given for {key!r}, which is no rule", allowed=allowed, suggestion=near)
 
 
-def _clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
+def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
+    """Rules that cannot stand side by side, and folders whose names are too long."""
     names: dict[str, SavingRule] = {}
     folders: dict[str, SavingRule] = {}
     for rule in savings:
@@ -159,12 +160,10 @@ class _Check:
         after = rule.cadence.after
         quantities = (*rule.cadence.every, after) if after is not None else rule.cadence.every
         known = [self._length_is_known(quantity) for quantity in quantities]
+        if evaluates:
+            self._findings.problems += rule.circular()
         for quantity in quantities:
-            if quantity.unit == "evaluation" and evaluates:
-                self._problem(
-                    "evaluations cannot be counted in evaluations", quantity, "use steps, epochs, samples, time or %"
-                )
-            elif quantity.unit == "evaluation" and not self._facts.datasets:
+            if quantity.unit == "evaluation" and not evaluates and not self._facts.datasets:
                 self._problem("there are no evaluations to count", quantity, "this training has no validation data")
         if all(known) and never_due(rule.cadence, self._facts.length):
             self._warn("this never comes due", rule.cadence, self._how_long())

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from accmt.rules import cadence
-from accmt.rules.decision import Decision, Due, Outcome, Stop, Verdict
+from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
 from accmt.rules.direction import DIRECTED, direction_of
 from accmt.rules.evaluator import Scene, Value, evaluate
 from accmt.rules.form import measures
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.judge import Candidate, Objective, RankedRule, RuleState, judge
 from accmt.rules.memory import Memory, memory_of
-from accmt.rules.nodes import Call, Expression, Node, walk
+from accmt.rules.nodes import Call, Everywhere, Expression, Node, walk
 from accmt.rules.progress import Progress
 from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
 from accmt.rules.store import TRAIN_LOSS, MetricsStore, Observation
@@ -40,7 +40,7 @@ class RuleEngine:
         self.facts = facts
         self.store = MetricsStore()
         self._greater = facts.greater_is_better
-        self._ranked = tuple(_ranked(rule, facts) for rule in rules.savings)
+        self._ranked = tuple(_ranked(rule, facts, rules.writes) for rule in rules.savings)
         self._before: dict[str, RuleState] = {}
         self._patient = tuple(ranked for ranked in self._ranked if ranked.rule.patience is not None)
         self._states = {ranked.name: RuleState() for ranked in self._ranked}
@@ -53,6 +53,7 @@ class RuleEngine:
         }
         self._asked: dict[str, Progress] = {}
         self._fired: dict[str, Progress] = {}
+        self._stopped: str | None = None
         self._loggable = tuple(stop for stop in rules.stop_when if is_loggable(stop.condition))
         self._schedule()
 
@@ -77,8 +78,11 @@ class RuleEngine:
 
     def after_logging(self, progress: Progress, train_loss: float) -> Stop | None:
         """Whether a condition on counters and `train_loss` alone asks to stop, given the interval's loss."""
-        scene = self._scene(progress, train_loss)
-        return self._stop_of(self._loggable, scene)
+        return self._stop_of(self._loggable, self._scene(progress, train_loss))
+
+    def stay_stopped(self, stop: Stop) -> None:
+        """Hold on to a stop of `after_logging` that is followed: the loss of its interval will not be seen again."""
+        self._stopped = stop.asked_by
 
     def after_evaluation(self, observation: Observation) -> Decision:
         """Record what an evaluation brought and decide what follows from it.
@@ -113,11 +117,23 @@ class RuleEngine:
         )
         return replace(decision, verdicts=verdicts)
 
+    def keep_only(self, rule: str, kept: tuple[Kept, ...]) -> bool:
+        """Forget the models of a rule that are not there any more, and say whether there were such.
+
+        The next candidate has to beat only what is really there; its patience goes on.
+        """
+        state = self._states[rule]
+        self._states[rule] = replace(state, kept=kept)
+        return kept != state.kept
+
     def standing_stop(self, progress: Progress) -> Stop | None:
         """Whether what is known already asks to stop: patience that has run out, or a condition that holds.
 
-        Before the first evaluation nothing is known.
+        Before the first evaluation nothing is known, but a stop that was asked for since the start.
         """
+        for stop in self.rules.stop_when:
+            if str(stop.condition) == self._stopped:
+                return _holding(stop)
         if self.store.is_empty:
             return None
         if self._patient and all(self._patience_left(ranked) == 0 for ranked in self._patient):
@@ -129,43 +145,74 @@ class RuleEngine:
         return {
             "schema": SCHEMA,
             "store": self.store.to_json(),
-            "rules": {r.name: {**_identity(r), **self._states[r.name].to_json()} for r in self._ranked},
-            "functions": {str(call): memory.to_json() for call, memory in self._memories},
+            "datasets": list(self.facts.datasets),
+            "rules": {r.name: {**self._identity(r), **self._states[r.name].to_json()} for r in self._ranked},
+            "functions": {
+                str(call): {"on": _datasets_of(call, self.facts), "memory": memory.to_json()}
+                for call, memory in self._memories
+            },
+            "stopped": self._stopped,
             "asked": {role: progress.to_json() for role, progress in self._asked.items()},
             "fired": {role: progress.to_json() for role, progress in self._fired.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> list[str]:
-        """Take up a saved state and say, one line each, where rules have changed since.
+        """Take up a saved state and say, one line each, where rules, patience or datasets have changed since.
 
-        An unchanged rule keeps what it remembers, a new or changed one starts fresh, a removed one is dropped.
+        An unchanged rule keeps what it remembers, a new or changed one starts fresh, a removed one is dropped. A rule
+        that runs over other datasets than before has changed.
 
         Raises:
             ValueError: The state was written in another format.
         """
         if state.get("schema") != SCHEMA:
             raise ValueError(f"the state of the rules has the format {state.get('schema')!r}, not {SCHEMA}")
-        notes = []
-        self.store = MetricsStore.from_json(state["store"])
+        before, now = state["datasets"], self.facts.datasets
+        notes = [f"the dataset '{name}' is gone: its values are dropped" for name in before if name not in now]
+        notes += [f"the dataset '{name}' is new" for name in now if name not in before]
+        reported = {name: metric.datasets for name, metric in self.facts.metrics.items()}
+        self.store = MetricsStore.from_json(state["store"]).restricted(reported)
         saved = dict(state["rules"])
         for ranked in self._ranked:
-            self._states[ranked.name] = RuleState()
-            entry = saved.pop(ranked.name, None)
-            if entry is None:
-                notes.append(f"the rule '{ranked.name}' is new: it starts fresh")
-            elif any(entry.get(key) != value for key, value in _identity(ranked).items()):
-                notes.append(f"the rule '{ranked.name}' has changed: it starts fresh")
-            else:
-                self._states[ranked.name] = RuleState.from_json(entry)
+            notes += self._restore_rule(ranked, saved.pop(ranked.name, None))
         notes += [f"the rule '{name}' is gone: what it remembered is dropped" for name in saved]
         for call, memory in self._memories:
-            if str(call) in state["functions"]:
-                memory.restore(state["functions"][str(call)])
+            entry = state["functions"].get(str(call))
+            if entry is not None and entry["on"] == _datasets_of(call, self.facts):
+                memory.restore(entry["memory"])
                 self._remembered[call] = memory.value
+            elif entry is not None:
+                notes.append(f"'{call}' runs over other datasets: it starts fresh")
+        self._stopped = state["stopped"]
         self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
         self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
         self._schedule()
         return notes
+
+    def _restore_rule(self, ranked: RankedRule, entry: Mapping[str, Any] | None) -> list[str]:
+        """Take up what a rule remembered, and say what has changed."""
+        self._states[ranked.name] = RuleState()
+        if entry is None:
+            return [f"the rule '{ranked.name}' is new: it starts fresh"]
+        identity, patience = self._identity(ranked), ranked.rule.patience
+        changed = [key for key in identity if key != "patience" and entry.get(key) != identity[key]]
+        if changed:
+            how = "runs over other datasets" if changed == ["on"] else "has changed"
+            return [f"the rule '{ranked.name}' {how}: it starts fresh"]
+        self._states[ranked.name] = RuleState.from_json(entry)
+        if entry["patience"] == patience:
+            return []
+        former, new = ("none" if value is None else value for value in (entry["patience"], patience))
+        return [f"the patience of '{ranked.name}' was {former} and is {new}: the evaluations without improvement count"]
+
+    def _identity(self, ranked: RankedRule) -> dict[str, Any]:
+        """What makes it the same rule after a resume: its text, its limits, its datasets, and which way is better."""
+        return {
+            **ranked.rule.identity,
+            "greater": [objective.greater_is_better for objective in ranked.objectives],
+            "on": _datasets_of(ranked.rule.saving, self.facts),
+            "patience": ranked.rule.patience,
+        }
 
     def _scene(self, progress: Progress, train_loss: float) -> Scene:
         return Scene(self.store, progress, self.facts.length, train_loss, self._remembered, self._greater)
@@ -190,7 +237,7 @@ class RuleEngine:
     def _stop_of(self, conditions: tuple[StopCondition, ...], scene: Scene) -> Stop | None:
         for stop in conditions:
             if evaluate(stop.condition, scene):
-                return Stop(str(stop.condition), f"the condition '{stop.condition}' holds")
+                return _holding(stop)
         return None
 
     def _comes_due(self, role: str, progress: Progress) -> bool:
@@ -217,7 +264,11 @@ class RuleEngine:
         self.next_step: int | None = min(steps, default=None)
 
 
-def _ranked(rule: SavingRule, facts: Facts) -> RankedRule:
+def _holding(stop: StopCondition) -> Stop:
+    return Stop(str(stop.condition), f"the condition '{stop.condition}' holds")
+
+
+def _ranked(rule: SavingRule, facts: Facts, writes: bool) -> RankedRule:
     def objective(expression: Expression) -> Objective:
         greater = direction_of(expression, facts)
         if greater is None:
@@ -225,7 +276,7 @@ def _ranked(rule: SavingRule, facts: Facts) -> RankedRule:
         return Objective(expression, greater, str(expression))
 
     groups = rule.saving.ranking.groups
-    return RankedRule(rule, rule.name, tuple(tuple(map(objective, group)) for group in groups))
+    return RankedRule(rule, rule.name, tuple(tuple(map(objective, group)) for group in groups), writes)
 
 
 def _memories(rules: Rules, facts: Facts) -> list[tuple[Call, Memory]]:
@@ -259,9 +310,14 @@ def is_loggable(condition: Expression) -> bool:
     return timeless and all(measure.metric.text == TRAIN_LOSS for measure in measures(condition))
 
 
-def _identity(ranked: RankedRule) -> dict[str, Any]:
-    """What makes it the same rule after a resume: its text, its limits, and which way is better."""
-    return {**ranked.rule.identity, "greater": [objective.greater_is_better for objective in ranked.objectives]}
+def _datasets_of(node: Node, facts: Facts) -> dict[str, list[str]]:
+    """Metric -> the datasets that it stands for where the text names none."""
+    everywhere = {
+        measure.metric.text
+        for measure in measures(node)
+        if not measure.datasets or isinstance(measure.datasets[0], Everywhere)
+    }
+    return {name: sorted(facts.metrics[name].datasets) for name in sorted(everywhere) if name in facts.metrics}
 
 
 def _out_of_patience(rules: tuple[RankedRule, ...]) -> Stop:

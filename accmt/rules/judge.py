@@ -28,11 +28,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class RankedRule:
-    """A saving rule with the directions of its objectives, group by group, and its name."""
+    """A saving rule with the directions of its objectives, group by group, its name, and whether models are written."""
 
     rule: SavingRule
     name: str
     groups: tuple[tuple[Objective, ...], ...]
+    writes: bool = True
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -114,7 +115,7 @@ def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[V
             outcome, reason = Outcome.BLOCKED, candidate.blocked
     kept, new = state.kept, Kept(values, candidate.evaluation, candidate.step)
     if outcome is Outcome.SAVED:
-        reason = f"{reason}, saved"
+        reason = f"{reason}, {'saved' if ranked.writes else 'not written, as model saving is disabled'}"
         kept = _keep(ranked, kept, new)
     leads = outcome is Outcome.SAVED and kept[0] is new
     waited = 0 if beats_best or leads else state.waited + (not candidate.waiting)

@@ -17,7 +17,7 @@ from accmt.rules.errors import Problem
 from accmt.rules.form import measures
 from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Quantity, walk
 from accmt.rules.progress import Progress
-from accmt.rules.rule import Facts, Rules, StopCondition
+from accmt.rules.rule import CadenceRule, Facts, Rules, StopCondition
 from accmt.rules.store import TRAIN_LOSS, Observation
 from accmt.rules.units import PERCENT, SECONDS
 
@@ -42,12 +42,15 @@ class History:
         stops: The decisions to stop that it took at logging steps, between evaluations.
         log_every: Optimizer steps between two logs, -1 for the end of every epoch, None where unknown or never.
         failures: (Evaluation, name of a rule) -> why the model that the rule saved could not be written.
+        checkpoints: The evaluations at which a checkpoint was due. Where the clock has a part in that, only the
+            training itself knew.
     """
 
     observations: tuple[Observation, ...]
     stops: tuple[Decision, ...] = ()
     log_every: int | None = None
     failures: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    checkpoints: frozenset[int] = frozenset()
 
 
 def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
@@ -111,6 +114,7 @@ class _Player:
         counted = tuple(stop for stop in rules.stop_when if _counts(stop.condition))
         self._counted = RuleEngine(Rules((), counted), facts) if counted and history.log_every is not None else None
         asked = {str(stop.condition) for stop in rules.stop_when}
+        self._checkpoints = history.checkpoints if _is_clocked(rules.checkpoint) else None
         self._stops = {d.progress.step: d for d in history.stops if d.stop is not None and d.stop.asked_by in asked}
 
     def pass_steps(self, before: Progress, now: Progress) -> list[Decision]:
@@ -121,13 +125,16 @@ class _Player:
             progress = now if step == now.step else self._between(before, step)
             stop = self._stop_at(progress)
             self.engine.after_step(progress)
-            if stop is not None:
+            if stop is not None and stop.stop is not None:
+                self.engine.stay_stopped(stop.stop)
                 return [stop]
         return []
 
     def decide(self, observation: Observation) -> Decision:
         """What follows from an evaluation. What could not be saved then is not saved now."""
         decision = self.engine.after_evaluation(observation)
+        if self._checkpoints is not None and not observation.initial:
+            decision = replace(decision, checkpoint=decision.progress.evaluation in self._checkpoints)
         for verdict in decision.saved:
             why = self._failures.get((decision.progress.evaluation, verdict.rule))
             if why is not None:
@@ -165,6 +172,11 @@ class _Player:
         if every == -1:
             return step == self._length.total_steps or (per_epoch is not None and step % per_epoch == 0)
         return every is not None and step % every == 0
+
+
+def _is_clocked(rule: CadenceRule | None) -> bool:
+    """Whether the clock has a part in when the cadence comes due."""
+    return rule is not None and any(isinstance(n, Quantity) and n.unit in SECONDS for n in walk(rule.cadence))
 
 
 def _counts(condition: Expression) -> bool:

@@ -119,19 +119,37 @@ class CadenceRule:
     text: str
 
     @classmethod
-    def parse(cls, text: str) -> CadenceRule:
-        """Raises RuleError with every mistake in the text."""
-        return cls(_checked(text, parse_cadence, Form.cadence), text)
+    def parse(cls, text: str, *, evaluates: bool = False) -> CadenceRule:
+        """Raises RuleError with every mistake in the text; a cadence that `evaluates` cannot count evaluations."""
+        rule = cls(_checked(text, parse_cadence, Form.cadence), text)
+        if evaluates and (problems := rule.circular()):
+            raise RuleError(problems)
+        return rule
+
+    def circular(self) -> list[Problem]:
+        """What is wrong with it as a cadence of evaluations."""
+        after = self.cadence.after
+        return [
+            Problem(
+                "evaluations cannot be counted in evaluations",
+                self.text,
+                quantity.span,
+                "use steps, epochs, samples, time or %",
+            )
+            for quantity in (*self.cadence.every, *((after,) if after is not None else ()))
+            if quantity.unit == "evaluation"
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All rules of a training."""
+    """All rules of a training. Without `writes` its saving rules decide as ever, and no model is written."""
 
     savings: tuple[SavingRule, ...]
     stop_when: tuple[StopCondition, ...] = ()
     evaluate: CadenceRule | None = None
     checkpoint: CadenceRule | None = None
+    writes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

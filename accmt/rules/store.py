@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,15 @@ class MetricsStore:
             for metric, value in metrics.items():
                 self._latest.setdefault(metric, {})[dataset] = value
         self.train_loss = observation.train_loss
+
+    def restricted(self, reported: Mapping[str, Collection[str]]) -> MetricsStore:
+        """The store without the values of metrics and datasets that are not reported any more."""
+        self._latest = {
+            metric: {dataset: value for dataset, value in values.items() if dataset in reported[metric]}
+            for metric, values in self._latest.items()
+            if metric in reported
+        }
+        return self
 
     def on(self, metric: str) -> Mapping[str, float]:
         """Dataset -> latest value of a metric; empty if it was never reported."""

@@ -42,11 +42,13 @@ class Description:
         rules: Its rules, each with the patience that it has.
         facts: What it reports, and how long it is.
         log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never.
+        changes: What was changed each time it was continued, in words.
     """
 
     rules: Rules
     facts: Facts
     log_every: int | None
+    changes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         facts, rules = self.facts, self.rules
@@ -56,7 +58,9 @@ class Description:
             "metrics": {name: _reported(metric) for name, metric in facts.metrics.items()},
             "length": asdict(facts.length),
             "log_every": self.log_every,
+            "changes": list(self.changes),
             "rules": {
+                "writes": rules.writes,
                 "save": [_saving(rule) for rule in rules.savings],
                 "checkpoint_every": None if rules.checkpoint is None else rules.checkpoint.text,
                 "evaluate_every": None if rules.evaluate is None else rules.evaluate.text,
@@ -84,9 +88,11 @@ class Description:
                 tuple(StopCondition.parse(text) for text in rules["stop_when"]),
                 _cadence(rules["evaluate_every"]),
                 _cadence(rules["checkpoint_every"]),
+                rules["writes"],
             ),
             Facts(metrics, tuple(data["datasets"]), Length(**data["length"])),
             data["log_every"],
+            tuple(data["changes"]),
         )
 
 

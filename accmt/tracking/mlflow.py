@@ -9,16 +9,20 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from accmt.tracking.tracker import Status
+from accmt.tracking.tracker import Logged, Status, Unreachable, flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+RUN_ARGUMENTS = ("run_name", "tags", "description", "start_time")
 
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
 _LONGEST_NAME = 250
@@ -26,6 +30,8 @@ _LONGEST_PARAMETER = 6000
 _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
 _ADDRESS = re.compile(rf"(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+_PASSES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+_DESCRIPTION = "mlflow.note.content"
 _QUIET = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
 
@@ -38,9 +44,10 @@ class MlflowTracker:
         parameters: Logged as parameters of a new run.
         run_id: A run to continue, from `state()`; if it is not there any more, a new one is made. Values that it
             already has are not sent again.
-        run: `run_name`, `tags` and other arguments of MLflow's `create_run`.
+        run: `run_name`, `tags`, `description`, and `start_time` in milliseconds since 1970.
 
     Raises:
+        Unreachable: The store does not answer, here and in all methods.
         ValueError: The folder has a name that cannot stand in the address of a store.
     """
 
@@ -55,7 +62,7 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         uri, artifacts = _store(location)
-        with quietly():
+        with quietly(), _answering():
             self._client = MlflowClient(tracking_uri=uri)
             continues = run_id is not None and self._continues(run_id)
             self._run_id = str(run_id) if continues else self._new_run(experiment, artifacts, run)
@@ -64,24 +71,27 @@ class MlflowTracker:
                 self._log_parameters(parameters)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
+        self.log_batch([Logged(values, step, time.time())])
 
-        now = int(time.time() * 1000)
-        named = {metric_name(name): float(value) for name, value in values.items()}
-        metrics = [Metric(name, value, now, step) for name, value in named.items() if not self._has(name, step, value)]
-        self._client.log_batch(self._run_id, metrics=metrics)
+    def log_batch(self, batch: Sequence[Logged]) -> None:
+        """Send values of several steps. Those that were sent before, with the same time, are not doubled by MLflow."""
+        metrics = [metric for logged in batch for metric in self._metrics(logged)]
+        with _answering():
+            self._client.log_batch(self._run_id, metrics=metrics)
 
     def log_artifact(self, path: Path) -> None:
-        self._client.log_artifact(self._run_id, str(path))
+        with _answering():
+            self._client.log_artifact(self._run_id, str(path))
 
     def log_artifacts(self, folder: Path) -> None:
-        self._client.log_artifacts(self._run_id, str(folder))
+        with _answering():
+            self._client.log_artifacts(self._run_id, str(folder))
 
     def state(self) -> dict[str, Any]:
         return {"mlflow": self._run_id}
 
     def close(self, status: Status) -> None:
-        with quietly():
+        with quietly(), _answering():
             self._client.set_terminated(self._run_id, status)
 
     def _continues(self, run_id: str) -> bool:
@@ -98,13 +108,23 @@ class MlflowTracker:
     def _new_run(self, experiment: str, artifacts: str | None, run: Mapping[str, Any]) -> str:
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
-        return str(self._client.create_run(number, **run).info.run_id)
+        arguments = {name: value for name, value in run.items() if name != "description"}
+        if "description" in run:
+            arguments["tags"] = {**(run.get("tags") or {}), _DESCRIPTION: run["description"]}
+        return str(self._client.create_run(number, **arguments).info.run_id)
+
+    def _metrics(self, logged: Logged) -> list[Metric]:
+        from mlflow.entities import Metric
+
+        named = {metric_name(name): float(value) for name, value in logged.values.items()}
+        new = {name: value for name, value in named.items() if not self._has(name, logged.step, value)}
+        return [Metric(name, value, int(logged.time * 1000), logged.step) for name, value in new.items()]
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        flat = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in _flat("", parameters)}
-        self._client.log_batch(self._run_id, params=[Param(name, value) for name, value in flat.items()])
+        named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
+        self._client.log_batch(self._run_id, params=[Param(name, value) for name, value in named.items()])
 
     def _has(self, name: str, step: int, value: float) -> bool:
         former = self._sent.get((name, step))
@@ -132,6 +152,11 @@ def original_name(name: str) -> str:
     if name == ":" or "::" in name:
         return "" if name == ":" else name
     return unquote(name.replace(":", "%"), errors="surrogatepass")
+
+
+def load() -> None:
+    """Import MLflow: done on a thread, it could be half done when the main one forks processes that load data."""
+    import_module("mlflow")
 
 
 def is_address(location: str) -> bool:
@@ -169,6 +194,23 @@ def _sent(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
 
 
 @contextmanager
+def _answering() -> Iterator[None]:
+    """Tell a store that does not answer now from one that refuses."""
+    from mlflow.exceptions import MlflowException
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _PASSES:
+            raise Unreachable(str(error)) from error
+        raise
+    except (NoConnection, Timeout) as error:
+        raise Unreachable(str(error)) from error
+
+
+@contextmanager
 def quietly() -> Iterator[None]:
     """MLflow tells nobody that it makes a database, or where a run can be looked at."""
     logger = logging.getLogger("mlflow")
@@ -183,12 +225,3 @@ def quietly() -> Iterator[None]:
             del os.environ[_QUIET]
         else:
             os.environ[_QUIET] = former
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(prefix, value)]
-    pairs: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        pairs += _flat(f"{prefix}.{key}" if prefix else str(key), item)
-    return pairs

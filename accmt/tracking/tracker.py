@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Unreachable(Exception):
+    """A tracker does not answer now; the same call may succeed later."""
+
+
+class NoArtifacts(Exception):
+    """A tracker has no place for files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """Values of an optimizer step, logged at a `time` in seconds since 1970."""
+
+    values: Mapping[str, float]
+    step: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a tracker is told at the start of a training.
+
+    Attributes:
+        location: A folder or an address.
+        experiment: The name under which the training is found.
+        parameters: Hyperparameters and what else describes the training; may be nested.
+        former: Tracker -> its `state()` when the checkpoint was made that is continued from.
+        step: The step of that checkpoint, None for a new training.
+    """
+
+    location: str
+    experiment: str
+    parameters: Mapping[str, Any]
+    former: Mapping[str, Any]
+    step: int | None
 
 
 class Tracker(Protocol):
@@ -33,35 +70,13 @@ class Tracker(Protocol):
         ...
 
 
-class GuardedTracker:
-    """A tracker whose failures are warnings: what cannot be sent is said once and does not end a training."""
+@runtime_checkable
+class BatchTracker(Tracker, Protocol):
+    """A tracker that takes the values of several steps in one call."""
 
-    def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
-        self._tracker, self._warn = tracker, warn
-        self._warned = False
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._try(lambda: self._tracker.log(values, step))
-
-    def log_artifact(self, path: Path) -> None:
-        self._try(lambda: self._tracker.log_artifact(path))
-
-    def log_artifacts(self, folder: Path) -> None:
-        self._try(lambda: self._tracker.log_artifacts(folder))
-
-    def state(self) -> dict[str, Any]:
-        return self._tracker.state()
-
-    def close(self, status: Status) -> None:
-        self._try(lambda: self._tracker.close(status))
-
-    def _try(self, send: Callable[[], None]) -> None:
-        try:
-            send()
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                self._warn(f"the tracker takes no values: {type(error).__name__}: {error}")
+    def log_batch(self, batch: Sequence[Logged]) -> None:
+        """Send values of several steps."""
+        ...
 
 
 class NoTracker:
@@ -81,3 +96,12 @@ class NoTracker:
 
     def close(self, status: Status) -> None:
         """Do nothing."""
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted names: `{"optimizer": {"lr": 0.1}}` is `{"optimizer.lr": 0.1}`."""
+    pairs: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return pairs

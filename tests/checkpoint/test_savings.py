@@ -12,6 +12,7 @@ from torch import nn
 from accmt.checkpoint import publish
 from accmt.checkpoint.files import read_tensors
 from accmt.checkpoint.savings import Saving, Savings
+from accmt.checkpoint.weights import WeightsFormat
 from accmt.rules import Kept, Outcome, SavingRule, Verdict
 
 
@@ -30,7 +31,7 @@ def value_in(folder):
 
 
 def safe(folder, **arguments):
-    return Savings(folder, safe_serialization=True, **arguments)
+    return Savings(folder, WeightsFormat(safe=True), **arguments)
 
 
 def test_one_model_is_replaced(tmp_path):
@@ -128,7 +129,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("is_safe", [True, False])
 def test_weights_are_bit_equal_in_both_forms(tmp_path, is_safe):
     model, rule = Tied(), SavingRule.parse("best_accuracy")
-    Savings(tmp_path, is_safe).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
+    Savings(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
     folder = tmp_path / "best_accuracy"
     if is_safe:
         path, back = folder / "model.safetensors", read_tensors(folder / "model.safetensors")
@@ -154,7 +155,7 @@ def test_saving_does_not_change_the_model(tmp_path):
     model, rule = Tied(), SavingRule.parse("best_accuracy")
     before = {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()}
     for is_safe in (True, False):
-        Savings(tmp_path, is_safe).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
+        Savings(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
     assert {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()} == before
 
 
@@ -163,7 +164,7 @@ def test_state_that_is_no_tensor_is_named(tmp_path):
     with pytest.raises(TypeError) as caught:
         safe(tmp_path).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
     assert str(caught.value) == "'a._extra_state' is a dict, which safetensors cannot hold"
-    Savings(tmp_path, False).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
+    Savings(tmp_path, WeightsFormat()).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
     assert torch.load(tmp_path / "best_accuracy" / "pytorch_model.bin", weights_only=True) == {
         "a._extra_state": {"n": 1}
     }

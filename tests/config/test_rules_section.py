@@ -157,6 +157,7 @@ class TestTrainer:
     def test_the_file_alone(self, described):
         training, description = described(self.RULES)
         assert description["rules"] == {
+            "writes": True,
             "save": [
                 {"rule": "best_valid_loss", "name": None, "patience": None, "saving_below": None, "saving_above": None},
                 {"rule": "error@0 keep 2", "name": "close", "patience": 9, "saving_below": None, "saving_above": None},
@@ -178,7 +179,7 @@ class TestTrainer:
             self.RULES, checkpoint_every="2 epochs", evaluate_every="4 steps", stop_when=["epoch > 5"]
         )
         rules = description["rules"]
-        del rules["save"]
+        del rules["save"], rules["writes"]
         assert rules == {"checkpoint_every": "2 epochs", "evaluate_every": "4 steps", "stop_when": ["epoch > 5"]}
 
     def test_evaluations_in_steps_go_before(self, described):

@@ -92,7 +92,7 @@ def test_savings():
     assert words_of(table) == [
         ["best_accuracy", "accuracy 0.9", "10", "models/best_accuracy"],
         ["best_f1", "f1 0.123457, params 3", "20", "models/best_f1"],
-        ["best_recall", "nothing yet"],
+        ["best_recall", "nothing"],
     ]
 
 

@@ -75,7 +75,9 @@ class TestResume:
             "the rule 'best_acc' has changed: it starts fresh"
         ]
         more_patient = engine_of("acc", saving_above=-math.inf, patience=3)
-        assert resumed(before, more_patient) == []
+        assert resumed(before, more_patient) == [
+            "the patience of 'best_acc' was 1 and is 3: the evaluations without improvement count"
+        ]
         assert more_patient.patience_left() == {"best_acc": 2}
         assert more_patient.standing_stop(Progress(20)) is None
         as_patient = engine_of("acc", saving_above=-math.inf, patience=1)

@@ -87,7 +87,7 @@ def saving(draw, number):
 @st.composite
 def cadence(draw, allowed=quantities):
     text = " or ".join(draw(st.lists(allowed, min_size=1, max_size=3)))
-    return CadenceRule.parse(text + draw(st.just("") | quantities.map(" after {}".format)))
+    return CadenceRule.parse(text + draw(st.just("") | allowed.map(" after {}".format)))
 
 
 @st.composite
@@ -98,6 +98,10 @@ def every_rule(draw):
         draw(st.none() | cadence(quantities.filter(lambda text: "evaluation" not in text))),
         draw(st.none() | cadence()),
     )
+
+
+def _is_on(metric, dataset):
+    return dataset in METRICS[metric].datasets
 
 
 def training_of(seed):
@@ -115,7 +119,10 @@ def training_of(seed):
             evaluation += 1
             elapsed += generator.choice([0.0, 12.5])
             after = replace(at, evaluation=evaluation, elapsed=elapsed)
-            reported = {key: {m: generator.choice(VALUES) for m in METRICS if generator.random() < 0.9} for key in "ab"}
+            reported = {
+                key: {m: generator.choice(VALUES) for m in METRICS if generator.random() < 0.9 and _is_on(m, key)}
+                for key in "ab"
+            }
             observation = Observation(after, reported, generator.choice(VALUES))
         found.append((at, ended, observation, generator.choice([None, *VALUES])))
     return found

@@ -4,19 +4,16 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 import warnings
-from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accmt.tracking.mlflow import MlflowTracker, metric_name, original_name
+from accmt.tracking.mlflow import RUN_ARGUMENTS, MlflowTracker, metric_name, original_name
+from accmt.tracking.tracker import Logged, Unreachable
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -24,13 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def mlflow():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +134,76 @@ def test_a_run_that_is_gone_is_made_anew(store, client):
         assert client.get_run(run_of(tracker)).data.params == {"lr": "1"}
 
 
-def test_another_error_does_not_make_a_second_run(store, mlflow, monkeypatch):
+def raising(error):
     def fails(*arguments, **keywords):
-        raise mlflow.exceptions.MlflowException("the server is down")
+        raise error
 
+    return fails
+
+
+@pytest.mark.parametrize("code", ["INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"])
+def test_a_store_that_does_not_answer_makes_no_second_run(store, mlflow, monkeypatch, code):
     tracker = MlflowTracker(str(store), "down", {})
-    monkeypatch.setattr(mlflow.MlflowClient, "update_run", fails)
-    with pytest.raises(mlflow.exceptions.MlflowException, match="the server is down"):
+    down = mlflow.exceptions.MlflowException("the server is down", getattr(mlflow.protos.databricks_pb2, code))
+    monkeypatch.setattr(mlflow.MlflowClient, "update_run", raising(down))
+    with pytest.raises(Unreachable, match="the server is down"):
         MlflowTracker(str(store), "down", {}, run_of(tracker))
+    for name in ("log_batch", "log_artifact", "log_artifacts", "set_terminated"):
+        monkeypatch.setattr(mlflow.MlflowClient, name, raising(down))
+    for call in (
+        lambda: tracker.log({"loss": 1.0}, 1),
+        lambda: tracker.log_artifact(store),
+        lambda: tracker.log_artifacts(store),
+        lambda: tracker.close("FINISHED"),
+    ):
+        with pytest.raises(Unreachable, match="the server is down"):
+            call()
+
+
+def test_what_is_refused_is_not_taken_for_an_outage(store, client, mlflow, tmp_path):
+    tracker = MlflowTracker(str(store), "refusing", {})
+    with pytest.raises(FileNotFoundError):
+        tracker.log_artifact(tmp_path / "nothing")
+    client.delete_run(run_of(tracker))
+    with pytest.raises(mlflow.exceptions.MlflowException, match="must be in the 'active' state"):
+        tracker.log({"loss": 1.0}, 1)
+
+
+def test_a_connection_that_breaks_is_an_outage(store, mlflow, monkeypatch, tmp_path):
+    import requests
+
+    tracker = MlflowTracker(str(store), "breaking", {})
+    for error in (requests.ConnectionError("broken pipe"), requests.Timeout("broken pipe")):
+        monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", raising(error))
+        with pytest.raises(Unreachable, match="broken pipe"):
+            tracker.log_artifact(tmp_path)
+
+
+def test_a_batch_that_is_sent_twice_is_there_once(store, client):
+    """As when the answer to the first attempt is lost."""
+    tracker = MlflowTracker(str(store), "batches", {})
+    batch = [Logged({"loss": 1 / step, "nan": math.nan}, step, 1_000_000.5 + step) for step in (1, 2, 3)]
+    tracker.log_batch(batch)
+    tracker.log_batch(batch)
+    found = client.get_metric_history(run_of(tracker), "loss")
+    assert [(point.step, point.value, point.timestamp) for point in found] == [
+        (1, 1.0, 1_000_001_500),
+        (2, 1 / 2, 1_000_002_500),
+        (3, 1 / 3, 1_000_003_500),
+    ]
+    assert [step for step, _ in points(client, run_of(tracker), "nan")] == [1, 2, 3]
+    tracker.close("FINISHED")
+
+
+def test_what_a_run_may_be_given(store, client):
+    tracker = MlflowTracker(
+        *(str(store), "described", {}),
+        **{"run_name": "first", "tags": {"team": "a"}, "description": "*why*", "start_time": 1234},
+    )
+    run = client.get_run(run_of(tracker))
+    assert (run.info.run_name, run.info.start_time) == ("first", 1234)
+    assert (run.data.tags["team"], run.data.tags["mlflow.note.content"]) == ("a", "*why*")
+    assert set(RUN_ARGUMENTS) == {"run_name", "tags", "description", "start_time"}
 
 
 def loggers():
@@ -159,7 +211,10 @@ def loggers():
         logging.root,
         *(log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)),
     ]
-    return {log.name: (log.level, log.disabled, log.propagate, tuple(map(id, log.handlers))) for log in found}
+    return {
+        log.name: (log.level, log.disabled, log.propagate, tuple(map(id, log.handlers)), tuple(map(id, log.filters)))
+        for log in found
+    }
 
 
 def test_nothing_of_the_process_is_changed_and_nothing_printed(tmp_path, mlflow, capfd, monkeypatch):
@@ -225,55 +280,20 @@ def test_mlflow_allows_every_name_and_it_comes_back(mlflow, name):
     assert original_name(sent) == (sent if "::" in sent else name)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of a real server, and the folder it works in."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1"]
-    command += ["--port", address.rpartition(":")[2], "--workers", "1"]
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until_it_answers(address, process, folder / "output.txt")
-        yield address
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until_it_answers(address, process, output):
-    for _ in range(240):
-        with suppress(OSError), urllib.request.urlopen(f"http://{address}/health", timeout=5):
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.5)
-    pytest.fail(f"the server does not answer:\n{output.read_text()[-3000:]}")
-
-
 def test_a_real_server(server, mlflow, tmp_path, capfd):
     capfd.readouterr()
-    tracker = MlflowTracker(server, "over the net", {"lr": 0.1}, run_name="far")
+    tracker = MlflowTracker(server.address, "over the net", {"lr": 0.1}, run_name="far")
     tracker.log({"loss": 0.5, "recall@10": 0.25}, 7)
     (tmp_path / "notes.txt").write_text("hello")
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.close("KILLED")
-    again = MlflowTracker(f"http://{server}", "over the net", {}, run_of(tracker))
+    again = MlflowTracker(f"http://{server.address}", "over the net", {}, run_of(tracker))
     again.log({"loss": 0.5}, 7)
     again.log({"loss": 0.125}, 8)
     again.close("FINISHED")
     assert capfd.readouterr() == ("", "")
 
-    client = mlflow.MlflowClient(tracking_uri=f"http://{server}")
+    client = mlflow.MlflowClient(tracking_uri=f"http://{server.address}")
     run = client.get_run(run_of(tracker))
     assert (run.info.status, run.info.run_name, run.data.params) == ("FINISHED", "far", {"lr": "0.1"})
     assert points(client, run_of(tracker), "loss") == [(7, 0.5), (8, 0.125)]
@@ -281,3 +301,31 @@ def test_a_real_server(server, mlflow, tmp_path, capfd):
     path = client.download_artifacts(run_of(tracker), "notes.txt", str(tmp_path))
     with open(path, encoding="utf-8") as file:
         assert file.read() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("location", "uri"),
+    [
+        ("10.0.0.1", "http://10.0.0.1"),
+        ("10.0.0.1:5000", "http://10.0.0.1:5000"),
+        ("localhost:5000/mlflow", "http://localhost:5000/mlflow"),
+        ("http://tracking.example.com", "http://tracking.example.com"),
+        ("https://tracking.example.com:443/path", "https://tracking.example.com:443/path"),
+    ],
+)
+def test_where_an_address_leads(mlflow, monkeypatch, tmp_path, location, uri):
+    asked = []
+
+    class Client:
+        def __init__(self, tracking_uri):
+            asked.append(tracking_uri)
+
+        def get_experiment_by_name(self, name):
+            raise PermissionError
+
+    monkeypatch.setattr(mlflow, "MlflowClient", Client)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PermissionError):
+        MlflowTracker(location, "experiment", {})
+    assert asked == [uri]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,123 @@
+"""The weights of a saved model: written in one file or several, and read back.
+
+    pytorch_model.bin  or  model.safetensors                    one file
+    pytorch_model-00001-of-00002.bin, ..., pytorch_model.bin.index.json    several, when they are larger than asked
+
+The names are those that transformers and Accelerate read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+
+from accmt.checkpoint.files import identity_of, read_json, read_tensors, write_json, write_tensors
+
+_NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
+_INDEX = ".index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFormat:
+    """How weights are written.
+
+    Attributes:
+        safe: As safetensors, instead of a file that `torch.load(weights_only=True)` reads.
+        max_shard_size: The largest file, such as "10GB"; what is more goes into further files.
+    """
+
+    safe: bool = False
+    max_shard_size: str = "10GB"
+
+
+def write_weights(folder: Path, weights: Mapping[str, Any], form: WeightsFormat) -> None:
+    """Write a state dict."""
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=_NAMES[form.safe], max_shard_size=form.max_shard_size
+    )
+    if not split.is_sharded:
+        _write(folder / _NAMES[form.safe].format(suffix=""), weights, form.safe)
+        return
+    others = weights.keys() - tensors.keys()
+    for number, (file, names) in enumerate(split.filename_to_tensors.items()):
+        own = {*names, *(others if number == 0 else ())}
+        _write(folder / file, {name: value for name, value in weights.items() if name in own}, form.safe)
+    first = next(iter(split.filename_to_tensors))
+    places = {**split.tensor_to_filename, **dict.fromkeys(others, first)}
+    write_json(folder / _index(form.safe), {"metadata": split.metadata, "weight_map": places})
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """The state dict that lies in a folder, in main memory.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: The index names a file outside of the folder.
+    """
+    for safe, name in _NAMES.items():
+        single, index = folder / name.format(suffix=""), folder / _index(safe)
+        if single.is_file():
+            return _read(single, safe)
+        if index.is_file():
+            weights: dict[str, Any] = {}
+            for file in sorted(set(read_json(index)["weight_map"].values())):
+                if Path(file).name != file:
+                    raise ValueError(f"{index} names '{file}', which is not in its folder")
+                weights |= _read(folder / file, safe)
+            return weights
+    raise FileNotFoundError(f"there are no weights in {folder}")
+
+
+def _index(safe: bool) -> str:
+    return _NAMES[safe].format(suffix="") + _INDEX
+
+
+def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
+    if safe:
+        write_tensors(path, weights)
+    else:
+        torch.save(_on_cpu(weights), path)
+
+
+def _read(path: Path, safe: bool) -> dict[str, Any]:
+    if safe:
+        return dict(read_tensors(path))
+    weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def _on_cpu(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights in main memory; tensors that are one stay one, and no tensor keeps more memory than its own."""
+    storages: set[int] = set()
+    copies: dict[tuple[object, ...], Tensor] = {}
+    result: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            identity = identity_of(value) if value.layout is torch.strided else (name,)
+            if identity not in copies:
+                copies[identity] = _alone(value.detach().cpu(), storages)
+            result[name] = copies[identity]
+        else:
+            result[name] = value
+    return result
+
+
+def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
+    """The tensor, or a copy where its storage holds more than it, or holds another tensor too.
+
+    torch writes a storage as a whole, and none that is read as two dtypes.
+    """
+    if tensor.layout is not torch.strided:
+        return tensor
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+        tensor = tensor.clone()
+    storages.add(tensor.untyped_storage().data_ptr())
+    return tensor

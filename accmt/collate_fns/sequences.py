@@ -1,0 +1,117 @@
+"""The collators that pad: one with labels that are sequences, one with labels that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from accmt.collate_fns.checks import flag_problems, raise_problems, whole_problems
+from accmt.collate_fns.columns import ALIKE, as_tensor, pad_columns, read_columns, stack
+from accmt.collate_fns.samples import collate, require_tokenized
+from accmt.collate_fns.tokenizer import LABEL_PAD, is_label, padding_of, padding_problems
+
+
+@dataclass(frozen=True, eq=False)
+class DataCollatorForSeq2Seq:
+    """Pads tokenized samples to the longest of their batch, and their labels to the longest labels.
+
+    A sample is a dictionary with `input_ids`, or a tuple of such dictionaries and other values; of tuples the batch is
+    a tuple with one element for each of theirs. What is no dictionary with `input_ids` goes through torch's default
+    collation.
+
+    The values of a dictionary may be lists, numpy arrays or tensors, also with a batch dimension of 1. All its keys
+    stay, and none is added: there is an `attention_mask` if the samples have one. Padding is on the tokenizer's
+    `padding_side`. Padded are `input_ids`, `labels`, and each key whose values are in every sample as long as these:
+    `..input_ids` (such as `decoder_input_ids`) with the pad token, `.._labels` with `label_pad_token_id`,
+    `..token_type_ids` with the tokenizer's pad type, `..special_tokens_mask` with 1, everything else (other masks and
+    `position_ids` too) with 0. Padded whole numbers become int64. Other values are stacked as they are.
+
+    Args:
+        tokenizer: A tokenizer like those of Hugging Face, with a pad token.
+        label_pad_token_id: What labels are padded with; losses ignore -100.
+
+    Raises:
+        ConfigError: The tokenizer cannot pad, or the label pad id is no whole number.
+    """
+
+    tokenizer: Any = field(repr=False)
+    label_pad_token_id: int = LABEL_PAD
+
+    def __post_init__(self) -> None:
+        problems = padding_problems(self.tokenizer)
+        raise_problems(self, problems + whole_problems("label_pad_token_id", self.label_pad_token_id))
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """The batch of these samples.
+
+        Raises:
+            ValueError: They do not fit together.
+        """
+        return collate(samples, self._dictionaries, stack)
+
+    def _dictionaries(self, dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        columns = read_columns(dictionaries)
+        if "labels" in columns:
+            columns["labels"] = [_one_sequence(labels) for labels in columns["labels"]]
+        padded = pad_columns(columns, padding_of(self.tokenizer, self.label_pad_token_id))
+        return {key: padded[key] if key in padded else stack(f"'{key}'", column) for key, column in columns.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class DataCollatorForLongestSequence:
+    """Pads tokenized samples to the longest of their batch and leaves their labels as they are.
+
+    For labels that are not sequences; for those that are, see `DataCollatorForSeq2Seq`.
+
+    A sample is a dictionary `x` with `input_ids`, then the batch is a dictionary with the same keys; or a tuple with
+    such a dictionary in it, mostly `(x, y)`, then the batch is a tuple, `(x, y)` with the padded `x` and the stacked
+    `y`. In a dictionary, `label`, `labels` and `.._labels` are never padded; for everything else in it see
+    `DataCollatorForSeq2Seq`. No key is added.
+
+    Args:
+        tokenizer: A tokenizer like those of Hugging Face, with a pad token.
+        torch_stack: Stack what is not padded, in dictionaries and beside them: numbers, lists of numbers, arrays and
+            tensors as tensors, everything else by torch's default collation. If False, it becomes a list of the
+            samples' values, which may differ in shape (arrays and lists of numbers are tensors in it).
+
+    Raises:
+        ConfigError: The tokenizer cannot pad, or torch_stack is neither True nor False.
+    """
+
+    tokenizer: Any = field(repr=False)
+    torch_stack: bool = True
+
+    def __post_init__(self) -> None:
+        raise_problems(self, padding_problems(self.tokenizer) + flag_problems("torch_stack", self.torch_stack))
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """The batch of these samples.
+
+        Raises:
+            ValueError: They do not fit together, or they have no `input_ids`.
+        """
+        require_tokenized(type(self).__name__, samples)
+        return collate(samples, self._dictionaries, self._as_they_are)
+
+    def _dictionaries(self, dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        columns = read_columns(dictionaries)
+        following = {key: column for key, column in columns.items() if not is_label(key)}
+        padded = pad_columns(following, padding_of(self.tokenizer, LABEL_PAD))
+        return {
+            key: padded[key] if key in padded else self._as_they_are(f"'{key}'", column)
+            for key, column in columns.items()
+        }
+
+    def _as_they_are(self, name: str, values: Sequence[Any]) -> Any:
+        values = [value if isinstance(value, tuple) else as_tensor(value) for value in values]
+        advice = f"{ALIKE}, give torch_stack=False, or pad sequences of labels with DataCollatorForSeq2Seq"
+        return stack(name, values, advice) if self.torch_stack else values
+
+
+def _one_sequence(labels: Any) -> Any:
+    """Token ids without a batch dimension, which they may have without that the input has one."""
+    has_batch = isinstance(labels, Tensor) and labels.dim() == 2 and len(labels) == 1
+    return labels[0] if has_batch and not labels.is_floating_point() else labels

@@ -1,0 +1,159 @@
+"""The check of what `fit` and `evaluate` were given: every problem at once, before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.metrics.metric import Metric
+from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
+from accmt.options import Options
+from accmt.rules.store import VALID_LOSS
+
+NO_MODEL = "has no model: set self.model to a torch.nn.Module in its constructor"
+
+
+def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: Any) -> dict[str, Dataset[Any]]:
+    """Check what `fit` was given and name the validation datasets.
+
+    Raises:
+        ConfigError: With all problems.
+    """
+    problems = _kind_problems(module) or _module_problems(options, module, train_dataset, val_dataset)
+    datasets = _named(val_dataset, problems)
+    if train_dataset is not None:
+        problems += _dataset_problems("train_dataset", train_dataset)
+    for key, dataset in datasets.items():
+        problems += _dataset_problems("val_dataset" if dataset is val_dataset else f"val_dataset['{key}']", dataset)
+    problems += _metric_problems(options.metrics, datasets)
+    if problems:
+        raise ConfigError(problems, "fit(...)")
+    return datasets
+
+
+def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, Dataset[Any]]:
+    """Check what `evaluate` was given and name the datasets.
+
+    Raises:
+        ConfigError: With all problems.
+    """
+    problems = _kind_problems(module)
+    if problems:
+        raise ConfigError(problems, "evaluate(...)")
+    if not isinstance(getattr(module, "model", None), nn.Module):
+        problems.append(Problem(type(module).__name__, NO_MODEL))
+    elif type(module).validation_step is AcceleratorModule.validation_step:
+        problems.append(Problem(type(module).__name__, "has no validation_step(self, key, batch)"))
+    named = _named(datasets, problems)
+    if not named:
+        problems.append(Problem("datasets", "is empty: there is nothing to evaluate"))
+    for key, dataset in named.items():
+        problems += _dataset_problems("datasets" if dataset is datasets else f"datasets['{key}']", dataset)
+    problems += _metric_problems(options.metrics, named)
+    if problems:
+        raise ConfigError(problems, "evaluate(...)")
+    return named
+
+
+def _kind_problems(module: Any) -> list[Problem]:
+    if isinstance(module, type) and issubclass(module, AcceleratorModule):
+        text = f"is the class {module.__name__}: give an object of it, {module.__name__}()"
+        return [Problem("module", text)]
+    if not isinstance(module, AcceleratorModule):
+        return [Problem("module", f"must be an AcceleratorModule, not {type(module).__name__}")]
+    return []
+
+
+def _module_problems(
+    options: Options, module: AcceleratorModule, train_dataset: Any, val_dataset: Any
+) -> list[Problem]:
+    kind, problems = type(module), _model_problems(options, module)
+    if kind.training_step is AcceleratorModule.training_step:
+        problems.append(Problem(kind.__name__, "has no training_step(self, batch)"))
+    if val_dataset is not None and kind.validation_step is AcceleratorModule.validation_step:
+        problems.append(Problem(kind.__name__, "has no validation_step(self, key, batch), and val_dataset is given"))
+    for name in ("collate_fn_train", "collate_fn_val"):
+        given = options.data.collate_train if name == "collate_fn_train" else options.data.collate_val
+        if given is not None and getattr(module, name, None) is not None:
+            text = f"is given to the trainer, and {kind.__name__} has its own: leave one of them out"
+            problems.append(Problem(name, text))
+    if train_dataset is None and kind.get_train_dataloader is AcceleratorModule.get_train_dataloader:
+        problems.append(Problem("train_dataset", "is missing, and the module has no get_train_dataloader"))
+    return problems
+
+
+def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem]:
+    model, problems = getattr(module, "model", None), []
+    if not isinstance(model, nn.Module):
+        return [Problem(type(module).__name__, NO_MODEL)]
+    if options.model.gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+        text = f"needs a method gradient_checkpointing_enable, and {type(model).__name__} has none"
+        problems.append(Problem("gradient_checkpointing", text))
+    if options.accumulation > 1 and isinstance(module, ExtendedAcceleratorModule):
+        text = "an ExtendedAcceleratorModule accumulates by itself: leave it out, and step where self.state says so"
+        problems.append(Problem("grad_accumulation_steps", text))
+    return problems
+
+
+def _named(val_dataset: Any, problems: list[Problem]) -> dict[str, Dataset[Any]]:
+    """Key -> dataset; keys are text, a list has "0", "1", ..., and a single dataset "0"."""
+    if val_dataset is None:
+        return {}
+    if isinstance(val_dataset, Mapping):
+        named: dict[str, Dataset[Any]] = {}
+        for key, dataset in val_dataset.items():
+            if str(key) in named:
+                problems.append(Problem("val_dataset", f"has two keys that read '{key}'"))
+            named[str(key)] = dataset
+        return named
+    listed = val_dataset if isinstance(val_dataset, list | tuple) else [val_dataset]
+    return {str(index): dataset for index, dataset in enumerate(listed)}
+
+
+def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
+    if isinstance(dataset, DataLoader):
+        return [Problem(name, "is a DataLoader: give its dataset, or return the loader from the module's hook")]
+    if isinstance(dataset, IterableDataset):
+        return []
+    if isinstance(dataset, str) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        wanted = "a dataset with __getitem__ and __len__, or a torch IterableDataset"
+        return [Problem(name, must_be(wanted, dataset))]
+    return [Problem(name, "is empty")] if len(dataset) == 0 else []
+
+
+def _metric_problems(
+    metrics: Mapping[str | None, Sequence[Metric]], datasets: Mapping[str, Dataset[Any]]
+) -> list[Problem]:
+    problems = []
+    for key in metrics:
+        if key is not None and datasets and key not in datasets:
+            known = ", ".join(datasets)
+            problems.append(
+                Problem("metrics", f"'{key}' is no dataset{did_you_mean(key, datasets)} There are: {known}")
+            )
+    directions: dict[str, bool] = {}
+    for key in datasets:
+        seen: set[str] = set()
+        for metric in metrics_on(metrics, key):
+            if type(metric).compute is Metric.compute:
+                problems.append(
+                    Problem("metrics", f"{type(metric).__name__} '{metric.name}' has no compute(self, ...)")
+                )
+            for name, greater in metric.directions.items():
+                if name in seen or name in (VALID_LOSS, "train_loss", "loss"):
+                    what = "is given twice" if name in seen else "has a name that is taken by the losses"
+                    problems.append(Problem("metrics", f"'{name}' {what} (dataset '{key}')"))
+                if directions.setdefault(name, greater) != greater:
+                    text = f"'{name}' is better in different directions on different datasets"
+                    problems.append(Problem("metrics", text))
+                seen.add(name)
+    return problems
+
+
+def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:
+    """The metrics of a dataset: those for all, then its own."""
+    return [*metrics.get(None, ()), *metrics.get(key, ())]

@@ -1,0 +1,79 @@
+"""A search that is under way: it asks the study for a trial, runs it, tells what became of it, and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from accmt.checkpoint.rng import set_random_state
+from accmt.display.display import Display
+from accmt.hp_search.space import Space
+from accmt.hp_search.study import SharedStudy
+from accmt.hp_search.summary import after_search, before_search, ranked, trial_line
+from accmt.hp_search.trial import Experiment, run_trial
+from accmt.loop.memory import clean_caches
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """All parts of a search. `random` is the random state that every trial starts with, before its module is made."""
+
+    experiment: Experiment
+    space: Space
+    study: SharedStudy
+    display: Display
+    device: torch.device
+    random: Mapping[str, torch.Tensor]
+
+
+def run_trials(search: Search, count: int, total: int | None) -> None:
+    """Run trials until there are enough.
+
+    for each trial:
+        ask for values
+        train with them
+        tell the outcome
+
+    Args:
+        search: The parts.
+        count: How many trials to run at most.
+        total: How many trials the study shall have that are complete or pruned, None for any number.
+    """
+    study, display, objective = search.study, search.display, search.experiment.objective
+    display.show(*before_search(study.name, search.space, objective, study.trials()))
+    try:
+        for _ in range(count):
+            if not _run_trial(search, total):
+                break
+            _forget(search)
+    except BaseException as error:
+        study.abandon(error)
+        if isinstance(error, KeyboardInterrupt):
+            display.show(*after_search(study.name, objective, study.trials()))
+        raise
+    display.show(*after_search(study.name, objective, study.trials()))
+
+
+def _run_trial(search: Search, total: int | None) -> bool:
+    """Run the next trial, if the study has one to run."""
+    study, objective = search.study, search.experiment.objective
+    asked = study.ask(total)
+    if asked is None:
+        return False
+    hps = search.space.hyperparameters(asked.values)
+    outcome = run_trial(search.experiment, study, asked.number, hps)
+    study.tell(outcome)
+    best = next(iter(ranked(study.trials(), objective.direction)), None)
+    search.display.show(trial_line(search.space, asked, outcome, objective.name, best))
+    return True
+
+
+def _forget(search: Search) -> None:
+    """Let go of the module of a trial before that of the next is made, and start as the first trial did."""
+    for callback in search.experiment.callbacks:
+        callback.module = None  # type: ignore[assignment]  # as it is before a training
+    if search.device.type != "cpu":
+        clean_caches()  # memory of a device is not freed by need, as main memory is
+    set_random_state(search.random, search.device)

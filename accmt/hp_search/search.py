@@ -1,0 +1,290 @@
+"""`HyperParameterSearch`: the documented methods. They check what they are given, and put the parts together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from torch.utils.data import Dataset
+
+from accmt.arguments import ArgumentCheck
+from accmt.checkpoint.rng import random_state
+from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.display.display import ConsoleDisplay, NoDisplay
+from accmt.fit_check import check_fit
+from accmt.hp_search.declaration import read_space
+from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, facts_of, rule_objective
+from accmt.hp_search.run import Search, run_trials
+from accmt.hp_search.study import SharedStudy, StudyOptions, quiet, study_problems
+from accmt.hp_search.trial import PLACE, Experiment, Modules
+from accmt.hyperparameters import HyperParameters
+from accmt.hyperparameters.schedulers import SchedulerChoice
+from accmt.loop.processes import join_processes, leave_processes
+from accmt.metrics.metric import Metric
+from accmt.module import AcceleratorModule
+from accmt.options import Options
+from accmt.rules import RuleError
+from accmt.trainer import Trainer
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+
+class _Unsaid(str):
+    """A default that can be told from the same text given by the user."""
+
+    __slots__ = ()
+
+
+_MINIMIZE = cast(Literal["minimize"], _Unsaid("minimize"))
+
+
+class HyperParameterSearch:
+    """Searches good hyperparameters: each trial is a training with other values, which Optuna chooses.
+
+    Without `set_parameters` the learning rate is searched and everything else has its default there.
+
+    A trial writes nothing that stays: its folder is temporary, and it makes no savings and no checkpoints. With
+    `model_path=` trial n has the folder `model_path/trial-0000n`, and with `disable_model_saving=False` or
+    `enable_checkpointing=True` beside it, what they ask for.
+
+    Args:
+        get_module_fn: Makes a new module, without arguments: a function, or the class of the module.
+        train_dataset: The training data.
+        val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
+        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
+        **trainer_kwargs: Arguments of `Trainer`, but `hps_config` and `resume`. The same callbacks serve all trials.
+
+    Raises:
+        ConfigError: With all problems of the arguments.
+        RuleError: If the problems are in texts of the rule language.
+    """
+
+    def __init__(
+        self,
+        get_module_fn: Callable[[], AcceleratorModule],
+        train_dataset: Dataset[Any],
+        val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]],
+        metrics: Metric | list[Metric] | dict[Any, Metric | list[Metric]] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        problems = _constructor_problems(get_module_fn, trainer_kwargs)
+        arguments = {key: value for key, value in trainer_kwargs.items() if key not in ("hps_config", "resume")}
+        self._options = _checked({**arguments, "metrics": metrics}, problems)
+        self._get_module = get_module_fn
+        self._train_dataset, self._val_dataset = train_dataset, val_dataset
+        path = arguments.pop("model_path", None)
+        self._model_path = None if path is None else Path(path)
+        arguments.pop("callback", None)
+        alone = {"destroy_after_training": False, "resume": False, "metrics": metrics}
+        self._arguments = {"disable_model_saving": True, "enable_checkpointing": False, **arguments, **alone}
+        self.set_parameters()
+
+    def set_parameters(  # noqa: PLR0913  (the documented arguments)
+        self,
+        *,
+        train_batch_size: int | list[int] | tuple[int, ...] = 1,
+        epochs: int | list[int] | tuple[int, ...] = 1,
+        max_steps: int | list[int] | tuple[int, ...] | None = None,
+        learning_rate: float | list[float] | tuple[float, ...] = [1e-3, 1e-7],  # noqa: B006  (documented, only read)
+        beta1: float | list[float] | tuple[float, ...] = 0.9,
+        beta2: float | list[float] | tuple[float, ...] = 0.999,
+        eps: float | list[float] | tuple[float, ...] = 1e-8,
+        weight_decay: float | list[float] | tuple[float, ...] = 0.01,
+        scheduler: SchedulerChoice | dict[str, SchedulerChoice | None] | None = None,
+        warmup_ratio: float | list[float] | tuple[float, ...] = 0.1,
+        step_scheduler_per_epoch: bool = False,
+        optimizer: Literal["AdamW", "Adam"] = "AdamW",
+        eval_batch_size: int | None = None,
+    ) -> None:
+        """Declare what is tried. One value is fixed, a list is a range, a tuple is choices.
+
+        A range `[low, high]` includes both ends, in either order. Its scale is logarithmic for the learning rate and
+        linear for the rest.
+
+        Args:
+            train_batch_size: Samples per batch on each process. Here a list is choices too.
+            epochs: How many times to go through the training data.
+            max_steps: How many optimizer steps to take; goes before `epochs`.
+            learning_rate: The learning rate.
+            beta1: The first beta of Adam.
+            beta2: The second beta of Adam.
+            eps: The epsilon of Adam.
+            weight_decay: The weight decay.
+            scheduler: One of `Scheduler`, or a dictionary of those to choose from, by a label; None in it stands for a
+                learning rate that stays. One that needs arguments is given with them: `functools.partial(...)`.
+            warmup_ratio: The share of the training to warm up; used by schedulers that have a warm-up only.
+            step_scheduler_per_epoch: Let the scheduler count epochs.
+            optimizer: "AdamW" or "Adam".
+            eval_batch_size: Samples per batch of evaluations on each process; None for the training batch size.
+
+        Raises:
+            ConfigError: With all problems.
+        """
+        given = dict(locals())
+        del given["self"]
+        self._space = read_space(given)
+
+    def optimize(  # noqa: PLR0913  (the documented arguments, and where the study is kept)
+        self,
+        best_metric_fn: Callable[[dict[str, dict[str, float]]], Any] | None = None,
+        direction: Literal["maximize", "minimize"] = _MINIMIZE,
+        n_trials: int = 10,
+        *,
+        objective: str | None = None,
+        storage: str | BaseStorage | None = None,
+        study_name: str | None = None,
+        load_if_exists: bool = False,
+        total_trials: int | None = None,
+        sampler: BaseSampler | None = None,
+        pruner: BasePruner | None = None,
+    ) -> Study:
+        """Run trials, one after the other.
+
+        Without `best_metric_fn` and `objective` the objective is `best_valid_loss`. The value of a trial is the best
+        one over its evaluations; with `best_metric_fn` it is that of its last evaluation. After every evaluation the
+        value is reported to the study, and the pruner decides whether the trial goes on.
+
+        A trial that raises is recorded as failed, and the search goes on; the error is in the study. What no values
+        can mend (a wrong module, rule or dataset) ends the search. All trials start with the random state at the call,
+        so that they differ in their values only.
+
+        Args:
+            best_metric_fn: Makes a number of {dataset: {metric: value}}, `valid_loss` among the metrics.
+            direction: Which way the number is better; for a rule it follows from its metric.
+            n_trials: How many trials to run here.
+            objective: A rule with one objective, such as `best_accuracy@dev`.
+            storage: Where the study is kept: the address of a database, such as sqlite:///search.db, or a storage of
+                Optuna. None for memory.
+            study_name: The name of the study in the storage.
+            load_if_exists: Continue the study if the storage has it already, also together with other machines.
+            total_trials: Run no more once the study has so many trials that are complete or pruned, all calls and
+                machines counted.
+            sampler: A sampler of Optuna; None for its default (TPE).
+            pruner: A pruner of Optuna; None to run every trial to its end.
+
+        Returns:
+            The study. Where there are several processes, those that are not the main one get a copy of it in memory.
+
+        Raises:
+            ConfigError: With all problems that can be known before the first trial.
+            RuleError: The objective is wrong.
+            ImportError: Optuna is not installed.
+        """
+        options = StudyOptions(storage, study_name, load_if_exists, sampler, pruner)
+        _check_call(best_metric_fn, objective, direction, options, {"n_trials": n_trials, "total_trials": total_trials})
+        accelerator = join_processes()
+        try:
+            with quiet():
+                random = random_state(accelerator.device)
+                modules = Modules(self._get_module)
+                target = self._objective(modules.peek(), best_metric_fn, objective, direction)
+                study = SharedStudy(options, self._space, target.direction, target.text)
+                search = Search(
+                    experiment=self._experiment(modules, target),
+                    space=self._space,
+                    study=study,
+                    display=ConsoleDisplay() if accelerator.is_main_process else NoDisplay(),
+                    device=accelerator.device,
+                    random=random,
+                )
+                run_trials(search, n_trials, total_trials)
+                return study.everywhere()
+        finally:
+            if self._options.destroy:
+                leave_processes()
+
+    def _objective(
+        self, module: AcceleratorModule, function: Callable[..., Any] | None, rule: str | None, direction: Direction
+    ) -> Objective:
+        """What is to become best, once the module and the data have been checked."""
+        datasets = check_fit(self._options, module, self._train_dataset, self._val_dataset)
+        if function is None:
+            said = None if isinstance(direction, _Unsaid) else direction
+            return rule_objective(rule or DEFAULT, said, facts_of(self._options.metrics, tuple(datasets)))
+        if not datasets:
+            text = "is missing: best_metric_fn is given what evaluations bring"
+            raise ConfigError([Problem("val_dataset", text)], PLACE)
+        return FunctionObjective(function, direction)
+
+    def _experiment(self, modules: Modules, objective: Objective) -> Experiment:
+        data = self._train_dataset, self._val_dataset
+        return Experiment(modules, *data, objective, self._model_path, self._arguments, self._options.callbacks)
+
+
+def _checked(arguments: Mapping[str, Any], problems: list[Problem]) -> Options:
+    """What the arguments of the trainers mean. The hyperparameters are those of no trial.
+
+    Raises:
+        ConfigError, RuleError: With all problems, those found before among them.
+    """
+    with_path = {"model_path": "trial", **arguments}
+    bound = inspect.signature(Trainer).bind(HyperParameters(), **with_path)
+    bound.apply_defaults()
+    try:
+        options = ArgumentCheck(bound.arguments).options()
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems], PLACE) from None
+    except RuleError as error:
+        if not problems:
+            raise
+        raise ConfigError([*problems, Problem("", str(error))], PLACE) from None
+    if problems:
+        raise ConfigError(problems, PLACE)
+    return options
+
+
+def _constructor_problems(get_module_fn: Any, arguments: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    if isinstance(get_module_fn, AcceleratorModule):
+        kind = type(get_module_fn).__name__
+        problems.append(
+            Problem("get_module_fn", f"is a {kind}: every trial needs a new one, give the class or a function")
+        )
+    elif not callable(get_module_fn):
+        problems.append(Problem("get_module_fn", must_be("a function that makes a module", get_module_fn)))
+    if "hps_config" in arguments:
+        problems.append(Problem("hps_config", "the search makes the hyperparameters: declare them with set_parameters"))
+    if arguments.get("resume") not in (None, False):
+        text = "a trial starts anew: to continue a search, give optimize a storage, a study_name and load_if_exists"
+        problems.append(Problem("resume", text))
+    if arguments.get("model_path") is None:
+        for name, value in (("disable_model_saving", False), ("enable_checkpointing", True)):
+            if arguments.get(name) is value:
+                problems.append(Problem(name, f"{value} needs model_path: the folder of a trial is temporary"))
+    return problems
+
+
+def _check_call(
+    function: Any, objective: Any, direction: Any, options: StudyOptions, counts: Mapping[str, Any]
+) -> None:
+    """Check the arguments of `optimize` that can be wrong by themselves.
+
+    Raises:
+        ConfigError: With all problems.
+        ImportError: Optuna is not installed.
+    """
+    problems = []
+    if function is not None and not callable(function):
+        hint = ": a rule goes into objective=" if isinstance(function, str) else ""
+        problems.append(Problem("best_metric_fn", must_be("a function, or None", function) + hint))
+    if objective is not None and not isinstance(objective, str):
+        hint = ": a function goes into best_metric_fn=" if callable(objective) else ""
+        problems.append(Problem("objective", must_be("a rule, or None", objective) + hint))
+    if function is not None and objective is not None:
+        problems.append(Problem("objective", "is given beside best_metric_fn: give one of them"))
+    if direction not in ("minimize", "maximize"):
+        problems.append(Problem("direction", must_be("'minimize' or 'maximize'", direction)))
+    for name, count in counts.items():
+        if count is None and name == "total_trials":
+            continue
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            problems.append(Problem(name, must_be("a whole number from 1", count)))
+    problems += study_problems(options)
+    if problems:
+        raise ConfigError(problems, "optimize(...)")

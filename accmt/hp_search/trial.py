@@ -1,0 +1,187 @@
+"""One trial: a training of its own, on all processes, that ends complete, pruned or failed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from accmt.callbacks import Callback
+from accmt.checkpoint.together import from_main
+from accmt.config.errors import ConfigError, Problem
+from accmt.hp_search.agreement import agreed
+from accmt.hp_search.objective import Objective
+from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
+from accmt.hyperparameters import HyperParameters
+from accmt.module import AcceleratorModule
+from accmt.rules import RuleError
+from accmt.trainer import Trainer
+
+PLACE = "HyperParameterSearch(...)"
+"""Where a mistake is that concerns all trials."""
+
+
+class SameModel(ConfigError):
+    """Two trials would train one model."""
+
+
+class Modules:
+    """Makes the module of each trial, and sees to it that its model is a new one."""
+
+    def __init__(self, get_module: Callable[[], AcceleratorModule]) -> None:
+        self._get_module = get_module
+        self._before: Callable[[], Any] = lambda: None
+        self._next: AcceleratorModule | None = None
+
+    def peek(self) -> AcceleratorModule:
+        """The module of the next trial."""
+        self._next = self.make()
+        return self._next
+
+    def make(self) -> AcceleratorModule:
+        """A module; nothing is kept of it here.
+
+        Raises:
+            SameModel: Its model is that of the trial before.
+        """
+        if self._next is not None:
+            module, self._next = self._next, None
+            return module
+        module = self._get_module()
+        model = getattr(module, "model", None)
+        if model is not None:
+            if model is self._before():
+                text = "returned the model of the trial before: it has to make a new one each time"
+                raise SameModel([Problem("get_module_fn", text)], PLACE)
+            self._before = weakref.ref(model)
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What all trials have in common.
+
+    Attributes:
+        modules: Makes their modules.
+        train_dataset, val_dataset: What `fit` is given.
+        objective: What a trial is worth.
+        model_path: A folder for the folders of the trials; None for temporary ones.
+        arguments: Arguments of the trainers, those that the search sets itself included.
+        callbacks: The user's callbacks.
+    """
+
+    modules: Modules
+    train_dataset: Any
+    val_dataset: Any
+    objective: Objective
+    model_path: Path | None
+    arguments: Mapping[str, Any]
+    callbacks: tuple[Callback, ...]
+
+
+class Reporter(Callback):
+    """Tells the study the value of every evaluation, and ends the training if the study says so.
+
+    `last` is the value of the last evaluation, on the main process.
+    """
+
+    def __init__(self, study: SharedStudy, objective: Objective) -> None:
+        super().__init__()
+        self._study, self._objective = study, objective
+        self.last: float | None = None
+        self._evaluation = 0
+
+    def on_evaluation_end(self) -> None:
+        # Evaluations before the first step, and those that a callback makes in between, have no number of their own.
+        decisions = self.trainer.decisions
+        evaluation = decisions[-1].progress.evaluation if decisions else 0
+        if evaluation == self._evaluation:
+            return
+        self._evaluation = evaluation
+        if self._study.report(evaluation, self._measure):
+            raise load_optuna().TrialPruned(f"pruned after evaluation {evaluation}")
+
+    def _measure(self) -> float:
+        self.last = self._objective.current(self.trainer)
+        return self.last
+
+
+def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: HyperParameters) -> Outcome:
+    """Train once and say what became of it: the same on all processes, once all have ended.
+
+    Args:
+        experiment: What all trials have in common.
+        study: The study that has asked for the trial.
+        number: The number of the trial in the study.
+        hps: The values to try.
+
+    Raises:
+        RuleError: A rule in the arguments is wrong, which no values can mend.
+        SameModel: The module is not new.
+        EndedAlone: This process has ended the trial, and the others have not.
+    """
+    objective = experiment.objective
+    reporter = Reporter(study, objective)
+    outcome = Outcome(State.COMPLETE)
+    with _folder(experiment.model_path, number) as folder:
+        try:
+            arguments = _named(experiment.arguments, study.name, number)
+            trainer = Trainer(hps, folder, callback=[*experiment.callbacks, reporter], **arguments)
+            if objective.rule is not None:
+                trainer.register_model_saving(objective.rule)
+            trainer.fit(experiment.modules.make(), experiment.train_dataset, experiment.val_dataset)
+        except load_optuna().TrialPruned as pruned:
+            outcome = Outcome(State.PRUNED, error=str(pruned))
+        except (RuleError, SameModel):
+            raise
+        except Exception as error:
+            outcome = failed(error)
+        outcome = agreed(outcome, f"trial {number} of {study.name}")
+    reporter.module = None  # type: ignore[assignment]  # callbacks know their trainer, which knows this one
+    if outcome.state is not State.COMPLETE:
+        return outcome
+    return from_main(lambda: _valued(trainer, objective, reporter.last))
+
+
+def failed(error: Exception) -> Outcome:
+    """The outcome of a trial that raised: the error in one line, with its notes, and the traceback."""
+    lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    details = "".join(traceback.format_exception(error))
+    return Outcome(State.FAILED, error=" ".join("; ".join(lines).split()), details=details)
+
+
+def _named(arguments: Mapping[str, Any], study: str, number: int) -> dict[str, Any]:
+    """The arguments of a trainer: a tracker gets all trials of a study as one experiment, and the number of each."""
+    if not arguments.get("log_with"):
+        return dict(arguments)
+    config = {"study": study, "trial": number, **(arguments.get("additional_tracker_config") or {})}
+    return {"track_name": study, **arguments, "additional_tracker_config": config}
+
+
+def _valued(trainer: Trainer, objective: Objective, last: float | None) -> Outcome:
+    try:
+        return Outcome(State.COMPLETE, objective.final(trainer, last))
+    except Exception as error:
+        return failed(error)
+
+
+@contextmanager
+def _folder(model_path: Path | None, number: int) -> Iterator[Path]:
+    """Where a trial may write: a folder of its own, temporary if there is no place for it."""
+    if model_path is not None:
+        yield model_path / f"trial-{number:05d}"
+        return
+    made = Path(from_main(lambda: tempfile.mkdtemp(prefix="accmt-trial-")))
+    try:
+        yield made
+    finally:
+        if PartialState().is_main_process:
+            shutil.rmtree(made, ignore_errors=True)

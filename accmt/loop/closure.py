@@ -1,0 +1,113 @@
+"""Steps of optimizers that evaluate the loss several times, such as LBFGS: the batches are kept and passed again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from accmt.checkpoint.rng import random_state, set_random_state
+from accmt.loop.data import Window
+from accmt.loop.memory import free, is_out_of_memory
+from accmt.loop.step import REPLICATED, Stepper
+from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Whether the optimizer's `step` cannot be called without a function that evaluates the loss."""
+    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+
+def closure_problem(optimizer: Any, module: AcceleratorModule, accelerator: Accelerator) -> str | None:
+    """Why an optimizer that needs a closure cannot train here; None if it can, or needs none."""
+    if not needs_closure(optimizer):
+        return None
+    several = f"{type(optimizer).__name__} evaluates the loss several times a step"
+    if isinstance(module, ExtendedAcceleratorModule):
+        return f"{several}, and {type(module).__name__} makes its steps by itself: take another optimizer"
+    if accelerator.scaler is not None:
+        return f'{several}, which the scaled losses of fp16 do not allow: give mixed_precision="bf16", or "no"'
+    if accelerator.distributed_type not in (DistributedType.NO, *REPLICATED):
+        engine = accelerator.distributed_type.value
+        return f"{several} with all parameters, which {engine} divides: launch without it, or take another optimizer"
+    return None
+
+
+class ClosureStepper(Stepper):
+    """Makes the steps of an optimizer that evaluates the loss of the batches of its window several times.
+
+    Each evaluation starts from the same random numbers, so that all of them are of one function (dropout included), and
+    brings gradients as in any other step: averaged over the batches and the processes, and clipped. Clipped gradients
+    are not those of the loss, which such an optimizer relies on: `clip_grad=None` suits it better.
+
+    The hooks around `training_step` and `backward` are called in every evaluation, those around the optimizer step, the
+    scheduler step and the reset of gradients once a step. The training loss and `grad_norm` are those of the first
+    evaluation, with the parameters that the step found; `state.train_step` counts each batch once. What a forward pass
+    changes in the model (running statistics of a BatchNorm) changes in every evaluation.
+    """
+
+    def step(self, window: Window) -> None:
+        """Train on the batches of a window and update the parameters once."""
+        batches, first = list(window.batches), self._state.train_step
+        random = random_state(self._accelerator.device)
+
+        def evaluate() -> Tensor:
+            with torch.enable_grad():
+                return self._evaluate(batches, first, window.is_last, random)
+
+        losses = evaluate()
+        grad_norm = self.grad_norm
+        for loss in losses:
+            self.losses.add(loss)
+        # LBFGS begins with the parameters that it finds: that evaluation is there already.
+        known = [losses] if isinstance(self._updater, torch.optim.LBFGS) else []
+        self._hooks.on_before_optimizer_step(self._optimizer)
+        self._updater.step(lambda: self._mean(known.pop() if known else evaluate()))
+        self._hooks.on_after_optimizer_step(self._optimizer)
+        self.grad_norm = grad_norm
+        self.step_scheduler()
+        self.zero_grad(self._options.set_to_none)
+
+    def _evaluate(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
+        """The losses of the batches, with fresh gradients; once more if memory runs out."""
+        try:
+            return self._pass(batches, first, is_last, random)
+        except RuntimeError as error:
+            if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
+                raise
+            free(error)
+        return self._pass(batches, first, is_last, random)
+
+    def _pass(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
+        set_random_state(random, self._accelerator.device)
+        self._updater.zero_grad(set_to_none=self._options.set_to_none)
+        self._state.train_step = first
+        losses = []
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            self._state.is_last_training_batch = last and is_last
+            losses.append(self._learn(_own(batch), len(batches), last).detach())
+            self._state.train_step += 1
+        self._finish_gradients()
+        return torch.stack(losses)
+
+    def _mean(self, losses: Tensor) -> Tensor:
+        """The loss that the optimizer decides by: the same on all processes, so that all decide alike."""
+        return self._accelerator.reduce(losses.mean(), reduction="mean")  # type: ignore[no-any-return]
+
+
+def _own(batch: Any) -> Any:
+    """The batch with dictionaries and lists of its own: a training step may take things out of them."""
+    if isinstance(batch, MutableMapping):
+        own = copy(batch)
+        for key, value in batch.items():
+            own[key] = _own(value)
+        return own
+    return type(batch)(map(_own, batch)) if type(batch) in (list, tuple) else batch

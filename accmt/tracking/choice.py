@@ -1,0 +1,155 @@
+"""The check of `log_with` and of what goes with it, before anything is begun."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from functools import reduce
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
+
+MLFLOW = "mlflow"
+_ALSO = {TENSORBOARD: "tensorboardX"}
+
+Arguments = dict[str, dict[str, Any]]
+
+
+def known_trackers() -> tuple[str, ...]:
+    """What `log_with` may name: MLflow, what Accelerate knows, and what was registered there."""
+    return (MLFLOW, *sorted(name for name in LOGGER_TYPE_TO_CLASS if name != MLFLOW))
+
+
+def choose_trackers(
+    log_with: Any, location: str, given: Mapping[str, Any], own: Iterable[str]
+) -> tuple[Arguments, list[Problem]]:
+    """The trackers that are asked for.
+
+    Args:
+        log_with: A name, a list of names, or None.
+        location: `logging_dir`.
+        given: Keyword arguments that the trainer does not know: each goes to the trackers that take it, and one that
+            has the name of a tracker and is a dictionary goes to that tracker alone.
+        own: The arguments of the trainer, for suggestions.
+
+    Returns:
+        Tracker -> the arguments of its run, and all problems.
+    """
+    names, problems = _names(log_with)
+    if problems:
+        return {}, problems
+    if not names:
+        return {}, [_without_tracker(name, own) for name in given]
+    taken = {name: _accepted(name) if given else () for name in names}
+    arguments: Arguments = {name: {} for name in names}
+    for key, value in given.items():
+        if key in names and isinstance(value, Mapping):
+            problems += [
+                Problem(f"{key}.{inner}", f"unknown argument{did_you_mean(str(inner), taken[key] or ())}")
+                for inner in value
+                if not _takes(key, str(inner), taken)
+            ]
+            arguments[key] |= value
+            continue
+        takers = [name for name in names if _takes(name, key, taken)]
+        for name in takers:
+            arguments[name].setdefault(key, value)
+        if not takers:
+            problems.append(_unknown(key, taken, own))
+    return arguments, problems + _place_problems(names, location)
+
+
+def _names(log_with: Any) -> tuple[list[str], list[Problem]]:
+    listed = list(log_with) if isinstance(log_with, list | tuple) else [] if log_with is None else [log_with]
+    known, names, problems = known_trackers(), [], []
+    for entry in listed:
+        name = entry.value if isinstance(entry, Enum) else entry
+        if not isinstance(name, str):
+            text = must_be("the name of a tracker, a list of names, or None", name)
+            problems.append(Problem("log_with", text))
+        elif name not in known:
+            text = f"unknown tracker '{name}'{did_you_mean(name, known)} Allowed are {', '.join(known)}, or None"
+            problems.append(Problem("log_with", text))
+        elif not _is_installed(name):
+            problems.append(Problem("log_with", f"'{name}' is not installed: pip install {name}"))
+        elif name not in names:
+            names.append(name)
+    return names, problems
+
+
+def _is_installed(name: str) -> bool:
+    if name != MLFLOW and name not in TOOLS:
+        return True  # registered by the user
+    return any(find_spec(module) is not None for module in (name, *([_ALSO[name]] if name in _ALSO else [])))
+
+
+def _accepted(name: str) -> Sequence[str] | None:
+    """The arguments of a run; None if that is not known."""
+    if name == MLFLOW:
+        return RUN_ARGUMENTS
+    tool = TOOLS.get(name)
+    if tool is None:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        return _parameters(kind.__init__, 3 if kind.requires_logging_directory else 2)
+    try:
+        init = reduce(getattr, tool.init.split("."), import_module(tool.module))
+    except (ImportError, AttributeError):
+        return None
+    accepted = _parameters(init, 0)
+    if accepted is None:
+        return None
+    names = [key for key in accepted if key not in (*tool.ours, "self")]
+    return names if tool.run_name is None else [*names, "run_name"]
+
+
+def _parameters(function: Any, ours: int) -> Sequence[str] | None:
+    """The names of a function's parameters after the first ones; None if it takes any."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters[ours:]]
+
+
+def _takes(name: str, key: str, taken: Mapping[str, Sequence[str] | None]) -> bool:
+    accepted = taken[name]
+    if accepted is None:
+        return name not in TOOLS or key not in TOOLS[name].ours
+    return key in accepted
+
+
+def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[str]) -> Problem:
+    for name in taken:
+        if name in TOOLS and key in TOOLS[name].ours:
+            return Problem(key, f"{name} is given {TOOLS[name].ours[key]} for it: give that")
+    allowed = [*own, *(argument for accepted in taken.values() for argument in accepted or ())]
+    return Problem(key, f"unknown argument{did_you_mean(key, allowed)}")
+
+
+def _without_tracker(key: str, own: Iterable[str]) -> Problem:
+    if key in (*RUN_ARGUMENTS, *known_trackers()):
+        return Problem(key, "is for a tracker, and none is asked for: give log_with")
+    return Problem(key, f"unknown argument{did_you_mean(key, own)}")
+
+
+def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
+    """A place that none of the trackers can use."""
+    if MLFLOW in names or location == FOLDER:
+        return []
+    writing = [name for name in names if _writes(name)]
+    if not writing:
+        return [Problem("logging_dir", f"{' and '.join(names)} would not use it: leave it out")]
+    if is_address(location):
+        return [Problem("logging_dir", f"'{location}' is an address, and {' and '.join(writing)} needs a folder")]
+    return []
+
+
+def _writes(name: str) -> bool:
+    tool = TOOLS.get(name)
+    return bool(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory) or (tool is not None and tool.folder is not None)
