@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accmt.monitor import Monitor
     from accmt.rules import RuleError
     from accmt.seeding import set_seed
+    from accmt.states import TrainingState
     from accmt.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _HOMES = {
     "Scheduler": "accmt.hyperparameters",
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
+    "TrainingState": "accmt.states",
     "load_saving": "accmt.checkpoint.loading",
     "set_seed": "accmt.seeding",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "Scheduler",
     "TorchMetric",
     "Trainer",
+    "TrainingState",
     "__version__",
     "load_saving",
     "set_seed",

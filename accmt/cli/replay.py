@@ -89,7 +89,10 @@ def _check(rules: Rules, source: Source) -> None:
     except RuleError as error:
         problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
     if problems:
-        raise CommandError("\n\n".join(map(str, problems)))
+        texts = list(map(str, problems))
+        if any("greater_is_better" in text for text in texts):
+            texts.append("Here a direction is given by --metric, such as --metric accuracy:max")
+        raise CommandError("\n\n".join(texts))
 
 
 def _ending(decisions: Sequence[Decision], source: Source) -> str:

@@ -178,7 +178,7 @@ class HyperParameterSearch:
         """
         options = StudyOptions(storage, study_name, load_if_exists, sampler, pruner)
         _check_call(best_metric_fn, objective, direction, options, {"n_trials": n_trials, "total_trials": total_trials})
-        accelerator = join_processes()
+        accelerator = join_processes(self._options.model.mixed_precision)
         try:
             with quiet():
                 random = random_state(accelerator.device)

@@ -31,7 +31,7 @@ from accmt.rules.nodes import (
     Sum,
 )
 from accmt.rules.store import TRAIN_LOSS
-from accmt.rules.units import PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
+from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
 
 Kind = Literal["number", "condition"]
 
@@ -251,7 +251,7 @@ class Form:
                 f"unknown unit '{quantity.unit}'",
                 Span(quantity.span.end - len(quantity.unit), quantity.span.end),
                 THE_UNITS,
-                nearest(quantity.unit, suggestions()),
+                MEANT.get(quantity.unit) or nearest(quantity.unit, suggestions()),
             )
         elif quantity.value <= 0:
             self._add("the number must be positive", quantity.span)

@@ -15,6 +15,7 @@ PERCENT = "%"
 SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 WHOLE = frozenset({"step", "evaluation", "sample"})
 
+MEANT = {"s": "sec", "m": "min"}  # abbreviations that are usual elsewhere, and none here
 _BY_SPELLING = {
     spelling + plural: unit for unit, spellings in SPELLINGS.items() for spelling in spellings for plural in ("", "s")
 }

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from accmt.rules import parse_saving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -15,10 +13,10 @@ README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
-def test_programs(program, tmp_path):
+def test_programs(tmp_path):
+    """Each goes on where the one before it ended."""
     path = tmp_path / "program.py"
-    path.write_text(program)
+    path.write_text("".join(PROGRAMS))
     ran = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     folder = tmp_path / "runs/quickstart/best_accuracy@dev__accuracy@test"

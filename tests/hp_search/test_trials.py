@@ -265,7 +265,7 @@ def test_with_a_model_path_each_trial_has_a_folder(search, tmp_path, witness):
         assert not (folder / "checkpoints").exists()
 
 
-def test_trials_save_when_they_are_told_to(search, tmp_path, regression):
+def test_trials_save_when_they_are_told_to(search, tmp_path, regression, witness):
     searching = three_epochs(
         search(model_path=str(tmp_path / "runs"), disable_model_saving=False, enable_checkpointing=True)
     )
@@ -278,6 +278,7 @@ def test_trials_save_when_they_are_told_to(search, tmp_path, regression):
     set_seed(0)
     again = searching.optimize(n_trials=1)
     assert again.best_value == study.best_value
+    assert [len(training["rates"]) for training in witness.trainings] == [6, 6]  # no checkpoint is continued from
 
 
 def test_trials_differ_in_their_values_only(search, witness, regression):
@@ -317,6 +318,19 @@ def test_memory_of_a_trial_is_free_before_the_next(search, regression):
     alive = []
     three_epochs(search(make, callback=Second())).optimize(n_trials=3)
     assert alive == [[], [False], [False, False]]
+
+
+def test_arguments_of_the_trainer_reach_the_trials(search, regression):
+    kinds = set()
+
+    class Watched(regression):
+        def training_step(self, batch):
+            kinds.add(self.accelerator.mixed_precision)
+            return super().training_step(batch)
+
+    study = three_epochs(search(Watched, mixed_precision="bf16", evaluate_every_n_steps=1)).optimize(n_trials=2)
+    assert kinds == {"bf16"}
+    assert [sorted(trial.intermediate_values) for trial in study.trials] == [[1, 2, 3, 4, 5, 6]] * 2
 
 
 def test_rules_stop_trials_early(search, witness):
