@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accmt.callbacks import Callback
     from accmt.checkpoint.loading import load_saving
+    from accmt.hp_search import HyperParameterSearch
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
     from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
     from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
@@ -29,6 +30,7 @@ _HOMES = {
     "ConfigError": "accmt.config.errors",
     "ExtendedAcceleratorModule": "accmt.module",
     "FunctionMetric": "accmt.metrics",
+    "HyperParameterSearch": "accmt.hp_search",
     "HyperParameters": "accmt.hyperparameters",
     "Metric": "accmt.metrics",
     "MetricParallel": "accmt.metrics",
@@ -49,6 +51,7 @@ __all__ = [
     "ConfigError",
     "ExtendedAcceleratorModule",
     "FunctionMetric",
+    "HyperParameterSearch",
     "HyperParameters",
     "Metric",
     "MetricParallel",

@@ -56,6 +56,7 @@ def test_a_training_in_mlflow(trainer, regression, data, error_metric, tmp_path,
     assert history(client, run, "checkpoint") == [(4, 1.0), (8, 2.0)]
     assert all(value > 0 for _, value in history(client, run, "grad_norm"))
     assert all(0.01 < value < 100 for _, value in history(client, run, "cpu_utilization"))
+    assert all(0 <= value <= 100 for _, value in history(client, run, "cpu_utilization_percent"))
     assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["file.txt"]
     assert mlflow.get_tracking_uri() == uri_before
     assert mlflow.active_run() is None

@@ -1,5 +1,6 @@
 """A training and its trackers: several at once, slow ones, dead ones, and those that are continued."""
 
+import os
 import re
 import subprocess
 import sys
@@ -152,6 +153,32 @@ def test_a_tracker_that_never_returns_is_left_behind(trainer, regression, data, 
         in capsys.readouterr().out
     )
     Mine.free.set()
+
+
+def test_a_process_ends_although_its_tracker_does_not(tmp_path):
+    program = """
+import threading, torch
+from accelerate.tracking import GeneralTracker, register_tracker_class
+from accmt import HyperParameters, Trainer
+from accmt.tracking import background
+from conftest import Regression, make_data
+
+class Mine(GeneralTracker):
+    name, requires_logging_directory, tracker = "mine", False, None
+    def __init__(self, project):
+        super().__init__()
+    def log(self, values, step=None, **kwargs):
+        threading.Event().wait()
+
+register_tracker_class(Mine)
+background.LIMITS = background.Limits(interval=0.0, end=0.0)
+Trainer(HyperParameters(batch_size=4), "model", log_with="mine", dataloader_num_workers=0).fit(Regression(), make_data(8))
+"""
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "warning: mine: not sent: 2 values (step 2), the status FINISHED; it did not answer in time\n" in ran.stdout
 
 
 def test_a_new_training_does_not_start_when_its_tracker_refuses(trainer, regression, data):

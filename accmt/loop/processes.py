@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -30,6 +31,9 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
         # Its functions have the group as a default argument. Imported only later, as DistributedDataParallel does, it
         # keeps the group past its end, and a thread of gloo that outlives the interpreter aborts the process.
         import_module("torch.distributed.nn.functional")
+        # The same happens where the group is kept for another training, or an error ends the script.
+        atexit.unregister(leave_processes)
+        atexit.register(leave_processes)
     accelerator = _accelerator(mixed_precision)
     if launched > 1 and accelerator.num_processes == 1:
         text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"

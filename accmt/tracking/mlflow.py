@@ -30,7 +30,8 @@ _LONGEST_PARAMETER = 6000
 _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
 _ADDRESS = re.compile(rf"(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-_PASSES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+_PASSES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+_PASSES_ELSEWHERE = (*_PASSES, "INTERNAL_ERROR")  # what MLflow calls a server that is not there
 _DESCRIPTION = "mlflow.note.content"
 _QUIET = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
@@ -62,7 +63,8 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         uri, artifacts = _store(location)
-        with quietly(), _answering():
+        self._passes = _PASSES_ELSEWHERE if is_address(location) else _PASSES
+        with quietly(), _answering(self._passes):
             self._client = MlflowClient(tracking_uri=uri)
             continues = run_id is not None and self._continues(run_id)
             self._run_id = str(run_id) if continues else self._new_run(experiment, artifacts, run)
@@ -76,22 +78,22 @@ class MlflowTracker:
     def log_batch(self, batch: Sequence[Logged]) -> None:
         """Send values of several steps. Those that were sent before, with the same time, are not doubled by MLflow."""
         metrics = [metric for logged in batch for metric in self._metrics(logged)]
-        with _answering():
+        with _answering(self._passes):
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def log_artifact(self, path: Path) -> None:
-        with _answering():
+        with _answering(self._passes):
             self._client.log_artifact(self._run_id, str(path))
 
     def log_artifacts(self, folder: Path) -> None:
-        with _answering():
+        with _answering(self._passes):
             self._client.log_artifacts(self._run_id, str(folder))
 
     def state(self) -> dict[str, Any]:
         return {"mlflow": self._run_id}
 
     def close(self, status: Status) -> None:
-        with quietly(), _answering():
+        with quietly(), _answering(self._passes):
             self._client.set_terminated(self._run_id, status)
 
     def _continues(self, run_id: str) -> bool:
@@ -194,8 +196,8 @@ def _sent(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Tell a store that does not answer now from one that refuses."""
+def _answering(passes: Sequence[str]) -> Iterator[None]:
+    """Tell a store that does not answer now, as these codes say, from one that refuses."""
     from mlflow.exceptions import MlflowException
     from requests import ConnectionError as NoConnection
     from requests import Timeout
@@ -203,7 +205,7 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code in _PASSES:
+        if error.error_code in passes:
             raise Unreachable(str(error)) from error
         raise
     except (NoConnection, Timeout) as error:

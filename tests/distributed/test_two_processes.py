@@ -125,6 +125,14 @@ def test_streams_of_validation_data_are_exact_too(tmp_path):
         assert values["accuracy"] == values["same"]
 
 
+def test_evaluating_alone_gives_the_values_of_the_training(tmp_path):
+    ran = launch(tmp_path / "model", "again=true", "epochs=1", "destroy_after_training=false")
+    assert ran.returncode == 0, ran.stderr
+    for rank in (0, 1):
+        again = json.loads((tmp_path / f"model-rank{rank}-again.json").read_text())
+        assert again == outcome(tmp_path / "model", rank)["metrics"]
+
+
 def test_time_based_rules_decide_alike(tmp_path):
     folder = tmp_path / "timed"
     ran = launch(folder, 'evaluate_every="0.2 seconds"', 'stop_when="elapsed > 1.5"', "epochs=2000", "log_every=10")

@@ -26,6 +26,7 @@ folder, *pairs = sys.argv[1:]
 arguments = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 cut, seed, epochs = arguments.pop("cut", None), arguments.pop("seed", 0), arguments.pop("epochs", 2)
 dropout, stream = arguments.pop("dropout", 0.0), arguments.pop("stream", False)
+again = arguments.pop("again", False)
 rank = int(os.environ.get("RANK", "0"))
 
 
@@ -103,6 +104,10 @@ trainer.register_model_saving("best_worst(accuracy)")
 validation = {"a": data(22, 1), "b": data(5, 2)}
 if stream:
     validation = {name: Stream(dataset) for name, dataset in validation.items()}
-trainer.fit(Module(), data(50, 0), validation)
+module = Module()
+trainer.fit(module, data(50, 0), validation)
+if again:
+    values = trainer.evaluate(module, validation)
+    Path(f"{folder}-rank{rank}-again.json").write_text(json.dumps(values))
 threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
 Path(f"{folder}-rank{rank}-threads.json").write_text(json.dumps(threads))
