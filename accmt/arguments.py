@@ -46,18 +46,24 @@ class ArgumentCheck:
         """
         config = self._config()
         section, monitor = self._section(config), self._monitor()
-        tracking, data, loop = self._tracking(), self._data(config), self._loop(monitor, section)
-        step, model = self._step(config, monitor), self._model()
-        checkpoint, saving, rules = self._checkpoint(section), self._saving(), self._rules(section)
-        accumulation = self._whole("grad_accumulation_steps", none=True) or 1
-        metrics, callbacks = self._metrics(), self._callbacks()
+        parts: dict[str, Any] = {
+            "checkpoint": self._checkpoint(section),
+            "saving": self._saving(),
+            "rules": self._rules(section),
+            "data": self._data(config),
+            "model": self._model(),
+            "step": self._step(config, monitor),
+            "loop": self._loop(monitor, section),
+            "tracking": self._tracking(),
+            "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
+            "metrics": self._metrics(),
+            "callbacks": self._callbacks(),
+            "destroy": self._flag("destroy_after_training"),
+            "quiet": self._flag("quiet"),
+        }
         self._raise()
         assert config is not None
-        destroy = bool(self._given["destroy_after_training"])
-        hps = config.hps
-        return Options(
-            hps, checkpoint, saving, rules, data, model, step, loop, tracking, accumulation, metrics, callbacks, destroy
-        )
+        return Options(hps=config.hps, **parts)
 
     def _raise(self) -> None:
         if self._rule_errors and not self._problems:

@@ -24,8 +24,8 @@ from accmt.checkpoint.savings import Savings, savings_in
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
-from accmt.display.display import ConsoleDisplay, Display, NoDisplay
-from accmt.fit_check import metrics_on
+from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
+from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, restore, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
@@ -42,8 +42,7 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
 from accmt.preparation import Prepared, prepare
 from accmt.pretrained import extras_of
-from accmt.rules import Facts, Length, Reported, RuleEngine, Rules, SavingRule, assign_patience, check
-from accmt.rules.store import VALID_LOSS
+from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
 from accmt.tracking.description import Description, read_description, write_description
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
@@ -87,7 +86,8 @@ def plan(
     accelerator = join_processes(options.model.mixed_precision)
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
-    facts = _facts(options, datasets, data, position)
+    length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
+    facts = facts_of(options.metrics, tuple(datasets), length)
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts)]
     optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
@@ -127,7 +127,7 @@ def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
     prepared = prepare(module, plan.optimizer, options.model)
-    display: Display = ConsoleDisplay() if main else NoDisplay()
+    display = _display(options) if main else NoDisplay()
     module.tracker = _tracker(options, resume, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
@@ -187,6 +187,10 @@ def assemble_evaluation(
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     loaders = validation_loaders(options.data, module, datasets)
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
+
+
+def _display(options: Options) -> Display:
+    return QuietDisplay() if options.quiet else ConsoleDisplay()
 
 
 def _describe(plan: Plan, changes: list[str]) -> None:
@@ -268,20 +272,6 @@ def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
         problem = must_be("a sampler, a list of samplers, or a list of indices", sampler)
     if problem is not None:
         raise ConfigError([Problem("sampler", problem)], "fit(...)")
-
-
-def _facts(options: Options, datasets: Mapping[str, Dataset[Any]], data: TrainingData, position: Position) -> Facts:
-    keys = tuple(datasets)
-    reported: dict[str, Reported] = {}
-    for key in keys:
-        for metric in metrics_on(options.metrics, key):
-            for name, greater in metric.directions.items():
-                before = reported.get(name, Reported((), greater))
-                reported[name] = Reported((*before.datasets, key), greater)
-    if keys:
-        reported[VALID_LOSS] = Reported(keys, greater_is_better=False)
-    length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    return Facts(reported, keys, length)
 
 
 def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rules:

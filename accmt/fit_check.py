@@ -1,4 +1,4 @@
-"""The check of what `fit` and `evaluate` were given: every problem at once, before anything is made."""
+"""What `fit` and `evaluate` were given: the check, every problem at once before anything is made, and what it tells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
+from accmt.rules import Facts, Length, Reported
 from accmt.rules.store import VALID_LOSS
 
 NO_MODEL = "has no model: set self.model to a torch.nn.Module in its constructor"
@@ -152,6 +153,19 @@ def _metric_problems(
                     problems.append(Problem("metrics", text))
                 seen.add(name)
     return problems
+
+
+def facts_of(metrics: Mapping[str | None, Sequence[Metric]], datasets: tuple[str, ...], length: Length) -> Facts:
+    """What a training reports, for the check of its rules."""
+    reported: dict[str, Reported] = {}
+    for key in datasets:
+        for metric in metrics_on(metrics, key):
+            for name, greater in metric.directions.items():
+                before = reported.get(name, Reported((), greater))
+                reported[name] = Reported((*before.datasets, key), greater)
+    if datasets:
+        reported[VALID_LOSS] = Reported(datasets, greater_is_better=False)
+    return Facts(reported, datasets, length)
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:

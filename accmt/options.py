@@ -92,3 +92,4 @@ class Options:
     metrics: Mapping[str | None, Sequence[Metric]]
     callbacks: tuple[Callback, ...]
     destroy: bool
+    quiet: bool

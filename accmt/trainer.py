@@ -99,6 +99,7 @@ class Trainer:
         evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
         stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
         mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
+        quiet: Print warnings only.
         **kwargs: For the tracker's run: `run_name`, `tags`.
 
     Raises:
@@ -158,6 +159,7 @@ class Trainer:
         evaluate_every: str | None = None,
         stop_when: str | list[str] | None = None,
         mixed_precision: str | None = None,
+        quiet: bool = False,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())

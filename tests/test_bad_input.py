@@ -40,7 +40,7 @@ def constructor(match, error=ConfigError, **arguments):
             "grad_accumulation_steps: must be a whole number from 1, or None, not 0 (int)",
         ),
         ({"shuffle_train": "yes"}, "shuffle_train: must be True or False, not 'yes' (str)"),
-        ({"log_with": "mlflo"}, "log_with: unknown tracker 'mlflo'; allowed are mlflow, or None"),
+        ({"log_with": "mlflo"}, "log_with: unknown tracker 'mlflo', did you mean 'mlflow'? Allowed are mlflow, aim, clearml, comet_ml, dvclive, swanlab, tensorboard, trackio, wandb, or None"),
         (
             {"collate_fn": list, "collate_fn_val": list},
             "collate_fn_val: is given beside collate_fn: give collate_fn, or one for each",

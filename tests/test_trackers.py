@@ -172,7 +172,8 @@ class Mine(GeneralTracker):
 
 register_tracker_class(Mine)
 background.LIMITS = background.Limits(interval=0.0, end=0.0)
-Trainer(HyperParameters(batch_size=4), "model", log_with="mine", dataloader_num_workers=0).fit(Regression(), make_data(8))
+trainer = Trainer(HyperParameters(batch_size=4), "model", log_with="mine", dataloader_num_workers=0)
+trainer.fit(Regression(), make_data(8))
 """
     (tmp_path / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}

@@ -74,6 +74,13 @@ class NoDisplay:
         """Do nothing."""
 
 
+class QuietDisplay(NoDisplay):
+    """Shows nothing but warnings."""
+
+    def warn(self, text: str) -> None:
+        ConsoleDisplay().warn(text)
+
+
 class ConsoleDisplay:
     """Shows a training on a console. The bar reads the step by itself, a few times a second, at no cost to the loop."""
 

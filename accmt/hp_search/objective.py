@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from accmt.config.errors import ConfigError, Problem
-from accmt.fit_check import metrics_on
-from accmt.metrics.metric import Metric
-from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, check
+from accmt.rules import Facts, RuleError, Rules, SavingRule, check
 from accmt.rules import Problem as RuleProblem
 from accmt.rules.direction import direction_of
 from accmt.rules.store import VALID_LOSS
@@ -146,19 +144,3 @@ def rule_objective(text: str, given: Direction | None, facts: Facts) -> RuleObje
         problem = f"'{given}' contradicts {rule.name}, where {better} is better: leave the direction out"
         raise ConfigError([Problem("direction", problem)], "optimize(...)")
     return RuleObjective(rule, direction)
-
-
-def facts_of(metrics: Mapping[str | None, Sequence[Metric]], datasets: Sequence[str]) -> Facts:
-    """What is known of all trainings before the first: their metrics and datasets.
-
-    Their lengths differ. The one here only keeps the check from asking for it.
-    """
-    reported: dict[str, Reported] = {}
-    for key in datasets:
-        for metric in metrics_on(metrics, key):
-            for name, greater in metric.directions.items():
-                before = reported.get(name, Reported((), greater))
-                reported[name] = Reported((*before.datasets, key), greater)
-    if datasets:
-        reported[VALID_LOSS] = Reported(tuple(datasets), greater_is_better=False)
-    return Facts(reported, tuple(datasets), Length(1, 1, 1))

@@ -13,9 +13,9 @@ from accmt.arguments import ArgumentCheck
 from accmt.checkpoint.rng import random_state
 from accmt.config.errors import ConfigError, Problem, must_be
 from accmt.display.display import ConsoleDisplay, NoDisplay
-from accmt.fit_check import check_fit
+from accmt.fit_check import check_fit, facts_of
 from accmt.hp_search.declaration import read_space
-from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, facts_of, rule_objective
+from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, rule_objective
 from accmt.hp_search.run import Search, run_trials
 from accmt.hp_search.study import SharedStudy, StudyOptions, quiet, study_problems
 from accmt.hp_search.trial import PLACE, Experiment, Modules
@@ -25,7 +25,7 @@ from accmt.loop.processes import join_processes, leave_processes
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.options import Options
-from accmt.rules import RuleError
+from accmt.rules import Length, RuleError
 from accmt.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class HyperParameterSearch:
         self._model_path = None if path is None else Path(path)
         arguments.pop("callback", None)
         alone = {"destroy_after_training": False, "resume": False, "metrics": metrics}
-        self._arguments = {"disable_model_saving": True, "enable_checkpointing": False, **arguments, **alone}
+        defaults = {"disable_model_saving": True, "enable_checkpointing": False, "quiet": True}
+        self._arguments = {**defaults, **arguments, **alone}
         self.set_parameters()
 
     def set_parameters(  # noqa: PLR0913  (the documented arguments)
@@ -206,7 +207,9 @@ class HyperParameterSearch:
         datasets = check_fit(self._options, module, self._train_dataset, self._val_dataset)
         if function is None:
             said = None if isinstance(direction, _Unsaid) else direction
-            return rule_objective(rule or DEFAULT, said, facts_of(self._options.metrics, tuple(datasets)))
+            # Trials differ in length; the one here only keeps the check from asking for it.
+            facts = facts_of(self._options.metrics, tuple(datasets), Length(1, 1, 1))
+            return rule_objective(rule or DEFAULT, said, facts)
         if not datasets:
             text = "is missing: best_metric_fn is given what evaluations bring"
             raise ConfigError([Problem("val_dataset", text)], PLACE)

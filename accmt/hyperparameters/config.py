@@ -92,9 +92,7 @@ def _misplaced(key: object) -> Problem:
     return Problem(str(key), unknown_key(key, _SECTIONS))
 
 
-def _hyperparameters(
-    section: Mapping[Any, Any], prefix: str
-) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
+def _hyperparameters(section: Mapping[Any, Any], prefix: str) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
     """The arguments of `HyperParameters` that a section gives, where those of factories stand, and what is wrong."""
     fields = dict(section)
     paths: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,15 +21,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def clean_caches() -> None:
-    """Free what is no longer used, in main memory and on the device."""
-    clear_device_cache(garbage_collection=True)
+    """Free what is no longer used: on a device all of it, in main memory what became garbage of late.
+
+    A look at all objects of a process takes as long as many a small training; it is left to Python's own schedule where
+    no memory of a device hangs on it.
+    """
+    if torch.accelerator.is_available():
+        clear_device_cache(garbage_collection=True)
+    else:
+        gc.collect(1)
 
 
 def free(error: BaseException) -> None:
     """Free what the frames of a failed step still hold."""
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
-    clean_caches()
+    clear_device_cache(garbage_collection=True)
 
 
 def tried_again(action: Callable[[], _T]) -> _T:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from accmt import Callback
+from accmt.loop.memory import clean_caches
 
 ERRORS = [torch.OutOfMemoryError("out of memory"), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")]
 
@@ -138,6 +139,22 @@ def test_what_the_failed_step_held_is_freed_before_it_is_tried_again(trainer, re
     assert held[1] is True
 
 
+def test_cleaning_frees_what_is_held_by_itself():
+    class Node:
+        pass
+
+    node = Node()
+    node.itself, held = node, weakref.ref(node)
+    gc.disable()
+    try:
+        del node
+        assert held() is not None
+        clean_caches()
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("arguments", "cleaned"),
     [
@@ -149,9 +166,8 @@ def test_what_the_failed_step_held_is_freed_before_it_is_tried_again(trainer, re
 def test_when_caches_are_cleaned(trainer, regression, data, monkeypatch, arguments, cleaned):
     steps = []
     training = trainer(epochs=2, **arguments)
-    monkeypatch.setattr(
-        "accmt.loop.memory.clear_device_cache", lambda garbage_collection: steps.append(training.state.global_step)
-    )
+    for module in ("accmt.loop.train", "accmt.loop.observe"):
+        monkeypatch.setattr(f"{module}.clean_caches", lambda: steps.append(training.state.global_step))
     training.fit(regression(), data(20), data(4))
     assert list(dict.fromkeys(steps[: len(cleaned)])) == cleaned
 

@@ -53,16 +53,14 @@ def found(path):
     raise AssertionError(path)
 
 
-def is_method(path):
-    """Whether the first parameter is the object itself."""
-    return not isinstance(found(path), type) and isinstance(found(path.rpartition(".")[0]), type) and path != LAZY
-
-
 def real_parameters(path):
-    target = found(path)
-    parameters = list(inspect.signature(target).parameters.values())
-    static = path.rpartition(".")[0] == "accmt.hyperparameters.Scheduler"
-    return parameters[1:] if is_method(path) and not static else parameters
+    """The parameters without that for the object itself."""
+    owner, _, name = path.rpartition(".")
+    parameters = list(inspect.signature(found(path)).parameters.values())
+    if owner == LAZY:
+        return parameters[1:]
+    there = inspect.getattr_static(found(owner), name, None) if owner.count(".") else None
+    return parameters[1:] if inspect.isfunction(there) else parameters
 
 
 def as_written(parameter):
