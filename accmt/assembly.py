@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,17 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from accmt.checkpoint import publish
-from accmt.checkpoint.aside import put_aside
-from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints, NoCheckpoint
+from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.packing import pack
-from accmt.checkpoint.savings import Savings, savings_in
+from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
 from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
-from accmt.loop.checkpointer import DiskCheckpointer, restore, tracker_state
+from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
 from accmt.loop.evaluate import Evaluation
@@ -36,15 +33,14 @@ from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import SharedClock, join_processes
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
-from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.step import PLAIN, ManualStepper, StepOptions, Stepper
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
-from accmt.preparation import Prepared, prepare
-from accmt.pretrained import extras_of
+from accmt.preparation import Prepared, prepare, prepare_teacher
+from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
-from accmt.tracking.description import Description, read_description, write_description
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
@@ -89,8 +85,10 @@ def plan(
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
     facts = facts_of(options.metrics, tuple(datasets), length)
     rules = _rules(options, savings, facts)
-    warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts)]
+    warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
+    if not options.saving.disabled:
+        check_extras(module, options)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
         folder = Checkpoints(model_path).folder
         raise NoCheckpoint(f"resume={options.checkpoint.resume}, but there is no checkpoint in {folder}")
@@ -111,44 +109,34 @@ def plan(
     )
 
 
-def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
-    """Put the parts of a run together and continue from its checkpoint, if it has one. The lock must be held.
-
-    Returns:
-        The run, and what is worth saying before it starts, one line each.
-
-    Raises:
-        NoCheckpoint, Mismatch: The checkpoint to continue from cannot be used.
-    """
+def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None) -> Run:
+    """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
-    from_main(lambda: _clear_away(plan.model_path, plan.rules))
-    checkpoints = Checkpoints(plan.model_path)
-    resume = from_main(lambda: _checkpoint(options, checkpoints))
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
     prepared = prepare(module, plan.optimizer, options.model)
     display = _display(options) if main else NoDisplay()
-    module.tracker = _tracker(options, resume, display)
+    module.tracker = _tracker(options, checkpoint, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
     stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
+    # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
+    repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     run = Run(
         options=options.loop,
         module=module,
         model=plan.parts.model,
         accelerator=accelerator,
         data=plan.data,
-        evaluation=Evaluation(
-            module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, options.step.repeats
-        ),
+        evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
         stepper=stepper,
         position=plan.position,
         engine=RuleEngine(plan.rules, plan.facts),
         state=state,
         hooks=hooks,
         savings=_savings(plan),
-        checkpointer=_checkpointer(options, checkpoints, plan.parts),
+        checkpointer=_checkpointer(options, Checkpoints(plan.model_path), plan.parts),
         history=Journal(plan.model_path / HISTORY, writes=main),
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
         tracker=module.tracker,
@@ -156,18 +144,7 @@ def assemble(plan: Plan, state: TrainingState) -> tuple[Run, list[str]]:
         clock=SharedClock(plan.position.stopwatch.elapsed),
     )
     state.patience_left = run.engine.patience_left()
-    if resume is not None:
-        changes, notes = restore(run, resume.path, plan.parts)
-        from_main(lambda: _describe(plan, changes))
-        notes = [f"continuing from {resume.path.name}", *changes, *notes, *_settle_savings(run)]
-        return run, [*notes, *plan.warnings]
-    aside = from_main(lambda: put_aside(plan.model_path, savings_in(plan.model_path)))
-    run.history.cut(0)
-    run.decision_log.cut(0)
-    from_main(lambda: write_description(plan.model_path, Description(plan.rules, plan.facts, options.loop.log_every)))
-    plan.position.stopwatch.set(0.0)
-    notes = [] if aside is None else [f"what the earlier training left is now in {aside}"]
-    return run, [*notes, *plan.warnings]
+    return run
 
 
 def assemble_evaluation(
@@ -182,6 +159,7 @@ def assemble_evaluation(
         NoTracker(),
     )
     module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
+    prepare_teacher(module, options.model)
     step = options.step
     place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
@@ -193,36 +171,12 @@ def _display(options: Options) -> Display:
     return QuietDisplay() if options.quiet else ConsoleDisplay()
 
 
-def _describe(plan: Plan, changes: list[str]) -> None:
-    """Describe a training that is continued, and what was changed since it began."""
-    former = read_description(plan.model_path)
-    said = (*(former.changes if former is not None else ()), *changes)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every, said))
-
-
-def _settle_savings(run: Run) -> list[str]:
-    """Make what rules remember and what lies in their folders agree, and say where they did not, one line each."""
-    savings = run.savings
-    if savings is None:
-        return []
-    notes: list[str] = []
-    for rule in run.engine.rules.savings:
-        kept = run.engine.states[rule.name].kept
-        there = from_main(partial(savings.those_there, rule, kept))
-        if run.engine.keep_only(rule.name, there):
-            notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
-        aside = None if kept else from_main(partial(savings.put_aside, rule))
-        if aside is not None:
-            notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
-    return notes
-
-
 def _savings(plan: Plan) -> Savings | None:
     saving = plan.options.saving
     if saving.disabled:
         return None
     form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
-    return Savings(plan.model_path, form, extras_of(plan.parts.model, plan.options))
+    return Savings(plan.model_path, form, extras_of(plan.module, plan.parts.model, plan.options))
 
 
 def _stepper(
@@ -234,12 +188,6 @@ def _stepper(
         return kind(module, model, optimizer, scheduler, options, hooks)
     module._updates = stepper = ManualStepper(module, model, optimizer, scheduler, options, hooks)
     return stepper
-
-
-def _clear_away(model_path: Path, rules: Rules) -> None:
-    """Remove what an earlier training left behind when it died."""
-    for folder in (model_path, model_path / FOLDER, *(model_path / rule.folder for rule in rules.savings)):
-        publish.recover(folder)
 
 
 def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset[Any] | None) -> TrainingData:
@@ -342,16 +290,6 @@ def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> C
     if not options.checkpoint.enabled:
         return NoCheckpointer()
     return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep)
-
-
-def _checkpoint(options: Options, checkpoints: Checkpoints) -> Checkpoint | None:
-    """The checkpoint to continue from, verified."""
-    resume = options.checkpoint.resume
-    if resume is False or (resume is None and not options.checkpoint.enabled):
-        return None
-    if resume is None or isinstance(resume, bool) or resume == -1:
-        return checkpoints.newest()
-    return checkpoints.at(resume)
 
 
 def _tracker(options: Options, checkpoint: Checkpoint | None, display: Display) -> Tracker:

@@ -54,7 +54,8 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
         problems.append(Problem("datasets", "is empty: there is nothing to evaluate"))
     for key, dataset in named.items():
         problems += _dataset_problems("datasets" if dataset is datasets else f"datasets['{key}']", dataset)
-    problems += _metric_problems(options.metrics, named)
+    metrics = {key: listed for key, listed in options.metrics.items() if key is None or key in named}
+    problems += _metric_problems(metrics, named)
     if problems:
         raise ConfigError(problems, "evaluate(...)")
     return named

@@ -17,7 +17,7 @@ class Monitor:
         additional_metrics: The metrics of each dataset.
         grad_norm: The norm of all gradients before clipping (`grad_norm`), at logging steps.
         gpu_utilization: GB (1e9 bytes) that the tensors of the main process take on its GPU (`gpu_utilization`), and
-            the per cent of time that this GPU is busy (`gpu_utilization_percent`; it needs nvidia-ml-py).
+            the per cent of time that this GPU is busy (`gpu_utilization_percent`, by nvidia-ml-py).
         cpu_utilization: GB (1e9 bytes) of memory that the main process holds (`cpu_utilization`), and the per cent of
             time that the processors of its machine were busy since the last logging (`cpu_utilization_percent`).
         checkpoint: The number of each checkpoint when it is made (`checkpoint`).

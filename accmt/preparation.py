@@ -15,6 +15,9 @@ from accmt.loop.step import REPLICATED
 from accmt.module import AcceleratorModule
 from accmt.options import ModelOptions
 
+# What Accelerate sets on a model itself, to call it in mixed precision, and to prepare it only once.
+_REPLACED = ("forward", "_original_forward", "_is_accelerate_prepared")
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -34,29 +37,53 @@ class Prepared:
 
 @contextmanager
 def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
-    """The model of a module for the time of a training: afterwards model and teacher are what they were."""
+    """The model of a module for the time of a training: afterwards it is called as before, in no wrapper."""
     model, teacher = module.model, module.teacher
+    own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
     try:
         yield model
     finally:
+        for name in _REPLACED:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(own)
         module.model, module.teacher = model, teacher
 
 
 def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) -> Prepared:
-    """Prepare model, teacher and optimizer, and let the module use the wrapped model, or the bare one if it shall."""
+    """Prepare model, teacher and optimizer, and let the module use the wrapped model, or the bare one if it shall.
+
+    A model in evaluation mode goes into training mode; parts of it that alone are in evaluation mode stay there.
+    """
     own, accelerator = module.model, module.accelerator
+    if not own.training:
+        own.train()  # `from_pretrained` of transformers makes models in evaluation mode
     if options.gradient_checkpointing:
-        enable: Any = own.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs=options.gradient_checkpointing_kwargs)
+        _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
+    if not own.training:
+        own.train()
     with _quietly(not options.logs_preparation):
         model, optimizer = accelerator.prepare(own, optimizer)
     bare = own if accelerator.distributed_type in REPLICATED else model
-    if module.teacher is not None:
-        module.teacher = _compiled(module.teacher.to(accelerator.device).eval().requires_grad_(False), options)
+    prepare_teacher(module, options)
     trained = _compiled(model, options)
     evaluated = trained if bare is model else _compiled(bare, options)
     module.model = trained if options.through_wrapper else evaluated
     return Prepared(model, evaluated, optimizer)
+
+
+def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:
+    """By its new name where there is one: transformers warns of the other."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
+def prepare_teacher(module: AcceleratorModule, options: ModelOptions) -> None:
+    """Put the teacher, if there is one, on the device, in evaluation mode and without gradients."""
+    if module.teacher is not None:
+        teacher = module.teacher.to(module.accelerator.device).eval().requires_grad_(False)
+        module.teacher = _compiled(teacher, options)
 
 
 def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:

@@ -5,54 +5,77 @@ transformers is imported when a model of it is asked for.
 
 from __future__ import annotations
 
+import copy
+import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
+from huggingface_hub import constants
 from torch import Tensor, nn
 
+from accmt.checkpoint.contents import shortened
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.module import AcceleratorModule
 from accmt.options import Options
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+_ARGUMENTS = ("module", "train_dataset", "val_dataset")
+_EXAMPLE = "AutoModelForSequenceClassification"
+_LISTED = 4
 
 
 class PretrainedModule(AcceleratorModule):
     """A model of transformers that computes its own loss from batches with labels.
 
     A batch is a dictionary of the model's arguments, `labels` among them, or a pair (arguments, labels). In a
-    validation each metric gets (logits, labels).
+    validation each metric gets (logits, labels), as the model has computed them and as they were given.
 
     Args:
         model: The model.
         metrics: The names of the metrics of the training.
+        notes: What is worth saying before the training, one line each.
     """
 
-    def __init__(self, model: nn.Module, metrics: Sequence[str] = ()) -> None:
+    def __init__(self, model: nn.Module, metrics: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
         self.model = model
+        self.notes = tuple(notes)
         self._metrics = tuple(metrics)
+        self._class = type(model).__name__
 
     def training_step(self, batch: Any) -> Tensor:
-        loss: Tensor = self._loss(self.model(**_arguments(batch)))
-        return loss
+        arguments = _arguments(batch)
+        return self._loss(self.model(**arguments), arguments)
 
     def validation_step(self, key: str, batch: Any) -> dict[str, Any]:
         arguments = _arguments(batch)
         outputs = self.model(**arguments)
-        compared = dict.fromkeys(self._metrics, (outputs.logits, arguments["labels"])) if self._metrics else {}
-        return {"loss": self._loss(outputs), **compared}
+        loss = self._loss(outputs, arguments)
+        compared = dict.fromkeys(self._metrics, self._compared(outputs, arguments)) if self._metrics else {}
+        return {"loss": loss, **compared}
 
-    def _loss(self, outputs: Any) -> Tensor:
+    def _loss(self, outputs: Any, arguments: Mapping[str, Any]) -> Tensor:
         loss = getattr(outputs, "loss", None)
-        if loss is None:
-            raise ValueError(
-                f"{type(self.model).__name__} computed no loss: its batches need 'labels', and the model a head that "
-                f"uses them, such as AutoModelForSequenceClassification"
-            )
-        return loss  # type: ignore[no-any-return]
+        if isinstance(loss, Tensor):
+            return loss
+        if isinstance(outputs, tuple):
+            raise ValueError(f"{self._class} gave a tuple, where the loss has no name: leave out return_dict=False")
+        reason = "has no head that uses them" if "labels" in arguments else "needs 'labels' in its batches"
+        raise ValueError(f"{self._class} computed no loss: it {reason}; the batch has {_listed(arguments)}")
+
+    def _compared(self, outputs: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+        """What each metric gets."""
+        logits = getattr(outputs, "logits", None)
+        if logits is None or "labels" not in arguments:
+            what = f"{self._class} gave no 'logits'" if logits is None else "the batch has no 'labels'"
+            text = f"metrics get the logits of the model and the labels of the batch, and {what}"
+            raise ValueError(f"{text}: leave the metrics out, or write an AcceleratorModule")
+        return logits, arguments["labels"]
 
 
 def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
@@ -67,77 +90,250 @@ def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
         ConfigError: It cannot be made.
     """
     if isinstance(module, str | Path):
-        return _made(str(module), None, kwargs, options)
+        return _made(module, None, kwargs, options)
     if isinstance(module, tuple):
         if len(module) != 2 or not isinstance(module[0], str | Path) or not isinstance(module[1], str | type):
-            text = must_be('a name or path, or a pair such as ("path", "AutoModelForCausalLM")', module)
-            raise ConfigError([Problem("module", text)], "fit(...)")
-        return _made(str(module[0]), module[1], kwargs, options)
+            _refuse("module", must_be('a name or path, or a pair such as ("path", "AutoModelForCausalLM")', module))
+        return _made(*module, kwargs, options)
     if kwargs:
-        allowed = ("module", "train_dataset", "val_dataset")
         hint = "Only for a model given by its name there are more: those of from_pretrained"
-        problems = [Problem(name, f"unknown argument{did_you_mean(name, allowed)} {hint}") for name in kwargs]
+        problems = [Problem(name, f"unknown argument{did_you_mean(name, _ARGUMENTS)} {hint}") for name in kwargs]
         raise ConfigError(problems, "fit(...)")
     return module
 
 
-def extras_of(model: nn.Module, options: Options) -> Callable[[Path], None]:
-    """Writes what `from_pretrained` needs beside the weights: the configuration, and the tokenizer of the collator."""
+def notes_of(module: AcceleratorModule) -> tuple[str, ...]:
+    """What is worth saying of a module before it is trained, one line each."""
+    return module.notes if isinstance(module, PretrainedModule) else ()
+
+
+def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> Callable[[Path], None]:
+    """Writes what `from_pretrained` needs beside the weights of a model of transformers, into a folder.
+
+    That is its configuration and, where there are any, its settings for generation, the code of a model that brings its
+    own, and the tokenizer of the collator.
+
+    Args:
+        module: The module, which may have collators.
+        model: Its model, in no wrapper.
+        options: The options, which may have collators.
+    """
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
         return lambda folder: None
-    collators = (options.data.collate_train, options.data.collate_val)
-    tokenizers = (getattr(collator, "tokenizer", None) for collator in collators)
-    parts = [model.config, getattr(model, "generation_config", None), next(filter(None, tokenizers), None)]
+    given = (module.collate_fn_train, module.collate_fn_val, options.data.collate_train, options.data.collate_val)
+    tokenizers = (getattr(collator, "tokenizer", None) for collator in given)
+    tokenizer = next((one for one in tokenizers if hasattr(one, "save_pretrained")), None)
 
     def write(folder: Path) -> None:
-        model.config.architectures = [type(model).__name__]
-        for part in parts:
-            if hasattr(part, "save_pretrained"):
-                part.save_pretrained(folder)
+        config = copy.deepcopy(model.config)
+        # FSDP gives the class of a model that it takes apart another name.
+        config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        config.dtype = str(model.dtype).removeprefix("torch.")
+        if model.is_remote_code():
+            from transformers.dynamic_module_utils import custom_object_save
+
+            custom_object_save(model, folder, config)
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
     return write
 
 
-def _made(path: str, kind: str | type | None, kwargs: Mapping[str, Any], options: Options) -> AcceleratorModule:
-    chosen = _class(path, kind, kwargs)
-    try:
-        model = chosen.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, TypeError) as error:
-        text = f"{chosen.__name__}.from_pretrained('{path}') failed: {error}"
-        raise ConfigError([Problem("module", text)], "fit(...)") from error
-    names = dict.fromkeys(metric.main_metric for metrics in options.metrics.values() for metric in metrics)
-    return PretrainedModule(model, list(names))
+def check_extras(module: AcceleratorModule, options: Options) -> None:
+    """Find out before the training whether what belongs beside the weights can be written.
+
+    Raises:
+        ConfigError: It cannot. transformers refuses to write, for example, settings for generation without effect.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            extras_of(module, module.model, options)(Path(folder))
+        except (ValueError, TypeError) as error:
+            what = f"{type(module.model).__name__} could be trained, but not saved with its configuration and tokenizer"
+            _refuse("module", f"{what}: {error}", error)
 
 
-def _class(path: str, kind: str | type | None, kwargs: Mapping[str, Any]) -> Any:
-    """The class to load with; without one that which the model was saved with."""
+def _made(place: str | Path, kind: str | type | None, kwargs: Mapping[str, Any], options: Options) -> AcceleratorModule:
+    path = os.path.expanduser(place)
     try:
         import transformers
-    except ImportError:
-        text = f"'{path}' names a model of transformers, which is not installed: pip install transformers"
-        raise ConfigError([Problem("module", text)], "fit(...)") from None
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        text = f"'{path}' names a model of transformers, which is not installed: pip install 'accmt[transformers]'"
+        _refuse("module", text)
+    _check_place(path, kwargs)
+    chosen = _class(transformers, path, kind, kwargs)
+    model, notes = _loaded(transformers, chosen, path, kwargs)
+    metrics = dict.fromkeys(metric.main_metric for metrics in options.metrics.values() for metric in metrics)
+    return PretrainedModule(model, list(metrics), notes)
+
+
+def _check_place(path: str, kwargs: Mapping[str, Any]) -> None:
+    """What can be seen of a path without loading from it."""
+    folder = Path(path, kwargs.get("subfolder") or "")
+    if not path.strip():
+        _refuse("module", must_be("a name or path", path))
+    if folder.is_file():
+        _refuse("module", f"'{folder}' is a file: give the folder that save_pretrained wrote")
+    if folder.is_dir():
+        configured = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if not configured and not kwargs.keys() & {"config", "gguf_file"}:
+            inside = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+            hint = f"; there is one in {_quoted(inside)}" if inside else ": give a folder that save_pretrained wrote"
+            _refuse("module", f"there is no config.json in the folder '{folder}'{hint}")
+    elif Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1:
+        # The names of models on the hub have at most one slash.
+        _refuse("module", f"there is no folder '{path}'{_sibling(path)}")
+
+
+def _class(transformers: Any, path: str, kind: str | type | None, kwargs: Mapping[str, Any]) -> Any:
+    """The class to load with; without one that which the model was saved with."""
+    if isinstance(kind, type):
+        if not hasattr(kind, "from_pretrained"):
+            _refuse("module", f"{kind.__name__} is no class of models: it has no from_pretrained")
+        return kind
     if kind is None:
-        try:
-            config: PretrainedConfig = transformers.AutoConfig.from_pretrained(path, **_locating(kwargs))
-        except (OSError, ValueError) as error:
-            raise ConfigError([Problem("module", f"there is no model '{path}': {error}")], "fit(...)") from error
-        kind = next(iter(config.architectures or []), None)
+        config = _config(transformers, path, kwargs)
+        kind = next(iter(config.architectures or ()), None)
+        give = f'give a class, ("{path}", "{_EXAMPLE}")'
         if kind is None:
-            text = f"'{path}' does not say its class: give it, (path, \"AutoModelForSequenceClassification\")"
-            raise ConfigError([Problem("module", text)], "fit(...)")
-    found = kind if isinstance(kind, type) else getattr(transformers, kind, None)
-    if not hasattr(found, "from_pretrained"):
-        near = did_you_mean(str(kind), [name for name in dir(transformers) if "For" in name or "Model" in name])
-        text = f"'{kind}' is no model class of transformers{near} For example AutoModelForSequenceClassification"
-        raise ConfigError([Problem("module", text)], "fit(...)")
+            _refuse("module", f"the configuration of '{path}' does not say of which class its model is: {give}")
+        own = {entry.rpartition(".")[2]: name for name, entry in (getattr(config, "auto_map", None) or {}).items()}
+        found = getattr(transformers, own.get(kind, kind), None)
+        if not _is_ours(transformers, found):
+            _refuse("module", f"'{path}' was saved as {kind}, which is no model class of transformers: {give}")
+        return found
+    found = getattr(transformers, kind, None)
+    if not _is_ours(transformers, found):
+        near = did_you_mean(kind, [name for name in dir(transformers) if "For" in name or "Model" in name])
+        _refuse("module", f"'{kind}' is no model class of transformers{near} For example {_EXAMPLE}")
     return found
 
 
-def _locating(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments that say where a model is, for reading its configuration."""
+def _config(transformers: Any, path: str, kwargs: Mapping[str, Any]) -> Any:
+    given = kwargs.get("config")
+    if isinstance(given, transformers.PretrainedConfig):
+        return given
+    # Those arguments that say where a model is.
     names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-    return {name: kwargs[name] for name in names if name in kwargs}
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            given or path, **{name: kwargs[name] for name in names if name in kwargs}
+        )
+    except Exception as error:
+        _refuse_loading("AutoConfig", path, kwargs, error)
+
+
+def _is_ours(transformers: Any, found: Any) -> bool:
+    """Whether it is a class of models of transformers."""
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel | _BaseAutoModelClass)
+
+
+def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The model, and what is worth saying of it."""
+    ours = _is_ours(transformers, chosen)
+    more = {"output_loading_info": True, "ignore_mismatched_sizes": True} if ours else {}
+    try:
+        with _quietly(transformers):
+            loaded = chosen.from_pretrained(path, **{**kwargs, **more})
+    except Exception as error:
+        _refuse_loading(chosen.__name__, path, kwargs, error)
+    model, info = loaded if ours else (loaded, {})
+    if not isinstance(model, nn.Module):
+        _refuse("module", f"{chosen.__name__}.from_pretrained gave no model, but a {type(model).__name__}")
+    if ours:
+        _check_loss(model, path)
+    return model, _new_weights(model, path, info, kwargs)
+
+
+def _check_loss(model: nn.Module, path: str) -> None:
+    """Refuse a model without a head.
+
+    Only for classes of transformers itself, and by name and arguments: there is no other sign that all of them have.
+    """
+    kind = type(model)
+    of_transformers, known = kind.__module__.startswith("transformers.models."), signature(model.forward).parameters
+    if of_transformers and kind.__name__.endswith("Model") and not {"labels", "return_loss"} & known.keys():
+        text = f'computes no loss, because it has no head: give a class that has one, ("{path}", "{_EXAMPLE}")'
+        _refuse("module", f"{kind.__name__} {text}")
+
+
+def _new_weights(model: nn.Module, path: str, info: Mapping[str, Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Which weights are not those of the path, one line for each reason.
+
+    Raises:
+        ConfigError: None of them is, or one has another shape without that this is expected.
+    """
+    kind, names = type(model).__name__, model.state_dict().keys()
+    missing = set(info.get("missing_keys", ()))
+    other = {name: (tuple(theirs), tuple(mine)) for name, theirs, mine in info.get("mismatched_keys", ())}
+    if other and not kwargs.get("ignore_mismatched_sizes"):
+        lines = [f"{name} has the shape {theirs} there and {mine} here" for name, (theirs, mine) in other.items()]
+        text = f"does not fit to {kind}; with ignore_mismatched_sizes=True such weights start anew"
+        _refuse("module", "\n    ".join([f"'{path}' {text}:", *shortened(sorted(lines))]))
+    if names and not names - missing:
+        _refuse("module", f"'{path}' holds none of the weights of {kind}: give the class that it was saved as")
+    reasons = {"are not in": missing, "have another shape in": other}
+    return [
+        f"{len(new)} of {len(names)} weights of {kind} {reason} '{path}' and start anew: {_listed(sorted(new))}"
+        for reason, new in reasons.items()
+        if new
+    ]
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without the bar and the table of a loading model, of which `_new_weights` says what matters.
+
+    Downloads have bars of their own, and warnings of other things stay.
+    """
+    logger, library = logging.getLogger("transformers.modeling_utils"), transformers.utils.logging
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    hook = getattr(library, "set_tqdm_hook", lambda hook: None)
+    former = hook(lambda factory, args, kwargs: library.EmptyTqdm(*args, **kwargs))
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        hook(former)
+
+
+def _refuse(name: str, text: str, cause: Exception | None = None) -> NoReturn:
+    raise ConfigError([Problem(name, text)], "fit(...)") from cause
+
+
+def _refuse_loading(kind: str, path: str, kwargs: Mapping[str, Any], error: Exception) -> NoReturn:
+    """Say why a model could not be loaded."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+    if unknown is not None and unknown[1] in kwargs:
+        near = did_you_mean(unknown[1], (*_ARGUMENTS[1:], "num_labels", "dtype", "config", "attn_implementation"))
+        _refuse(unknown[1], f"neither fit nor {kind}.from_pretrained has this argument{near}", error)
+    if isinstance(error, OSError) and not Path(path).exists():
+        absent = f"there is no folder '{path}'{_sibling(path)}"
+        if constants.HF_HUB_OFFLINE or kwargs.get("local_files_only"):
+            text = "Offline it would have to be the name of a model in the cache of Hugging Face, and none there has it"
+            _refuse("module", f"{absent} {text}: check it, or load it once online", error)
+        text = "No model of this name could be loaded from Hugging Face either"
+        _refuse("module", f"{absent} {text}: {str(error).splitlines()[0]}", error)
+    _refuse("module", f"{kind}.from_pretrained('{path}') failed: {type(error).__name__}: {error}", error)
+
+
+def _sibling(path: str) -> str:
+    """Ends the sentence, with the nearest folder beside a path that does not exist."""
+    parent = Path(path).parent
+    names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    return did_you_mean(Path(path).name, names)
 
 
 def _arguments(batch: Any) -> dict[str, Any]:
@@ -149,3 +345,13 @@ def _arguments(batch: Any) -> dict[str, Any]:
     raise TypeError(
         f"a batch for a model of transformers is a dictionary, or a pair (dictionary, labels), not a {kind}"
     )
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    names = list(names)
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) or "nothing") + more
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return _listed([f"'{name}'" for name in names])

@@ -29,6 +29,7 @@ from accmt.monitor import Monitor
 from accmt.preparation import lent
 from accmt.pretrained import resolve
 from accmt.rules import Decision, SavingRule, Stop, canonical_name
+from accmt.start import begin, find_checkpoint
 from accmt.states import TrainingState
 from accmt.summary import after_training, before_training, interrupted
 from accmt.tracking.tracker import NoTracker, Status, Tracker
@@ -56,7 +57,7 @@ class Trainer:
         evaluate_every_n_steps: Evaluate every N optimizer steps instead of at the end of every epoch.
         checkpoint_every: How often to checkpoint, such as "epoch", "500 steps", "2 evaluations"; None for never.
         logging_dir: For the tracker: a folder, an address, or a link.
-        log_with: The tracker: "mlflow", or None.
+        log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate knows, such as "tensorboard".
         log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never.
         grad_accumulation_steps: Batches per optimizer step.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them; the model needs
@@ -100,7 +101,8 @@ class Trainer:
         stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
         mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
         quiet: Print warnings only.
-        **kwargs: For the tracker's run: `run_name`, `tags`.
+        **kwargs: For the trackers' runs: `run_name`, `tags` and what else they take; a dictionary with the name of a
+            tracker is for that one alone.
 
     Raises:
         ConfigError: With all problems of the arguments.
@@ -121,7 +123,7 @@ class Trainer:
         evaluate_every_n_steps: int | None = None,
         checkpoint_every: str | None = "epoch",
         logging_dir: str = "logs",
-        log_with: str | None = None,
+        log_with: str | list[str] | None = None,
         log_every: int | None = -1,
         grad_accumulation_steps: int | None = None,
         gradient_checkpointing: bool = False,
@@ -241,20 +243,18 @@ class Trainer:
             Dataset -> metric -> value, `valid_loss` among them.
 
         Raises:
-            ConfigError: With all problems of what is given.
+            ConfigError: With all problems of what is given. On several processes it comes before the training, or after
+                one with `destroy_after_training=False`.
         """
         named = check_evaluation(self._options, module, datasets)
-        state = TrainingState()
-        try:
-            with lent(module):
-                evaluation = assemble_evaluation(self._options, module, named, state)
-                evaluation.hooks.on_evaluation_start()
-                state.additional_metrics = values = evaluate(evaluation)
-                evaluation.hooks.on_evaluation_end()
-                return values
-        finally:
-            if self._options.destroy:
-                leave_processes()
+        with lent(module):
+            state = TrainingState()
+            evaluation = assemble_evaluation(self._options, module, named, state)
+            self._introduce(module, state)
+            evaluation.hooks.on_evaluation_start()
+            state.additional_metrics = values = evaluate(evaluation)
+            evaluation.hooks.on_evaluation_end()
+            return values
 
     def _fit(self, planned: Plan) -> None:
         """Train what is planned, as the only training in this folder."""
@@ -267,8 +267,14 @@ class Trainer:
         try:
             with lent(planned.module):
                 self.state = TrainingState()
-                run, notes = assemble(planned, self.state)
+                checkpoint = find_checkpoint(planned)
+                run = assemble(planned, self.state, checkpoint)
                 self._attach(run)
+                try:
+                    notes = begin(planned, run, checkpoint)
+                except BaseException:
+                    run.tracker.close("FAILED")
+                    raise
                 run.display.show(*before_training(planned, notes))
                 stop = self._train(run)
                 run.display.show(*after_training(run, stop, self._saved()))
@@ -304,8 +310,11 @@ class Trainer:
         self.decisions = run.decisions
         self._tracker = run.tracker
         self._fitted = run.engine.rules.savings
+        self._introduce(run.module, run.state)
+
+    def _introduce(self, module: AcceleratorModule, state: TrainingState) -> None:
         for callback in self._options.callbacks:
-            callback.module, callback.trainer, callback.state = run.module, self, run.state
+            callback.module, callback.trainer, callback.state = module, self, state
 
     def _train(self, run: Run) -> Stop | None:
         """Run the loop; an exception is told to the callbacks, once, and goes on to the caller."""

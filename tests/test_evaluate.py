@@ -96,7 +96,8 @@ def test_a_model_in_several_files(trainer, regression, data, safe):
 def test_sizes_that_are_none(trainer, size):
     with pytest.raises(ConfigError) as caught:
         trainer(max_shard_size=size)
-    assert str(caught.value).startswith('1 mistake in Trainer(...):\n  max_shard_size: must be a size such as "10GB" or')
+    said = '1 mistake in Trainer(...):\n  max_shard_size: must be a size such as "10GB" or "500MB", not '
+    assert str(caught.value).startswith(said)
 
 
 def test_savings_that_cannot_be_loaded(trainer, regression, data, tmp_path):

@@ -103,7 +103,7 @@ def test_a_model_without_gradient_checkpointing_is_refused(trainer, regression, 
 
 def test_arguments_of_what_is_off_are_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        Trainer({}, tmp_path, compile_kwargs={"backend": "eager"}, gradient_checkpointing_kwargs={"use_reentrant": True})
+        Trainer({}, tmp_path, compile_kwargs={"backend": "eager"}, gradient_checkpointing_kwargs={"a": True})
     assert str(caught.value) == (
         "2 mistakes in Trainer(...):\n"
         "  compile_kwargs: is given, and compile is not: give compile=True\n"

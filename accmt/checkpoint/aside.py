@@ -16,19 +16,19 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
     """Move what an earlier training left into `earlier-N`; None if it left neither checkpoints nor models.
 
     The checkpoints go first, in one step: whenever this is cut short, nothing of the earlier training is continued by
-    mistake.
+    mistake. The journals go next: what is left then is found again, by the models.
 
     Args:
         model_path: The folder of the training.
         savings: The folders of the models that it saved.
     """
     checkpoints = model_path / FOLDER
-    folders = [checkpoints] if checkpoints.is_dir() and any(checkpoints.iterdir()) else []
-    folders += savings
-    if not folders:
+    first = [checkpoints] if checkpoints.is_dir() and any(checkpoints.iterdir()) else []
+    journals = [path for name in JOURNALS if (path := model_path / name).exists()]
+    last = list(savings)
+    if not first and not last and not (journals and _was_cut_short(model_path)):
         return None
-    journals = (path for name in JOURNALS if (path := model_path / name).exists())
-    return move_aside(model_path, [*folders, *journals])
+    return move_aside(model_path, [*first, *journals, *last])
 
 
 def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
@@ -37,5 +37,13 @@ def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
     aside.mkdir()
     for path in paths:
         path.rename(aside / path.name)
+        flush_directory(aside)
         flush_directory(model_path)
     return aside
+
+
+def _was_cut_short(model_path: Path) -> bool:
+    """Whether the newest folder of an earlier training has its checkpoints, and not yet its journals."""
+    asides = sorted(model_path.glob("earlier-*"), key=lambda path: path.stat().st_mtime)
+    newest = asides[-1] if asides else None
+    return newest is not None and (newest / FOLDER).is_dir() and not any((newest / name).exists() for name in JOURNALS)

@@ -20,7 +20,7 @@ from accmt.rules.jsonable import from_text, to_text
 DESCRIPTION = "saving.json"
 INDEX = "index.json"
 
-_KEPT = re.compile(r"evaluation-[0-9]{4,}-step-[0-9]+")
+_KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +99,29 @@ class Savings:
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
 
-    def those_there(self, rule: SavingRule, kept: tuple[Kept, ...]) -> tuple[Kept, ...]:
-        """Those of the models that a rule keeps that lie where they belong."""
+    def those_there(self, rule: SavingRule, kept: tuple[Kept, ...], evaluation: int) -> tuple[Kept, ...]:
+        """Those of the models that a rule keeps that lie where they belong.
+
+        Models that made place for later ones, after this evaluation, are as if they were there: the training that
+        continues from here saves the later ones again.
+        """
         folder = self._model_path / rule.folder
+        if rule.keep > 1 and (folder / INDEX).is_file():
+            listed = (_KEPT.fullmatch(name) for name in read_json(folder / INDEX)["best_first"])
+            if any(match is not None and int(match[1]) > evaluation for match in listed):
+                return kept
         places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
         return tuple(entry for entry, place in places.items() if (place / DESCRIPTION).is_file())
 
-    def put_aside(self, rule: SavingRule) -> Path | None:
-        """Move away the models of an earlier rule of this name, before the new one replaces them; None without any."""
-        folder = self._model_path / rule.folder
-        return move_aside(self._model_path, [folder]) if is_saving(folder) else None
+    def put_aside(self, rule: SavingRule, step: int) -> Path | None:
+        """Move away the models of an earlier rule of this name, before the new one replaces them; None without any.
+
+        One that this rule saved after this step, before the training was cut short, is no such model.
+        """
+        folder, saved = self._model_path / rule.folder, self.best(rule)
+        if saved is None or (saved.step > step and read_json(saved.folder / DESCRIPTION)["text"] == str(rule.saving)):
+            return None
+        return move_aside(self._model_path, [folder])
 
     def best(self, rule: SavingRule) -> Saving | None:
         """The best model that a rule has saved, as it lies on the disk; None if it has saved none."""
@@ -118,7 +131,8 @@ class Savings:
 def best_in(folder: Path) -> Saving | None:
     """The model in the folder of a rule, the best of them where it keeps several; None if there is none."""
     if (folder / INDEX).is_file():
-        folder = folder / Path(read_json(folder / INDEX)["best_first"][0]).name
+        places = [folder / Path(name).name for name in read_json(folder / INDEX)["best_first"]]
+        folder = next((place for place in places if place.is_dir()), folder)
     return Saving.read(folder) if (folder / DESCRIPTION).is_file() else None
 
 

@@ -37,6 +37,20 @@ def everywhere(action: Callable[[], _T]) -> list[_T]:
     return [value for _, value in outcomes]
 
 
+def from_each(action: Callable[[], _T]) -> None:
+    """Run an action on every process; an exception keeps its type where it was raised.
+
+    Raises:
+        Failed: On the other processes, if it raised on any.
+    """
+    try:
+        everywhere(action)
+    except Failed as failure:
+        if failure.__cause__ is None:
+            raise
+        raise failure.__cause__ from None
+
+
 def on_main(action: Callable[[], _T]) -> _T:
     """Run an action on the main process and give its result to all.
 

@@ -80,7 +80,10 @@ class DiskCheckpointer:
             if state.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        on_main(lambda: self.checkpoints.prune(self.keep))
+        try:
+            on_main(lambda: self.checkpoints.prune(self.keep))
+        except Failed as failure:
+            run.display.warn(f"older checkpoints could not be deleted: {failure}")
 
     def _prepare(self, run: Run) -> tuple[Path, Path]:
         target = self.checkpoints.next(run.position.step)
@@ -117,6 +120,9 @@ def restore(run: Run, folder: Path, parts: Parts) -> tuple[list[str], list[str]]
         run.stepper.losses.restore(own.process["losses"])
         run.epoch_random = _prefixed("epoch.", own.random)
         run.resumed_random = _prefixed("now.", own.random)
+        run.stepper.take_up(_prefixed("gradient.", own.random))
+    if run.history.lines < trainer["history"]:
+        notes.append(f"the history holds {run.history.lines} evaluations of {trainer['history']}: the rest is lost")
     processes, length = PartialState().num_processes, run.data.steps_per_epoch
     if trainer["steps_per_epoch"] != length:
         notes.append(f"an epoch had {trainer['steps_per_epoch']} steps and has {length} now: steps are counted on")
@@ -157,6 +163,7 @@ def _own(run: Run) -> Own:
     epoch = {} if run.position.ended_epoch else run.epoch_random
     random = {f"now.{name}": value for name, value in now.items()}
     random |= {f"epoch.{name}": value for name, value in epoch.items()}
+    random |= {f"gradient.{name}": value for name, value in run.stepper.gradients().items()}
     return Own({"losses": run.stepper.losses.to_json()}, random)
 
 

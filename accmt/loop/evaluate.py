@@ -100,13 +100,14 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     if module.accelerator.distributed_type in REPLICATED:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-    training = model.training
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         with untouched_random_state(module.device), torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for part, is_training in modes:
+            part.training = is_training
         module.model = used
 
 
@@ -218,7 +219,7 @@ class _LossMeter:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss of validation_step for '{key}' must be a scalar tensor, not {shape}")
         size = _batch_size(batch)
-        self._sums[0] += loss.detach().reshape(()) * size
+        self._sums[0] += loss.detach().reshape(()).to(self._sums.dtype) * size
         self._sums[1] += size
 
     def mean(self) -> float:

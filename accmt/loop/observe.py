@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from accmt.checkpoint.together import Failed, on_main
+from accmt.checkpoint.together import Failed, from_each, on_main
 from accmt.loop.evaluate import evaluate
 from accmt.loop.memory import clean_caches
 from accmt.loop.processes import agreed
@@ -20,9 +20,7 @@ from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 def log(run: Run, progress: Progress) -> Stop | None:
     """Send the mean training loss of the logging interval on its way, and ask whether it is a reason to stop."""
     loss = run.stepper.losses.since_log()
-    if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
-        run.nan_reported.add(TRAIN_LOSS)
-        run.display.warn(f"the training loss is {loss} at step {progress.step}")
+    _warn_of(loss, run, progress)
     run.display.logged(progress, loss)
     values = _monitored(run, progress, loss)
     if values:
@@ -41,8 +39,10 @@ def observe(run: Run, initial: bool = False) -> Decision:
         run.evaluated_at = position.step
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
+    if run.options.log_every is None and not initial:
+        _warn_of(train_loss, run, progress)
     observation = Observation(progress, values, train_loss, initial)
-    run.history.append(observation.to_json())
+    from_each(lambda: run.history.append(observation.to_json()))
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)
     _update_state(run, observation, decision)
@@ -53,10 +53,17 @@ def observe(run: Run, initial: bool = False) -> Decision:
     return decision
 
 
+def _warn_of(loss: float, run: Run, progress: Progress) -> None:
+    """Say once that the training loss is no number any more."""
+    if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
+        run.nan_reported.add(TRAIN_LOSS)
+        run.display.warn(f"the training loss is {loss} at step {progress.step}")
+
+
 def record(run: Run, decision: Decision) -> None:
     """Write a decision down."""
     run.decisions.append(decision)
-    run.decision_log.append(decision.to_json())
+    from_each(lambda: run.decision_log.append(decision.to_json()))
 
 
 def _update_state(run: Run, observation: Observation, decision: Decision) -> None:

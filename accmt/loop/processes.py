@@ -10,6 +10,7 @@ from importlib import import_module
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list
+from torch import distributed as dist
 
 from accmt.config.errors import ConfigError, Problem
 
@@ -34,6 +35,9 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
         # The same happens where the group is kept for another training, or an error ends the script.
         atexit.unregister(leave_processes)
         atexit.register(leave_processes)
+    if launched > 1 and PartialState._shared_state and not dist.is_initialized() and PartialState().num_processes > 1:
+        text = "the processes parted after an earlier training: give destroy_after_training=False there"
+        raise ConfigError([Problem("", text)], "the launch")
     accelerator = _accelerator(mixed_precision)
     if launched > 1 and accelerator.num_processes == 1:
         text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"

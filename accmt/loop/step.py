@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from accmt.loop.placement import Placement
 from accmt.module import AcceleratorModule
 
 REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_PLAIN = (DistributedType.NO, *REPLICATED)
+PLAIN = (DistributedType.NO, *REPLICATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Stepper:
         self.place = Placement.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
         self._places = bool(self.place)
         # Without scaling or sharding Accelerate only passes these calls on, at a cost in every step.
-        plain = accelerator.scaler is None and accelerator.distributed_type in _PLAIN
+        plain = accelerator.scaler is None and accelerator.distributed_type in PLAIN
         self._differentiate = Tensor.backward if plain else accelerator.backward
         self._clip = nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
         self._updater = optimizer.optimizer if plain else optimizer
@@ -116,6 +117,17 @@ class Stepper:
         """Step a scheduler that steps once an epoch."""
         if self._options.scheduler_per_epoch:
             self._step_scheduler()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients that are there between two steps, by the number of the parameter; part of a checkpoint."""
+        found = {str(i): parameter.grad for i, parameter in enumerate(self._parameters)}
+        return {number: gradient for number, gradient in found.items() if gradient is not None}
+
+    def take_up(self, gradients: Mapping[str, Tensor]) -> None:
+        """Go on with gradients of a checkpoint."""
+        for number, gradient in gradients.items():
+            parameter = self._parameters[int(number)]
+            parameter.grad = gradient.to(parameter.device, parameter.dtype)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss."""
@@ -224,12 +236,17 @@ class ManualStepper(Stepper):
             try:
                 loss = self._forward(batch)
             except RuntimeError as error:
-                if not (self._options.repeats and is_out_of_memory(error)) or self._has_begun:
+                can_repeat = self._options.repeats and not self._has_begun and self._is_alone()
+                if not (can_repeat and is_out_of_memory(error)):
                     raise
                 free(error)
                 loss = self._forward(batch)
             self.losses.add(loss)
             self._state.train_step += 1
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Those that an optimizer step has still to use."""
+        return {} if self._is_stepped else super().gradients()
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss; those of before the last optimizer step are gone."""
@@ -269,11 +286,15 @@ def single_value(loss: object, module: str) -> Tensor:
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
     """The mean of all processes' gradients on each of them, for a model whose wrapper was passed by.
 
-    A parameter that had no part in the loss of one process counts there with zeros.
+    A parameter that had no part in the loss of one process counts there with zeros; one that had no part in any has no
+    gradient.
     """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in trained], device=trained[0].device).byte()
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
     by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.requires_grad:
+    for parameter, is_used in zip(trained, used.tolist(), strict=True):
+        if is_used:
             by_dtype.setdefault(parameter.dtype, []).append(parameter)
     for group in by_dtype.values():
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]

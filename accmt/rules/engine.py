@@ -183,7 +183,8 @@ class RuleEngine:
                 self._remembered[call] = memory.value
             elif entry is not None:
                 notes.append(f"'{call}' runs over other datasets: it starts fresh")
-        self._stopped = state["stopped"]
+        asked = {str(stop.condition) for stop in self.rules.stop_when}
+        self._stopped = state["stopped"] if state["stopped"] in asked else None
         self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
         self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
         self._schedule()

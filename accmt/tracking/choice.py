@@ -13,11 +13,18 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.rules.errors import nearest
 from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
 
 MLFLOW = "mlflow"
 _ALSO = {TENSORBOARD: "tensorboardX"}
+_WANTED: dict[str, tuple[type, str]] = {
+    "run_name": (str, "a text"),
+    "tags": (Mapping, "a dictionary"),
+    "description": (str, "a text"),
+    "start_time": (int, "a whole number of milliseconds since 1970"),
+}
 
 Arguments = dict[str, dict[str, Any]]
 
@@ -28,7 +35,7 @@ def known_trackers() -> tuple[str, ...]:
 
 
 def choose_trackers(
-    log_with: Any, location: str, given: Mapping[str, Any], own: Iterable[str]
+    log_with: Any, location: str, given: Mapping[str, Any], own: Sequence[str]
 ) -> tuple[Arguments, list[Problem]]:
     """The trackers that are asked for.
 
@@ -47,8 +54,14 @@ def choose_trackers(
         return {}, problems
     if not names:
         return {}, [_without_tracker(name, own) for name in given]
+    arguments, problems = _shared_out(names, given, own)
+    return arguments, problems + _value_problems(arguments.get(MLFLOW, {})) + _place_problems(names, location)
+
+
+def _shared_out(names: Sequence[str], given: Mapping[str, Any], own: Sequence[str]) -> tuple[Arguments, list[Problem]]:
     taken = {name: _accepted(name) if given else () for name in names}
     arguments: Arguments = {name: {} for name in names}
+    problems: list[Problem] = []
     for key, value in given.items():
         if key in names and isinstance(value, Mapping):
             problems += [
@@ -59,11 +72,13 @@ def choose_trackers(
             arguments[key] |= value
             continue
         takers = [name for name in names if _takes(name, key, taken)]
+        if all(taken[name] is None for name in takers) and nearest(key, own) is not None:
+            takers = []  # one takes anything, and this is more likely a misspelling
         for name in takers:
             arguments[name].setdefault(key, value)
         if not takers:
             problems.append(_unknown(key, taken, own))
-    return arguments, problems + _place_problems(names, location)
+    return arguments, problems
 
 
 def _names(log_with: Any) -> tuple[list[str], list[Problem]]:
@@ -136,6 +151,16 @@ def _without_tracker(key: str, own: Iterable[str]) -> Problem:
     if key in (*RUN_ARGUMENTS, *known_trackers()):
         return Problem(key, "is for a tracker, and none is asked for: give log_with")
     return Problem(key, f"unknown argument{did_you_mean(key, own)}")
+
+
+def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:
+    """Values that MLflow cannot use."""
+    wanted = {key: _WANTED[key] for key in arguments if key in _WANTED}
+    return [
+        Problem(key, must_be(text, arguments[key]))
+        for key, (kind, text) in wanted.items()
+        if not isinstance(arguments[key], kind)
+    ]
 
 
 def _place_problems(names: Sequence[str], location: str) -> list[Problem]:

@@ -105,6 +105,9 @@ validation = {"a": data(22, 1), "b": data(5, 2)}
 if stream:
     validation = {name: Stream(dataset) for name, dataset in validation.items()}
 module = Module()
+if again:
+    before = trainer.evaluate(module, validation)
+    assert all(value["order"] == 1.0 for value in before.values())
 trainer.fit(module, data(50, 0), validation)
 if again:
     values = trainer.evaluate(module, validation)

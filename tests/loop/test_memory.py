@@ -170,5 +170,3 @@ def test_when_caches_are_cleaned(trainer, regression, data, monkeypatch, argumen
         monkeypatch.setattr(f"{module}.clean_caches", lambda: steps.append(training.state.global_step))
     training.fit(regression(), data(20), data(4))
     assert list(dict.fromkeys(steps[: len(cleaned)])) == cleaned
-
-

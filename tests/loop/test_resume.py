@@ -186,8 +186,9 @@ def test_resume_by_index_goes_on_from_there(trainer, regression, data):
     again = train(trainer, "m", module, data(22), data(5), resume=2, **common)
     assert all(torch.equal(value, expected[name]) for name, value in module.model.state_dict().items())
     names = sorted(path.name for path in (again.model_path / "checkpoints").iterdir())
-    assert names[1] == "checkpoint-0002-step-4"
-    assert names[-1] == "checkpoint-0010-step-12"
+    assert names == [f"checkpoint-{i:04d}-step-{2 * i}" for i in range(1, 7)]
+    left = sorted(path.name for path in (again.model_path / "earlier-1").iterdir())
+    assert left == [f"checkpoint-{i:04d}-step-{2 * i}" for i in range(3, 7)]
     after = (again.model_path / "history.jsonl").read_text().splitlines()
     assert len(before) == len(after)
     assert before[:2] == after[:2]

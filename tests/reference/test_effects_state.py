@@ -1,11 +1,12 @@
 """What the state says at each moment of a training."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from accmt import Callback
+from accmt import Callback, FunctionMetric
 from accmt.states import TrainingState
 
 FIELDS = (
@@ -21,26 +22,19 @@ FIELDS = (
 )
 
 
-class Snapshots(Callback):
-    """The named fields of the state at the named hooks."""
+def snapshots(fields, *hooks):
+    """A callback that takes the named fields of the state at the named hooks: hook -> tuples, in `seen`."""
+    seen = {hook: [] for hook in hooks}
 
-    def __init__(self, fields, *hooks):
-        super().__init__()
-        self.seen = {hook: [] for hook in hooks}
-        for hook in hooks:
-            setattr(self, hook, self._taking(hook, fields))
-
-    def _taking(self, hook, fields):
-        def take(*arguments):
-            self.seen[hook].append(tuple(getattr(self.state, field) for field in fields))
+    def taking(hook):
+        def take(self, *arguments):
+            seen[hook].append(tuple(getattr(self.state, field) for field in fields))
 
         return take
 
-
-def snapshots(fields, *hooks):
-    """A callback of a class of its own: hooks that a class does not have are not called."""
-    kind = type("Taken", (Snapshots,), {hook: lambda self, *arguments: None for hook in hooks})
-    return kind(fields, *hooks)
+    callback = type("Snapshots", (Callback,), {hook: taking(hook) for hook in hooks})()
+    callback.seen = seen
+    return callback
 
 
 def test_a_new_state_and_that_of_a_trainer_that_has_not_trained(trainer):
@@ -62,8 +56,8 @@ def test_a_new_state_and_that_of_a_trainer_that_has_not_trained(trainer):
         "model_savings": {},
         "best_valid_loss": math.inf,
     }
-    assert vars(TrainingState()) == expected
-    assert vars(trainer().state) == expected
+    assert asdict(TrainingState()) == expected
+    assert asdict(trainer().state) == expected
     assert TrainingState().additional_metrics is not TrainingState().additional_metrics
 
 
@@ -132,13 +126,20 @@ def test_evaluations_checkpoints_and_the_end(trainer, regression, data):
 
 
 def test_counters_go_on_after_a_resume(trainer, regression, data):
-    trainer(max_steps=3).fit(regression(), data(16), data(4))
+    class Cut(regression):
+        def training_step(self, batch):
+            if self.state.global_step == 3:
+                raise KeyboardInterrupt
+            return super().training_step(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(epochs=1, checkpoint_every="3 steps").fit(Cut(), data(16), data(4))
     fields = ("global_step", "train_step", "epoch", "evaluations_done", "num_checkpoints_made", "finished")
     taken = snapshots(fields, "on_resume", "on_after_training_step", "on_fit_end")
     trainer(epochs=1, callback=taken).fit(regression(), data(16), data(4))
-    assert taken.seen["on_resume"] == [(3, 3, 0, 1, 1, False)]
-    assert taken.seen["on_after_training_step"] == [(3, 3, 0, 1, 1, False)]
-    assert taken.seen["on_fit_end"] == [(4, 4, 0, 2, 2, True)]
+    assert taken.seen["on_resume"] == [(3, 3, 0, 0, 1, False)]
+    assert taken.seen["on_after_training_step"] == [(3, 3, 0, 0, 1, False)]
+    assert taken.seen["on_fit_end"] == [(4, 4, 0, 1, 2, True)]
 
 
 class Given:
@@ -157,8 +158,6 @@ class Given:
 
 
 def test_what_was_best_and_what_was_measured_last(trainer, regression, data):
-    from accmt import FunctionMetric
-
     fields = ("best_train_loss", "best_valid_loss", "additional_metrics", "model_savings", "patience_left")
     taken = snapshots(fields, "on_evaluation_end")
     metric = FunctionMetric("score", lambda values: values.mean(), greater_is_better=False)
@@ -174,7 +173,7 @@ def test_what_was_best_and_what_was_measured_last(trainer, regression, data):
         {"a": {"valid_loss": a, "score": 10 * a}, "b": {"valid_loss": b, "score": 10 * b}}
         for a, b in zip(validation["a"], validation["b"], strict=True)
     ]
-    assert rows[-1]["model_savings"] == {"best_score": (10.0, 40.0), "best_train_loss": (pytest.approx(1.5),)}
+    assert rows[-1]["model_savings"] == {"best_score": (25.0,), "best_train_loss": (pytest.approx(1.5),)}
     assert [row["patience_left"] for row in rows] == [
         {"best_score": left, "best_train_loss": -1} for left in (3, 3, 2)
     ]

@@ -91,6 +91,13 @@ def test_an_argument_for_one_tracker_goes_before_that_for_all():
         ("tensorboard", {"log_dir": "x"}, "log_dir: tensorboard is given logging_dir for it: give that"),
         ("mlflow", {"mlflow": {"tag": {}}}, "mlflow.tag: unknown argument, did you mean 'tags'?"),
         ("mlflow", {"mlflow": 3}, "mlflow: unknown argument."),
+        ("mlflow", {"tags": ["a"]}, "tags: must be a dictionary, not ['a'] (list)"),
+        ("mlflow", {"run_name": 3}, "run_name: must be a text, not 3 (int)"),
+        (
+            "mlflow",
+            {"start_time": "now"},
+            "start_time: must be a whole number of milliseconds since 1970, not 'now' (str)",
+        ),
         ("mine", {"colour": "red"}, "colour: unknown argument, did you mean 'color'?"),
         (None, {"run_name": "x"}, "run_name: is for a tracker, and none is asked for: give log_with"),
         (None, {"tensorboard": {}}, "tensorboard: is for a tracker, and none is asked for: give log_with"),
@@ -141,3 +148,22 @@ def test_a_folder_that_nobody_would_use(registered):
     assert refused("mine", "elsewhere") == ["logging_dir: mine would not use it: leave it out"]
     assert refused(["mine", "tensorboard"], "elsewhere") == []
     assert refused("mine") == []
+
+
+def test_a_tracker_that_takes_anything_is_given_anything(monkeypatch):
+    """Its own start has to refuse it, as what it takes cannot be known before."""
+
+    class Open(Mine):
+        def __init__(self, project, **anything):
+            super().__init__(project)
+
+    def broken(name):
+        raise ImportError(name)
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mine", Open)
+    assert chosen("mine", zzz=1) == {"mine": {"zzz": 1}}
+    assert refused("mine", pacience=1) == ["pacience: unknown argument, did you mean 'patience'?"]
+    assert chosen("mine", mine={"pacience": 1}) == {"mine": {"pacience": 1}}
+    monkeypatch.setattr(choice, "import_module", broken)
+    assert chosen("tensorboard", zzz=1) == {"tensorboard": {"zzz": 1}}
+    assert refused("tensorboard", log_dir="x") == ["log_dir: tensorboard is given logging_dir for it: give that"]

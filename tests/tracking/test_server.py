@@ -62,6 +62,17 @@ def test_a_training_with_a_server(server, runs, trainer, regression, data, error
     assert capfd.readouterr().err == ""
 
 
+def test_beside_a_server_files_go_to_a_folder(server, runs, trainer, regression, data, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    monkeypatch.chdir(tmp_path)
+    training = trainer("beside", log_with=["mlflow", "tensorboard"], logging_dir=server.address)
+    training.fit(regression(), data(8))
+    client, [run] = runs(server.address, "beside")
+    assert [step for step, _ in points(client, run, "train_loss")] == [2, 4]
+    assert len(list((tmp_path / "logs" / "beside").glob("events.out.tfevents.*"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "logs"]
+
+
 def test_a_frozen_server_holds_up_no_step(server, runs, trainer, regression, data):
     """It freezes at step 3 and thaws when all steps are done; then everything is there."""
     done = []

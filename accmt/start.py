@@ -1,0 +1,109 @@
+"""Where a training starts: what lies in its folder is taken up, or put aside. The lock of the folder must be held."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from accmt.assembly import Plan
+from accmt.checkpoint import publish
+from accmt.checkpoint.aside import move_aside, put_aside
+from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
+from accmt.checkpoint.savings import savings_in
+from accmt.checkpoint.together import from_main
+from accmt.loop.checkpointer import restore
+from accmt.loop.run import Run
+from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
+
+
+def find_checkpoint(plan: Plan) -> Checkpoint | None:
+    """Clear away what an earlier training left behind when it died, and give the checkpoint to continue from, verified.
+
+    Raises:
+        NoCheckpoint: The checkpoint that was asked for cannot be used.
+    """
+    return from_main(lambda: _found(plan))
+
+
+def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
+    """Continue from a checkpoint, or start anew, and say what is worth saying before, one line each.
+
+    Raises:
+        Mismatch: The checkpoint belongs to another training; nothing was touched.
+    """
+    notes = _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
+    return [*notes, *plan.warnings]
+
+
+def _found(plan: Plan) -> Checkpoint | None:
+    path, options = plan.model_path, plan.options.checkpoint
+    for folder in (path, path / FOLDER, *(path / rule.folder for rule in plan.rules.savings)):
+        publish.recover(folder)
+    checkpoints, resume = Checkpoints(path), options.resume
+    if resume is False or (resume is None and not options.enabled):
+        return None
+    if resume is None or isinstance(resume, bool) or resume == -1:
+        return checkpoints.newest()
+    return checkpoints.at(resume)
+
+
+def _start_anew(plan: Plan, run: Run) -> list[str]:
+    aside = from_main(lambda: _cleared(plan, run))
+    run.history.lines = run.decision_log.lines = 0
+    plan.position.stopwatch.set(0.0)
+    return [] if aside is None else [f"what the earlier training left is now in {aside}"]
+
+
+def _cleared(plan: Plan, run: Run) -> Path | None:
+    """Put aside what an earlier training left, and describe the new one."""
+    aside = put_aside(plan.model_path, savings_in(plan.model_path))
+    run.history.cut(0)
+    run.decision_log.cut(0)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every))
+    return aside
+
+
+def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
+    notes = [f"continuing from {checkpoint.path.name}"]
+    changes, others = restore(run, checkpoint.path, plan.parts)
+    notes += [*changes, *others]
+    if isinstance(plan.options.checkpoint.resume, int) and plan.options.checkpoint.resume > 0:
+        later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
+        notes += [] if later is None else [f"the later checkpoints are now in {later}"]
+    notes += from_main(lambda: _describe(plan, changes))
+    return notes + _settle_savings(run)
+
+
+def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:
+    """Move away the checkpoints of a course that is left, newest first, so that none of them is continued from."""
+    later = [other.path for other in reversed(Checkpoints(model_path).all()) if other.index > checkpoint.index]
+    return move_aside(model_path, later) if later else None
+
+
+def _describe(plan: Plan, changes: list[str]) -> list[str]:
+    """Describe a training that is continued, and what was changed since it began."""
+    notes: list[str] = []
+    try:
+        former = read_description(plan.model_path)
+    except DamagedDescription as error:
+        former, notes = None, [f"what was changed before is not known any more: {error}"]
+    said = (*(former.changes if former is not None else ()), *changes)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every, said))
+    return notes
+
+
+def _settle_savings(run: Run) -> list[str]:
+    """Make what rules remember and what lies in their folders agree, and say where they did not, one line each."""
+    notes: list[str] = []
+    for rule in run.engine.rules.savings if run.savings is not None else ():
+        assert run.savings is not None
+        kept = run.engine.states[rule.name].kept
+        there = from_main(partial(run.savings.those_there, rule, kept, run.position.evaluation))
+        if run.engine.keep_only(rule.name, there):
+            notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
+        aside = None if kept else from_main(partial(run.savings.put_aside, rule, run.position.step))
+        if aside is not None:
+            notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
+    remembered = {name for name, state in run.engine.states.items() if state.kept}
+    run.state.model_savings = {k: values for k, values in run.state.model_savings.items() if k in remembered}
+    return notes
