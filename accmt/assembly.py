@@ -152,12 +152,8 @@ def assemble_evaluation(
 ) -> Evaluation:
     """What an evaluation outside of a training needs."""
     accelerator = join_processes(options.model.mixed_precision)
-    module.state, module.device, module.accelerator, module.tracker = (
-        state,
-        accelerator.device,
-        accelerator,
-        NoTracker(),
-    )
+    module.state, module.tracker = state, NoTracker()
+    module.device, module.accelerator = accelerator.device, accelerator
     module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
     prepare_teacher(module, options.model)
     step = options.step

@@ -59,8 +59,6 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
         own.train()  # `from_pretrained` of transformers makes models in evaluation mode
     if options.gradient_checkpointing:
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
-    if not own.training:
-        own.train()
     with _quietly(not options.logs_preparation):
         model, optimizer = accelerator.prepare(own, optimizer)
     bare = own if accelerator.distributed_type in REPLICATED else model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def runs(monkeypatch):
 class Asked(DataLoader):
     """A loader that keeps how it was asked for; memory cannot be pinned without a GPU, and is not."""
 
-    asked: list[SimpleNamespace] = []
+    asked: ClassVar[list[SimpleNamespace]] = []
 
     def __init__(self, dataset, *arguments, pin_memory=False, **options):
         self.asked.append(SimpleNamespace(pin_memory=pin_memory, **options))

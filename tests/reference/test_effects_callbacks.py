@@ -1,6 +1,7 @@
 """Every hook of a callback: when it is called, with what, what can be seen then, and what becomes of its exceptions."""
 
 import inspect
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_gradients_weights_and_rates_change_between_the_hooks(trainer, regressio
     ]
     assert [(name, seen[name][1], seen[name][2]) for name, *_ in order] == order
     steps = [name for name, *_ in order]
-    moved = [not torch.equal(seen[one][0], seen[other][0]) for one, other in zip(steps, steps[1:], strict=False)]
+    moved = [not torch.equal(seen[one][0], seen[other][0]) for one, other in pairwise(steps)]
     assert moved == [name == "on_after_optimizer_step" for name in steps[1:]]
 
 
@@ -228,7 +229,9 @@ class Failing:
 
 @pytest.mark.parametrize("place", ["training_step", "backward", "validation_step", "data"])
 @pytest.mark.parametrize(("error", "hook"), ERRORS, ids=lambda value: value if isinstance(value, str) else repr(value))
-def test_a_failure_is_told_to_its_hook_once_with_the_exception_and_goes_on(trainer, regression, data, place, error, hook):
+def test_a_failure_is_told_to_its_hook_once_with_the_exception_and_goes_on(
+    trainer, regression, data, place, error, hook
+):
     told = []
     callback = watching(lambda callback, name, arguments: told.append((name, arguments)), FAILURES)
     failing = Failing(regression, place, error)

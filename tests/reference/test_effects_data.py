@@ -112,34 +112,61 @@ def test_as_many_workers_as_processes_or_as_given(trainer, loaders, given, worke
     assert module.order == list(range(8))
 
 
-class Elsewhere(AcceleratorModule):
-    """Keeps the devices of its batches, and computes with nothing of them."""
+class Looking(AcceleratorModule):
+    """Keeps the devices and types of its batches, and computes with nothing of them."""
 
     def __init__(self):
         self.model = nn.Linear(1, 1)
-        self.devices = {"training": set(), "validation": set()}
+        self.seen = {"training": set(), "validation": set()}
+
+    def look(self, kind, batch):
+        self.seen[kind].add((batch[0].device.type, batch[0].dtype))
 
     def training_step(self, batch):
-        self.devices["training"].add(batch[0].device.type)
+        self.look("training", batch)
         return self.model(torch.ones(1, 1)).mean()
 
     def validation_step(self, key, batch):
-        self.devices["validation"].add(batch[0].device.type)
+        self.look("validation", batch)
         return torch.ones(())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Settings of an Accelerator -> batches are put where they belong with it, and everything else stays here."""
+
+    def stand_in(**settings):
+        plain = {"device": torch.device("cpu"), "distributed_type": DistributedType.NO, "mixed_precision": "no"}
+        accelerator, real = SimpleNamespace(**{**plain, **settings}), Placement.of
+        monkeypatch.setattr(
+            Placement, "of", lambda _, *, moves, converts: real(accelerator, moves=moves, converts=converts)
+        )
+
+    return stand_in
 
 
 @pytest.mark.parametrize(
     ("arguments", "device"),
     [({}, "meta"), ({"batch_device_placement": True}, "meta"), ({"batch_device_placement": False}, "cpu")],
 )
-def test_batches_are_moved_to_the_device_of_the_process(trainer, monkeypatch, arguments, device):
-    """The device of tensors without content stands for a GPU, where batches are put; the rest is on the CPU."""
-    real = Placement.of
-    stub = SimpleNamespace(device=torch.device("meta"), distributed_type=DistributedType.NO, mixed_precision="no")
-    monkeypatch.setattr(Placement, "of", lambda accelerator, *, moves, converts: real(stub, moves=moves, converts=converts))
-    module = Elsewhere()
+def test_batches_are_moved_to_the_device_of_the_process(trainer, elsewhere, arguments, device):
+    """The device of tensors without content stands for a GPU."""
+    elsewhere(device=torch.device("meta"))
+    module = Looking()
     trainer(epochs=1, **arguments).fit(module, numbers(8), numbers(4))
-    assert module.devices == {"training": {device}, "validation": {device}}
+    expected = {(device, torch.float32)}
+    assert module.seen == {"training": expected, "validation": expected}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dtype"),
+    [({}, torch.bfloat16), ({"prepare_batch": True}, torch.bfloat16), ({"prepare_batch": False}, torch.float32)],
+)
+def test_batches_are_converted_for_deepspeed_in_low_precision(trainer, elsewhere, arguments, dtype):
+    elsewhere(distributed_type=DistributedType.DEEPSPEED, mixed_precision="bf16")
+    module = Looking()
+    trainer(epochs=1, **arguments).fit(module, numbers(8), numbers(4))
+    assert module.seen == {"training": {("cpu", dtype)}, "validation": {("cpu", dtype)}}
 
 
 def test_loaders_of_a_module_get_the_datasets_of_fit(trainer):

@@ -60,7 +60,17 @@ def test_compute_is_given_the_arguments_of_all_samples(trainer, regression, data
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "value",
-    [0.5, 1, True, torch.tensor(0.5), torch.tensor([0.5]), torch.tensor(3), np.float32(0.5), np.int64(2), np.array(0.5)],
+    [
+        0.5,
+        1,
+        True,
+        torch.tensor(0.5),
+        torch.tensor([0.5]),
+        torch.tensor(3),
+        np.float32(0.5),
+        np.int64(2),
+        np.array(0.5),
+    ],
     ids=lambda value: f"{type(value).__name__}-{value}",
 )
 def test_a_value_may_be_any_single_number(trainer, regression, data, kind, value):
@@ -77,7 +87,9 @@ def test_a_value_may_be_any_single_number(trainer, regression, data, kind, value
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("options", "best"), [({}, 2), ({"greater_is_better": True}, 2), ({"greater_is_better": False}, 3)])
+@pytest.mark.parametrize(
+    ("options", "best"), [({}, 2), ({"greater_is_better": True}, 2), ({"greater_is_better": False}, 3)]
+)
 def test_the_direction_says_which_value_is_best(trainer, regression, data, kind, options, best):
     values = iter([0.5, 0.9, 0.1])
     training = trainer(epochs=3, metrics=metric_of(kind, lambda *arguments: {"error": next(values)}, **options))

@@ -51,7 +51,11 @@ def test_none_stands_for_those_of_the_hyperparameters(trainer, regression, data)
             return torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.1)
 
     hps = {"scheduler": "ExponentialLR", "scheduler_kwargs": {"gamma": 0.5}}
-    for kind, expected in ((regression, ["SGD", 0.5, 0.25]), (Optimizer, ["Adam", 0.5, 0.25]), (Scheduler, ["SGD", 0.5, 0.05])):
+    for kind, expected in (
+        (regression, ["SGD", 0.5, 0.25]),
+        (Optimizer, ["Adam", 0.5, 0.25]),
+        (Scheduler, ["SGD", 0.5, 0.05]),
+    ):
         rates = Rates()
         trainer(kind.__name__, epochs=1, lr=0.5, callback=rates, hps=hps).fit(kind(), data(8))
         assert [rates.kind, *rates.rates] == expected
@@ -167,7 +171,9 @@ def test_a_module_may_log_by_the_tracker_itself(trainer, regression, data, runs)
     assert runs[0].of("always") == dict.fromkeys((0, 1, 2), 1.0)
 
 
-@pytest.mark.parametrize(("options", "refused"), [({}, None), ({"reduction": "sum"}, None), ({"reduction": "max"}, "max")])
+@pytest.mark.parametrize(
+    ("options", "refused"), [({}, None), ({"reduction": "sum"}, None), ({"reduction": "max"}, "max")]
+)
 def test_on_one_process_each_reduction_is_the_value_itself(trainer, regression, data, runs, options, refused):
     """Two processes are in test_effects_processes.py."""
     training = trainer(epochs=1, log_with="told", log_every=1)
@@ -291,7 +297,9 @@ def test_arguments_of_the_backward_pass(trainer, data):
         moved_after(trainer, data, freed, "freed")
 
 
-@pytest.mark.parametrize(("arguments", "gradient"), [({}, None), ({"set_to_none": True}, None), ({"set_to_none": False}, 0.0)])
+@pytest.mark.parametrize(
+    ("arguments", "gradient"), [({}, None), ({"set_to_none": True}, None), ({"set_to_none": False}, 0.0)]
+)
 def test_gradients_are_reset_to_none_or_zero(trainer, data, arguments, gradient):
     seen = []
 
@@ -353,7 +361,9 @@ def test_a_model_by_its_name_and_class(trainer, saved, texts, form):
     assert type(kept.model).__name__ == "BertForSequenceClassification"
     assert set(training.state.additional_metrics["dev"]) == {"valid_loss", "accuracy"}
     before = load_file(saved / "model.safetensors")
-    assert any(not torch.equal(value, before[name]) for name, value in kept.model.state_dict().items() if name in before)
+    assert any(
+        not torch.equal(value, before[name]) for name, value in kept.model.state_dict().items() if name in before
+    )
 
 
 def test_another_class_than_that_of_the_saved_model(trainer, saved):

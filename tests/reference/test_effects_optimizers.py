@@ -13,12 +13,7 @@ from accmt import AcceleratorModule, Callback, HyperParameters, Optimizer, Train
 SIGNATURES = json.loads((Path(__file__).parent.parent.parent / "docs" / "reference.json").read_text())["signatures"]
 PREFIX = "accmt.hyperparameters.Optimizer."
 NAMES = [path.removeprefix(PREFIX) for path in SIGNATURES if path.startswith(PREFIX) and path.count(".") == 3]
-ROWS = [
-    (name, argument)
-    for name in NAMES
-    for argument in SIGNATURES[PREFIX + name]
-    if argument not in ("params", "*")
-]
+ROWS = [(name, argument) for name in NAMES for argument in SIGNATURES[PREFIX + name] if argument not in ("params", "*")]
 
 # argument -> a value that is not the default; for one optimizer, where another value is needed.
 VALUES = {

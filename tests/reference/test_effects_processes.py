@@ -57,7 +57,9 @@ def test_a_loader_has_as_many_workers_as_there_are_processes(ranks):
 
 def test_a_module_logs_tensors_of_all_processes_and_numbers_of_the_main_one(ranks):
     main, other = ranks
-    assert main["sent"] == [[step, name, value] for step in (0, 1) for name, value in (("mean", 2), ("number", 10), ("sum", 4))]
+    assert main["sent"] == [
+        [step, name, value] for step in (0, 1) for name, value in (("mean", 2), ("number", 10), ("sum", 4))
+    ]
     assert other["sent"] == []
 
 

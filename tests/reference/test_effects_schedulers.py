@@ -169,7 +169,7 @@ def test_the_last_epoch_is_where_a_schedule_goes_on(name):
 
 
 def by_steps(name, last_epoch):
-    """The rates of the sixth and later steps: of a new object that goes on at `last_epoch`, or of one from the start."""
+    """The rates of the sixth and later steps: of an object that goes on at `last_epoch`, or of one from the start."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], **SGD)
     arguments = {**{total: STEPS for total in TOTALS if total in SIGNATURES[PREFIX + name]}, **NEEDED.get(name, {})}
     first = getattr(Scheduler, name)(optimizer, **arguments)

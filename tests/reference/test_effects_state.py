@@ -174,9 +174,7 @@ def test_what_was_best_and_what_was_measured_last(trainer, regression, data):
         for a, b in zip(validation["a"], validation["b"], strict=True)
     ]
     assert rows[-1]["model_savings"] == {"best_score": (25.0,), "best_train_loss": (pytest.approx(1.5),)}
-    assert [row["patience_left"] for row in rows] == [
-        {"best_score": left, "best_train_loss": -1} for left in (3, 3, 2)
-    ]
+    assert [row["patience_left"] for row in rows] == [{"best_score": left, "best_train_loss": -1} for left in (3, 3, 2)]
 
 
 def test_the_best_losses_are_kept_over_a_resume(trainer, regression, data):

@@ -143,7 +143,9 @@ class Losses:
 
     def __new__(cls, regression):
         class Module(regression):
-            losses = []
+            def __init__(self):
+                super().__init__()
+                self.losses = []
 
             def training_step(self, batch):
                 loss = super().training_step(batch)
@@ -171,7 +173,11 @@ def test_the_training_loss_is_logged_every_so_many_optimizer_steps(trainer, regr
     module = Losses(regression)
     trainer(log_with="told", grad_accumulation_steps=2, log_every=2).fit(module, data(20))
     # Five batches an epoch: windows of 2, 2, 1.
-    assert runs[0].of("train_loss") == {2: mean(module.losses[:4]), 4: mean(module.losses[4:7]), 6: mean(module.losses[7:])}
+    assert runs[0].of("train_loss") == {
+        2: mean(module.losses[:4]),
+        4: mean(module.losses[4:7]),
+        6: mean(module.losses[7:]),
+    }
 
 
 def test_without_logging_no_training_loss_is_sent(trainer, regression, data, runs):
