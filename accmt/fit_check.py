@@ -78,21 +78,30 @@ def _module_problems(
         problems.append(Problem(kind.__name__, "has no training_step(self, batch)"))
     if val_dataset is not None and kind.validation_step is AcceleratorModule.validation_step:
         problems.append(Problem(kind.__name__, "has no validation_step(self, key, batch), and val_dataset is given"))
-    for name in ("collate_fn_train", "collate_fn_val"):
-        given = options.data.collate_train if name == "collate_fn_train" else options.data.collate_val
-        if given is not None and getattr(module, name, None) is not None:
-            text = f"is given to the trainer, and {kind.__name__} has its own: leave one of them out"
-            problems.append(Problem(name, text))
+    problems += _collate_problems(options, module)
     if train_dataset is None and kind.get_train_dataloader is AcceleratorModule.get_train_dataloader:
         problems.append(Problem("train_dataset", "is missing, and the module has no get_train_dataloader"))
     return problems
+
+
+def _collate_problems(options: Options, module: AcceleratorModule) -> list[Problem]:
+    """The functions of the trainer that those of the module leave nothing to do."""
+    given = {"collate_fn_train": options.data.collate_train, "collate_fn_val": options.data.collate_val}
+    idle = [
+        name for name, function in given.items() if function is not None and getattr(module, name, None) is not None
+    ]
+    if options.data.collate_train is options.data.collate_val:
+        idle = ["collate_fn"] if len(idle) == len(given) else []
+    text = f"is given to the trainer, and {type(module).__name__} has its own: leave one of them out"
+    return [Problem(name, text) for name in idle]
 
 
 def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem]:
     model, problems = getattr(module, "model", None), []
     if not isinstance(model, nn.Module):
         return [Problem(type(module).__name__, NO_MODEL)]
-    if options.model.gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+    names = ("gradient_checkpointing_enable", "activation_checkpointing_enable")
+    if options.model.gradient_checkpointing and not any(hasattr(model, name) for name in names):
         text = f"needs a method gradient_checkpointing_enable, and {type(model).__name__} has none"
         problems.append(Problem("gradient_checkpointing", text))
     if options.accumulation > 1 and isinstance(module, ExtendedAcceleratorModule):
@@ -121,7 +130,7 @@ def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
         return [Problem(name, "is a DataLoader: give its dataset, or return the loader from the module's hook")]
     if isinstance(dataset, IterableDataset):
         return []
-    if isinstance(dataset, str) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    if isinstance(dataset, str | Mapping) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         wanted = "a dataset with __getitem__ and __len__, or a torch IterableDataset"
         return [Problem(name, must_be(wanted, dataset))]
     return [Problem(name, "is empty")] if len(dataset) == 0 else []

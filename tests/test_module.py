@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from accmt import AcceleratorModule, Callback, Monitor, set_seed
+from accmt import AcceleratorModule, Callback, ConfigError, Monitor, set_seed
 from accmt.tracking.tracker import NoTracker
 
 
@@ -173,6 +173,15 @@ def test_collate_functions(trainer, regression, data):
 
     trainer("c", epochs=1, collate_fn=collate("both")).fit(Own(), data(4), data(4))
     assert calls == ["module", "both"]
+    with pytest.raises(ConfigError) as caught:
+        trainer("d", collate_fn_train=collate("train")).fit(Own(), data(4), data(4))
+    assert str(caught.value) == (
+        "1 mistake in fit(...):\n"
+        "  collate_fn_train: is given to the trainer, and Own has its own: leave one of them out"
+    )
+    Own.collate_fn_val = Own.collate_fn_train
+    with pytest.raises(ConfigError, match="collate_fn: is given to the trainer, and Own has its own"):
+        trainer("e", collate_fn=collate("both")).fit(Own(), data(4), data(4))
 
 
 def test_monitor_as_a_dictionary_and_switched_off(trainer, regression, data, sent):

@@ -83,14 +83,19 @@ def test_a_saving_can_be_trained_further(fitted, tiny):
     assert all(torch.equal(value, before[name]) for name, value in second.state_dict().items())
 
 
-REMOTE = """
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+CONFIGURATION = """
+from transformers import PretrainedConfig
 
 
 class OwnConfig(PretrainedConfig):
     model_type = "own"
+"""
+MODEL = """
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .configuration_own import OwnConfig
 
 
 class OwnModel(PreTrainedModel):
@@ -112,15 +117,20 @@ def test_a_model_with_its_own_code(fitted, transformers, assert_same, tmp_path, 
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "own"
     folder.mkdir()
-    (folder / "modeling_own.py").write_text(REMOTE)
-    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForSequenceClassification": "modeling_own.OwnModel"}
+    files = {"configuration_own.py": CONFIGURATION, "modeling_own.py": MODEL}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    classes = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForSequenceClassification": "modeling_own.OwnModel",
+    }
     config = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
     (folder / "config.json").write_text(json.dumps(config))
     torch.save({"words.weight": torch.ones(16, 3)}, folder / "pytorch_model.bin")
     samples = [{"input_ids": [5, 6], "labels": index % 3} for index in range(8)]
     model, saving = fitted(folder, samples, kwargs={"trust_remote_code": True})
     assert type(model).__name__ == "OwnModel"
-    assert (saving / "modeling_own.py").read_text() == REMOTE
+    assert {path.name: path.read_text() for path in saving.glob("*.py")} == files
     auto = transformers.AutoModelForSequenceClassification
     assert_same(auto.from_pretrained(saving, trust_remote_code=True), model)
 
