@@ -40,7 +40,10 @@ def constructor(match, error=ConfigError, **arguments):
             "grad_accumulation_steps: must be a whole number from 1, or None, not 0 (int)",
         ),
         ({"shuffle_train": "yes"}, "shuffle_train: must be True or False, not 'yes' (str)"),
-        ({"log_with": "mlflo"}, "log_with: unknown tracker 'mlflo', did you mean 'mlflow'? Allowed are mlflow, aim, clearml, comet_ml, dvclive, swanlab, tensorboard, trackio, wandb, or None"),
+        (
+            {"log_with": "mlflo"},
+            "log_with: unknown tracker 'mlflo', did you mean 'mlflow'? Allowed are mlflow, aim, clearml, comet_ml, dvclive, swanlab, tensorboard, trackio, wandb, or None",
+        ),
         (
             {"collate_fn": list, "collate_fn_val": list},
             "collate_fn_val: is given beside collate_fn: give collate_fn, or one for each",
@@ -223,8 +226,7 @@ def test_samplers_and_batches_that_cannot_work(refused, regression, data):
         sampler=3,
     )
     refused(
-        "1 mistake in fit(...):\n"
-        "  sampler: a list of samplers must hold nothing else",
+        "1 mistake in fit(...):\n  sampler: a list of samplers must hold nothing else",
         regression(),
         dataset,
         sampler=[RandomSampler(dataset), 3],
