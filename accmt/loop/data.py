@@ -161,7 +161,20 @@ class TrainingData:
         while remaining > 0:
             size = min(self.accumulation, remaining)
             remaining -= size
-            yield Window(islice(batches, size), size, remaining == 0)
+            yield Window(self._promised(batches, size), size, remaining == 0)
+
+    def _promised(self, batches: Iterator[Any], size: int) -> Iterator[Any]:
+        """The next batches, which the length of the data has promised.
+
+        Raises:
+            RuntimeError: There are not as many.
+        """
+        for _ in range(size):
+            batch = next(batches, _END)
+            if batch is _END:
+                promised = f"{self.batches_per_epoch} batches of this process in each epoch"
+                raise RuntimeError(f"the training data end early: their length stands for {promised}")
+            yield batch
 
     def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
         """One window is read ahead: nothing else tells whether a window is the last."""

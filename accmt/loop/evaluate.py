@@ -184,7 +184,7 @@ def _number(value: Any, metric: Metric, name: str) -> float:
     if count != 1:
         raise ValueError(f"the metric '{metric.name}' computed '{name}' with {count} elements: a metric is one number")
     try:
-        return float(value)
+        return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError):
         text = f"the metric '{metric.name}' computed '{name}' as a {type(value).__name__}: a metric is one number"
         raise TypeError(text) from None

@@ -79,7 +79,7 @@ class _ParallelGatherer:
         batches, self._batches = self._batches, []
         samples = sum(_samples(batch) for batch in batches)
         own = self._metric.compute(*_joined(batches, self._metric)) if samples else {}
-        return samples, {key: float(value) for key, value in own.items()}
+        return samples, {key: float(value.item() if hasattr(value, "item") else value) for key, value in own.items()}
 
 
 class _TorchmetricsGatherer:

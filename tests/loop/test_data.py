@@ -375,3 +375,16 @@ def test_loaders_of_datasets():
     assert [batch.tolist() for batch in valid] == [[0, 1, 2], [3, 4, 5], [6]]
     stream = training_loader(Stream(5), options(), None)
     assert [batch.tolist() for batch in stream] == [[0, 1, 2, 3], [4]]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_data_that_end_before_their_length_are_an_error(trainer, regression, data, accumulation):
+    class Short(SizedStream):
+        """Says 20 samples, and gives 10."""
+
+        def __iter__(self):
+            return (data(20)[i] for i in range(10))
+
+    expected = "the training data end early: their length stands for 5 batches of this process in each epoch"
+    with pytest.raises(RuntimeError, match=expected):
+        trainer(grad_accumulation_steps=accumulation).fit(regression(), Short(20))

@@ -70,6 +70,7 @@ def test_compute_is_given_the_arguments_of_all_samples(trainer, regression, data
         np.float32(0.5),
         np.int64(2),
         np.array(0.5),
+        np.array([0.5]),
     ],
     ids=lambda value: f"{type(value).__name__}-{value}",
 )

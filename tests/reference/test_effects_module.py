@@ -1,11 +1,11 @@
-"""What a module brings and is given: its own optimizer and scheduler, a teacher, logging, freezing, models by name."""
+"""What a module brings and is given: its own optimizer and scheduler, a teacher, logging, freezing, updates by hand."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from accmt import Callback, ConfigError, ExtendedAcceleratorModule, FunctionMetric
+from accmt import Callback, ExtendedAcceleratorModule
 
 
 class Rates(Callback):
@@ -75,21 +75,33 @@ def test_frozen_layers_are_not_trained_and_unfrozen_ones_are(trainer, regression
     assert not torch.equal(module.model[3].weight, last)
 
 
+class Scaled(nn.Module):
+    """A linear layer whose output is scaled by an argument of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, inputs, scale=1.0):
+        return scale * self.layer(inputs)
+
+
 def test_len_and_call_of_a_module_that_is_trained(trainer, regression, data):
-    """The module may be called like its model, and is counted like it, in the middle of a training."""
+    """The module is called like its model, with all arguments, and counted like it, in the middle of a training."""
     seen = []
 
     class Called(regression):
-        def forward(self, inputs, scale=1.0):
-            return scale * super().forward(inputs)
+        def __init__(self):
+            self.model = Scaled()
 
         def training_step(self, batch):
-            doubled, single = self(batch[0], scale=2.0), self.model(batch[0])
-            seen.append((len(self), torch.equal(doubled, 2 * single)))
+            single = self(batch[0])
+            doubled, tripled = self(batch[0], scale=2.0), self.forward(batch[0], 3.0)
+            seen.append((len(self), torch.equal(doubled, 2 * single), torch.equal(tripled, 3 * single)))
             return nn.functional.mse_loss(single, batch[1])
 
     trainer(epochs=1).fit(Called(), data(4))
-    assert seen == [(4 * 8 + 8 + 8 + 1, True)]
+    assert seen == [(5, True, True)]
 
 
 class Student(nn.Module):
@@ -311,82 +323,3 @@ def test_gradients_are_reset_to_none_or_zero(trainer, data, arguments, gradient)
 
     moved_after(trainer, data, resetting)
     assert seen == [gradient, gradient]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a small model of transformers, saved with its class."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.BertConfig(
-        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
-    )
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def texts():
-    """Twelve tokenized texts with labels."""
-    ids = torch.arange(12 * 5).reshape(12, 5) % 16
-    return [{"input_ids": row, "labels": index % 2} for index, row in enumerate(ids)]
-
-
-class Kept(Callback):
-    """The model that is trained."""
-
-    model = None
-
-    def on_fit_start(self):
-        self.model = self.module.model
-
-
-def forms(folder):
-    import transformers
-
-    return {
-        "name": str(folder),
-        "class by name": (str(folder), "AutoModelForSequenceClassification"),
-        "class": (str(folder), transformers.BertForSequenceClassification),
-    }
-
-
-@pytest.mark.parametrize("form", ["name", "class by name", "class"])
-def test_a_model_by_its_name_and_class(trainer, saved, texts, form):
-    """It trains on the loss that it computes, and a metric gets its logits and the labels."""
-    kept = Kept()
-    accuracy = FunctionMetric("accuracy", lambda logits, labels: (logits.argmax(1) == labels).float().mean())
-    training = trainer(epochs=1, callback=kept, metrics=accuracy)
-    training.fit(forms(saved)[form], texts, {"dev": texts})
-    assert type(kept.model).__name__ == "BertForSequenceClassification"
-    assert set(training.state.additional_metrics["dev"]) == {"valid_loss", "accuracy"}
-    before = load_file(saved / "model.safetensors")
-    assert any(
-        not torch.equal(value, before[name]) for name, value in kept.model.state_dict().items() if name in before
-    )
-
-
-def test_another_class_than_that_of_the_saved_model(trainer, saved):
-    kept = Kept()
-    words = [{"input_ids": torch.arange(5) + index, "labels": torch.arange(5) + index} for index in range(4)]
-    trainer(epochs=1, callback=kept).fit((str(saved), "BertForMaskedLM"), words)
-    assert type(kept.model).__name__ == "BertForMaskedLM"
-
-
-def test_arguments_for_from_pretrained(trainer, saved, texts):
-    kept = Kept()
-    several = [{**text, "labels": index % 3} for index, text in enumerate(texts)]
-    options = {"num_labels": 3, "ignore_mismatched_sizes": True, "hidden_dropout_prob": 0.25}
-    training = trainer(epochs=1, callback=kept)
-    training.fit((str(saved), "AutoModelForSequenceClassification"), several, **options)
-    assert kept.model.classifier.out_features == 3
-    assert kept.model.config.hidden_dropout_prob == 0.25
-
-
-def test_arguments_for_from_pretrained_are_for_models_by_name_only(trainer, regression, data):
-    with pytest.raises(ConfigError) as caught:
-        trainer().fit(regression(), data(8), num_labels=3)
-    assert [problem.path for problem in caught.value.problems] == ["num_labels"]
-    with pytest.raises(ConfigError) as caught:
-        trainer().fit(regression(), data(8), val_datset=data(4))
-    assert "did you mean 'val_dataset'?" in str(caught.value)
