@@ -131,7 +131,7 @@ class RuleEngine:
 
         Before the first evaluation nothing is known, but a stop that was asked for since the start.
         """
-        for stop in self.rules.stop_when:
+        for stop in self.rules.stop_when if self._stopped is not None else ():
             if str(stop.condition) == self._stopped:
                 return _holding(stop)
         if self.store.is_empty:
