@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from accmt.checkpoint.loading import load_saving
     from accmt.hp_search import HyperParameterSearch
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
+    from accmt.loop.signals import Terminated
     from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
     from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
     from accmt.monitor import Monitor
@@ -38,6 +39,7 @@ _HOMES = {
     "Optimizer": "accmt.hyperparameters",
     "RuleError": "accmt.rules",
     "Scheduler": "accmt.hyperparameters",
+    "Terminated": "accmt.loop.signals",
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
     "TrainingState": "accmt.states",
@@ -59,6 +61,7 @@ __all__ = [
     "Optimizer",
     "RuleError",
     "Scheduler",
+    "Terminated",
     "TorchMetric",
     "Trainer",
     "TrainingState",

@@ -151,7 +151,10 @@ class ArgumentCheck:
         if most is not None and not many:
             self._wrong("max_checkpoints", "needs multiple_checkpoints=True; without it only the newest is kept")
         enabled = self._flag("enable_checkpointing") and cadence is not None
-        return CheckpointOptions(enabled, cadence if enabled else None, most if many else 1, resume)
+        in_background = self._flag("checkpoint_async")
+        if in_background and not enabled:
+            self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
+        return CheckpointOptions(enabled, cadence if enabled else None, most if many else 1, resume, in_background)
 
     def _saving(self) -> SavingOptions:
         patience = self._given["patience"]

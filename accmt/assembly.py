@@ -31,8 +31,10 @@ from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
-from accmt.loop.processes import SharedClock, join_processes
+from accmt.loop.processes import join_processes
+from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
+from accmt.loop.signals import Signals
 from accmt.loop.step import PLAIN, ManualStepper, StepOptions, Stepper
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
@@ -109,7 +111,7 @@ def plan(
     )
 
 
-def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None) -> Run:
+def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
     main = accelerator.is_main_process
@@ -123,6 +125,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None) ->
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
+    checkpointer = _checkpointer(options, Checkpoints(plan.model_path), plan.parts)
     run = Run(
         options=options.loop,
         module=module,
@@ -136,12 +139,12 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None) ->
         state=state,
         hooks=hooks,
         savings=_savings(plan),
-        checkpointer=_checkpointer(options, Checkpoints(plan.model_path), plan.parts),
+        checkpointer=checkpointer,
         history=Journal(plan.model_path / HISTORY, writes=main),
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
         tracker=module.tracker,
         display=display,
-        clock=SharedClock(plan.position.stopwatch.elapsed),
+        pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     state.patience_left = run.engine.patience_left()
     return run
@@ -285,7 +288,7 @@ def _parts(module: AcceleratorModule, optimizer: Any, scheduler: Any | None, acc
 def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> Checkpointer:
     if not options.checkpoint.enabled:
         return NoCheckpointer()
-    return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep)
+    return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep, in_background=options.checkpoint.in_background)
 
 
 def _tracker(options: Options, checkpoint: Checkpoint | None, display: Display) -> Tracker:

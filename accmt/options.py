@@ -17,12 +17,14 @@ from accmt.rules import CadenceRule, SavingRule, StopCondition
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """Whether and how often to checkpoint, how many to keep, and what to continue from."""
+    """Whether and how often to checkpoint, how many to keep, what to continue from, and whether to write them while
+    the training goes on."""
 
     enabled: bool
     every: CadenceRule | None
     keep: int | None
     resume: bool | int | None
+    in_background: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from accmt.assembly import Plan
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import move_aside, put_aside
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
-from accmt.checkpoint.savings import savings_in
+from accmt.checkpoint.saved import savings_in
 from accmt.checkpoint.together import from_main
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accmt.assembly import Plan
-from accmt.checkpoint.savings import Saving
+from accmt.checkpoint.saved import Saving
 from accmt.display.tables import decision_table, savings_table
 from accmt.loop.run import Run
 from accmt.rules import Decision, SavingRule, Stop

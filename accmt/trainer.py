@@ -12,7 +12,7 @@ from accmt.arguments import ArgumentCheck
 from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
 from accmt.checkpoint.lock import Lock
-from accmt.checkpoint.savings import Saving, best_in
+from accmt.checkpoint.saved import Saving, best_in
 from accmt.checkpoint.together import from_main
 from accmt.display.gpu_users import gpu_users
 from accmt.fit_check import check_evaluation, check_fit
@@ -22,6 +22,7 @@ from accmt.loop.hooks import tell
 from accmt.loop.memory import is_out_of_memory
 from accmt.loop.processes import leave_processes
 from accmt.loop.run import Run
+from accmt.loop.signals import END, Signals, Terminated, end_by_signal
 from accmt.loop.train import train
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
@@ -100,6 +101,9 @@ class Trainer:
         evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
         stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
         mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
+        checkpoint_async: Write checkpoints while the training goes on: it waits only until its state is copied, which
+            takes as much main memory as the state. One that is still being written is waited for before the next, and
+            at the end.
         quiet: Print warnings only.
         **kwargs: For the trackers' runs: `run_name`, `tags` and what else they take; a dictionary with the name of a
             tracker is for that one alone.
@@ -161,6 +165,7 @@ class Trainer:
         evaluate_every: str | None = None,
         stop_when: str | list[str] | None = None,
         mixed_precision: str | None = None,
+        checkpoint_async: bool = False,
         quiet: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -217,16 +222,27 @@ class Trainer:
             val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
             **kwargs: For `from_pretrained`, where a model is given by its name.
 
+        SIGTERM ends a training between two steps, with a checkpoint to continue from, and then the process; SIGUSR1
+        asks for a checkpoint, and the training goes on. Both are left alone where the process ignores them, and
+        outside of the main thread.
+
         Raises:
             ConfigError, RuleError: With all problems that can be known before the first step.
+            Terminated: SIGTERM ended the training, and a handler of the script let the process live.
         """
         resolved = resolve(module, kwargs, self._options)
         datasets = check_fit(self._options, resolved, train_dataset, val_dataset)
+        signals = Signals()
         try:
-            self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets))
+            self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets), signals)
+            is_ended = signals.weight == END
+        except Terminated:
+            is_ended = True
         finally:
             if self._options.destroy:
                 leave_processes()
+        if is_ended:
+            end_by_signal()
 
     def evaluate(
         self,
@@ -256,7 +272,7 @@ class Trainer:
             evaluation.hooks.on_evaluation_end()
             return values
 
-    def _fit(self, planned: Plan) -> None:
+    def _fit(self, planned: Plan, signals: Signals) -> None:
         """Train what is planned, as the only training in this folder."""
         lock = Lock(self.model_path)
         try:
@@ -268,7 +284,7 @@ class Trainer:
             with lent(planned.module):
                 self.state = TrainingState()
                 checkpoint = find_checkpoint(planned)
-                run = assemble(planned, self.state, checkpoint)
+                run = assemble(planned, self.state, checkpoint, signals)
                 self._attach(run)
                 try:
                     notes = begin(planned, run, checkpoint)
@@ -276,7 +292,8 @@ class Trainer:
                     run.tracker.close("FAILED")
                     raise
                 run.display.show(*before_training(planned, notes))
-                stop = self._train(run)
+                with signals.watched():
+                    stop = self._train(run)
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.accelerator.free_memory()
@@ -323,15 +340,19 @@ class Trainer:
         run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
         try:
             stop = train(run)
+            run.close()
             status = "FINISHED"
             return stop
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, Terminated) as error:
             status = "KILLED"
+            self._finish_checkpoint(run)
             run.display.stop()
             run.display.show(interrupted(run))
-            run.hooks.on_keyboard_interrupt(error)
+            hooks = run.hooks
+            (hooks.on_keyboard_interrupt if isinstance(error, KeyboardInterrupt) else hooks.on_exception)(error)
             raise
         except Exception as error:
+            self._finish_checkpoint(run)
             if self._options.step.repeats and is_out_of_memory(error):
                 run.display.stop()
                 run.display.show(gpu_users())
@@ -340,6 +361,14 @@ class Trainer:
         finally:
             run.display.stop()
             run.tracker.close(status)
+
+    @staticmethod
+    def _finish_checkpoint(run: Run) -> None:
+        """Let a checkpoint in the background come to its end, without hiding why the training ends."""
+        try:
+            run.checkpointer.finish(run)
+        except Exception as error:
+            run.display.warn(f"the last checkpoint could not be made: {error}")
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]

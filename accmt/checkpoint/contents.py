@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accmt.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from accmt.checkpoint.files import Files, as_json, read_json, read_tensors
 from accmt.checkpoint.packing import pack, unpack
 
 SCHEMA = 1
@@ -37,13 +37,6 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """What all processes agree on, as JSON."""
-
-    trainer: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Own:
     """What one process alone knows: JSON, and the random states by name."""
 
@@ -55,25 +48,20 @@ class Mismatch(RuntimeError):
     """A checkpoint belongs to another training."""
 
 
-def write_shared(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[Path]:
-    """Write what the main process writes, and give the files."""
+def shared_files(parts: Parts, trainer: Mapping[str, Any]) -> Files:
+    """What the main process writes."""
     weights, extra = _split(parts.model.state_dict())
     states = {name: part.state_dict() for name, part in parts.stateful.items()}
     packed, tensors = pack({_EXTRA: extra, **states})
     model = packed.pop(_EXTRA)
-    write_tensors(folder / _MODEL, weights)
-    write_tensors(folder / _OPTIMIZER, tensors)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model}
-    write_json(folder / _TRAINER, {**head, **trainer})
-    return [folder / _MODEL, folder / _OPTIMIZER, folder / _TRAINER]
+    # The largest first: the others are written while it is hashed.
+    return {_OPTIMIZER: tensors, _MODEL: weights, _TRAINER: as_json({**head, **trainer})}
 
 
-def write_own(folder: Path, rank: int, own: Own) -> list[Path]:
-    """Write what each process writes for itself, and give the files."""
-    random, process = folder / f"rng-{rank}.safetensors", folder / f"process-{rank}.json"
-    write_tensors(random, own.random)
-    write_json(process, own.process)
-    return [random, process]
+def own_files(rank: int, own: Own) -> Files:
+    """What each process writes for itself."""
+    return {f"rng-{rank}.safetensors": own.random, f"process-{rank}.json": as_json(own.process)}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:

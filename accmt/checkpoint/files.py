@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,15 +14,42 @@ from torch import Tensor
 
 _ALIASES = "aliases"
 
+# Name -> what is written under it: JSON, or named tensors.
+Files = Mapping[str, str | Mapping[str, Tensor]]
 
-def write_json(path: Path, data: Any) -> None:
-    """Write strict JSON.
+
+def write_files(folder: Path, files: Files) -> Iterator[Path]:
+    """Write files into a folder, and give the path of each when it is written."""
+    for name, content in files.items():
+        path = folder / name
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        else:
+            write_tensors(path, content)
+        yield path
+
+
+def size_of(files: Files) -> int:
+    """About how many bytes files take on the disk."""
+    return sum(
+        len(content) if isinstance(content, str) else sum(tensor.nbytes for tensor in content.values())
+        for content in files.values()
+    )
+
+
+def as_json(data: Any) -> str:
+    """Strict JSON.
 
     Raises:
         ValueError: A number is NaN or infinite.
         TypeError: Something that JSON does not have.
     """
-    path.write_text(json.dumps(data, allow_nan=False), encoding="utf-8")
+    return json.dumps(data, allow_nan=False)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write strict JSON, as `as_json` makes it."""
+    path.write_text(as_json(data), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.contents import Mismatch, differences, shortened
-from accmt.checkpoint.savings import Saving, best_in
+from accmt.checkpoint.saved import Saving, best_in
 from accmt.checkpoint.weights import read_weights
 
 

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import move_aside
-from accmt.checkpoint.files import read_json, write_json
+from accmt.checkpoint.files import write_json
+from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, Saving, best_in, read_json
 from accmt.checkpoint.weights import WeightsFormat, write_weights
 from accmt.rules import Kept, SavingRule, Verdict
-from accmt.rules.jsonable import from_text, to_text
-
-DESCRIPTION = "saving.json"
-INDEX = "index.json"
-
-_KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """A saved model.
-
-    Attributes:
-        rule: The name of the rule that chose it.
-        values: Objective -> value when it was saved.
-        step: The optimizer step, counted from the start of the training.
-        epoch: Completed epochs.
-        folder: Where its files lie.
-    """
-
-    rule: str
-    values: Mapping[str, float]
-    step: int
-    epoch: int
-    folder: Path
-
-    @classmethod
-    def read(cls, folder: Path) -> Saving:
-        """The saving in a folder.
-
-        Raises:
-            FileNotFoundError: There is none.
-        """
-        data = read_json(folder / DESCRIPTION)
-        values = {name: from_text(value) for name, value in data["values"].items()}
-        return cls(data["rule"], values, data["step"], data["epoch"], folder)
+from accmt.rules.jsonable import to_text
 
 
 class Savings:
@@ -107,7 +71,7 @@ class Savings:
         """
         folder = self._model_path / rule.folder
         if rule.keep > 1 and (folder / INDEX).is_file():
-            listed = (_KEPT.fullmatch(name) for name in read_json(folder / INDEX)["best_first"])
+            listed = (KEPT.fullmatch(name) for name in read_json(folder / INDEX)["best_first"])
             if any(match is not None and int(match[1]) > evaluation for match in listed):
                 return kept
         places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
@@ -128,24 +92,6 @@ class Savings:
         return best_in(self._model_path / rule.folder)
 
 
-def best_in(folder: Path) -> Saving | None:
-    """The model in the folder of a rule, the best of them where it keeps several; None if there is none."""
-    if (folder / INDEX).is_file():
-        places = [folder / Path(name).name for name in read_json(folder / INDEX)["best_first"]]
-        folder = next((place for place in places if place.is_dir()), folder)
-    return Saving.read(folder) if (folder / DESCRIPTION).is_file() else None
-
-
-def savings_in(model_path: Path) -> list[Path]:
-    """The folders of all rules that have saved a model."""
-    return sorted(path for path in model_path.iterdir() if path.is_dir() and is_saving(path))
-
-
-def is_saving(folder: Path) -> bool:
-    """Whether a folder holds models that a rule saved."""
-    return (folder / DESCRIPTION).is_file() or (folder / INDEX).is_file()
-
-
 def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
     """List the kept models best first, then delete those that are kept no longer."""
     names = [entry.folder for entry in kept]
@@ -155,5 +101,5 @@ def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
     os.replace(temporary, folder / INDEX)
     publish.flush_directory(folder)
     for path in folder.iterdir():
-        if _KEPT.fullmatch(path.name) and path.name not in names:
+        if KEPT.fullmatch(path.name) and path.name not in names:
             publish.remove(path)

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed as dist
 
 _T = TypeVar("_T")
+
+# The processes that take part; None for the group of all that a training has anyway.
+Group = dist.ProcessGroup | None
 
 
 class Failed(Exception):
     """An action failed on at least one process; the message says where and why."""
 
 
-def everywhere(action: Callable[[], _T]) -> list[_T]:
+def everywhere(action: Callable[[], _T], group: Group = None) -> list[_T]:
     """Run an action on every process and give the results of all, in the order of the processes.
 
     Raises:
@@ -29,7 +32,10 @@ def everywhere(action: Callable[[], _T]) -> list[_T]:
         error = raised
     state = PartialState()
     message = None if error is None else f"{type(error).__name__}: {error}"
-    outcomes = [(message, result)] if state.num_processes == 1 else gather_object([(message, result)])
+    outcomes: list[Any] = [(message, result)]
+    if state.num_processes > 1:
+        outcomes = [None] * state.num_processes
+        dist.all_gather_object(outcomes, (message, result), group=group)
     failures = [f"process {rank}: {text}" for rank, (text, _) in enumerate(outcomes) if text is not None]
     if failures:
         text = "; ".join(failures) if state.num_processes > 1 else str(message)
@@ -51,7 +57,7 @@ def from_each(action: Callable[[], _T]) -> None:
         raise failure.__cause__ from None
 
 
-def on_main(action: Callable[[], _T]) -> _T:
+def on_main(action: Callable[[], _T], group: Group = None) -> _T:
     """Run an action on the main process and give its result to all.
 
     Raises:
@@ -67,7 +73,7 @@ def on_main(action: Callable[[], _T]) -> _T:
             error = raised
     shared = [None if error is None else f"{type(error).__name__}: {error}", result]
     if state.num_processes > 1:
-        broadcast_object_list(shared)
+        dist.broadcast_object_list(shared, group=group)
     if shared[0] is not None:
         raise Failed(shared[0]) from error
     return shared[1]  # type: ignore[no-any-return]

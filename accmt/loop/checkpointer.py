@@ -6,7 +6,9 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -15,79 +17,164 @@ from accelerate import PartialState
 from accmt.checkpoint import contents, publish
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.contents import Own, Parts
+from accmt.checkpoint.files import Files, size_of, write_files
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.rng import random_state
+from accmt.checkpoint.space import require_space
+from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
+from accmt.loop.processes import leave_group, side_group
 from accmt.loop.run import Run
 from accmt.rules import Decision
 from accmt.states import TrainingState
 from accmt.tracking import journal
 
 
-@dataclass(slots=True)
 class DiskCheckpointer:
     """Makes checkpoints on the disk.
 
-    Attributes:
+    In the background the loop waits only until the state is copied; a thread writes it, one at a time, and whether it
+    could is known, and told, when the next step, checkpoint or end comes.
+
+    Args:
         checkpoints: The folder of checkpoints.
         parts: The live objects that are saved.
         keep: How many to keep; None for all.
+        in_background: Write while the training goes on.
     """
 
-    checkpoints: Checkpoints
-    parts: Parts
-    keep: int | None
-    _failed: bool = False
+    def __init__(self, checkpoints: Checkpoints, parts: Parts, keep: int | None, *, in_background: bool) -> None:
+        self._checkpoints = checkpoints
+        self._parts = parts
+        self._keep = keep
+        self._staging = Staging() if in_background else None
+        self._group = side_group() if in_background else None
+        self._writing: _Writing | None = None
+        self._failed = False
 
     def save(self, run: Run) -> None:
-        """Make a checkpoint. One that cannot be made is a warning, and the training goes on until the next.
+        """Make a checkpoint, after one that is being written.
 
         Raises:
-            Failed: It is the second in a row that could not be made.
+            Failed: Two in a row could not be made.
         """
+        self.finish(run)
         run.state.num_checkpoints_made += 1
+        writing = _Writing(run.position.step, run.state.num_checkpoints_made)
+        files: dict[str, Any] = {}
         try:
-            self._write(run)
+            everywhere(lambda: files.update(self._collect(run)))
+            target, temporary = on_main(lambda: self._prepare(run, size_of(files)))
         except Failed as failure:
-            run.state.num_checkpoints_made -= 1
-            if self._failed:
-                raise
-            self._failed = True
-            if PartialState().is_main_process:
-                warnings.warn(f"no checkpoint at step {run.position.step}: {failure}", stacklevel=2)
+            self._conclude(run, writing, failure)
             return
-        self._failed = False
-        run.checkpointed_at = run.position.step
-        if run.options.monitor.checkpoint:
-            run.tracker.log({"checkpoint": float(run.state.num_checkpoints_made)}, run.position.step)
-        run.hooks.on_save_checkpoint()
+        if self._staging is None:
+            self._write(writing, files, target, temporary)
+            self._conclude(run, writing, writing.failure)
+            return
+        copies = self._staging.copy(files)
+        write = partial(self._write, writing, copies, target, temporary)
+        writing.thread = Thread(target=write, name="checkpoint", daemon=True)
+        writing.thread.start()
+        self._writing = writing
 
-    def _write(self, run: Run) -> None:
+    @property
+    def has_news(self) -> bool:
+        """Whether writing in the background has ended since the last `finish`."""
+        return self._writing is not None and not self.is_writing
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is being written in the background."""
+        writing = self._writing
+        return writing is not None and writing.thread is not None and writing.thread.is_alive()
+
+    def finish(self, run: Run) -> None:
+        """Wait until what is being written in the background is there.
+
+        Raises:
+            Failed: Two in a row could not be made.
+        """
+        writing = self._writing
+        if writing is None or writing.thread is None:
+            return
+        writing.thread.join()
+        self._writing = None
+        self._conclude(run, writing, writing.failure)
+
+    def close(self) -> None:
+        """Give back what is held."""
+        self._staging = None
+        leave_group(self._group)
+        self._group = None
+
+    def _collect(self, run: Run) -> Files:
+        """What this process writes."""
         state = PartialState()
-        target, temporary = on_main(lambda: self._prepare(run))
-        trainer = _trainer(run)
+        files = contents.own_files(state.process_index, _own(run))
+        if state.is_main_process:
+            files = {**files, **contents.shared_files(self._parts, _trainer(run))}
+        return files
+
+    def _prepare(self, run: Run, size: int) -> tuple[Path, Path]:
+        target = self._checkpoints.next(run.position.step)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        require_space(target.parent, size)
+        return target, publish.temporary_for(target)
+
+    def _write(self, writing: _Writing, files: Files, target: Path, temporary: Path) -> None:
+        """Write and publish, together with the other processes, and note whether it could be done."""
 
         def write() -> dict[Path, publish.FileEntry]:
-            files = contents.write_own(temporary, state.process_index, _own(run))
-            if state.is_main_process:
-                files += contents.write_shared(temporary, self.parts, trainer)
-            return publish.describe(files)
+            if self._staging is not None:
+                self._staging.wait()
+            return publish.describe(write_files(temporary, files))
 
         try:
-            entries = {path: entry for part in everywhere(write) for path, entry in part.items()}
-            on_main(lambda: publish.publish(temporary, target, entries))
-        except Failed:
-            if state.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            try:
+                entries = {path: entry for part in everywhere(write, self._group) for path, entry in part.items()}
+                on_main(lambda: publish.publish(temporary, target, entries), self._group)
+            except BaseException:
+                if PartialState().is_main_process:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        except Exception as error:
+            writing.failure = error
+            return
         try:
-            on_main(lambda: self.checkpoints.prune(self.keep))
+            on_main(lambda: self._checkpoints.prune(self._keep), self._group)
         except Failed as failure:
-            run.display.warn(f"older checkpoints could not be deleted: {failure}")
+            writing.warning = f"older checkpoints could not be deleted: {failure}"
 
-    def _prepare(self, run: Run) -> tuple[Path, Path]:
-        target = self.checkpoints.next(run.position.step)
-        return target, publish.temporary_for(target)
+    def _conclude(self, run: Run, writing: _Writing, failure: Exception | None) -> None:
+        """Tell of a checkpoint that was made. One that could not be is a warning, and the training goes on until the
+        next; two in a row are an error."""
+        if failure is not None:
+            run.state.num_checkpoints_made -= 1
+            if self._failed or not isinstance(failure, Failed):
+                raise failure
+            self._failed = True
+            if PartialState().is_main_process:
+                warnings.warn(f"no checkpoint at step {writing.step}: {failure}", stacklevel=2)
+            return
+        self._failed = False
+        run.checkpointed_at = writing.step
+        if writing.warning:
+            run.display.warn(writing.warning)
+        if run.options.monitor.checkpoint:
+            run.tracker.log({"checkpoint": float(writing.number)}, writing.step)
+        run.hooks.on_save_checkpoint()
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A checkpoint on its way to the disk: of which step, the how many-th, and what came of it."""
+
+    step: int
+    number: int
+    thread: Thread | None = None
+    failure: Exception | None = None
+    warning: str = ""
 
 
 def restore(run: Run, folder: Path, parts: Parts) -> tuple[list[str], list[str]]:

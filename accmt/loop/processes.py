@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
 from importlib import import_module
 
 from accelerate import Accelerator, PartialState
@@ -76,24 +75,17 @@ def agreed(value: float) -> float:
     return shared[0]
 
 
-class SharedClock:
-    """The clock of the main process, asked about once a second where there are several processes.
+def side_group() -> dist.ProcessGroup | None:
+    """A group of all processes for what goes on beside their training, on the CPU; None for a single process.
 
-    Args:
-        elapsed: The active training time of this process in seconds.
+    Its messages do not wait behind those of the training, nor do those wait for them.
     """
+    if PartialState().num_processes == 1:
+        return None
+    return dist.new_group(backend="gloo")  # type: ignore[no-any-return]
 
-    def __init__(self, elapsed: Callable[[], float]) -> None:
-        self._elapsed = elapsed
-        self._asked_at, self._asked_when, self._ask_at = 0, 0.0, 0
 
-    def reached(self, moment: float, step: int) -> bool:
-        """Whether the moment has come; at one step the answer is the same on all processes."""
-        if PartialState().num_processes == 1:
-            return self._elapsed() >= moment
-        if step < self._ask_at:
-            return False
-        now = agreed(self._elapsed())
-        pace = (step - self._asked_at) / max(now - self._asked_when, 1e-3)
-        self._asked_at, self._asked_when, self._ask_at = step, now, step + max(1, int(pace))
-        return now >= moment
+def leave_group(group: dist.ProcessGroup | None) -> None:
+    """End a side group."""
+    if group is not None and dist.is_initialized():
+        dist.destroy_process_group(group)

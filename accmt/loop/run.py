@@ -15,7 +15,7 @@ from accmt.loop.data import TrainingData
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.position import Position
-from accmt.loop.processes import SharedClock
+from accmt.loop.pulse import Pulse
 from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
@@ -48,17 +48,44 @@ class LoopOptions:
 
 
 class Checkpointer(Protocol):
-    """Makes checkpoints of a run, or does not."""
+    """Makes checkpoints of a run, or does not. Writing may go on in the background."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether something is being written in the background."""
+        ...
+
+    @property
+    def has_news(self) -> bool:
+        """Whether writing in the background has ended since the last `finish`."""
+        ...
 
     def save(self, run: Run) -> None:
         """Make a checkpoint of this moment."""
+        ...
+
+    def finish(self, run: Run) -> None:
+        """Wait for what is being written in the background, and tell what came of it."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held."""
         ...
 
 
 class NoCheckpointer:
     """Checkpointing is off."""
 
+    is_writing = False
+    has_news = False
+
     def save(self, run: Run) -> None:
+        """Do nothing."""
+
+    def finish(self, run: Run) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
         """Do nothing."""
 
 
@@ -88,7 +115,7 @@ class Run:
     decision_log: Journal
     tracker: Tracker
     display: Display
-    clock: SharedClock
+    pulse: Pulse
     decisions: list[Decision] = field(default_factory=list)
     evaluated_at: int = -1
     checkpointed_at: int = -1
@@ -102,3 +129,8 @@ class Run:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Leave the groups of processes that a training makes for itself."""
+        self.pulse.close()
+        self.checkpointer.close()

@@ -11,6 +11,7 @@ from accmt.loop.memory import clean_caches
 from accmt.loop.observe import log, observe, record
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
+from accmt.loop.signals import END, Terminated
 from accmt.rules import Decision, Due, Stop
 
 
@@ -24,6 +25,9 @@ def train(run: Run) -> Stop | None:
 
     Returns:
         Why a rule or a condition stopped the training; None if it ran its length.
+
+    Raises:
+        Terminated: SIGTERM asked for the end; a checkpoint was made.
     """
     run.hooks.on_fit_start()
     stop = None
@@ -34,6 +38,7 @@ def train(run: Run) -> Stop | None:
         observe(run, initial=True)
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
+    run.checkpointer.finish(run)
     run.state.finished = True
     run.hooks.on_fit_end()
     return stop
@@ -47,7 +52,7 @@ def _train_epoch(run: Run) -> Stop | None:
         stepper.step(window)
         position.advance(window)
         state.global_step = position.step
-        if position.step < run.next_stop and not window.is_last and not _clock_strikes(run):
+        if position.step < run.next_stop and not window.is_last and not _strikes(run):
             continue
         stop = _settle(run)
         run.next_stop = _next_stop(run)
@@ -83,6 +88,8 @@ def _windows(run: Run) -> Iterator[Window]:
 def _settle(run: Run) -> Stop | None:
     """Whatever is due at this step, in the order of the language: log, evaluate, save, checkpoint, stop."""
     position = run.position
+    if run.pulse.has_news:
+        run.checkpointer.finish(run)
     ends = run.state.is_end_of_epoch = position.ends
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     stop = log(run, progress) if _logs(run, ends) else None
@@ -100,8 +107,14 @@ def _settle(run: Run) -> Stop | None:
         run.stepper.end_epoch()
     if ends:
         run.hooks.on_epoch_end()
-    if checkpoint or stop is not None or position.is_last_step:
+    is_end = stop is not None or position.is_last_step
+    asked = run.pulse.weight
+    if checkpoint or is_end or asked:
         run.checkpointer.save(run)
+    if asked:
+        run.pulse.forget()
+    if asked == END and not is_end:
+        raise Terminated
     return stop
 
 
@@ -134,7 +147,6 @@ def _next_stop(run: Run) -> float:
     return min(stops)
 
 
-def _clock_strikes(run: Run) -> bool:
-    """Whether something is due by the clock."""
-    due = run.engine.next_elapsed
-    return due != math.inf and run.clock.reached(due, run.position.step)
+def _strikes(run: Run) -> bool:
+    """Whether something has come that no number of steps says."""
+    return run.pulse.strikes(run.engine.next_elapsed, run.position.step)

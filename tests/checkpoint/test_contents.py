@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 from accmt.checkpoint import contents
 from accmt.checkpoint.contents import Mismatch, Own, Parts
+from accmt.checkpoint.files import write_files
 
 
 class Counting(nn.Module):
@@ -52,8 +53,8 @@ def train(parts, steps=3):
 
 
 def written(folder, parts, **trainer):
-    names = [path.name for path in contents.write_shared(folder, parts, trainer)]
-    assert names == ["model.safetensors", "optimizer.safetensors", "trainer.json"]
+    names = [path.name for path in write_files(folder, contents.shared_files(parts, trainer))]
+    assert sorted(names) == ["model.safetensors", "optimizer.safetensors", "trainer.json"]
     return contents.read_trainer(folder)
 
 
@@ -156,7 +157,9 @@ def test_newer_schema_is_refused(tmp_path):
 
 def test_what_each_process_knows(tmp_path):
     for rank in (0, 1):
-        files = contents.write_own(tmp_path, rank, Own({"rank": rank}, {"torch": torch.tensor([rank])}))
+        files = list(
+            write_files(tmp_path, contents.own_files(rank, Own({"rank": rank}, {"torch": torch.tensor([rank])})))
+        )
         assert [path.name for path in files] == [f"rng-{rank}.safetensors", f"process-{rank}.json"]
     assert contents.read_own(tmp_path, 1).process == {"rank": 1}
     assert contents.read_own(tmp_path, 1).random["torch"].tolist() == [1]
@@ -164,7 +167,7 @@ def test_what_each_process_knows(tmp_path):
 
 
 def test_only_json_and_safetensors(tmp_path):
-    contents.write_own(tmp_path, 0, Own({}, {"torch": torch.get_rng_state()}))
+    list(write_files(tmp_path, contents.own_files(0, Own({}, {"torch": torch.get_rng_state()}))))
     written(tmp_path, train(make()))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 

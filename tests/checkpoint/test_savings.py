@@ -11,7 +11,8 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.files import read_tensors
-from accmt.checkpoint.savings import Saving, Savings
+from accmt.checkpoint.saved import Saving
+from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.rules import Kept, Outcome, SavingRule, Verdict
 

@@ -1,0 +1,107 @@
+"""What a single process alone can know, and all have to act on at the same step.
+
+That is: the time, by the clock of the main process; a signal, whichever process got it; and that a checkpoint in the
+background is written, once it is everywhere. A single process looks at each step. Several exchange three numbers about
+once a second, without waiting for them: what was asked at one step is known at the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from accelerate import PartialState
+from torch import distributed as dist
+
+from accmt.loop.processes import leave_group, side_group
+from accmt.loop.signals import Signals
+
+
+class Writer(Protocol):
+    """Something that writes in the background: whether it does, and whether it has since that was noted."""
+
+    @property
+    def is_writing(self) -> bool: ...
+
+    @property
+    def has_news(self) -> bool: ...
+
+
+class Pulse:
+    """Tells between two steps whether something has come that no number of steps says.
+
+    Args:
+        elapsed: The active training time of this process in seconds.
+        signals: What signals ask this process for.
+        writer: What is written in the background.
+    """
+
+    def __init__(self, elapsed: Callable[[], float], signals: Signals, writer: Writer) -> None:
+        self._elapsed = elapsed
+        self._signals = signals
+        self._writer = writer
+        self._is_alone = PartialState().num_processes == 1
+        self._group = side_group()
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None
+        self._ask_at, self._interval = 0, 1
+        self._former = (0, 0.0)
+        self._weight = 0
+        self._has_news = False
+
+    @property
+    def weight(self) -> int:
+        """What signals have asked for, as all processes know it: 0 nothing, CHECKPOINT, or END."""
+        return self._signals.weight if self._is_alone else self._weight
+
+    @property
+    def has_news(self) -> bool:
+        """Whether what was written in the background is written, as all processes know it."""
+        return self._writer.has_news if self._is_alone else self._has_news
+
+    def strikes(self, moment: float, step: int) -> bool:
+        """Whether the moment (in seconds of training) has come, a signal, or the end of a checkpoint's writing."""
+        if self._is_alone:
+            return self.weight > 0 or self.has_news or (moment != math.inf and self._elapsed() >= moment)
+        if self._asked is not None:
+            return self._answer(moment, step)
+        if step >= self._ask_at:
+            self._ask()
+        return False
+
+    def forget(self) -> None:
+        """What the signals asked for is done."""
+        self._signals.forget(self.weight)
+        self._weight = 0
+
+    def close(self) -> None:
+        """Wait for what is under way, and leave the other processes."""
+        if self._asked is not None:
+            self._asked[0].wait()
+        self._asked = None
+        leave_group(self._group)
+        self._group = None
+
+    def _ask(self) -> None:
+        """Send what this process knows; the largest of each number comes back."""
+        elapsed = self._elapsed() if PartialState().is_main_process else 0.0
+        known = [float(self._signals.weight), elapsed, float(self._writer.is_writing)]
+        numbers = torch.tensor([*known, float(self._writer.has_news)], dtype=torch.float64)
+        work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._asked = work, numbers
+
+    def _answer(self, moment: float, step: int) -> bool:
+        """Take what came back; the next question is due in about a second, by the pace since the last."""
+        assert self._asked is not None
+        work, numbers = self._asked
+        work.wait()
+        self._asked = None
+        weight, now, is_writing, has_news = numbers.tolist()
+        self._weight = int(weight)
+        self._has_news = bool(has_news and not is_writing)
+        former_step, former_time = self._former
+        pace = (step - former_step) / max(now - former_time, 1e-3)
+        self._interval = max(1, min(int(pace), 2 * self._interval))
+        self._former, self._ask_at = (step, now), step + self._interval
+        return weight > 0 or self._has_news or now >= moment
