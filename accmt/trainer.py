@@ -235,14 +235,14 @@ class Trainer:
         signals = Signals()
         try:
             self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets), signals)
-            is_ended = signals.weight == END
-        except Terminated:
-            is_ended = True
+            ended = Terminated() if signals.weight == END else None
+        except Terminated as error:
+            ended = error
         finally:
             if self._options.destroy:
                 leave_processes()
-        if is_ended:
-            end_by_signal()
+        if ended is not None:
+            end_by_signal(ended)
 
     def evaluate(
         self,

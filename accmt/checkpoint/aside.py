@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from accmt.checkpoint.checkpoints import FOLDER
 from accmt.checkpoint.publish import flush_directory
 
 JOURNALS = ("history.jsonl", "decisions.jsonl", "training.json")
+_NAME = re.compile(r"earlier-([0-9]+)")
 
 
 def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
@@ -26,14 +27,14 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
     first = [checkpoints] if checkpoints.is_dir() and any(checkpoints.iterdir()) else []
     journals = [path for name in JOURNALS if (path := model_path / name).exists()]
     last = list(savings)
-    if not first and not last and not (journals and _was_cut_short(model_path)):
+    if not first and not last and not _were_forgotten(model_path, journals):
         return None
     return move_aside(model_path, [*first, *journals, *last])
 
 
 def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
     """Move files and folders of a training into a new folder beside them, in this order."""
-    aside = next(path for n in itertools.count(1) if not (path := model_path / f"earlier-{n}").exists())
+    aside = model_path / f"earlier-{max(_numbers(model_path), default=0) + 1}"
     aside.mkdir()
     for path in paths:
         path.rename(aside / path.name)
@@ -42,8 +43,12 @@ def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
     return aside
 
 
-def _was_cut_short(model_path: Path) -> bool:
-    """Whether the newest folder of an earlier training has its checkpoints, and not yet its journals."""
-    asides = sorted(model_path.glob("earlier-*"), key=lambda path: path.stat().st_mtime)
-    newest = asides[-1] if asides else None
-    return newest is not None and (newest / FOLDER).is_dir() and not any((newest / name).exists() for name in JOURNALS)
+def _were_forgotten(model_path: Path, journals: Iterable[Path]) -> bool:
+    """Whether journals belong to checkpoints that were put aside last, by a process that died before these followed."""
+    newest = model_path / f"earlier-{max(_numbers(model_path), default=0)}"
+    return (newest / FOLDER).is_dir() and any(not (newest / journal.name).exists() for journal in journals)
+
+
+def _numbers(model_path: Path) -> list[int]:
+    """The numbers of the folders that there are: the highest is the newest one, whatever the clock says."""
+    return [int(match[1]) for path in model_path.iterdir() if (match := _NAME.fullmatch(path.name))]

@@ -68,11 +68,11 @@ class Signals:
         signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
-def end_by_signal() -> None:
+def end_by_signal(ended: Terminated) -> None:
     """End as SIGTERM does, now that its former handler is back.
 
     Raises:
-        Terminated: That handler let the process live.
+        Terminated: The given one; that handler let the process live.
     """
     signal.raise_signal(signal.SIGTERM)
-    raise Terminated
+    raise ended

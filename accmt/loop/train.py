@@ -11,7 +11,7 @@ from accmt.loop.memory import clean_caches
 from accmt.loop.observe import log, observe, record
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
-from accmt.loop.signals import END, Terminated
+from accmt.loop.signals import CHECKPOINT, END, Terminated
 from accmt.rules import Decision, Due, Stop
 
 
@@ -111,7 +111,7 @@ def _settle(run: Run) -> Stop | None:
     asked = run.pulse.weight
     if checkpoint or is_end or asked:
         run.checkpointer.save(run)
-    if asked:
+    if asked == CHECKPOINT:
         run.pulse.forget()
     if asked == END and not is_end:
         raise Terminated

@@ -19,17 +19,50 @@ class NoArtifacts(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """A checkpoint from which a training was continued: what was logged after it is logged again.
+
+    Attributes:
+        step: Its step.
+        since: The time of what was logged last before it, in milliseconds since 1970.
+        at: When the training was continued, in the same unit.
+        goes_back: Whether the user chose the checkpoint, so that the values that follow may be others on purpose.
+    """
+
+    step: int
+    since: int
+    at: int
+    goes_back: bool = False
+
+    def voids(self, step: int, time: int) -> bool:
+        """Whether what was logged as of this step and at this time is logged again, and need not be sent any more."""
+        return step > self.step and time > self.since
+
+    def may_repeat(self, step: int, time: int) -> bool:
+        """Whether what is logged now may be this, which was sent before."""
+        return time <= self.at and (step > self.step or time > self.since)
+
+
+@dataclass(frozen=True, slots=True)
 class Logged:
-    """Values of an optimizer step, logged at a `time` in seconds since 1970."""
+    """Values of an optimizer step.
+
+    Attributes:
+        values: Name -> value.
+        step: The step.
+        time: When they were logged, in milliseconds since 1970.
+        resumption: The last one before them; None in a training that was not continued.
+    """
 
     values: Mapping[str, float]
     step: int
-    time: float
+    time: int
+    resumption: Resumption | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a tracker is told at the start of a training.
+    """What trackers are told at the start of a training.
 
     Attributes:
         location: A folder or an address.
@@ -37,6 +70,7 @@ class Beginning:
         parameters: Hyperparameters and what else describes the training; may be nested.
         former: Tracker -> its `state()` when the checkpoint was made that is continued from.
         step: The step of that checkpoint, None for a new training.
+        goes_back: Whether the user chose that checkpoint by its number.
     """
 
     location: str
@@ -44,6 +78,7 @@ class Beginning:
     parameters: Mapping[str, Any]
     former: Mapping[str, Any]
     step: int | None
+    goes_back: bool = False
 
 
 class Tracker(Protocol):
@@ -65,8 +100,8 @@ class Tracker(Protocol):
         """What a resumed training needs to continue the same run, as JSON."""
         ...
 
-    def close(self, status: Status) -> None:
-        """End the run."""
+    def close(self, status: Status, time: int | None = None) -> None:
+        """End the run, as of a time in milliseconds since 1970; None is now."""
         ...
 
 
@@ -94,7 +129,7 @@ class NoTracker:
     def state(self) -> dict[str, Any]:
         return {}
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, time: int | None = None) -> None:
         """Do nothing."""
 
 

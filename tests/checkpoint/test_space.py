@@ -1,0 +1,45 @@
+"""Whether there is room is found out before anything is written."""
+
+import errno
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from accmt.checkpoint.checkpoints import Checkpoints
+from accmt.checkpoint.space import require_space
+from accmt.checkpoint.together import Failed
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_room(tmp_path):
+    require_space(tmp_path, 1)
+    require_space(tmp_path / "not there", 1)  # writing will say so
+
+
+def test_no_room(tmp_path):
+    with pytest.raises(OSError, match=r"1,073,741,824.0 MiB are needed and .* MiB are free") as raised:
+        require_space(tmp_path, 2**50)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_training_says_so_before_it_writes(trainer, regression, data, monkeypatch):
+    """The first checkpoint finds room, the others do not: a warning, then an error; the first one stays."""
+    training = trainer(checkpoint_every="2 steps", disable_model_saving=True)
+    real, calls = shutil.disk_usage, []
+
+    def usage(folder):
+        calls.append(folder)
+        return real(folder) if len(calls) == 1 else Usage(100, 90, 10)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with (
+        pytest.warns(
+            UserWarning, match=r"no checkpoint at step 4: OSError: .* 0.0 MiB are needed and 0.0 MiB are free"
+        ),
+        pytest.raises(Failed, match="are needed"),
+    ):
+        training.fit(regression(), data(20))
+    assert [checkpoint.step for checkpoint in Checkpoints(training.model_path).all()] == [2]
+    assert sorted(path.name for path in (training.model_path / "checkpoints").iterdir()) == ["checkpoint-0001-step-2"]
