@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from accmt.loop.step import REPLICATED
+from accmt.loop.engines import holds_replicas, is_deepspeed
 from accmt.module import AcceleratorModule
 from accmt.options import ModelOptions
 
@@ -61,12 +62,34 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
     with _quietly(not options.logs_preparation):
         model, optimizer = accelerator.prepare(own, optimizer)
-    bare = own if accelerator.distributed_type in REPLICATED else model
+    bare = own if holds_replicas(accelerator) else model
     prepare_teacher(module, options)
     trained = _compiled(model, options)
     evaluated = trained if bare is model else _compiled(bare, options)
     module.model = trained if options.through_wrapper else evaluated
     return Prepared(model, evaluated, optimizer)
+
+
+def configure(accelerator: Accelerator, batch_size: int, clip_grad: float | None, *, is_managed: bool) -> None:
+    """Tell an engine that makes whole optimizer steps by itself what such a step is. Call it before `prepare`.
+
+    Args:
+        accelerator: The accelerator.
+        batch_size: Samples in a batch of one process.
+        clip_grad: The largest norm of all gradients; None for no clipping.
+        is_managed: Whether the loop says at each batch if more follow before the step; a module that makes its steps
+            by itself does not.
+    """
+    if not is_deepspeed(accelerator):
+        return
+    config = accelerator.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = batch_size
+    config["train_batch_size"] = batch_size * accelerator.num_processes
+    config["gradient_accumulation_steps"] = 1  # the loop divides the loss
+    config["gradient_clipping"] = 0.0 if clip_grad is None else clip_grad
+    config["managed_gradient_accumulation"] = is_managed
+    if not is_managed:
+        config["zero_optimization"]["overlap_comm"] = False  # not to be had together
 
 
 def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:

@@ -2,6 +2,7 @@
 
     model.safetensors       the weights
     optimizer.safetensors   the tensors of optimizer, scheduler and gradient scaler, and of a model's extra state
+    shards-<rank>.*         of both, what is shared out among the processes
     trainer.json            the rest of those, position, rules, state
     rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
     process-<rank>.json     what else each process alone knows
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from accmt.checkpoint.files import Files, as_json, read_json, read_tensors
 from accmt.checkpoint.packing import pack, unpack
+from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -48,15 +50,24 @@ class Mismatch(RuntimeError):
     """A checkpoint belongs to another training."""
 
 
-def shared_files(parts: Parts, trainer: Mapping[str, Any]) -> Files:
-    """What the main process writes."""
+def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
+    """What a process writes of the state that all have in common: the first writes it, the others what they alone have
+    of it. To be called on all."""
     weights, extra = _split(parts.model.state_dict())
     states = {name: part.state_dict() for name, part in parts.stateful.items()}
     packed, tensors = pack({_EXTRA: extra, **states})
+    shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
+    if rank:
+        return shards
     model = packed.pop(_EXTRA)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model}
     # The largest first: the others are written while it is hashed.
-    return {_OPTIMIZER: tensors, _MODEL: weights, _TRAINER: as_json({**head, **trainer})}
+    return {
+        **shards,
+        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
+        _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
+        _TRAINER: as_json({**head, **trainer}),
+    }
 
 
 def own_files(rank: int, own: Own) -> Files:
@@ -87,19 +98,33 @@ def read_own(folder: Path, rank: int) -> Own | None:
 
 
 def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
-    """Put the live objects into the state of a checkpoint.
+    """Put the live objects into the state of a checkpoint, whichever way it was and they are shared out.
 
     Raises:
         Mismatch: The model, the optimizer or the scheduler is another one; nothing was loaded.
     """
-    tensors = read_tensors(folder / _OPTIMIZER)
-    weights: dict[str, Any] = {**read_tensors(folder / _MODEL), **unpack(trainer["model"], tensors)}
+    shards = read_shards(folder)
+    tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
+    weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+    own = parts.model.state_dict()
+    _refuse(folder, "another model", differences(own, weights))
     states = unpack(trainer["parts"], tensors)
-    _refuse(folder, "another model", differences(parts.model, weights))
     _compare_parts(folder, parts.stateful, states, trainer["kinds"])
-    parts.model.load_state_dict(weights)
+    if "optimizer" in states:
+        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
+    parts.model.load_state_dict({name: shards.alike(value, own[name]) for name, value in weights.items()})
     for name, part in parts.stateful.items():
         part.load_state_dict(states[name])
+
+
+def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The state of an optimizer, that of each parameter shared out as the parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shared = {
+        number: {key: shards.alike(value, parameters[int(number)]) for key, value in own.items()}
+        for number, own in state["state"].items()
+    }
+    return {**state, "state": shared}
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -108,9 +133,8 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     return weights, {name: value for name, value in state.items() if name not in weights}
 
 
-def differences(model: nn.Module, weights: Mapping[str, Any], what: str = "the checkpoint") -> list[str]:
-    """Where the weights of a file are not those of a model: names and shapes, a line each."""
-    expected = model.state_dict()
+def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], what: str = "the checkpoint") -> list[str]:
+    """Where the weights of a file are not those of a model's state dict: names and shapes, a line each."""
     lines = [f"{name} is not in {what}" for name in expected if name not in weights]
     lines += [f"{name} is not in the model" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():

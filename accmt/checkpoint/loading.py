@@ -37,7 +37,7 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
         raise ValueError(f"{saving.folder} cannot be used: {problem}")
     model = module if isinstance(module, nn.Module) else module.model
     weights = read_weights(saving.folder)
-    lines = differences(model, weights, "the saving")
+    lines = differences(model.state_dict(), weights, "the saving")
     if lines:
         listed = "\n  ".join(shortened(lines))
         raise Mismatch(f"{saving.folder} is the saving of another model; nothing was loaded:\n  {listed}")

@@ -110,11 +110,9 @@ class DiskCheckpointer:
 
     def _collect(self, run: Run) -> Files:
         """What this process writes."""
-        state = PartialState()
-        files = contents.own_files(state.process_index, _own(run))
-        if state.is_main_process:
-            files = {**files, **contents.shared_files(self._parts, _trainer(run))}
-        return files
+        rank = PartialState().process_index
+        own, trainer = contents.own_files(rank, _own(run)), _trainer(run)
+        return {**own, **contents.state_files(rank, self._parts, trainer)}
 
     def _prepare(self, run: Run, size: int) -> tuple[Path, Path]:
         target = self._checkpoints.next(run.position.step)

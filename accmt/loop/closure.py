@@ -14,8 +14,9 @@ from torch import Tensor
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.data import Window
+from accmt.loop.engines import REPLICATED
 from accmt.loop.memory import free, is_out_of_memory
-from accmt.loop.step import REPLICATED, Stepper
+from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
 
@@ -67,9 +68,9 @@ class ClosureStepper(Stepper):
         for loss in losses:
             self.losses.add(loss)
         # LBFGS begins with the parameters that it finds: that evaluation is there already.
-        known = [losses] if isinstance(self._updater, torch.optim.LBFGS) else []
+        known = [losses] if isinstance(self._optimizer.optimizer, torch.optim.LBFGS) else []
         self._hooks.on_before_optimizer_step(self._optimizer)
-        self._updater.step(lambda: self._mean(known.pop() if known else evaluate()))
+        self._updates.step(lambda: self._mean(known.pop() if known else evaluate()))
         self._hooks.on_after_optimizer_step(self._optimizer)
         self.grad_norm = grad_norm
         self.step_scheduler()
@@ -87,7 +88,7 @@ class ClosureStepper(Stepper):
 
     def _pass(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
         set_random_state(random, self._accelerator.device)
-        self._updater.zero_grad(set_to_none=self._options.set_to_none)
+        self._updates.zero_grad(set_to_none=self._options.set_to_none)
         self._state.train_step = first
         losses = []
         for number, batch in enumerate(batches, start=1):

@@ -16,10 +16,11 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from accmt.checkpoint.rng import untouched_random_state
+from accmt.loop.engines import holds_replicas, is_sharded
 from accmt.loop.hooks import Hooks, noted
+from accmt.loop.lockstep import in_step
 from accmt.loop.memory import tried_again
 from accmt.loop.placement import Placement
-from accmt.loop.step import REPLICATED
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
@@ -77,8 +78,10 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
         for key, loader in evaluation.loaders.items():
             meter = _LossMeter(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
-            for batch in _batches(evaluation, loader):
+            for batch, counts in _batches(evaluation, loader):
                 outputs = _outputs(evaluation, key, batch)
+                if not counts:
+                    continue
                 meter.add(outputs["loss"], batch, key)
                 for metric, gatherer in gatherers.items():
                     with noted(f"metric '{metric.name}' on '{key}'", state):
@@ -97,7 +100,7 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     """
     used = module.model
     module.model = model
-    if module.accelerator.distributed_type in REPLICATED:
+    if holds_replicas(module.accelerator):
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
     modes = [(part, part.training) for part in model.modules()]
@@ -111,15 +114,16 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         module.model = used
 
 
-def _batches(evaluation: Evaluation, loader: Any) -> Iterator[Any]:
-    """The batches of a dataset, on the device, with the state telling where we are."""
+def _batches(evaluation: Evaluation, loader: Any) -> Iterator[tuple[Any, bool]]:
+    """The batches of a dataset, on the device, and whether they count, with the state telling where we are."""
     total = len(loader) if hasattr(loader, "__len__") and not _is_iterable(loader) else None
-    state = evaluation.module.state
+    state, accelerator = evaluation.module.state, evaluation.module.accelerator
     state.val_step = 0
-    for batch in loader:
+    shares = is_sharded(accelerator) and accelerator.num_processes > 1
+    for batch, counts in in_step(loader, total) if shares else ((batch, True) for batch in loader):
         state.is_last_validation_batch = state.val_step + 1 == total
-        yield evaluation.place(batch)
-        state.val_step += 1
+        yield evaluation.place(batch), counts
+        state.val_step += counts
 
 
 def _is_iterable(loader: Any) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from accmt.checkpoint.together import Failed, from_each, on_main
+from accmt.loop.engines import whole_weights
 from accmt.loop.evaluate import evaluate
 from accmt.loop.memory import clean_caches
 from accmt.loop.processes import agreed
@@ -113,7 +112,7 @@ def _save(run: Run, decision: Decision) -> Decision:
     savings = run.savings
     if savings is None or not decision.saved:
         return decision
-    weights: Mapping[str, Any] = run.model.state_dict()
+    weights = whole_weights(run.model, run.accelerator)
     rules = {rule.name: rule for rule in run.engine.rules.savings}
     for verdict in decision.saved:
         rule = rules[verdict.rule]

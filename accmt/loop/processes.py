@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
-from accelerate import Accelerator, PartialState
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
@@ -14,6 +18,7 @@ from torch import distributed as dist
 from accmt.config.errors import ConfigError, Problem
 
 _OURS = "made by accmt"
+_SHARED_MEMORY = "deepspeed_shm_comm"
 
 
 def join_processes(mixed_precision: str | None = None) -> Accelerator:
@@ -52,12 +57,33 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
     if is_ours:
         AcceleratorState._reset_state()
     try:
-        return Accelerator(mixed_precision=mixed_precision)
+        with _deepspeed_on_cpus() as handlers:
+            return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
     except ValueError as error:
         raise ConfigError([Problem("mixed_precision", str(error))], "fit(...)") from None
     finally:
         if is_ours:
             AcceleratorState._shared_state[_OURS] = True
+
+
+@contextmanager
+def _deepspeed_on_cpus() -> Iterator[list[Any]]:
+    """Where DeepSpeed trains without a GPU: what Accelerate has to be told, and no operation that is compiled first."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true" or torch.cuda.is_available():
+        yield []
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        known = import_module("deepspeed.ops").__compatible_ops__
+    except ImportError:
+        problem = "DeepSpeed is asked for and not installed: pip install deepspeed"
+        raise ConfigError([Problem("", problem)], "the launch") from None
+    former = known.get(_SHARED_MEMORY)
+    known[_SHARED_MEMORY] = False
+    try:
+        yield [InitProcessGroupKwargs(backend="gloo")]
+    finally:
+        known[_SHARED_MEMORY] = former
 
 
 def leave_processes() -> None:

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from accmt.loop.data import Window
+from accmt.loop.engines import REPLICATED, alike, local
 from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.losses import LossMeter
 from accmt.loop.memory import free, is_out_of_memory
 from accmt.loop.placement import Placement
+from accmt.loop.updates import updates_of
 from accmt.module import AcceleratorModule
-
-REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-PLAIN = (DistributedType.NO, *REPLICATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +77,8 @@ class Stepper:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.place = Placement.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
         self._places = bool(self.place)
-        # Without scaling or sharding Accelerate only passes these calls on, at a cost in every step.
-        plain = accelerator.scaler is None and accelerator.distributed_type in PLAIN
-        self._differentiate = Tensor.backward if plain else accelerator.backward
-        self._clip = nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
-        self._updater = optimizer.optimizer if plain else optimizer
-        self._skips_steps = not plain
+        self._updates = updates_of(accelerator, model, optimizer)
+        self._differentiate = self._updates.differentiate
         self._replicated = accelerator.distributed_type in REPLICATED
         self._averages = self._replicated and not options.through_wrapper
         self._shares_gradients = False
@@ -121,13 +115,13 @@ class Stepper:
     def gradients(self) -> dict[str, Tensor]:
         """The gradients that are there between two steps, by the number of the parameter; part of a checkpoint."""
         found = {str(i): parameter.grad for i, parameter in enumerate(self._parameters)}
-        return {number: gradient for number, gradient in found.items() if gradient is not None}
+        return {number: local(gradient) for number, gradient in found.items() if gradient is not None}
 
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
         """Go on with gradients of a checkpoint."""
         for number, gradient in gradients.items():
             parameter = self._parameters[int(number)]
-            parameter.grad = gradient.to(parameter.device, parameter.dtype)
+            parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss."""
@@ -139,31 +133,34 @@ class Stepper:
         """Clip the gradients and step the optimizer."""
         self._finish_gradients()
         self._hooks.on_before_optimizer_step(self._optimizer)
-        self._updater.step()
+        self._updates.step()
+        if self._updates.clip is None:
+            self.grad_norm = self._updates.norm()
         self._hooks.on_after_optimizer_step(self._optimizer)
 
     def step_scheduler(self) -> None:
         """Step a scheduler that does not step by itself at the end of epochs, after an optimizer step that was made."""
-        if not self._options.scheduler_per_epoch and not (self._skips_steps and self._optimizer.step_was_skipped):
+        was_skipped = self._updates.was_skipped
+        if not self._options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
             self._step_scheduler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients."""
         self._hooks.on_before_zero_grad(self._optimizer)
-        self._updater.zero_grad(set_to_none=set_to_none)
+        self._updates.zero_grad(set_to_none=set_to_none)
         self._hooks.on_after_zero_grad(self._optimizer)
 
     def _finish_gradients(self) -> None:
         """Share the gradients out, where no wrapper has, and clip them."""
         if self._averages:
             _average_gradients(self._parameters)
-        if self._options.clip_grad is not None:
-            self.grad_norm = self._clip(self._parameters, self._options.clip_grad)
+        if self._options.clip_grad is not None and self._updates.clip is not None:
+            self.grad_norm = self._updates.clip(self._parameters, self._options.clip_grad)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one brings those of all processes."""
         self._shares_gradients = False
-        with nullcontext() if last else self._accelerator.no_sync(self._model):
+        with nullcontext() if last else self._updates.no_sync():
             loss = self._forward(batch)
             self._shares_gradients = last and self._replicated
             self.backward(loss if share == 1 else loss / share)
@@ -175,7 +172,7 @@ class Stepper:
         if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
             raise error
         free(error)
-        self._updater.zero_grad(set_to_none=self._options.set_to_none)
+        self._updates.zero_grad(set_to_none=self._options.set_to_none)
         for number, batch in enumerate(batches, start=1):
             loss = self._learn(batch, share, last=number == share)
         return loss

@@ -53,7 +53,7 @@ def train(parts, steps=3):
 
 
 def written(folder, parts, **trainer):
-    names = [path.name for path in write_files(folder, contents.shared_files(parts, trainer))]
+    names = [path.name for path in write_files(folder, contents.state_files(0, parts, trainer))]
     assert sorted(names) == ["model.safetensors", "optimizer.safetensors", "trainer.json"]
     return contents.read_trainer(folder)
 

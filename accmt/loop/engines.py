@@ -1,0 +1,102 @@
+"""How the processes of a training share a model out, and what follows from it.
+
+nothing             one process
+replicas            DistributedDataParallel, and DeepSpeed's stages 0 to 2: each process has the whole model
+sharded             FSDP2, and DeepSpeed's stage 3: each has a part, and a forward pass needs all processes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+PLAIN = (DistributedType.NO, *REPLICATED)
+
+_GATHERED_AT_ONCE = 2**28
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
+
+
+def is_fsdp(accelerator: Accelerator) -> bool:
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether a process has a part of the model only, so that all must make the same forward passes."""
+    return is_fsdp(accelerator) or (is_deepspeed(accelerator) and accelerator.deepspeed_plugin.zero_stage == 3)
+
+
+def holds_replicas(accelerator: Accelerator) -> bool:
+    """Whether several processes have the whole model each."""
+    return bool(accelerator.num_processes > 1) and not is_sharded(accelerator)
+
+
+def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, Any]:
+    """The state dict of the whole model, in no wrapper, on the main process; call it on all.
+
+    Where the model is sharded, the other processes get an empty one, and the tensors are copies in main memory.
+
+    Args:
+        model: The model, in no wrapper.
+        accelerator: What prepared it.
+    """
+    if is_fsdp(accelerator):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if is_sharded(accelerator):
+        return _gathered(model, accelerator.is_main_process)
+    return model.state_dict()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this process; all of it, where it is not shared out."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def alike(part: Tensor, tensor: Any) -> Tensor:
+    """A tensor that is shared out as another one is, from the part of this process."""
+    if not hasattr(tensor, "to_local"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(part, tensor.device_mesh, tensor.placements)
+
+
+def _gathered(model: nn.Module, keeps: bool) -> dict[str, Any]:
+    """What DeepSpeed's stage 3 has shared out, put together a few hundred megabytes at a time."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    # Names of the state dict, with tied weights under each of theirs; buffers and extra state are whole everywhere.
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    whole: dict[int, Tensor] = {}
+    for group in _groups(list(model.parameters())):
+        with GatheredParameters(group):
+            if keeps:
+                whole |= {id(parameter): parameter.detach().to("cpu", copy=True) for parameter in group}
+    if not keeps:
+        return {}
+    assert whole.keys() == names.keys()
+    own = model.state_dict(keep_vars=True)
+    return {name: whole.get(id(value), value) for name, value in own.items()}
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: list[list[nn.Parameter]] = [[]]
+    size = 0
+    for parameter in parameters:
+        count: int = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if groups[-1] and size + count > _GATHERED_AT_ONCE:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += count
+    return groups if torch.is_grad_enabled() or groups[-1] else []
