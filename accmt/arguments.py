@@ -154,7 +154,9 @@ class ArgumentCheck:
         in_background = self._flag("checkpoint_async")
         if in_background and not enabled:
             self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
-        return CheckpointOptions(enabled, cadence if enabled else None, most if many else 1, resume, in_background)
+        trusts = self._flag("trust_checkpoint")
+        keep = most if many else 1
+        return CheckpointOptions(enabled, cadence if enabled else None, keep, resume, in_background, trusts)
 
     def _saving(self) -> SavingOptions:
         patience = self._given["patience"]

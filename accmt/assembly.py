@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
+from accmt.checkpoint.deepspeed import DeepSpeedState
 from accmt.checkpoint.packing import pack
 from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
@@ -27,6 +28,7 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
+from accmt.loop.engines import PLAIN, is_deepspeed
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.placement import Placement
@@ -35,11 +37,11 @@ from accmt.loop.processes import join_processes
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.signals import Signals
-from accmt.loop.step import PLAIN, ManualStepper, StepOptions, Stepper
+from accmt.loop.step import ManualStepper, StepOptions, Stepper
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
-from accmt.preparation import Prepared, prepare, prepare_teacher
+from accmt.preparation import Prepared, configure, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
@@ -82,6 +84,9 @@ def plan(
         NoCheckpoint: There is nothing to continue from, and there must be.
     """
     accelerator = join_processes(options.model.mixed_precision)
+    if options.checkpoint.in_background and is_deepspeed(accelerator):
+        text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
+        raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
@@ -116,20 +121,24 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     options, module, accelerator = plan.options, plan.module, plan.accelerator
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
+    is_managed = not isinstance(module, ExtendedAcceleratorModule)
+    configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
     display = _display(options) if main else NoDisplay()
-    module.tracker = _tracker(options, checkpoint, display)
+    module.tracker = _tracker(plan, checkpoint, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
     stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
-    checkpointer = _checkpointer(options, Checkpoints(plan.model_path), plan.parts)
+    parts = _with_engine(plan.parts, prepared, options, accelerator)
+    checkpointer = _checkpointer(options, Checkpoints(plan.model_path), parts)
     run = Run(
         options=options.loop,
         module=module,
-        model=plan.parts.model,
+        model=parts.model,
+        parts=parts,
         accelerator=accelerator,
         data=plan.data,
         evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
@@ -285,23 +294,32 @@ def _parts(module: AcceleratorModule, optimizer: Any, scheduler: Any | None, acc
     return Parts(module.model, stateful)
 
 
+def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator: Accelerator) -> Parts:
+    """The parts of a checkpoint, where DeepSpeed keeps some of them by itself."""
+    if not is_deepspeed(accelerator):
+        return parts
+    engine = DeepSpeedState(prepared.model, trusts=options.checkpoint.trusts)
+    return Parts(parts.model, {name: part for name, part in parts.stateful.items() if name == "scheduler"}, engine)
+
+
 def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> Checkpointer:
     if not options.checkpoint.enabled:
         return NoCheckpointer()
     return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep, in_background=options.checkpoint.in_background)
 
 
-def _tracker(options: Options, checkpoint: Checkpoint | None, display: Display) -> Tracker:
+def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tracker:
     """The trackers, on the main process; all processes know when one refuses."""
-    tracking = options.tracking
+    options, tracking = plan.options, plan.options.tracking
     started: list[Tracker] = [NoTracker()]
 
     def start() -> None:
         former = {} if checkpoint is None else tracker_state(checkpoint.path)
         step = None if checkpoint is None else checkpoint.step
         parameters = {**options.hps.to_dict(), **tracking.config}
-        beginning = Beginning(tracking.logging_dir, tracking.track_name, parameters, former, step)
-        started[0] = start_trackers(tracking.trackers, beginning, display.warn)
+        goes_back = type(options.checkpoint.resume) is int and options.checkpoint.resume > 0
+        beginning = Beginning(tracking.logging_dir, tracking.track_name, parameters, former, step, goes_back)
+        started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:
             display.warn(unmeasured)

@@ -17,14 +17,15 @@ from accmt.rules import CadenceRule, SavingRule, StopCondition
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """Whether and how often to checkpoint, how many to keep, what to continue from, and whether to write them while
-    the training goes on."""
+    """Whether and how often to checkpoint, how many to keep, what to continue from, whether to write them while the
+    training goes on, and whether those of DeepSpeed are read whatever they execute."""
 
     enabled: bool
     every: CadenceRule | None
     keep: int | None
     resume: bool | int | None
     in_background: bool
+    trusts: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def _cleared(plan: Plan, run: Run) -> Path | None:
 
 def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
     notes = [f"continuing from {checkpoint.path.name}"]
-    changes, others = restore(run, checkpoint.path, plan.parts)
+    changes, others = restore(run, checkpoint.path)
     notes += [*changes, *others]
     if isinstance(plan.options.checkpoint.resume, int) and plan.options.checkpoint.resume > 0:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))

@@ -104,6 +104,8 @@ class Trainer:
         checkpoint_async: Write checkpoints while the training goes on: it waits only until its state is copied, which
             takes as much main memory as the state. One that is still being written is waited for before the next, and
             at the end.
+        trust_checkpoint: With DeepSpeed, which reads its part of a checkpoint by unpickling: read it also if it names
+            what DeepSpeed does not write. Other checkpoints hold nothing that can be executed.
         quiet: Print warnings only.
         **kwargs: For the trackers' runs: `run_name`, `tags` and what else they take; a dictionary with the name of a
             tracker is for that one alone.
@@ -166,6 +168,7 @@ class Trainer:
         stop_when: str | list[str] | None = None,
         mixed_precision: str | None = None,
         checkpoint_async: bool = False,
+        trust_checkpoint: bool = False,
         quiet: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -18,6 +18,12 @@ from accmt import AcceleratorModule, FunctionMetric, HyperParameters, Trainer, s
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    faults = parser.getgroup("faults")
+    faults.addoption("--full", action="store_true", help="tests/faults: as many tries as docs/faults.md tells of")
+    faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
+
+
 class Regression(AcceleratorModule):
     """A linear model with dropout on four features."""
 

@@ -149,9 +149,9 @@ def test_a_tracker_that_never_returns_is_left_behind(trainer, regression, data, 
     training.fit(regression(), data(16), data(4))
     assert training.state.finished
     assert (
-        "warning: mine: not sent: 18 values (steps 1 to 8), the status FINISHED; it did not answer in time\n"
-        in capsys.readouterr().out
-    )
+        "warning: mine: not sent yet: 18 values (steps 1 to 8), the status FINISHED; it did not answer in time; "
+        f"later: accmt sync {training.model_path}\n"
+    ) in capsys.readouterr().out
     Mine.free.set()
 
 
@@ -179,7 +179,10 @@ trainer.fit(Regression(), make_data(8))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "warning: mine: not sent: 2 values (step 2), the status FINISHED; it did not answer in time\n" in ran.stdout
+    assert (
+        "warning: mine: not sent yet: 2 values (step 2), the status FINISHED; it did not answer in time; "
+        "later: accmt sync model\n"
+    ) in ran.stdout
 
 
 def test_a_new_training_does_not_start_when_its_tracker_refuses(trainer, regression, data):
@@ -206,7 +209,10 @@ def test_a_continued_training_goes_on_without_a_tracker_that_refuses(trainer, re
     assert longer.state.global_step == 6
     out = capsys.readouterr().out
     assert "warning: mine cannot be used: PermissionError: not yours; the training goes on without it\n" in out
-    assert "warning: mine: not sent: 2 values (step 6); PermissionError: not yours\n" in out
+    assert (
+        "warning: mine: not sent yet: 2 values (step 6), the status FINISHED; PermissionError: not yours; "
+        f"later: accmt sync {longer.model_path}\n"
+    ) in out
 
 
 def test_tensorboard_goes_on_where_the_checkpoint_was(trainer, regression, data, tmp_path):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from accmt.checkpoint.checkpoints import FOLDER
+from accmt.checkpoint.checkpoints import FOLDER, Checkpoints
 from accmt.checkpoint.publish import flush_directory
 
 JOURNALS = ("history.jsonl", "decisions.jsonl", "training.json")
@@ -23,8 +23,7 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
         model_path: The folder of the training.
         savings: The folders of the models that it saved.
     """
-    checkpoints = model_path / FOLDER
-    first = [checkpoints] if checkpoints.is_dir() and any(checkpoints.iterdir()) else []
+    first = [model_path / FOLDER] if Checkpoints(model_path).all() else []
     journals = [path for name in JOURNALS if (path := model_path / name).exists()]
     last = list(savings)
     if not first and not last and not _were_forgotten(model_path, journals):

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
-from accmt.checkpoint.files import Files, as_json, read_json, read_tensors
+from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
+from accmt.checkpoint.files import Files, read_tensors
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
+from accmt.checkpoint.strict import as_json, read_json
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -32,10 +35,17 @@ _LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The live objects that a checkpoint is made of. `stateful` has `state_dict` and `load_state_dict` each."""
+    """The live objects that a checkpoint is made of.
+
+    Attributes:
+        model: The model, in no wrapper.
+        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`.
+        engine: Where DeepSpeed keeps model and optimizer: its own state, in the place of these two.
+    """
 
     model: nn.Module
     stateful: Mapping[str, Any]
+    engine: DeepSpeedState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class Mismatch(RuntimeError):
 def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
     """What a process writes of the state that all have in common: the first writes it, the others what they alone have
     of it. To be called on all."""
-    weights, extra = _split(parts.model.state_dict())
+    weights, extra = _split(parts.model.state_dict() if parts.engine is None else {})
     states = {name: part.state_dict() for name, part in parts.stateful.items()}
     packed, tensors = pack({_EXTRA: extra, **states})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
@@ -61,6 +71,7 @@ def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
         return shards
     model = packed.pop(_EXTRA)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model}
+    head["deepspeed"] = _described(parts.engine)
     # The largest first: the others are written while it is hashed.
     return {
         **shards,
@@ -103,18 +114,41 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
     Raises:
         Mismatch: The model, the optimizer or the scheduler is another one; nothing was loaded.
     """
+    _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
-    weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
-    own = parts.model.state_dict()
-    _refuse(folder, "another model", differences(own, weights))
     states = unpack(trainer["parts"], tensors)
     _compare_parts(folder, parts.stateful, states, trainer["kinds"])
-    if "optimizer" in states:
-        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
-    parts.model.load_state_dict({name: shards.alike(value, own[name]) for name, value in weights.items()})
+    if parts.engine is not None:
+        parts.engine.load(folder)
+    else:
+        weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+        own = parts.model.state_dict()
+        _refuse(folder, "another model", differences(own, weights))
+        if "optimizer" in states:
+            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
+        parts.model.load_state_dict({name: shards.alike(value, own[name]) for name, value in weights.items()})
     for name, part in parts.stateful.items():
         part.load_state_dict(states[name])
+
+
+def _described(engine: DeepSpeedState | None) -> dict[str, Any] | None:
+    if engine is None:
+        return None
+    return {"stage": engine.stage, "processes": PartialState().num_processes, "shapes": engine.shapes()}
+
+
+def _compare_engines(folder: Path, engine: DeepSpeedState | None, saved: Mapping[str, Any] | None) -> None:
+    own = _described(engine)
+    if own is None or saved is None:
+        was = "with" if saved is not None else "without"
+        lines = [f"it was written {was} DeepSpeed: launch as before"] if own is not saved else []
+        _refuse(folder, "another engine", lines)
+        return
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in saved["shapes"].items()}
+    mine = {name: torch.empty(shape, device="meta") for name, shape in own["shapes"].items()}
+    _refuse(folder, "another model", differences(mine, shapes))
+    _refuse(folder, "another launch", mismatches(own, saved))
 
 
 def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) -> dict[str, Any]:

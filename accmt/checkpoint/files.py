@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from safetensors import safe_open
@@ -32,33 +31,11 @@ def write_files(folder: Path, files: Files) -> Iterator[Path]:
 def size_of(files: Files) -> int:
     """About how many bytes files take on the disk."""
     return sum(
-        len(content) if isinstance(content, str) else sum(tensor.nbytes for tensor in content.values())
+        len(content)
+        if isinstance(content, str)
+        else sum(tensor.nbytes for tensor in content.values() if isinstance(tensor, Tensor))
         for content in files.values()
     )
-
-
-def as_json(data: Any) -> str:
-    """Strict JSON.
-
-    Raises:
-        ValueError: A number is NaN or infinite.
-        TypeError: Something that JSON does not have.
-    """
-    return json.dumps(data, allow_nan=False)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write strict JSON, as `as_json` makes it."""
-    path.write_text(as_json(data), encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read strict JSON.
-
-    Raises:
-        ValueError: It is not.
-    """
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -122,7 +99,3 @@ def _check(name: str, tensor: Tensor) -> None:
         kind = "a tensor of complex128"
     if kind is not None:
         raise TypeError(f"'{name}' is {kind}, which safetensors cannot hold")
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

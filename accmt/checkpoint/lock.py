@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from pathlib import Path
@@ -24,13 +25,14 @@ class Lock:
 
         Raises:
             RuntimeError: Another training, in this process or another, works in this folder.
+            OSError: The file of the lock cannot be written.
         """
         import fcntl
 
         self._folder.mkdir(parents=True, exist_ok=True)
         if (os.getpid(), self._folder) in _held:
             raise RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
-        self._file = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = self._opened()
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -47,6 +49,16 @@ class Lock:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         _held.add((os.getpid(), self._folder))
+
+    def _opened(self) -> int:
+        """The file of the lock; no link is followed, for what is behind it would be overwritten."""
+        path = self._folder / LOCK
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None
+            raise
 
     def release(self) -> None:
         """Give the lock back. Releasing a lock that is not held does nothing."""

@@ -34,6 +34,7 @@ _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.D
 FileEntry = dict[str, Any]
 
 _PIECE = 2**24
+_LONGEST_MANIFEST = 2**24  # a hundred thousand files
 _THREADS = 4
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _EXCHANGE = 2
@@ -103,6 +104,8 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
         return "it is not a directory"
     if not _is_regular(manifest):
         return f"it has no {MANIFEST}"
+    if manifest.stat().st_size > _LONGEST_MANIFEST:
+        return f"its {MANIFEST} is too long to be one"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
@@ -237,7 +240,7 @@ def _is_regular(path: Path) -> bool:
 
 def _difference(folder: Path, expected: dict[str, tuple[int, str]], read: bool) -> str | None:
     found = _contents(folder)
-    del found[MANIFEST]
+    found.pop(MANIFEST, None)
     for name in sorted(expected.keys() - found.keys()):
         return f"{name} is missing"
     for name in sorted(found.keys() - expected.keys()):

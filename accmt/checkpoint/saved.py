@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
+from accmt.checkpoint.strict import read_json
 from accmt.rules.jsonable import from_text
 
 DESCRIPTION = "saving.json"
@@ -62,16 +61,3 @@ def savings_in(model_path: Path) -> list[Path]:
 def is_saving(folder: Path) -> bool:
     """Whether a folder holds models that a rule saved."""
     return (folder / DESCRIPTION).is_file() or (folder / INDEX).is_file()
-
-
-def read_json(path: Path) -> Any:
-    """Read strict JSON.
-
-    Raises:
-        ValueError: It is not.
-    """
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import move_aside
-from accmt.checkpoint.files import write_json
-from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, Saving, best_in, read_json
+from accmt.checkpoint.files import size_of
+from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, Saving, best_in
+from accmt.checkpoint.space import require_space
+from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.weights import WeightsFormat, write_weights
 from accmt.rules import Kept, SavingRule, Verdict
 from accmt.rules.jsonable import to_text
@@ -43,6 +45,7 @@ class Savings:
         target = folder if rule.keep == 1 else folder / new.folder
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
             publish.remove(folder)  # a rule of an earlier training that kept one model in the folder itself
+        require_space(self._model_path, size_of({"weights": weights}))
         with publish.publishing(target) as temporary:
             self._extras(temporary)
             write_weights(temporary, weights, self._form)

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from accmt.checkpoint.files import Files, as_json, read_json
+from accmt.checkpoint.files import Files
+from accmt.checkpoint.strict import as_json, read_json
 
 _NAME = "shards-{rank}"
 

@@ -17,7 +17,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from accmt.checkpoint.files import identity_of, read_json, read_tensors, write_json, write_tensors
+from accmt.checkpoint.files import identity_of, read_tensors, write_tensors
+from accmt.checkpoint.strict import read_json, write_json
 
 _NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
 _INDEX = ".index.json"

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 
 _METRIC = re.compile(r"(?P<name>.+?):(?P<direction>max|min)(?:@(?P<datasets>.+))?", re.DOTALL)
+# An IPv6 address stands in brackets where a port follows.
+_ADDRESS = re.compile(r"(?:(?P<host>[^\s:\[\]]+)|\[(?P<bracketed>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,9}))?")
+_LAST_PORT = 65535
 _LOOKS_LIKE = re.compile(r"(?P<name>.+):(?P<direction>[^:@]*)(?:@.*)?", re.DOTALL)
 
 
@@ -47,6 +50,24 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def address(text: str) -> tuple[str, int | None]:
+    """The value of `--master`: a host, and its port, None if none is given."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT, such as node-a:29500 or [fe80::1]:29500")
+    port = int(found["port"]) if found["port"] else None
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r}: a port is a whole number from 1 to {_LAST_PORT}")
+    return found["host"] or found["bracketed"], port
 
 
 def _refuse_losses(argument: MetricArgument) -> None:

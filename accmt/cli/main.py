@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from accmt import __version__
-from accmt.cli.arguments import CommandError, UsageError, metric, positive
+from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, positive
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     _check(commands)
     _explain(commands)
     _replay(commands)
+    _checkpoints(commands)
+    _sync(commands)
+    _launch(commands)
+    _strats(commands)
     return parser
 
 
@@ -133,6 +137,86 @@ def _replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "for mlflow: a dataset by which its names end, such as dev in accuracy_dev",
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="for mlflow: the logging_dir of the training, or a link")
+
+
+def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "sync",
+        "send what a training could not send to its trackers",
+        "Send the values, artifacts and the final status that a training could not send while it went on. What cannot\n"
+        "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.",
+        "  accmt sync runs/model\n  accmt sync runs/model --timeout 60\n",
+    )
+    parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument(
+        "--timeout", type=positive, default=600, metavar="SECONDS", help="how long it may take, 600 by default"
+    )
+
+
+def _checkpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "checkpoints",
+        "show what a training has left on the disk, and whether it can be trusted",
+        "Show all checkpoints and savings of a training, which checkpoint a resume continues from, and what else lies\n"
+        "there. The exit status is 1 if something is damaged. Nothing is written: the folder may be read-only, and a\n"
+        "training may be at work in it.",
+        "  accmt checkpoints runs/model\n"
+        "  accmt checkpoints runs/model --verify\n"
+        "  accmt checkpoints runs/model --json\n",
+    )
+    parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("--verify", action="store_true", help="read every byte and compare it with its hash")
+    parser.add_argument("--json", action="store_true", help="write one JSON object a line")
+
+
+def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "launch",
+        "start a script on several GPUs, processes or machines",
+        "Start a script, by a strategy (accmt strats lists them) or a file that `accelerate config` wrote. What\n"
+        "stands behind SCRIPT is the script's own. SIGTERM, Ctrl-C and SIGUSR1 reach every process, and the exit\n"
+        "status is that of the script. On several machines it is called on each.",
+        "  accmt launch train.py --lr 0.1\n"
+        "  accmt launch -N 4 --strat fsdp2-bf16 train.py\n"
+        "  accmt launch --cpu -N 2 -m project.train\n"
+        "  accmt launch --nodes 2 --node-rank 0 --master node-a train.py\n"
+        "  accmt launch --strat deepspeed-2-bf16 --print train.py\n",
+    )
+    parser.add_argument(
+        "-N",
+        dest="processes",
+        type=positive,
+        metavar="PROCESSES",
+        help="how many processes to start on this machine; without it one for each GPU, or one with --cpu",
+    )
+    parser.add_argument("--strat", metavar="NAME", help="how to train, such as ddp (the default) or fsdp2-bf16")
+    parser.add_argument("--config", metavar="FILE", help="an Accelerate configuration, in the place of --strat")
+    parser.add_argument("--cpu", action="store_true", help="train on CPUs")
+    parser.add_argument(
+        "--nodes", type=positive, metavar="N", help="how many machines take part, each with -N processes"
+    )
+    parser.add_argument("--node-rank", type=natural, metavar="N", help="which of them this one is, from 0")
+    parser.add_argument(
+        "--master", type=address, metavar="HOST[:PORT]", help="where machine 0 is reached; the port is 29500 by default"
+    )
+    parser.add_argument("--print", action="store_true", help="show what would be started, as a shell script")
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    parser.add_argument("script", metavar="SCRIPT", help="the script")
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    rest.required = False  # by itself it is in some versions of Python, and then named as missing
+
+
+def _strats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _command(
+        commands,
+        "strats",
+        "list the strategies of accmt launch",
+        "List the strategies that accmt launch knows: what each is, when to take it, and what it needs.",
+        "  accmt strats\n",
+    )
 
 
 def _rule_options(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -126,7 +127,8 @@ class DiskCheckpointer:
         def write() -> dict[Path, publish.FileEntry]:
             if self._staging is not None:
                 self._staging.wait()
-            return publish.describe(write_files(temporary, files))
+            engine = self._parts.engine
+            return publish.describe(chain(write_files(temporary, files), engine.write(temporary) if engine else ()))
 
         try:
             try:
@@ -175,7 +177,7 @@ class _Writing:
     warning: str = ""
 
 
-def restore(run: Run, folder: Path, parts: Parts) -> tuple[list[str], list[str]]:
+def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     """Put a run into the state of a verified checkpoint.
 
     Returns:
@@ -186,7 +188,7 @@ def restore(run: Run, folder: Path, parts: Parts) -> tuple[list[str], list[str]]
     """
     trainer = contents.read_trainer(folder)
     own = contents.read_own(folder, PartialState().process_index)
-    contents.load_parts(folder, parts, trainer)
+    contents.load_parts(folder, run.parts, trainer)
     run.position.restore(trainer["position"])
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]

@@ -6,7 +6,7 @@ the same on every process and after every resume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeGuard
@@ -16,11 +16,11 @@ from accelerate import PartialState
 from accelerate.data_loader import get_sampler, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
+from accmt.loop.draws import END
+from accmt.loop.reading import Place, Reader
 from accmt.module import AcceleratorModule
 
 Collate = Callable[[list[Any]], Any]
-
-_END = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +68,16 @@ def validation_loaders(
     for key, dataset in datasets.items():
         collate = module.collate_fn_val or options.collate_val
         loader = module.get_validation_dataloader(dataset) or validation_loader(dataset, options, collate)
-        loaders[key] = share(loader, even=False)
+        loaders[key] = _share(loader)
     return loaders
 
 
-def share(loader: DataLoader[Any], *, even: bool) -> DataLoader[Any]:
-    """The part of a loader's batches that is this process's: every n-th of n processes.
-
-    `even` repeats samples so that all processes get equally many batches; without it nothing is repeated.
-    """
+def _share(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The part of a loader's batches that is this process's, every n-th of n processes. No sample is repeated."""
     processes = PartialState().num_processes
     if processes == 1:
         return loader
-    if not even and isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader.dataset, IterableDataset):
         return _Turns(loader, processes, PartialState().process_index)  # type: ignore[return-value]
     shared = prepare_data_loader(
         loader,
@@ -88,7 +85,7 @@ def share(loader: DataLoader[Any], *, even: bool) -> DataLoader[Any]:
         process_index=PartialState().process_index,
         put_on_device=False,
         dispatch_batches=False,
-        even_batches=even,
+        even_batches=False,
     )
     return shared.base_dataloader  # type: ignore[no-any-return]
 
@@ -122,17 +119,21 @@ class TrainingData:
     """
 
     def __init__(self, loader: DataLoader[Any], accumulation: int, seed: int) -> None:
+        self.loader = loader
         self.accumulation = accumulation
         self.seed = seed
-        self._sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
-        self._samplers = self._sampler.samplers if isinstance(self._sampler, SamplerChain) else (self._sampler,)
-        self._own_seeds = [_initial_seed(sampler) for sampler in self._samplers]
-        self._samples = _length(self._sampler)
+        sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
+        self._samples = _length(sampler)
+        self._samplers = tuple(_samplers(sampler))
+        self._own_seeds = [_initial_seed(part) for part in self._samplers]
+        state = PartialState()
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
-        self._batch_size: int = size * PartialState().num_processes
-        self._loader = share(loader, even=True)
-        self._loader.generator = torch.Generator()
-        self.batches_per_epoch = _length(self._loader)
+        self._batch_size: int = size * state.num_processes
+        self._reader = Reader(loader, self._samplers, state.process_index, state.num_processes)
+        self._resumed: Mapping[str, Any] | None = None
+        self._ahead: Mapping[str, Any] | None = None
+        self._is_last = True
+        self.batches_per_epoch = _length(self._reader)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -149,10 +150,37 @@ class TrainingData:
         samples: int = batches * self._batch_size
         return samples if self._samples is None else min(samples, self._samples)
 
+    def state(self) -> dict[str, Any]:
+        """What this process has to know, beside epoch and batch, to read on after the windows that were taken.
+
+        It is made of numbers, texts, tensors, arrays and containers of them, as far as the states are that a loader and
+        a dataset give.
+        """
+        if self._resumed is not None:
+            return dict(self._resumed)
+        state = self._reader.state(at_end=self._is_last) if self._ahead is None else self._ahead
+        return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
+
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Let the next `windows` read on from a state, at the place where it was taken.
+
+        Returns:
+            What will not be as it was, one line each.
+        """
+        if len(state["seeds"]) == len(self._own_seeds):
+            self._own_seeds = list(state["seeds"])
+        if state["processes"] != PartialState().num_processes:
+            return []  # each read another share
+        self._resumed = state
+        return self._reader.changes(state)
+
     def windows(self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None) -> Iterator[Window]:
         """The windows of an epoch after its first `skip` batches; `skipped` is called once these are passed over."""
-        self._seed(epoch)
-        batches = iter(self._starting_at(skip, skipped))
+        resumed, self._resumed = self._resumed, None
+        self._ahead, self._is_last = None, False
+        is_sized = self.batches_per_epoch is not None
+        place = Place(epoch, self.seed, skip, lambda: self._seed_samplers(epoch), skipped, resumed)
+        batches = self._reader.read(place, ahead=not is_sized)
         if self.batches_per_epoch is None:
             return self._windows_of_unknown(batches)
         return self._windows_of_known(batches, self.batches_per_epoch - skip)
@@ -161,53 +189,43 @@ class TrainingData:
         while remaining > 0:
             size = min(self.accumulation, remaining)
             remaining -= size
-            yield Window(self._promised(batches, size), size, remaining == 0)
+            self._is_last = remaining == 0
+            yield Window(self._promised(batches, size, self._is_last), size, self._is_last)
 
-    def _promised(self, batches: Iterator[Any], size: int) -> Iterator[Any]:
+    def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[Any]:
         """The next batches, which the length of the data has promised.
 
         Raises:
             RuntimeError: There are not as many.
         """
         for _ in range(size):
-            batch = next(batches, _END)
-            if batch is _END:
+            batch = next(batches, END)
+            if batch is END:
                 promised = f"{self.batches_per_epoch} batches of this process in each epoch"
                 raise RuntimeError(f"the training data end early: their length stands for {promised}")
             yield batch
+        if is_last:
+            self._reader.finish(batches)
 
     def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
         """One window is read ahead: nothing else tells whether a window is the last."""
         window = list(islice(batches, self.accumulation))
         while window:
+            self._ahead = self._reader.state(at_end=False)
             following = list(islice(batches, self.accumulation))
+            if not following:
+                self._reader.finish(batches)
+                self._ahead, self._is_last = None, True
             yield Window(iter(window), len(window), not following)
             window = following
 
-    def _starting_at(self, skip: int, skipped: Callable[[], None]) -> Iterator[Any]:
-        if isinstance(self._loader.dataset, IterableDataset) or self._loader.batch_sampler is None:
-            batches = _after(self._loader, skip)
-            skipped()
-            return batches
-        if skip == 0:
-            batches = iter(self._loader)
-            skipped()
-            return batches
-        return iter(_copy(self._loader, _Skipping(self._loader.batch_sampler, skip, skipped)))
-
-    def _seed(self, epoch: int) -> None:
-        generator = self._loader.generator
-        assert generator is not None
-        generator.manual_seed(_mixed(self.seed, epoch))
+    def _seed_samplers(self, epoch: int) -> None:
         for place, (sampler, own_seed) in enumerate(zip(self._samplers, self._own_seeds, strict=True)):
             if hasattr(sampler, "generator"):
                 if sampler.generator is None:
                     sampler.generator = torch.Generator()
                 base = self.seed + place if own_seed is None else own_seed
                 sampler.generator.manual_seed(_mixed(base, epoch))
-        for part in (*self._samplers, self._loader.batch_sampler, self._loader.dataset):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
 
 
 class _Turns:
@@ -219,21 +237,6 @@ class _Turns:
 
     def __iter__(self) -> Iterator[Any]:
         return islice(self._loader, self._process, None, self._processes)
-
-
-class _Skipping(BatchSampler):
-    """A batch sampler without its first batches, whose samples are never loaded."""
-
-    def __init__(self, batch_sampler: Any, skip: int, skipped: Callable[[], None]) -> None:
-        self._batch_sampler, self._skip, self._skipped = batch_sampler, skip, skipped
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = _after(self._batch_sampler, self._skip)
-        self._skipped()
-        yield from batches
-
-    def __len__(self) -> int:
-        return len(self._batch_sampler) - self._skip
 
 
 def _loader(
@@ -263,36 +266,14 @@ def _workers(dataset: Dataset[Any], options: DataOptions) -> int:
     return 0 if isinstance(dataset, IterableDataset) else PartialState().num_processes
 
 
-def _copy(loader: DataLoader[Any], batch_sampler: BatchSampler) -> DataLoader[Any]:
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=batch_sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )
-
-
-def _after(batches: Iterable[Any], skip: int) -> Iterator[Any]:
-    """The batches after the first `skip`.
-
-    Raises:
-        RuntimeError: There are not as many.
-    """
-    iterator = iter(batches)
-    for passed in range(skip):
-        if next(iterator, _END) is _END:
-            raise RuntimeError(
-                f"the training continues after {skip} batches of an epoch, and the data end after {passed}: "
-                f"they are not those that the checkpoint was made with"
-            )
-    return iterator
+def _samplers(sampler: Any) -> Iterator[Any]:
+    """The samplers that a sampler is made of."""
+    if isinstance(sampler, BatchSampler):
+        yield from _samplers(sampler.sampler)
+    elif isinstance(sampler, SamplerChain):
+        yield from sampler.samplers
+    else:
+        yield sampler
 
 
 def _initial_seed(sampler: Any) -> int | None:

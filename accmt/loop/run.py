@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.savings import Savings
 from accmt.display.display import Display
 from accmt.loop.data import TrainingData
@@ -93,14 +94,16 @@ class NoCheckpointer:
 class Run:
     """All parts of a training.
 
-    `model` is the module's own one, in no wrapper. `evaluated_at` and `checkpointed_at` are the steps of the last
-    evaluation and checkpoint, -1 if there was none. `epoch_random` is the random state at the start of the epoch,
-    `resumed_random` that to go on with once the data of an epoch that is continued have been passed over.
+    `model` is the module's own one, in no wrapper, and `parts` what a checkpoint is made of. `evaluated_at` and
+    `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none. `epoch_random` is the
+    random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
+    continued have been passed over.
     """
 
     options: LoopOptions
     module: AcceleratorModule
     model: nn.Module
+    parts: Parts
     accelerator: Accelerator
     data: TrainingData
     evaluation: Evaluation

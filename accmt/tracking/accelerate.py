@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from accmt.tracking.tracker import Beginning, NoArtifacts, Status, flat
+from accmt.tracking.segment import Recipient
+from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain
 
 TENSORBOARD = "tensorboard"
 FOLDER = "logs"
@@ -90,9 +93,7 @@ class AccelerateTracker:
         self._tracker.start()
         self._state = self._to_continue()
         if self._former is None:
-            self._tracker.store_init_configuration(
-                {key: _plain(value) for key, value in flat(beginning.parameters).items()}
-            )
+            self._tracker.store_init_configuration(plain(beginning.parameters))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._tracker.log(dict(values), step=step)
@@ -106,7 +107,7 @@ class AccelerateTracker:
     def state(self) -> dict[str, Any]:
         return {self.name: self._state}
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, time: int | None = None) -> None:
         self._tool.finish(self._tracker.tracker, status)
         self._tracker.finish()
 
@@ -152,14 +153,35 @@ class TensorBoardTracker(AccelerateTracker):
             self._folder = _unused(self._location, project if name is None else f"{project}/{name}")
             return self._folder, given
         self._folder = self._former["folder"]
-        return self._folder, {"purge_step": (beginning.step or 0) + 1, **given}
+        purged = {} if beginning.step is None else {"purge_step": beginning.step + 1}
+        return self._folder, {**purged, **given}
 
     def _to_continue(self) -> dict[str, Any]:
         return {"folder": self._folder}
 
 
-def _plain(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def tracker_for(recipient: Recipient, arguments: Mapping[str, Any] | None, run: Any, step: int | None) -> Tracker:
+    """The tracker of an outbox.
+
+    Args:
+        recipient: Whom the outbox is for.
+        arguments: The arguments of the run, for the tool; None if they are not known any more.
+        run: A run to continue, from `state()`; None for a new one.
+        step: The step of the checkpoint that a training is continued from; None in all other cases.
+
+    Raises:
+        ValueError: Without a training there is no such tracker, or it cannot begin a run.
+    """
+    name = recipient.tracker
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"'{name}' is a tracker that the training registered: continue the training")
+    if arguments is None and run is None:
+        raise ValueError("the arguments of the run are objects that only the training has: continue the training")
+    PartialState()  # Accelerate's trackers write to its log, which does not work without
+    former = {} if run is None else {name: run}
+    beginning = Beginning(recipient.location, recipient.experiment, recipient.parameters, former, step)
+    kind = TensorBoardTracker if name == TENSORBOARD else partial(AccelerateTracker, name)
+    return kind(beginning, arguments or {})
 
 
 def _unused(location: Path, name: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accmt.tracking.backlog import Backlog, Entry, File
+from accmt.tracking.backlog import Backlog
+from accmt.tracking.entries import Count, Ended, Entry, File
+from accmt.tracking.outbox import Outbox
 from accmt.tracking.tracker import BatchTracker, Logged, NoArtifacts, Status, Tracker, Unreachable
 
 _LONGEST_REASON = 300
@@ -21,7 +23,7 @@ class Limits:
     """How much a tracker may hold up, in values and in seconds.
 
     Attributes:
-        values: Values that may wait; beyond that the oldest are left out.
+        values: Values that may wait in memory while the disk takes none; beyond that the oldest are left out.
         interval: Between two calls, while values gather.
         start: For a tracker to begin a run before the training starts without it.
         artifact: For an artifact to be sent before the training goes on.
@@ -42,18 +44,38 @@ class Limits:
 LIMITS = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of all that was given to a tracker.
+
+    Attributes:
+        sent: What was sent.
+        left: What waits in the outbox.
+        lost: What cannot be sent any more.
+        why_left, why_lost: The reasons, as far as they are known.
+    """
+
+    sent: Count
+    left: Count
+    lost: Count
+    why_left: str
+    why_lost: str
+
+
 class BackgroundTracker:
     """Sends to a tracker from a thread of its own, in order.
 
-    What the loop calls never raises and, but for artifacts, never waits. Values that gather while a call is under way
-    go out together. While the tracker is unreachable the same call is tried again; what it refuses is left out. Each
-    kind of trouble is one warning, and what was not sent in the end is one more.
+    What the loop calls never raises and, but for artifacts, never waits. It is in the outbox, on the disk, when the
+    call returns. Values that gather while a call is under way go out together. While the tracker is unreachable the
+    same call is tried again; what it refuses is left out. Each kind of trouble is one warning, and what was not sent in
+    the end is one more.
 
     Args:
         name: What the tracker is called in warnings.
         make: Makes the tracker. It is called on the thread, as the tracker's methods are: some tools mind.
         warn: Takes a warning.
-        former: The state of the run that is to be continued, until the tracker is made and has its own.
+        outbox: Where it waits what was not sent yet.
+        later: The command that sends it when the training is over.
         limits: How long to wait for what.
     """
 
@@ -62,21 +84,23 @@ class BackgroundTracker:
         name: str,
         make: Callable[[], Tracker],
         warn: Callable[[str], None],
-        former: Mapping[str, Any] | None = None,
+        outbox: Outbox,
+        *,
+        later: str,
         limits: Limits | None = None,
     ) -> None:
         self.name = name
-        self._make, self._warn = make, warn
-        self._former = dict(former or {})
+        self._make, self._warn, self._later = make, warn, later
         self._limits = limits or LIMITS
-        self._backlog = Backlog(self._limits.values, self._limits.interval)
+        self._outbox = outbox
+        self._backlog = Backlog(outbox, self._limits.values, self._limits.interval)
         self._tracker: Tracker | None = None
         self._thread: threading.Thread | None = None
         self._tried = threading.Event()
         self._refusal: Exception | None = None
-        self._status: Status | None = None
-        self._is_closed = self._is_down = self._is_stuck = False
-        self._trouble = ""
+        self._is_closed = self._is_stuck = False
+        self._outage = self._refused = ""
+        self._not_taken: list[File] = []
         self._warned: set[str] = set()
 
     def start(self, *, may_be_late: bool) -> None:
@@ -86,9 +110,9 @@ class BackgroundTracker:
             may_be_late: Whether the training can start without the tracker if it takes too long.
 
         Raises:
-            Exception: The tracker refuses; what is sent to it from now on is only counted.
+            Exception: The tracker refuses; what is sent to it from now on waits in the outbox.
         """
-        self._work_in_background()
+        self.work()
         if not self._tried.wait(self._limits.start if may_be_late else None):
             self._warn_once("down", f"{self.name} does not answer yet: the training starts, and it is told later")
         if self._refusal is not None:
@@ -101,47 +125,39 @@ class BackgroundTracker:
                 numbers[str(name)] = float(value)
             except Exception:
                 self._warn_once(f"value {name}", f"{self.name}: '{name}' is no number at step {step}: it is not sent")
-        if numbers and not self._put(Logged(numbers, step, time.time())):
-            self._warn_once("full", f"{self.name} takes values more slowly than they come: the oldest are left out")
+        if numbers and (number := self._whole(step)) is not None:
+            self._put(Logged(numbers, number, self._backlog.stamp(), self._outbox.resumption))
 
     def log_artifact(self, path: Path) -> None:
         """Send a file after what was logged before. It waits for a while, so that the file may change afterwards."""
-        self._put_file(File(Path(path).absolute(), is_folder=False))
+        self._put_file(Path(path).absolute(), is_folder=False)
 
     def log_artifacts(self, folder: Path) -> None:
         """Send all files of a folder after what was logged before, waiting as `log_artifact` does."""
-        self._put_file(File(Path(folder).absolute(), is_folder=True))
+        self._put_file(Path(folder).absolute(), is_folder=True)
 
     def state(self) -> dict[str, Any]:
-        return dict(self._former) if self._tracker is None else self._tracker.state()
+        """What a training needs that is continued from here: whose values these are, and when the last one came."""
+        run = self._outbox.run if self._tracker is None else self._tracker.state().get(self.name)
+        return {self.name: {"training": self._outbox.recipient.training, "until": self._backlog.cut(), "run": run}}
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, time: int | None = None) -> None:
         """Send what still waits, in a bounded time, and end the run. What could not be sent is said."""
-        self.close_soon(status)
-        self._finish()
+        self.close_soon(status, time)
+        self.finish_and_say()
 
-    def close_soon(self, status: Status) -> None:
-        """Have everything sent without pauses, and do not wait for it."""
-        self._status = status
+    def close_soon(self, status: Status | None, time: int | None = None) -> None:
+        """Have everything sent without pauses, and do not wait for it. None is no end of the run."""
+        if self._is_closed:
+            self._backlog.reopen()
+        if status is not None:
+            self._backlog.end(Ended(status, self._backlog.stamp() if time is None else time))
         self._backlog.close()
+        if self._is_closed and not self._is_stuck:
+            self.work()
 
-    def _put(self, entry: Entry) -> bool:
-        fits = self._backlog.put(entry)
-        if self._is_closed:  # such as by `trainer.log_artifact` after `fit`
-            self._work_in_background()
-            self._finish()
-        return fits
-
-    def _put_file(self, file: File) -> None:
-        if not (file.path.is_dir() if file.is_folder else file.path.is_file()):
-            self._warn(f"{self.name}: there is no {'folder' if file.is_folder else 'file'} '{file.path}' to send")
-            return
-        self._put(file)
-        if not file.done.wait(0 if self._is_down else self._limits.artifact):
-            self._warn(f"{self.name}: '{file.path}' is not sent yet: leave it as it is while the training goes on")
-
-    def _finish(self) -> None:
-        """Wait for the thread to end; say what was not sent."""
+    def finish(self) -> Outcome:
+        """Wait for the thread to end, in a bounded time, after `close_soon`."""
         self._is_closed = True
         if self._thread is not None and not self._is_stuck:
             limits = self._limits
@@ -149,21 +165,73 @@ class BackgroundTracker:
             self._is_stuck = self._thread.is_alive()
         if self._is_stuck:
             self._backlog.abandon()
-            self._trouble = self._trouble or "it did not answer in time"
-        lost = [text for text in [str(self._backlog.drop())] if text]
-        if self._status is not None and self._tracker is not None:
-            lost.append(f"the status {self._status}")
-        self._status = None
-        if lost:
-            self._warn(f"{self.name}: not sent: {', '.join(lost)}; {self._trouble or 'there was too much'}")
+            self._outage = self._outage or "it did not answer in time"
+        for file in self._not_taken:
+            self._backlog.put(file)
+        self._not_taken, left = [], Count()
+        try:
+            left = self._backlog.leave()
+        except OSError as error:
+            self._warn(f"{self.name}: its outbox cannot be read: {error}")
+        sent, self._backlog.sent = self._backlog.sent, Count()
+        lost, self._backlog.lost = self._backlog.lost, Count()
+        disk = str(self._backlog.trouble or "")
+        return Outcome(sent, left, lost, self._outage or self._refused, self._refused or disk)
 
-    def _work_in_background(self) -> None:
+    def finish_and_say(self) -> None:
+        """Wait as `finish` does, and say what was not sent."""
+        outcome = self.finish()
+        if outcome.lost:
+            self._warn("; ".join(filter(None, [f"{self.name}: not sent: {outcome.lost}", outcome.why_lost])))
+        if outcome.left:
+            parts = [f"{self.name}: not sent yet: {outcome.left}", outcome.why_left, f"later: {self._later}"]
+            self._warn("; ".join(filter(None, parts)))
+
+    def _whole(self, step: Any) -> int | None:
+        with suppress(Exception):
+            if int(step) == step:
+                return int(step)
+        self._warn_once("step", f"{self.name}: the step {step!r} is no whole number: its values are not sent")
+        return None
+
+    def _put(self, entry: Entry) -> threading.Event:
+        if self._is_closed:  # such as by `trainer.log_artifact` after `fit`
+            self._backlog.reopen()
+        done = self._backlog.put(entry)
+        if self._backlog.trouble is not None:
+            text = "what is not sent before the end of the training may be lost"
+            self._warn_once("disk", f"{self.name}: its outbox cannot be written ({self._backlog.trouble}): {text}")
+        if self._is_closed:
+            if not self._is_stuck:
+                self.work()
+            self.finish_and_say()
+        return done
+
+    def _put_file(self, path: Path, *, is_folder: bool) -> None:
+        if not _is_there(path, is_folder):
+            self._warn(f"{self.name}: there is no {'folder' if is_folder else 'file'} '{path}' to send")
+            return
+        is_late = self._is_closed
+        done = self._put(File(path, is_folder, self._backlog.stamp(own=True)))
+        if not is_late and not done.wait(0 if self._outage else self._limits.artifact):
+            self._warn(f"{self.name}: '{path}' is not sent yet: leave it as it is while the training goes on")
+
+    def work(self) -> None:
+        """See to it that the thread is at work; `start` does the same, and waits."""
         if self._refusal is None and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._work, name=f"tracker {self.name}", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
-        """What the thread does: make the tracker, send what comes until the backlog is closed, end the run."""
+        """What the thread does: work, and leave what is there in the outbox if that cannot be read."""
+        try:
+            self._send_all()
+        except Exception as error:
+            self._refused = _reason(error)
+            self._backlog.abandon()
+
+    def _send_all(self) -> None:
+        """Make the tracker, and send what comes until the backlog is closed."""
         pauses = self._pauses()
         while not self._make_tracker():
             if not self._backlog.pause(next(pauses)):
@@ -175,30 +243,29 @@ class BackgroundTracker:
         while job := self._backlog.take(merging=merging):
             if not self._send(tracker, job):
                 return
-        if self._status is not None and not self._is_stuck:
-            failure = self._call(partial(tracker.close, self._status))
-            self._status = None if failure is None else self._status
 
     def _make_tracker(self) -> bool:
         """Make the tracker, if there is none; False if it is worth another attempt."""
         try:
-            self._tracker = self._tracker or self._make()
+            if self._tracker is None:
+                self._tracker = self._make()
+                self._backlog.begun(self._tracker.state().get(self.name))
         except Unreachable as error:
             self._is_unreachable(error)
             return False
         except Exception as error:
-            self._refusal, self._trouble = error, _reason(error)
+            self._refusal, self._refused = error, _reason(error)
             self._backlog.abandon()
         finally:
             self._tried.set()
         return True
 
-    def _send(self, tracker: Tracker, job: File | Sequence[Logged]) -> bool:
+    def _send(self, tracker: Tracker, job: File | Ended | Sequence[Logged]) -> bool:
         """Send what was taken in hand; False if the tracker is unreachable and time is up."""
         if isinstance(job, File):
-            send = tracker.log_artifacts if job.is_folder else tracker.log_artifact
-            failure = self._call(partial(send, job.path))
-            return self._settle(failure, f"takes no artifact '{job.path}'", _reason(failure))
+            return self._send_file(tracker, job)
+        if isinstance(job, Ended):
+            return self._send_end(tracker, job)
         if not isinstance(tracker, BatchTracker):
             return all(self._send_values(tracker, entry) for entry in job)
         failure = self._call(partial(tracker.log_batch, job))
@@ -209,6 +276,30 @@ class BackgroundTracker:
 
     def _send_values(self, tracker: Tracker, entry: Logged) -> bool:
         return self._settle(self._call(partial(tracker.log, entry.values, entry.step)))
+
+    def _send_end(self, tracker: Tracker, ended: Ended) -> bool:
+        failure = self._call(partial(tracker.close, ended.status, ended.time))
+        if failure is None or isinstance(failure, Unreachable):
+            return self._settle(failure)
+        self._backlog.settle(1, self._backlog.lost)
+        return True
+
+    def _send_file(self, tracker: Tracker, file: File) -> bool:
+        if not _is_there(file.path, file.is_folder):
+            self._warn(f"{self.name}: '{file.path}' is gone: it cannot be sent any more")
+            self._refused = f"'{file.path}' is gone"
+            self._backlog.settle(1, self._backlog.lost)
+            return True
+        send = tracker.log_artifacts if file.is_folder else tracker.log_artifact
+        failure = self._call(partial(send, file.path))
+        if failure is not None and not isinstance(failure, Unreachable | NoArtifacts):
+            self._warn_once(
+                _reason(failure), f"{self.name}: the tracker takes no artifact '{file.path}': {_reason(failure)}"
+            )
+            self._not_taken.append(file)
+            self._backlog.settle(1, None)
+            return True
+        return self._settle(failure, f"takes no artifact '{file.path}'", _reason(failure))
 
     def _call(self, call: Callable[[], None]) -> Exception | None:
         """Call the tracker, again and again while it is unreachable. What it failed with, None if it did not."""
@@ -221,10 +312,10 @@ class BackgroundTracker:
                 if not self._backlog.pause(next(pauses)):
                     return error
             except Exception as error:
-                self._is_down, self._trouble = False, _reason(error)
+                self._outage, self._refused = "", _reason(error)
                 return error
             else:
-                self._is_down = False
+                self._outage = ""
                 return None
 
     def _settle(
@@ -234,12 +325,13 @@ class BackgroundTracker:
             return False
         if failure is not None:
             self._warn_once(kind, f"{self.name}: the tracker {refused}: {_reason(failure)}")
-        self._backlog.settle(count, lost=failure is not None and not isinstance(failure, NoArtifacts))
+        fate = self._backlog.sent if failure is None else self._backlog.lost
+        self._backlog.settle(count, None if isinstance(failure, NoArtifacts) else fate)
         return True
 
     def _is_unreachable(self, error: Unreachable) -> None:
-        self._is_down, self._trouble = True, _reason(error)
-        self._warn_once("down", f"{self.name} does not answer, the training goes on without: {self._trouble}")
+        self._outage = _reason(error)
+        self._warn_once("down", f"{self.name} does not answer, the training goes on without: {self._outage}")
 
     def _pauses(self) -> Iterator[float]:
         pause = 1.0
@@ -274,11 +366,15 @@ class MultiTracker:
     def state(self) -> dict[str, Any]:
         return {key: value for tracker in self._trackers for key, value in tracker.state().items()}
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, time: int | None = None) -> None:
         for tracker in self._trackers:
-            tracker.close_soon(status)
+            tracker.close_soon(status, time)
         for tracker in self._trackers:
-            tracker.close(status)
+            tracker.finish_and_say()
+
+
+def _is_there(path: Path, is_folder: bool) -> bool:
+    return path.is_dir() if is_folder else path.is_file()
 
 
 def _reason(error: Exception | None) -> str:

@@ -1,126 +1,120 @@
-"""What waits to be sent to a tracker: in order and bounded, between the loop and the thread that sends it."""
+"""What waits to be sent to a tracker: in order, between the loop and the thread that sends it.
+
+It waits in the outbox on the disk. In memory is what is in hand, and, bounded, what the disk would not take.
+"""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import suppress
 
+from accmt.tracking.entries import Count, Ended, Entry, File, merged
+from accmt.tracking.outbox import Outbox, Place
 from accmt.tracking.tracker import Logged
 
 _BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file, or a folder of files, to be sent. `done` is set when it is sent, or given up."""
-
-    path: Path
-    is_folder: bool
-    done: threading.Event = field(default_factory=threading.Event)
-
-
-Entry = Logged | File
-
-
-@dataclass(slots=True)
-class Count:
-    """How much was not sent: values and the range of their steps, and files."""
-
-    values: int = 0
-    first: float = math.inf
-    last: float = -math.inf
-    files: int = 0
-
-    def add(self, entry: Entry) -> None:
-        """Count an entry."""
-        if isinstance(entry, File):
-            self.files += 1
-            return
-        self.values += len(entry.values)
-        self.first, self.last = min(self.first, entry.step), max(self.last, entry.step)
-
-    def __str__(self) -> str:
-        parts = []
-        if self.values:
-            steps = f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
-            parts.append(f"{self.values:,} value{'s' * (self.values != 1)} ({steps})")
-        if self.files:
-            parts.append(f"{self.files} artifact{'s' * (self.files != 1)}")
-        return ", ".join(parts)
+_FAR_BEHIND = 1 << 15
 
 
 class Backlog:
-    """A queue that never blocks who fills it: when it is full, the oldest values are left out, and counted.
+    """A queue that never blocks who fills it.
 
     The thread that empties it takes entries in hand, and says of each whether it was sent.
 
     Args:
-        most: The number of values that may wait.
+        outbox: Where it waits. Nobody else uses it.
+        most: The number of values that may wait in memory while the disk takes none; beyond, the oldest are left out.
         interval: Seconds in which values gather before they are taken together.
+
+    Attributes:
+        sent, lost: How much was sent, and how much cannot be sent any more.
+        trouble: Why the disk did not take something, None if it took all.
     """
 
-    def __init__(self, most: int, interval: float) -> None:
+    def __init__(self, outbox: Outbox, most: int, interval: float) -> None:
+        self.sent, self.lost = Count(), Count()
+        self.trouble: OSError | None = None
+        self._outbox = outbox
         self._most, self._interval = most, interval
         self._changed = threading.Condition()
-        self._waiting: deque[Entry] = deque()
-        self._in_hand: deque[Entry] = deque()
-        self._values = self._files = 0
+        self._ahead: deque[tuple[Entry, Place | None]] = deque()
+        self._in_hand: deque[tuple[Entry, Place | None]] = deque()
+        self._memory: deque[Entry] = deque()
+        self._done: dict[File, threading.Event] = {}
+        self._values = self._memory_values = 0
         self._next_take = 0.0
-        self._closed = self._abandoned = False
-        self._lost = Count()
+        self._latest = 0 if outbox.resumption is None else outbox.resumption.at + 1
+        self._closed = self._abandoned = self._is_idle = False
 
-    def put(self, entry: Entry) -> bool:
-        """Add an entry; whether all that waits found a place."""
+    def put(self, entry: Entry) -> threading.Event:
+        """Add an entry. For a file, what is returned is set when it was sent, or given up."""
+        done = threading.Event()
         with self._changed:
-            if self._abandoned:
-                self._lose(entry)
-                return True
-            self._waiting.append(entry)
-            self._count(entry, 1)
-            fits = self._values <= self._most
-            while self._values > self._most:
-                self._drop_oldest()
-            if len(self._waiting) == 1 or isinstance(entry, File) or self._values >= _BATCH:
+            self._keep(entry)
+            if isinstance(entry, File):
+                self._done[entry] = done
+            elif isinstance(entry, Logged):
+                self._values += len(entry.values)
+            if self._is_idle or self._done or self._values >= _BATCH:  # to wake the thread each time costs the loop
                 self._changed.notify_all()
-            return fits
+        return done
 
-    def take(self, *, merging: bool) -> File | Sequence[Logged]:
-        """Wait for entries and take them in hand: a file, or values of some steps; none if it is closed and empty.
+    def end(self, ended: Ended) -> None:
+        """Add the end of the run. Where a training was to be continued and failed before, it leaves no trace."""
+        if ended.status == "FAILED" and not self._outbox.is_taken_up:
+            with self._changed:
+                self._memory.append(ended)
+            return
+        self.put(ended)
+
+    def stamp(self, *, own: bool = False) -> int:
+        """The time in milliseconds since 1970; it never goes back, and with `own` nothing else has the same."""
+        with self._changed:
+            self._latest = max(int(time.time() * 1000), self._latest + own)
+            return self._latest
+
+    def cut(self) -> int:
+        """A time that nothing was logged after; whatever is logged from now on has a later one."""
+        with self._changed:
+            self._latest += 1
+            return self._latest - 1
+
+    def take(self, *, merging: bool) -> File | Ended | Sequence[Logged]:
+        """Wait for entries and take them in hand: values of some steps, or one other; none if it is closed and empty.
 
         With `merging` the values of one step become one entry.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            # What gathers in the meantime goes along in one call.
-            pause = self._next_take - time.monotonic()
-            if pause > 0:
-                self._changed.wait_for(lambda: self._closed or self._files or self._values >= _BATCH, pause)
-            self._next_take = time.monotonic() + self._interval
-            if self._abandoned or not self._waiting:
+            self._wait_for_entries()
+            if self._abandoned or not self._ahead:
                 return ()
-            entry = self._waiting[0]
-            if isinstance(entry, File):
-                self._in_hand.append(self._pop())
+            entry = self._ahead[0][0]
+            if not isinstance(entry, Logged):
+                self._in_hand.append(self._ahead.popleft())
                 return entry
-            taken = self._pop_values()
-            taken = merged(taken) if merging else taken
-            self._in_hand.extend(taken)
-            return taken
+            return self._taken(merging)
 
-    def settle(self, count: int, *, lost: bool) -> None:
-        """Say that the first entries in hand were sent, or that they are lost."""
+    def settle(self, count: int, into: Count | None) -> None:
+        """Say that the first entries in hand need not be sent any more, and count them as sent, as lost, or not."""
         with self._changed:
-            for _ in range(0 if self._abandoned else count):  # what was abandoned is counted
-                entry = self._in_hand.popleft()
-                if isinstance(entry, File):
-                    entry.done.set()
-                if lost:
-                    self._lost.add(entry)
+            place: Place | None = None
+            for _ in range(0 if self._abandoned else count):  # what was abandoned stays in the outbox
+                entry, own = self._in_hand.popleft()
+                place = own or place
+                if into is not None:
+                    into.add(entry)
+                self._is_done(entry)
+            if place is not None:
+                with suppress(OSError):  # a later process may send it again: trackers that can tell do not double it
+                    self._outbox.settle(place)
+
+    def begun(self, run: object) -> None:
+        """Keep what is needed to continue the run."""
+        with self._changed:
+            self._outbox.begun(run)
 
     def pause(self, seconds: float) -> bool:
         """Wait before another attempt; False if there is to be none, because the backlog was closed before."""
@@ -137,75 +131,133 @@ class Backlog:
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Give up what is there and all that will come."""
+        """Send nothing any more: what is there, and what will come, stays in the outbox."""
         with self._changed:
             self._closed = self._abandoned = True
-            self._give_up()
+            for done in self._done.values():
+                done.set()
             self._changed.notify_all()
 
-    def drop(self) -> Count:
-        """Give up what is there. How much was not sent since the last time."""
+    def leave(self) -> Count:
+        """Give the outbox back to the disk, when the thread is gone or was abandoned. How much waits in it."""
         with self._changed:
-            self._give_up()
-            lost, self._lost = self._lost, Count()
-            return lost
+            kept = [entry for entry, place in (*self._in_hand, *self._ahead) if place is None]
+            self._memory.extendleft(reversed(kept))
+            self._in_hand.clear()
+            self._ahead.clear()
+            if self._outbox.is_taken_up:
+                self._write_memory()
+            for entry in self._memory:
+                self.lost.add(entry)
+            for done in self._done.values():
+                done.set()
+            self._done.clear()
+            self._memory.clear()
+            self._values = self._memory_values = 0
+            return self._left()
+
+    def reopen(self) -> None:
+        """Take up what the disk has, after `leave`."""
+        with self._changed:
+            self._outbox.reopen()
 
     @property
     def has_files(self) -> bool:
         """Whether a file waits or is being sent."""
         with self._changed:
-            return self._files > 0 or any(isinstance(entry, File) for entry in self._in_hand)
+            return bool(self._done)
 
-    def _pop(self) -> Entry:
-        entry = self._waiting.popleft()
-        self._count(entry, -1)
+    def _keep(self, entry: Entry) -> None:
+        """Write an entry down, after those that the disk would not take; or keep it in memory as well."""
+        self._memory.append(entry)
+        self._memory_values += len(entry.values) if isinstance(entry, Logged) else 0
+        self._write_memory()
+        while self._memory_values > self._most:
+            self._drop_oldest()
+
+    def _write_memory(self) -> None:
+        try:
+            while self._memory:
+                self._outbox.add(self._memory[0])
+                self._pop_memory()
+        except OSError as error:
+            self.trouble = error
+
+    def _pop_memory(self) -> Entry:
+        entry = self._memory.popleft()
+        self._memory_values -= len(entry.values) if isinstance(entry, Logged) else 0
         return entry
 
-    def _pop_values(self) -> list[Logged]:
-        """All values up to the next file, or as many as go into a batch."""
-        taken: list[Logged] = []
-        size = 0
-        while self._waiting and isinstance(entry := self._waiting[0], Logged):
-            size += len(entry.values)
-            if taken and size > _BATCH:
-                break
-            self._pop()
-            taken.append(entry)
-        return taken
-
     def _drop_oldest(self) -> None:
-        number = next(n for n, entry in enumerate(self._waiting) if isinstance(entry, Logged))
-        entry = self._waiting[number]
-        del self._waiting[number]
-        self._count(entry, -1)
-        self._lost.add(entry)
+        number = next(n for n, entry in enumerate(self._memory) if isinstance(entry, Logged))
+        entry = self._memory[number]
+        del self._memory[number]
+        assert isinstance(entry, Logged)
+        self._memory_values -= len(entry.values)
+        self.lost.add(entry)
 
-    def _count(self, entry: Entry, sign: int) -> None:
-        if isinstance(entry, File):
-            self._files += sign
+    def _wait_for_entries(self) -> None:
+        """Have some of them ahead; none if the backlog is closed and there are none."""
+        while not self._abandoned:
+            self._is_idle = True
+            self._changed.wait_for(lambda: self._has_more() or self._closed)
+            self._is_idle = False
+            # What gathers in the meantime goes along in one call.
+            pause = self._next_take - time.monotonic()
+            if pause > 0:
+                self._changed.wait_for(lambda: self._closed or self._is_urgent(), pause)
+            self._read_ahead()
+            if self._ahead or self._closed:
+                self._next_take = time.monotonic() + self._interval
+                return
+
+    def _has_more(self) -> bool:
+        return bool(self._ahead or self._memory or (self._outbox.is_taken_up and self._outbox.unread))
+
+    def _is_urgent(self) -> bool:
+        far_behind = bool(self._ahead) or self._outbox.unread > _FAR_BEHIND
+        return bool(self._done) or self._values >= _BATCH or far_behind
+
+    def _read_ahead(self) -> None:
+        if self._outbox.is_taken_up:
+            while len(self._ahead) < _BATCH and (entries := self._outbox.read()):
+                self._ahead.extend(entries)
+        if not self._ahead:
+            while self._memory:
+                self._ahead.append((self._pop_memory(), None))
+        self.lost.unreadable, self._outbox.unreadable = self.lost.unreadable + self._outbox.unreadable, 0
+
+    def _taken(self, merging: bool) -> Sequence[Logged]:
+        """All values up to the next other entry, or as many as go into a batch."""
+        values: list[Logged] = []
+        places: list[Place | None] = []
+        size = 0
+        while self._ahead and isinstance(entry := self._ahead[0][0], Logged):
+            size += len(entry.values)
+            if values and size > _BATCH:
+                break
+            values.append(entry)
+            places.append(self._ahead.popleft()[1])
+        self._values = max(0, self._values - sum(len(entry.values) for entry in values))
+        number = 0
+        taken = merged(values) if merging else [(entry, 1) for entry in values]
+        for entry, count in taken:
+            number += count
+            self._in_hand.append((entry, places[number - 1]))
+        return [entry for entry, _ in taken]
+
+    def _left(self) -> Count:
+        outbox = self._outbox
+        if not outbox.is_taken_up:
+            outbox.release()
+            return Count()
+        left = outbox.left()
+        if left:
+            outbox.release()
         else:
-            self._values += sign * len(entry.values)
+            outbox.remove()
+        return left
 
-    def _give_up(self) -> None:
-        for entry in (*self._in_hand, *self._waiting):
-            self._lose(entry)
-        self._in_hand.clear()
-        self._waiting.clear()
-        self._values = self._files = 0
-
-    def _lose(self, entry: Entry) -> None:
-        self._lost.add(entry)
-        if isinstance(entry, File):
-            entry.done.set()
-
-
-def merged(entries: Sequence[Logged]) -> list[Logged]:
-    """Entries of the same step as one, where no name is in both."""
-    result: list[Logged] = []
-    for entry in entries:
-        last = result[-1] if result else None
-        if last is not None and last.step == entry.step and last.values.keys().isdisjoint(entry.values):
-            result[-1] = Logged({**last.values, **entry.values}, last.step, entry.time)
-        else:
-            result.append(entry)
-    return result
+    def _is_done(self, entry: Entry) -> None:
+        if isinstance(entry, File) and entry in self._done:
+            self._done.pop(entry).set()

@@ -15,9 +15,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.rules.errors import nearest
 from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.mlflow import NAME as MLFLOW
 from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
 
-MLFLOW = "mlflow"
 _ALSO = {TENSORBOARD: "tensorboardX"}
 _WANTED: dict[str, tuple[type, str]] = {
     "run_name": (str, "a text"),

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import posixpath
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
-from accmt.tracking.tracker import Logged, Status, Unreachable, flat
+from accmt.tracking.segment import Recipient
+from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
+NAME = "mlflow"
 RUN_ARGUMENTS = ("run_name", "tags", "description", "start_time")
 
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
@@ -30,10 +28,19 @@ _LONGEST_PARAMETER = 6000
 _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
 _ADDRESS = re.compile(rf"(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-_PASSES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+_PASSES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "DEADLINE_EXCEEDED")
 _PASSES_ELSEWHERE = (*_PASSES, "INTERNAL_ERROR")  # what MLflow calls a server that is not there
+_PASSES_LATER = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND")
+_DOWN = (500, 502, 503, 504)
+_PASSING = (401, 403, 404, 408, 429, *_DOWN)
+_PATIENCE = (5.0, 10.0)  # seconds, to connect and to answer
 _DESCRIPTION = "mlflow.note.content"
+_TRAINING = "accmt.training"
 _QUIET = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+
+
+_Point = tuple[str, int, str]
+"""A metric, a step, and, where that counts, a value."""
 
 
 class MlflowTracker:
@@ -43,8 +50,9 @@ class MlflowTracker:
         location: A folder (an sqlite store in it, artifacts beside it), an address such as `10.0.0.1:5000`, or a link.
         experiment: The name of the experiment; it is created if it is not there.
         parameters: Logged as parameters of a new run.
-        run_id: A run to continue, from `state()`; if it is not there any more, a new one is made. Values that it
-            already has are not sent again.
+        run_id: A run to continue, from `state()`; if it is not there any more, it is as if it were not given.
+        training: What tells the training from all others. The run has it as a tag, so that it is found and no second
+            one begun, also where the answer to the first attempt was lost.
         run: `run_name`, `tags`, `description`, and `start_time` in milliseconds since 1970.
 
     Raises:
@@ -58,43 +66,64 @@ class MlflowTracker:
         experiment: str,
         parameters: Mapping[str, Any],
         run_id: str | None = None,
+        training: str | None = None,
         **run: Any,
     ) -> None:
         from mlflow import MlflowClient
 
-        uri, artifacts = _store(location)
-        self._passes = _PASSES_ELSEWHERE if is_address(location) else _PASSES
-        with quietly(), _answering(self._passes):
-            self._client = MlflowClient(tracking_uri=uri)
-            continues = run_id is not None and self._continues(run_id)
-            self._run_id = str(run_id) if continues else self._new_run(experiment, artifacts, run)
-            self._sent = _sent(self._client, self._run_id) if continues else {}
-            if not continues:
+        self._uri, artifacts = _store(location)
+        self._passes: tuple[str, ...] = _PASSES_ELSEWHERE if is_address(location) else _PASSES
+        self._training = training
+        self._repeatable: dict[Resumption, Counter[_Point]] = {}
+        with quietly(), self._answering():
+            self._client = MlflowClient(tracking_uri=self._uri)
+            if run_id is not None and self._continues(run_id):
+                self._run_id = run_id
+            else:
+                self._run_id = self._new_run(experiment, artifacts, run)
                 self._log_parameters(parameters)
+        if is_address(location):
+            self._passes += _PASSES_LATER  # it did take us once
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self.log_batch([Logged(values, step, time.time())])
+        self.log_batch([Logged(values, step, int(time.time() * 1000))])
 
     def log_batch(self, batch: Sequence[Logged]) -> None:
-        """Send values of several steps. Those that were sent before, with the same time, are not doubled by MLflow."""
-        metrics = [metric for logged in batch for metric in self._metrics(logged)]
-        with _answering(self._passes):
-            self._client.log_batch(self._run_id, metrics=metrics)
+        """Send values of several steps.
+
+        What was sent before with the same time is not doubled by MLflow. What a training logs again after it was
+        continued is not sent again; where it went back on purpose, only if it is the same.
+        """
+        from mlflow.entities import Metric
+
+        with self._answering():
+            used: dict[Resumption, Counter[_Point]] = {}
+            metrics = []
+            for logged in batch:
+                for name, number in logged.values.items():
+                    value = float(number)
+                    if not self._repeats(logged, metric_name(name), value, used):
+                        metrics.append(Metric(metric_name(name), value, logged.time, logged.step))
+            if metrics:
+                self._client.log_batch(self._run_id, metrics=metrics)
+        for resumption, points in used.items():
+            self._repeatable[resumption].subtract(points)
 
     def log_artifact(self, path: Path) -> None:
-        with _answering(self._passes):
+        with self._answering():
             self._client.log_artifact(self._run_id, str(path))
 
     def log_artifacts(self, folder: Path) -> None:
-        with _answering(self._passes):
+        with self._answering():
             self._client.log_artifacts(self._run_id, str(folder))
 
     def state(self) -> dict[str, Any]:
-        return {"mlflow": self._run_id}
+        return {NAME: self._run_id}
 
-    def close(self, status: Status) -> None:
-        with quietly(), _answering(self._passes):
-            self._client.set_terminated(self._run_id, status)
+    def close(self, status: Status, time: int | None = None) -> None:
+        with quietly(), self._answering():
+            self._client.set_terminated(self._run_id, status, time)
+            self._delete_others(self._client.get_run(self._run_id).info.experiment_id)
 
     def _continues(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -108,29 +137,106 @@ class MlflowTracker:
         return True
 
     def _new_run(self, experiment: str, artifacts: str | None, run: Mapping[str, Any]) -> str:
-        found = self._client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
+        """The run of this training: the one that was begun before, or a new one."""
+        number = self._experiment(experiment, artifacts)
+        found = self._runs(number)
+        if found:
+            self._client.update_run(found[0], status="RUNNING")
+            return found[0]
         arguments = {name: value for name, value in run.items() if name != "description"}
-        if "description" in run:
-            arguments["tags"] = {**(run.get("tags") or {}), _DESCRIPTION: run["description"]}
-        return str(self._client.create_run(number, **arguments).info.run_id)
+        tags = dict(run.get("tags") or {})
+        tags |= {_DESCRIPTION: run["description"]} if "description" in run else {}
+        tags |= {_TRAINING: self._training} if self._training is not None else {}
+        made = str(self._client.create_run(number, **{**arguments, "tags": tags}).info.run_id)
+        self._run_id = min([made, *self._runs(number)])
+        self._delete_others(number)
+        return self._run_id
 
-    def _metrics(self, logged: Logged) -> list[Metric]:
-        from mlflow.entities import Metric
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
 
-        named = {metric_name(name): float(value) for name, value in logged.values.items()}
-        new = {name: value for name, value in named.items() if not self._has(name, logged.step, value)}
-        return [Metric(name, value, int(logged.time * 1000), logged.step) for name, value in new.items()]
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, artifacts))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # an answer was lost, or somebody else was quicker
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id)
+
+    def _runs(self, experiment: str) -> list[str]:
+        """All runs of this training. There is one, but where a server did what it was asked and its answer was lost."""
+        if self._training is None:
+            return []
+        wanted = f"tags.`{_TRAINING}` = '{self._training}'"
+        return sorted(str(run.info.run_id) for run in self._client.search_runs([experiment], wanted))
+
+    def _delete_others(self, experiment: str) -> None:
+        for run_id in self._runs(experiment):
+            if run_id != self._run_id:
+                self._client.delete_run(run_id)
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log those that the run does not have."""
         from mlflow.entities import Param
 
+        there = self._client.get_run(self._run_id).data.params
         named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
-        self._client.log_batch(self._run_id, params=[Param(name, value) for name, value in named.items()])
+        new = [Param(name, value) for name, value in named.items() if name not in there]
+        self._client.log_batch(self._run_id, params=new)
 
-    def _has(self, name: str, step: int, value: float) -> bool:
-        former = self._sent.get((name, step))
-        return former is not None and (former == value or (math.isnan(former) and math.isnan(value)))
+    def _repeats(self, logged: Logged, name: str, value: float, used: dict[Resumption, Counter[_Point]]) -> bool:
+        """Whether a value was sent before the training was continued; `used` counts what was taken for it."""
+        resumption = logged.resumption
+        if resumption is None:
+            return False
+        if resumption not in self._repeatable:
+            self._repeatable[resumption] = self._sent_before(resumption)
+        point = (name, logged.step, repr(value) if resumption.goes_back else "")
+        taken = used.setdefault(resumption, Counter())
+        if taken[point] >= self._repeatable[resumption][point]:
+            return False
+        taken[point] += 1
+        return True
+
+    def _sent_before(self, resumption: Resumption) -> Counter[_Point]:
+        """What the run has that the training logs again, and how often."""
+        points: Counter[_Point] = Counter()
+        for name in self._client.get_run(self._run_id).data.metrics:
+            for point in self._client.get_metric_history(self._run_id, name):
+                if resumption.may_repeat(point.step, point.timestamp):
+                    points[(name, point.step, repr(point.value) if resumption.goes_back else "")] += 1
+        return points
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Tell a store that does not answer now from one that refuses."""
+        from mlflow.exceptions import MlflowException
+        from requests import ConnectionError as NoConnection
+        from requests import HTTPError, Timeout
+
+        try:
+            _look_for(self._uri)
+            yield
+        except MlflowException as error:
+            if error.error_code in self._passes:
+                raise Unreachable(str(error)) from error
+            raise
+        except HTTPError as error:  # of artifacts
+            if error.response is not None and error.response.status_code in _PASSING:
+                raise Unreachable(str(error)) from error
+            raise
+        except (NoConnection, Timeout) as error:
+            raise Unreachable(str(error)) from error
+
+
+def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
+    """The tracker of an outbox: it continues `run`, or the run that this training has, or begins one."""
+    return MlflowTracker(
+        *(recipient.location, recipient.experiment, recipient.parameters, run, recipient.training),
+        **{"start_time": recipient.began, **arguments},
+    )
 
 
 def metric_name(name: str) -> str:
@@ -189,27 +295,33 @@ def sqlite_address(file: Path) -> str:
     return address
 
 
-def _sent(client: MlflowClient, run_id: str) -> dict[tuple[str, int], float]:
-    """(name, step) -> value of all that a run has."""
-    names = client.get_run(run_id).data.metrics
-    return {(name, point.step): point.value for name in names for point in client.get_metric_history(run_id, name)}
+def _look_for(uri: str) -> None:
+    """Ask a server for a sign of life. MLflow itself would go on asking for minutes before it gives up.
 
-
-@contextmanager
-def _answering(passes: Sequence[str]) -> Iterator[None]:
-    """Tell a store that does not answer now, as these codes say, from one that refuses."""
-    from mlflow.exceptions import MlflowException
-    from requests import ConnectionError as NoConnection
-    from requests import Timeout
+    Raises:
+        Unreachable: There is none, or it answers that it cannot work.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests
 
     try:
-        yield
-    except MlflowException as error:
-        if error.error_code in passes:
-            raise Unreachable(str(error)) from error
-        raise
-    except (NoConnection, Timeout) as error:
-        raise Unreachable(str(error)) from error
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_PATIENCE, allow_redirects=False)
+    except requests.exceptions.SSLError:
+        return  # somebody is there; MLflow knows which certificates are good
+    except requests.ConnectionError as error:
+        raise Unreachable(f"no connection to {shown(uri)}") from error
+    except requests.Timeout as error:
+        raise Unreachable(f"{shown(uri)} does not answer within {_PATIENCE[1]:g} seconds") from error
+    except requests.RequestException:
+        return
+    if answer.status_code in _DOWN:
+        raise Unreachable(f"{shown(uri)} answers {answer.status_code} {answer.reason}")
+
+
+def shown(location: str) -> str:
+    """A location as it may be shown: without a password."""
+    return re.sub(r"(?<=//)[^/@]*@", "", location)
 
 
 @contextmanager

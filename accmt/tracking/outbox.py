@@ -6,20 +6,22 @@ deleted. Only the main process of a training has one, under the lock of its fold
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accmt.tracking.entries import Count, Ended, Entry, Logged, to_line
+from accmt.tracking.entries import Count, Ended, Entry, to_line
 from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment
-from accmt.tracking.tracker import Resumption
+from accmt.tracking.tracker import Logged, Resumption
 
 FOLDER = "outbox"
 _LARGE = 1 << 20
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{4,})\.jsonl", re.DOTALL)
+
+_UNUSABLE = (Damaged, InUse, OSError)
 
 Place = tuple[Segment, int]
 """Behind an entry: everything before it in this file comes before it."""
@@ -37,8 +39,10 @@ class Outbox:
         resumption: Where the training is continued now; None if it is not.
 
     Attributes:
+        recipient, resumption: As given.
         run: What the tracker needs to continue the run; None if it has not begun.
         ended: Whether the end of the run was logged.
+        unreadable: How many damaged lines were met.
         problems: What could not be used of what was there, one line each.
     """
 
@@ -46,34 +50,24 @@ class Outbox:
         self.recipient = recipient
         self.run: Any = None
         self.ended = False
+        self.unreadable = 0
         self.problems: list[str] = []
         self._folder = model_path / FOLDER
         self._stem = f"{_plain(recipient.tracker)}-{_plain(recipient.training)[:12]}"
-        self._resumption = resumption
+        self.resumption = resumption
         self._segments: list[Segment] = []
-        self._current: Segment | None = None
         self._reading, self._position = 0, 0
         self.reopen()
-
-    @classmethod
-    def left_in(cls, model_path: Path) -> tuple[list[Outbox], list[str]]:
-        """The outboxes that lie in a folder, and what could not be read, one line each."""
-        headers: dict[tuple[str, str, str], Header] = {}
-        problems = []
-        for path in _files(model_path / FOLDER):
-            try:
-                segment = Segment.open(path)
-            except (Damaged, InUse, OSError) as error:
-                problems.append(str(error))
-                continue
-            headers[segment.header.recipient.identity] = segment.header
-            segment.close()
-        return [cls(model_path, header.recipient, header.resumption) for header in headers.values()], problems
 
     @property
     def is_taken_up(self) -> bool:
         """Whether there was nothing before, or something was added since."""
-        return self._current is not None or not self._segments
+        return not self._segments or self._continues_last
+
+    @property
+    def modified(self) -> int | None:
+        """When something was written to it before it was opened, in milliseconds since 1970; None if it is new."""
+        return max((segment.modified for segment in self._segments), default=None)
 
     @property
     def unread(self) -> int:
@@ -89,30 +83,32 @@ class Outbox:
             OSError: It could not be written; nothing has changed.
         """
         line = to_line(entry)
-        if self._current is None or self._current.end > _LARGE:
-            self._current = self._new_segment()
-        place = self._current.add(line)
+        last = self._segments[-1] if self._continues_last else None
+        if last is None or last.end - last.start > _LARGE:
+            last = self._new_segment()
+        place = last.add(line)
         self.ended = self.ended or isinstance(entry, Ended)
-        return self._current, place
+        return last, place
 
     def read(self) -> list[tuple[Entry, Place]]:
-        """The next entries that wait, some of them; none if all were read. What is damaged is in `unreadable`."""
+        """The next entries that wait, some of them; none if all were read. Damaged lines are counted."""
         while self._reading < len(self._segments):
-            segment = self._segments[self._reading]
+            segment, index = self._segments[self._reading], self._reading
             found, self._position = segment.read(self._position)
-            entries = [(entry, (segment, end)) for entry, end in found if entry is not None]
-            waiting = [(entry, place) for entry, place in entries if not self._is_void(entry, self._reading)]
-            if self._position == segment.end and segment is not self._segments[-1]:
+            is_last, at_end = segment is self._segments[-1], self._position == segment.end
+            if at_end and not is_last:
                 self._reading += 1
                 self._position = self._segments[self._reading].sent
-            elif not found:
-                return []
-            if waiting:
+            self.unreadable += sum(entry is None for entry, _ in found)
+            entries = [(entry, (segment, end)) for entry, end in found if entry is not None]
+            if waiting := [(entry, place) for entry, place in entries if not self._is_void(entry, index)]:
                 return waiting
+            if at_end and is_last:
+                return []
         return []
 
     def settle(self, place: Place) -> None:
-        """Everything up to this place was sent, or given up.
+        """Everything up to this place, which was read, was sent or given up.
 
         Raises:
             OSError: That could not be written down: some of it may be sent again by a later process.
@@ -128,7 +124,7 @@ class Outbox:
         self.run = run
         if self._segments:
             with suppress(OSError):
-                self._segments[-1].add_run(run)
+                self._segments[-1].begun(run)
 
     def left(self) -> Count:
         """How much waits."""
@@ -138,9 +134,7 @@ class Outbox:
             while position < segment.end:
                 entries, position = segment.read(position)
                 for entry, _ in entries:
-                    if entry is None:
-                        count.unreadable += 1
-                    elif not self._is_void(entry, index):
+                    if entry is not None and not self._is_void(entry, index):
                         count.add(entry)
         return count
 
@@ -149,17 +143,18 @@ class Outbox:
         for path in _files(self._folder, self._stem):
             try:
                 segment = Segment.open(path)
-            except (Damaged, InUse, OSError) as error:
+            except _UNUSABLE as error:
                 self.problems.append(str(error))
                 continue
             if segment.header.recipient.identity != self.recipient.identity:
                 segment.close()
                 continue
+            if not self._segments:
+                self.recipient = replace(self.recipient, began=segment.header.recipient.began)
             self._segments.append(segment)
             self.run = segment.run if segment.run is not None else self.run
             self.ended = segment.ended
-        if self._segments and self._segments[-1].header.resumption != self._resumption:
-            self.ended = False
+        self.ended = self.ended and self._continues_last
         self._position = self._segments[0].sent if self._segments else 0
 
     def release(self) -> None:
@@ -167,21 +162,29 @@ class Outbox:
         for segment in self._segments:
             with suppress(OSError):
                 segment.flush()
-            segment.close()
-        self._segments, self._current, self._reading = [], None, 0
+        self._close()
 
     def remove(self) -> None:
         """Delete the files: nothing waits any more."""
         for segment in self._segments:
             with suppress(OSError):
-                segment.remove()
-        self.release()
+                segment.path.unlink()
+        self._close()
         with suppress(OSError):
             self._folder.rmdir()
 
+    def _close(self) -> None:
+        for segment in self._segments:
+            segment.close()
+        self._segments, self._reading = [], 0
+
+    @property
+    def _continues_last(self) -> bool:
+        return bool(self._segments) and self._segments[-1].header.resumption == self.resumption
+
     def _new_segment(self) -> Segment:
         self._folder.mkdir(parents=True, exist_ok=True)
-        header = Header(self.recipient, self._resumption, self.run, self.ended)
+        header = Header(self.recipient, self.resumption, self.run, self.ended)
         numbers = [_number(path) for path in _files(self._folder, self._stem)]
         number = max(numbers, default=0) + 1
         segment = Segment.create(self._folder / f"{self._stem}-{number:04d}.jsonl", header)
@@ -199,9 +202,35 @@ class Outbox:
         return isinstance(entry, Ended) and bool(later)
 
 
+def outboxes_in(model_path: Path) -> tuple[list[Outbox], list[str]]:
+    """The outboxes that lie in a folder, open, and what cannot be used of them, one line each."""
+    headers: dict[tuple[str, str, str], list[Header]] = {}
+    problems = []
+    for path in _files(model_path / FOLDER):
+        try:
+            segment = Segment.open(path)
+        except _UNUSABLE as error:
+            problems.append(str(error))
+            continue
+        headers.setdefault(segment.header.recipient.identity, []).append(segment.header)
+        segment.close()
+    return [Outbox(model_path, found[-1].recipient, found[-1].resumption) for found in headers.values()], problems
+
+
+def waiting_in(model_path: Path) -> tuple[dict[tuple[str, str, str], Count], list[str]]:
+    """What waits in a folder, by recipient, and what cannot be used, one line each."""
+    outboxes, problems = outboxes_in(model_path)
+    waiting = {outbox.recipient.identity: outbox.left() for outbox in outboxes}
+    for outbox in outboxes:
+        outbox.release()
+    return waiting, problems
+
+
 def _files(folder: Path, stem: str | None = None) -> Iterator[Path]:
     """The files of outboxes in a folder, in the order in which they were begun."""
-    found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    found: list[Path] = []
+    with suppress(OSError):
+        found = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
     matches = {path: match for path in found if (match := _NAME.fullmatch(path.name))}
     wanted = [path for path, match in matches.items() if stem is None or match["stem"] == stem]
     yield from sorted(wanted, key=lambda path: (matches[path]["stem"], int(matches[path]["number"])))

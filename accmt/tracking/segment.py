@@ -108,9 +108,11 @@ class Segment:
         start: Where what was logged begins, in bytes.
         sent: Everything before this is sent.
         end: Behind the last complete line.
+        modified: When it was written to before it was opened, in milliseconds since 1970.
     """
 
     def __init__(self, path: Path, file: int, header: Header, start: int) -> None:
+        self.modified = os.fstat(file).st_mtime_ns // 1_000_000
         self.path = path
         self.header = header
         self.run, self.ended = header.run, header.ended
@@ -156,7 +158,8 @@ class Segment:
                 raise Damaged(f"{path} is damaged: {error}") from None
             segment = cls(path, file, header, start)
             segment._look_through(lines)
-            os.ftruncate(file, segment.end)
+            if segment.end < os.fstat(file).st_size:
+                os.ftruncate(file, segment.end)
         except BaseException:
             os.close(file)
             raise
@@ -179,7 +182,10 @@ class Segment:
         return self.end
 
     def read(self, position: int) -> tuple[list[tuple[Entry | None, int]], int]:
-        """Entries from a place on, a few, each with the place behind it, and where to go on; None for a damaged line."""
+        """The next entries from a place on, each with the place behind it, and where to go on.
+
+        A damaged line is None.
+        """
         entries: list[tuple[Entry | None, int]] = []
         place = position
         for line, place in _lines(self._file, position, self.end):
@@ -204,6 +210,15 @@ class Segment:
         """
         self.sent = position
         self.add(json.dumps({"sent": position}).encode() + b"\n")
+
+    def begun(self, run: Any) -> None:
+        """Write down what is needed to continue the run.
+
+        Raises:
+            OSError: That could not be written.
+        """
+        self.run = run
+        self.add(json.dumps({"run": run}).encode() + b"\n")
 
     def flush(self) -> None:
         """Put it on the disk, against a power cut."""

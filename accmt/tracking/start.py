@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
-from accmt.tracking import mlflow
-from accmt.tracking.accelerate import FOLDER, TENSORBOARD, AccelerateTracker, TensorBoardTracker
+from accmt.tracking import accelerate, mlflow
 from accmt.tracking.background import BackgroundTracker, MultiTracker
-from accmt.tracking.choice import MLFLOW
-from accmt.tracking.tracker import Beginning, NoTracker, Tracker
+from accmt.tracking.mlflow import NAME as MLFLOW
+from accmt.tracking.outbox import Outbox, waiting_in
+from accmt.tracking.segment import Recipient
+from accmt.tracking.tracker import Beginning, NoTracker, Resumption, Tracker, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a checkpoint knows of a tracker: see `BackgroundTracker.state`."""
+
+    training: str
+    until: int
+    run: Any
 
 
 def start_trackers(
-    trackers: Mapping[str, Mapping[str, Any]], beginning: Beginning, warn: Callable[[str], None]
+    trackers: Mapping[str, Mapping[str, Any]], beginning: Beginning, model_path: Path, warn: Callable[[str], None]
 ) -> Tracker:
-    """Begin a run in every tracker, or continue the former one.
+    """Begin a run in every tracker, or continue the former one, also with what still waits for it.
 
     Args:
         trackers: Tracker -> the arguments of its run.
         beginning: What they are told.
+        model_path: The folder of the training, for their outboxes.
         warn: Takes a warning.
 
     Raises:
         ConfigError: A tracker refuses a new training. One that is continued goes on without that tracker.
     """
     started: list[BackgroundTracker] = []
-    for name, arguments in trackers.items():
-        former = {name: beginning.former[name]} if name in beginning.former else {}
-        tracker = BackgroundTracker(name, _maker(name, arguments, beginning), warn, former)
+    later = f"accmt sync {shlex.quote(str(model_path))}"
+    waiting, problems = waiting_in(model_path)
+    outboxes = {name: _outbox(name, arguments, beginning, model_path) for name, arguments in trackers.items()}
+    own = {outbox.recipient.identity for outbox in outboxes.values()}
+    for (name, _, _), left in {identity: left for identity, left in waiting.items() if identity not in own}.items():
+        if left.values or left.files:
+            warn(f"{name}: {left} of an earlier run still wait to be sent; when this training is over: {later}")
+    for problem in problems:
+        warn(problem)
+    for name, outbox in outboxes.items():
+        make = _maker(outbox, trackers[name], beginning.step)
+        tracker = BackgroundTracker(name, make, warn, outbox, later=later)
         try:
             tracker.start(may_be_late=name == MLFLOW and mlflow.is_address(beginning.location))
         except Exception as error:
@@ -45,14 +70,43 @@ def start_trackers(
     return MultiTracker(started) if len(started) > 1 else started[0] if started else NoTracker()
 
 
-def _maker(name: str, arguments: Mapping[str, Any], beginning: Beginning) -> Callable[[], Tracker]:
-    if name == MLFLOW:
+def _outbox(name: str, arguments: Mapping[str, Any], beginning: Beginning, model_path: Path) -> Outbox:
+    """The outbox of a new training, or of the one that is continued."""
+    now = int(time.time() * 1000)
+    known = beginning.former.get(name)
+    former = Former(uuid.uuid4().hex, now, None) if known is None else Former(**known)
+    resumption = None
+    if known is not None and beginning.step is not None:
+        resumption = Resumption(beginning.step, former.until, max(now, former.until), beginning.goes_back)
+    location = _location(name, beginning.location)
+    recipient = Recipient(
+        *(name, former.training, location, beginning.experiment, plain(beginning.parameters)),
+        arguments=_written(name, arguments),
+        began=now,
+    )
+    outbox = Outbox(model_path, recipient, resumption)
+    outbox.run = former.run if outbox.run is None else outbox.run
+    return outbox
+
+
+def _location(name: str, location: str) -> str:
+    if mlflow.is_address(location):
+        return location if name == MLFLOW else str(Path(accelerate.FOLDER).absolute())
+    return str(Path(location).absolute())
+
+
+def _written(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The arguments of a run as JSON, None if that cannot be."""
+    try:
+        written: dict[str, Any] = json.loads(json.dumps(arguments, default=str if name == MLFLOW else None))
+    except (TypeError, ValueError):
+        return None
+    return written
+
+
+def _maker(outbox: Outbox, arguments: Mapping[str, Any], step: int | None) -> Callable[[], Tracker]:
+    recipient, run = outbox.recipient, outbox.run
+    if recipient.tracker == MLFLOW:
         mlflow.load()
-        return lambda: mlflow.MlflowTracker(
-            *(beginning.location, beginning.experiment, beginning.parameters, beginning.former.get(MLFLOW)), **arguments
-        )
-    if mlflow.is_address(beginning.location):
-        beginning = replace(beginning, location=FOLDER)
-    if name == TENSORBOARD:
-        return partial(TensorBoardTracker, beginning, arguments)
-    return partial(AccelerateTracker, name, beginning, arguments)
+        return partial(mlflow.tracker_for, recipient, arguments, run)
+    return partial(accelerate.tracker_for, recipient, arguments, run, step)

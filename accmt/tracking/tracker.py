@@ -140,3 +140,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         pairs |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return pairs
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The same, of values that every tracker takes: what is no number becomes a text."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in flat(values).items()
+    }

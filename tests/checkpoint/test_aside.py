@@ -26,6 +26,13 @@ def test_nothing_is_put_aside_where_nothing_was_left(tmp_path):
     assert names(tmp_path) == ["checkpoints", "history.jsonl"]
 
 
+def test_what_is_no_checkpoint_is_not_taken_for_an_earlier_training(tmp_path):
+    (tmp_path / "checkpoints" / "lost+found").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    assert put_aside(tmp_path, []) is None
+    assert names(tmp_path / "checkpoints") == ["lost+found", "notes.txt"]
+
+
 def test_everything_is_moved(tmp_path):
     leave(tmp_path, *JOURNALS)
     (tmp_path / "best").mkdir()

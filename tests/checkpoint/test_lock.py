@@ -167,3 +167,14 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
         f"{tmp_path} cannot be locked (No locks available): see to it that no other training works in it"
     )
     lock.release()
+
+
+def test_what_a_link_leads_to_is_not_overwritten(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match=r"its \.lock is a link, and must be a file") as caught:
+        Lock(folder).acquire()
+    assert caught.value.errno == errno.ELOOP
+    assert (tmp_path / "mine").read_text() == "mine"

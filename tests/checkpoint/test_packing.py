@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 
-from accmt.checkpoint.files import read_json, read_tensors, write_json, write_tensors
+from accmt.checkpoint.files import read_tensors, write_tensors
+from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.packing import pack, unpack
 
 

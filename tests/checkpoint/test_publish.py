@@ -349,6 +349,13 @@ def test_manifest_that_is_not_text(tmp_path):
     assert publish.problem_of(target) == "its MANIFEST.json cannot be read: UnicodeDecodeError"
 
 
+def test_a_manifest_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+    target = publish_one(tmp_path / "best")
+    os.truncate(target / publish.MANIFEST, 2**40)
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: pytest.fail(f"{path.name} was read"))
+    assert publish.problem_of(target) == "its MANIFEST.json is too long to be one"
+
+
 def test_unreadable_disk_is_a_problem_and_not_a_crash(tmp_path, monkeypatch):
     target = publish_one(tmp_path / "best")
 

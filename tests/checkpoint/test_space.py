@@ -43,3 +43,21 @@ def test_a_training_says_so_before_it_writes(trainer, regression, data, monkeypa
         training.fit(regression(), data(20))
     assert [checkpoint.step for checkpoint in Checkpoints(training.model_path).all()] == [2]
     assert sorted(path.name for path in (training.model_path / "checkpoints").iterdir()) == ["checkpoint-0001-step-2"]
+
+
+def test_neither_is_a_model_begun(trainer, regression, data, monkeypatch, capsys):
+    """The model that a rule saved before stays until there is room for another."""
+    real, calls = shutil.disk_usage, []
+
+    def usage(folder):
+        calls.append(folder)
+        return Usage(100, 90, 10) if len(calls) == 2 else real(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    training = trainer(epochs=3, enable_checkpointing=False)
+    training.fit(regression(), data(20), data(8))
+    assert [verdict.outcome.value for d in training.decisions for verdict in d.verdicts] == ["saved", "failed", "saved"]
+    assert (
+        "best_valid_loss could not be saved at step 10: OSError: [Errno 28] 0.0 MiB are needed"
+        in capsys.readouterr().out
+    )

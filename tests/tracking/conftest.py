@@ -16,6 +16,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from accmt.tracking.outbox import Outbox
+from accmt.tracking.segment import Recipient
+
 
 @pytest.fixture(scope="session")
 def mlflow():
@@ -108,7 +111,7 @@ class Recorder:
     def state(self):
         return {"recorder": "run 1"}
 
-    def close(self, status):
+    def close(self, status, time=None):
         self._take(("close", status))
 
     def _take(self, call):
@@ -138,3 +141,14 @@ def recorder():
 @pytest.fixture
 def batch_recorder():
     return BatchRecorder()
+
+
+@pytest.fixture
+def outbox_for(tmp_path):
+    """The name of a tracker -> its outbox below `tmp_path / "model"`, empty."""
+
+    def make(tracker, training="training-1", resumption=None):
+        recipient = Recipient(tracker, training, "elsewhere", "experiment", {"lr": 0.1}, {}, began=1_000)
+        return Outbox(tmp_path / "model", recipient, resumption)
+
+    return make

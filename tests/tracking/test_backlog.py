@@ -1,142 +1,149 @@
-"""What waits for a tracker: in order, bounded, and counted where it is lost."""
+"""What waits for a tracker: in order, taken together, and counted where it is lost."""
 
 import threading
 from pathlib import Path
 
 import pytest
 
-from accmt.tracking.backlog import Backlog, Count, File, merged
+from accmt.tracking.backlog import Backlog
+from accmt.tracking.entries import Count, Ended, File, merged
 from accmt.tracking.tracker import Logged
 
 
 def logged(step, **values):
-    return Logged(values or {"loss": 1.0}, step, 0.0)
+    return Logged(values or {"loss": 1.0}, step, step)
 
 
-def filled(*entries, most=100):
-    backlog = Backlog(most, 0.0)
-    for entry in entries:
-        backlog.put(entry)
-    return backlog
+def file(name="a", time=0):
+    return File(Path(name), False, time)
 
 
-def file(name="a"):
-    return File(Path(name), is_folder=False)
+@pytest.fixture
+def filled(outbox_for):
+    """Entries -> a backlog of them."""
+
+    def fill(*entries, interval=0.0):
+        backlog = Backlog(outbox_for("mine"), 100, interval)
+        for entry in entries:
+            backlog.put(entry)
+        return backlog
+
+    return fill
 
 
-def test_values_go_together_and_files_alone_all_in_order():
-    first, second = file(), file()
-    backlog = filled(logged(1), logged(2), first, second, logged(3))
+def taken(backlog, merging=False):
+    """All that is in a backlog, as it is taken."""
+    jobs = []
     backlog.close()
-    taken = []
-    while job := backlog.take(merging=False):
-        taken.append(job)
-        backlog.settle(1 if isinstance(job, File) else len(job), lost=False)
-    assert taken == [[logged(1), logged(2)], first, second, [logged(3)]]
-    assert first.done.is_set()
-    assert str(backlog.drop()) == ""
+    while job := backlog.take(merging=merging):
+        jobs.append(job)
+        backlog.settle(1 if isinstance(job, File | Ended) else len(job), backlog.sent)
+    return jobs
 
 
-def test_a_batch_has_an_end():
-    backlog = filled(*(logged(step, **{f"v{n}": 1.0 for n in range(100)}) for step in range(15)), most=2000)
-    sizes = []
-    backlog.close()
-    while job := backlog.take(merging=False):
-        sizes.append(len(job))
-        backlog.settle(len(job), lost=False)
-    assert sizes == [10, 5]
+def test_values_go_together_and_the_rest_alone_all_in_order(filled):
+    end = Ended("FINISHED", 9)
+    backlog = filled(logged(1), logged(2), file("a"), file("b"), logged(3), end)
+    assert taken(backlog) == [[logged(1), logged(2)], file("a"), file("b"), [logged(3)], end]
+    assert str(backlog.sent) == "3 values (steps 1 to 3), 2 artifacts, the status FINISHED"
+    assert str(backlog.leave()) == ""
 
 
-def test_an_entry_that_is_larger_than_a_batch_goes_alone():
+def test_a_batch_has_an_end(filled):
+    backlog = filled(*(logged(step, **{f"v{n}": 1.0 for n in range(100)}) for step in range(15)))
+    assert [len(job) for job in taken(backlog)] == [10, 5]
+
+
+def test_an_entry_that_is_larger_than_a_batch_goes_alone(filled):
     large = logged(2, **{f"v{n}": 1.0 for n in range(1500)})
-    backlog = filled(logged(1), large, logged(3), most=2000)
+    assert taken(filled(logged(1), large, logged(3))) == [[logged(1)], [large], [logged(3)]]
+
+
+def test_merged_entries_are_settled_as_one(filled):
+    backlog = filled(logged(1, a=1.0), logged(1, b=2.0), logged(2, a=3.0))
     backlog.close()
-    for expected in ([logged(1)], [large], [logged(3)]):
-        assert backlog.take(merging=False) == expected
-        backlog.settle(1, lost=False)
+    assert [entry.values for entry in backlog.take(merging=True)] == [{"a": 1.0, "b": 2.0}, {"a": 3.0}]
+    backlog.settle(1, backlog.sent)
+    assert str(backlog.sent) == "2 values (step 1)"
+    assert str(backlog.leave()) == "1 value (step 2)", "both that were merged are sent, and the next is not"
 
 
-def test_the_oldest_values_are_left_out_and_files_are_not():
-    kept = file()
-    backlog = filled(logged(1), kept, logged(2), most=2)
-    assert not backlog.put(logged(3))
-    assert not backlog.put(logged(4))
-    assert backlog.take(merging=False) is kept
-    backlog.settle(1, lost=False)
-    assert backlog.take(merging=False) == [logged(3), logged(4)]
-    backlog.settle(2, lost=False)
-    assert str(backlog.drop()) == "2 values (steps 1 to 2)"
-
-
-def test_what_is_in_hand_counts_as_lost_when_it_is_abandoned():
-    waiting = file()
-    backlog = filled(logged(1, a=1.0, b=2.0), logged(2))
+def test_who_waits_for_a_file_is_told_when_it_is_sent_or_given_up(filled):
+    backlog = filled()
+    first, second = backlog.put(file("a")), backlog.put(file("b"))
     backlog.take(merging=False)
-    backlog.put(waiting)
+    assert not first.is_set()
+    backlog.settle(1, backlog.sent)
+    assert first.is_set()
+    assert not second.is_set()
     backlog.abandon()
-    backlog.settle(2, lost=True)
-    assert waiting.done.is_set()
-    assert backlog.put(logged(5))
-    assert not backlog.take(merging=False)
-    assert str(backlog.drop()) == "4 values (steps 1 to 5), 1 artifact"
-    assert str(backlog.drop()) == ""
+    assert second.is_set()
+    assert str(backlog.leave()) == "1 artifact"
 
 
-def test_take_waits_for_something():
-    backlog, taken = Backlog(10, 0.0), []
-    thread = threading.Thread(target=lambda: taken.append(backlog.take(merging=False)))
-    thread.start()
-    backlog.put(logged(1))
-    thread.join(30)
-    assert taken == [[logged(1)]]
-
-
-def test_values_gather_until_the_backlog_is_closed():
-    backlog, taken = Backlog(10, 3600.0), []
-    backlog.put(logged(1))
+def test_what_is_in_hand_when_it_is_abandoned_waits_on(filled):
+    backlog = filled(logged(1), logged(2))
     backlog.take(merging=False)
-    backlog.settle(1, lost=False)
-    thread = threading.Thread(target=lambda: taken.append(backlog.take(merging=False)))
-    thread.start()
-    for step in (2, 3, 4):
-        backlog.put(logged(step))
-    backlog.close()
-    thread.join(30)
-    assert taken == [[logged(2), logged(3), logged(4)]]
+    backlog.abandon()
+    backlog.settle(2, backlog.sent)
+    assert backlog.take(merging=False) == ()
+    assert (str(backlog.leave()), str(backlog.sent)) == ("2 values (steps 1 to 2)", "")
 
 
-def test_a_file_does_not_wait_for_values_to_gather():
-    backlog, taken = Backlog(10, 3600.0), []
-    backlog.put(logged(1))
+def test_what_is_lost_does_not_wait(filled):
+    backlog = filled(logged(1), logged(2))
     backlog.take(merging=False)
-    backlog.settle(1, lost=False)
-    thread = threading.Thread(target=lambda: taken.append(backlog.take(merging=False)))
+    backlog.settle(1, backlog.lost)
+    assert (str(backlog.leave()), str(backlog.lost)) == ("1 value (step 2)", "1 value (step 1)")
+
+
+def test_a_pause_ends_when_the_backlog_is_closed(filled):
+    backlog = filled()
+    timer = threading.Timer(0.05, backlog.close)
+    timer.start()
+    assert backlog.pause(600.0), "there is one more attempt"
+    assert not backlog.pause(600.0), "and no other"
+    timer.join()
+
+
+@pytest.mark.parametrize("urgent", ["close", "file", "many"])
+def test_what_gathers_goes_along_until_it_is_urgent(filled, urgent):
+    backlog = filled(logged(0), interval=3600.0)
+    assert backlog.take(merging=False) == [logged(0)]
+    backlog.settle(1, backlog.sent)
+    jobs = []
+    thread = threading.Thread(target=lambda: jobs.append(backlog.take(merging=False)))
     thread.start()
+    backlog.put(logged(1))
     backlog.put(logged(2))
-    backlog.put(file())
+    if urgent == "close":
+        backlog.close()
+    elif urgent == "file":
+        backlog.put(file())
+    else:
+        for step in range(3, 1003):
+            backlog.put(logged(step))
     thread.join(30)
-    assert taken == [[logged(2)]]
+    assert jobs[0][:2] == [logged(1), logged(2)]
 
 
-def test_pauses_end_with_the_backlog():
-    backlog = Backlog(10, 0.0)
-    assert backlog.pause(0.0)
-    outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(backlog.pause(3600.0)))
+def test_an_idle_thread_wakes_for_the_first_value(filled):
+    backlog = filled(interval=3600.0)
+    jobs = []
+    thread = threading.Thread(target=lambda: jobs.append(backlog.take(merging=False)))
     thread.start()
-    backlog.close()
+    backlog.put(logged(1))
     thread.join(30)
-    assert outcome in ([True], [False])  # closed during the pause, or before it
-    assert not backlog.pause(3600.0)
+    assert jobs == [[logged(1)]]
 
 
-def test_values_of_one_step_are_merged_unless_a_name_comes_twice():
+def test_merging_keeps_what_would_be_overwritten():
     entries = [logged(1, a=1.0), logged(1, b=2.0), logged(1, a=3.0), logged(2, c=4.0), logged(1, d=5.0)]
-    assert [(entry.step, entry.values) for entry in merged(entries)] == [
-        (1, {"a": 1.0, "b": 2.0}),
-        (1, {"a": 3.0}),
-        (2, {"c": 4.0}),
-        (1, {"d": 5.0}),
+    assert [(entry.step, entry.values, count) for entry, count in merged(entries)] == [
+        (1, {"a": 1.0, "b": 2.0}, 2),
+        (1, {"a": 3.0}, 1),
+        (2, {"c": 4.0}, 1),
+        (1, {"d": 5.0}, 1),
     ]
 
 
@@ -149,6 +156,7 @@ def test_values_of_one_step_are_merged_unless_a_name_comes_twice():
         ([logged(9), logged(3)], "2 values (steps 3 to 9)"),
         ([file(), file("b")], "2 artifacts"),
         ([logged(3), file()], "1 value (step 3), 1 artifact"),
+        ([Ended("KILLED", 0)], "the status KILLED"),
         ([logged(step) for step in range(1200)], "1,200 values (steps 0 to 1199)"),
     ],
 )
@@ -157,3 +165,4 @@ def test_counts_read_well(entries, text):
     for entry in entries:
         count.add(entry)
     assert str(count) == text
+    assert bool(count) == bool(entries)

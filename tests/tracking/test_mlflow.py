@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accmt.tracking.mlflow import RUN_ARGUMENTS, MlflowTracker, metric_name, original_name
-from accmt.tracking.tracker import Logged, Unreachable
+from accmt.tracking.tracker import Logged, Resumption, Unreachable
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -95,6 +95,8 @@ def test_status(store, client, status):
     tracker = MlflowTracker(str(store), "statuses", {})
     tracker.close(status)
     assert client.get_run(run_of(tracker)).info.status == status
+    tracker.close(status, 1_234_567_000)
+    assert client.get_run(run_of(tracker)).info.end_time == 1_234_567_000
 
 
 def test_many_and_long_parameters(store, client):
@@ -108,21 +110,108 @@ def test_many_and_long_parameters(store, client):
     tracker.close("FINISHED")
 
 
-def test_a_run_is_continued_without_duplicates(store, client):
+def sent(tracker, steps, shift=0, resumption=None, time=1_000):
+    """Send values of steps: `loss` follows from the step, and `elapsed` does not."""
+    tracker.log_batch(
+        [
+            Logged({"loss": 1 / step, "nan": math.nan, "elapsed": step + shift}, step, time + step, resumption)
+            for step in steps
+        ]
+    )
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_a_run_is_continued_without_duplicates(store, client, goes_back):
+    """Unless somebody went back on purpose: then values that differ are those of another course."""
     first = MlflowTracker(str(store), "continued", {"lr": 1})
-    for step in (1, 2, 3):
-        first.log({"loss": 1 / step, "nan": math.nan, "elapsed": step}, step)
+    sent(first, (1, 2, 3))
     first.close("FAILED")
     second = MlflowTracker(str(store), "continued", {"lr": 1}, run_of(first), run_name="ignored")
     assert run_of(second) == run_of(first)
     assert client.get_run(run_of(first)).info.status == "RUNNING"
-    for step in (2, 3, 4):  # resumed from a checkpoint at step 1
-        second.log({"loss": 1 / step, "nan": math.nan, "elapsed": step + 10}, step)
+    resumption = Resumption(1, 1_001, 2_000, goes_back)
+    sent(second, (2, 3, 4), 10, resumption, 3_000)
+    sent(second, (5,), 10, resumption, 3_000)
     second.close("FINISHED")
-    assert points(client, run_of(first), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
-    assert [step for step, _ in points(client, run_of(first), "nan")] == [1, 2, 3, 4]
-    assert [step for step, _ in points(client, run_of(first), "elapsed")] == [1, 2, 3, 2, 3, 4]
+    assert points(client, run_of(first), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4), (5, 1 / 5)]
+    assert [step for step, _ in points(client, run_of(first), "nan")] == [1, 2, 3, 4, 5]
+    elapsed = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0)]
+    both = [*elapsed[:3], (2, 12.0), (3, 13.0), *elapsed[3:]]
+    assert points(client, run_of(first), "elapsed") == (both if goes_back else elapsed)
     assert client.get_run(run_of(first)).info.status == "FINISHED"
+
+
+def test_only_what_is_logged_again_is_taken_for_it(store, client):
+    """A step that is named again and again, as by who counts epochs, loses none of its later values."""
+    first = MlflowTracker(str(store), "again and again", {})
+    for time in (1, 2, 3, 4):
+        first.log_batch([Logged({"loss": float(time)}, 0, time)])
+    second = MlflowTracker(str(store), "again and again", {}, run_of(first))
+    resumption = Resumption(10, 2, 5)  # two of the four came after the checkpoint
+    for time in (6, 7, 8, 9):
+        second.log_batch([Logged({"loss": float(time)}, 0, time, resumption)])
+    assert sorted(value for _, value in points(client, run_of(first), "loss")) == [1, 2, 3, 4, 8, 9]
+    third = MlflowTracker(str(store), "again and again", {}, run_of(first))
+    third.log_batch([Logged({"loss": 9.0}, 0, 9, resumption), Logged({"loss": 3.0}, 0, 3)])
+    assert len(points(client, run_of(first), "loss")) == 6, "what a process sent and did not note is not doubled either"
+
+
+def test_a_batch_that_fails_is_not_taken_for_sent(store, client, mlflow, monkeypatch):
+    first = MlflowTracker(str(store), "fails between", {})
+    sent(first, (1, 2))
+    second = MlflowTracker(str(store), "fails between", {}, run_of(first))
+    resumption = Resumption(1, 1_001, 2_000)
+    with monkeypatch.context() as patched:
+        down = mlflow.exceptions.MlflowException("down", mlflow.protos.databricks_pb2.TEMPORARILY_UNAVAILABLE)
+        patched.setattr(mlflow.MlflowClient, "log_batch", raising(down))
+        for _ in range(3):
+            with pytest.raises(Unreachable):
+                sent(second, (2, 3), 10, resumption, 3_000)
+    sent(second, (2, 3), 10, resumption, 3_000)
+    assert points(client, run_of(first), "elapsed") == [(1, 1.0), (2, 2.0), (3, 13.0)]
+
+
+def test_a_training_has_one_run(store, client):
+    """Also where it does not know of it: the answer was lost, or the process that made it was killed."""
+    first = MlflowTracker(str(store), "one run", {"lr": 1, "b": 2}, training="t1", run_name="first")
+    assert client.get_run(run_of(first)).data.tags["accmt.training"] == "t1"
+    first.close("FAILED")
+    again = MlflowTracker(str(store), "one run", {"lr": 5, "c": 3}, training="t1", run_name="second")
+    assert run_of(again) == run_of(first)
+    run = client.get_run(run_of(first))
+    assert (run.info.status, run.info.run_name) == ("RUNNING", "first")
+    assert run.data.params == {"lr": "1", "b": "2", "c": "3"}
+    assert run_of(MlflowTracker(str(store), "one run", {}, training="t2")) != run_of(first)
+
+
+def test_a_request_that_was_done_twice_leaves_one_run(store, client, mlflow, monkeypatch):
+    """A server that does what it was asked after who asked has given up."""
+    create = mlflow.MlflowClient.create_run
+
+    def twice(self, *arguments, **keywords):
+        create(self, *arguments, **keywords)
+        return create(self, *arguments, **keywords)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", twice)
+    tracker = MlflowTracker(str(store), "twice", {}, training="t")
+    monkeypatch.undo()
+    experiment = client.get_experiment_by_name("twice").experiment_id
+    assert [run.info.run_id for run in client.search_runs([experiment])] == [run_of(tracker)]
+    create(client, experiment, tags={"accmt.training": "t"})  # comes later still
+    tracker.close("FINISHED")
+    [run] = client.search_runs([experiment])
+    assert (run.info.run_id, run.info.status) == (run_of(tracker), "FINISHED")
+
+
+def test_an_experiment_that_somebody_else_makes_at_the_same_time(store, client, mlflow, monkeypatch):
+    client.create_experiment("at the same time")
+    found = [None]
+    get = mlflow.MlflowClient.get_experiment_by_name
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "get_experiment_by_name", lambda self, name: found.pop() if found else get(self, name)
+    )
+    tracker = MlflowTracker(str(store), "at the same time", {})
+    assert client.get_run(run_of(tracker)).info.status == "RUNNING"
 
 
 def test_a_run_that_is_gone_is_made_anew(store, client):
@@ -184,14 +273,14 @@ def test_a_connection_that_breaks_is_an_outage(store, mlflow, monkeypatch, tmp_p
 def test_a_batch_that_is_sent_twice_is_there_once(store, client):
     """As when the answer to the first attempt is lost."""
     tracker = MlflowTracker(str(store), "batches", {})
-    batch = [Logged({"loss": 1 / step, "nan": math.nan}, step, 1_000_000.5 + step) for step in (1, 2, 3)]
+    batch = [Logged({"loss": 1 / step, "nan": math.nan}, step, 1_000_000_500 + step) for step in (1, 2, 3)]
     tracker.log_batch(batch)
     tracker.log_batch(batch)
     found = client.get_metric_history(run_of(tracker), "loss")
     assert [(point.step, point.value, point.timestamp) for point in found] == [
-        (1, 1.0, 1_000_001_500),
-        (2, 1 / 2, 1_000_002_500),
-        (3, 1 / 3, 1_000_003_500),
+        (1, 1.0, 1_000_000_501),
+        (2, 1 / 2, 1_000_000_502),
+        (3, 1 / 3, 1_000_000_503),
     ]
     assert [step for step, _ in points(client, run_of(tracker), "nan")] == [1, 2, 3]
     tracker.close("FINISHED")
@@ -290,7 +379,6 @@ def test_a_real_server(server, mlflow, tmp_path, capfd):
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.close("KILLED")
     again = MlflowTracker(f"http://{server.address}", "over the net", {}, run_of(tracker))
-    again.log({"loss": 0.5}, 7)
     again.log({"loss": 0.125}, 8)
     again.close("FINISHED")
     assert capfd.readouterr() == ("", "")
@@ -316,7 +404,7 @@ def test_a_real_server(server, mlflow, tmp_path, capfd):
     ],
 )
 def test_where_an_address_leads(mlflow, monkeypatch, tmp_path, location, uri):
-    asked = []
+    asked, looked = [], []
 
     class Client:
         def __init__(self, tracking_uri):
@@ -326,8 +414,82 @@ def test_where_an_address_leads(mlflow, monkeypatch, tmp_path, location, uri):
             raise mlflow.exceptions.MlflowException("no route")
 
     monkeypatch.setattr(mlflow, "MlflowClient", Client)
+    monkeypatch.setattr("requests.get", lambda url, **how: looked.append(url) or answer(200))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Unreachable, match="no route"):
         MlflowTracker(location, "experiment", {})
     assert asked == [uri]
+    assert looked == [f"{uri}/health"]
     assert not list(tmp_path.iterdir())
+
+
+def answer(status):
+    import requests
+
+    made = requests.Response()
+    made.status_code, made.reason = status, "because"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        ("ConnectionError", "no connection to http://host:5000"),
+        ("ReadTimeout", "http://host:5000 does not answer within 10 seconds"),
+        (500, "http://host:5000 answers 500 because"),
+        (503, "http://host:5000 answers 503 because"),
+    ],
+)
+def test_a_server_without_a_sign_of_life_is_not_asked_for_more(mlflow, monkeypatch, outcome, text):
+    """MLflow would try for minutes. What it says holds no password."""
+    import requests
+
+    def get(url, **how):
+        if isinstance(outcome, int):
+            return answer(outcome)
+        raise getattr(requests, outcome)("http://me:secret@host:5000")
+
+    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setattr(mlflow, "MlflowClient", raising(AssertionError("it was asked")))
+    with pytest.raises(Unreachable) as caught:
+        MlflowTracker("http://me:secret@host:5000", "experiment", {})
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("outcome", [200, 302, 401, 404, "SSLError", "InvalidURL"])
+def test_any_other_answer_is_a_sign_of_life(mlflow, monkeypatch, outcome):
+    import requests
+
+    def get(url, **how):
+        if isinstance(outcome, int):
+            return answer(outcome)
+        raise getattr(requests.exceptions, outcome)("x")
+
+    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setattr(mlflow, "MlflowClient", raising(AssertionError("it was asked")))
+    with pytest.raises(AssertionError, match="it was asked"):
+        MlflowTracker("http://host:5000", "experiment", {})
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND"])
+def test_a_server_that_has_taken_us_once_may_do_so_again(server, mlflow, monkeypatch, code):
+    """As when a password runs out: at the start that is a refusal, later values wait."""
+    tracker = MlflowTracker(server.address, "taken once", {})
+    no = mlflow.exceptions.MlflowException("no", getattr(mlflow.protos.databricks_pb2, code))
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", raising(no))
+    with pytest.raises(Unreachable, match="no"):
+        tracker.log({"loss": 1.0}, 1)
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", raising(no))
+    with pytest.raises(mlflow.exceptions.MlflowException, match="no"):
+        MlflowTracker(server.address, "taken once", {})
+
+
+@pytest.mark.parametrize(("status", "passes"), [(500, True), (503, True), (401, True), (400, False)])
+def test_an_artifact_that_a_server_does_not_take(store, mlflow, monkeypatch, tmp_path, status, passes):
+    import requests
+
+    tracker = MlflowTracker(str(store), "artifacts", {})
+    error = requests.HTTPError("no", response=answer(status))
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", raising(error))
+    with pytest.raises(Unreachable if passes else requests.HTTPError, match="no"):
+        tracker.log_artifact(tmp_path)

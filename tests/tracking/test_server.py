@@ -115,8 +115,8 @@ def test_a_server_that_stays_frozen_is_left_behind(server, runs, trainer, regres
     finally:
         server.thaw()
     out = capsys.readouterr().out
-    assert "warning: mlflow: not sent: " in out
-    assert " to 8), the status FINISHED; it did not answer in time\n" in out
+    assert "warning: mlflow: not sent yet: " in out
+    assert f" to 8), the status FINISHED; it did not answer in time; later: accmt sync {training.model_path}\n" in out
     assert training.best("best_valid_loss") is not None
 
 
@@ -139,8 +139,12 @@ def test_a_server_that_is_not_there(mlflow, impatient, trainer, regression, data
     training.fit(regression(), data(16), data(4))
     assert training.state.finished
     out, err = capfd.readouterr()
+    why = f"no connection to http://{training._options.tracking.logging_dir}"
     assert "warning: mlflow does not answer" in out
-    assert "warning: mlflow: not sent: 18 values (steps 1 to 8); API request to http://127.0.0.1:" in out
+    assert (
+        f"warning: mlflow: not sent yet: 18 values (steps 1 to 8), the status FINISHED; {why}; "
+        f"later: accmt sync {training.model_path}\n"
+    ) in out
     assert err == ""
 
 
@@ -166,7 +170,10 @@ def test_a_server_that_answers_500(mlflow, impatient, trainer, regression, data,
         thread.join()
         server.server_close()
     assert training.state.finished
-    assert "warning: mlflow: not sent: 18 values (steps 1 to 8); API request to " in capfd.readouterr().out
+    assert (
+        "warning: mlflow: not sent yet: 18 values (steps 1 to 8), the status FINISHED; "
+        f"http://127.0.0.1:{server.server_port} answers 500 Internal Server Error; later: accmt sync"
+    ) in capfd.readouterr().out
 
 
 def test_a_server_that_comes_late(server, runs, mlflow, impatient, trainer, regression, data):

@@ -1,0 +1,138 @@
+"""The part of a checkpoint that only DeepSpeed can write, in its own format, in a folder of its own.
+
+DeepSpeed reads it by unpickling. So every file is looked through before, without executing anything of it, and refused
+if it names anything but what DeepSpeed itself writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+FOLDER = "deepspeed"
+_TAG = "state"
+
+# What its files name besides what torch holds to be safe: plain data, an address in a buffer, a loss scaler.
+_HARMLESS = frozenset(
+    {
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    }
+)
+
+
+class UntrustedFile(RuntimeError):
+    """A file of a checkpoint would execute code that DeepSpeed does not write."""
+
+
+class DeepSpeedState:
+    """Model and optimizer of a DeepSpeed engine.
+
+    Args:
+        engine: The engine.
+        trusts: Read files also if they name what DeepSpeed does not write.
+    """
+
+    def __init__(self, engine: Any, *, trusts: bool) -> None:
+        self._engine = engine
+        self._trusts = trusts
+
+    @property
+    def stage(self) -> int:
+        """How much is shared out among the processes: 0 nothing, 1 optimizer, 2 gradients too, 3 parameters too."""
+        return int(self._engine.zero_optimization_stage())
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Name -> shape of all weights, of the whole model."""
+        model = self._engine.module
+        named = {name: getattr(value, "ds_shape", value.shape) for name, value in model.named_parameters()}
+        own = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        return {name: list(shape) for name, shape in {**own, **named}.items()}
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write it into a folder, and give the files of this process. To be called on all processes."""
+        with _quietly():
+            self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
+        rank = PartialState().process_index
+        if rank == 0:  # scripts that convert what is in there; the package of DeepSpeed has them too
+            for script in (folder / FOLDER).glob("*.py"):
+                script.unlink()
+        found = sorted((folder / FOLDER / _TAG).iterdir())
+        return [path for path in found if (_rank_of(path) or 0) == rank]
+
+    def load(self, folder: Path) -> None:
+        """Load it from a verified checkpoint.
+
+        Raises:
+            UntrustedFile: A file names what DeepSpeed does not write; nothing was loaded.
+        """
+        place = folder / FOLDER / _TAG
+        if not self._trusts:
+            check(place)
+        with _quietly():
+            path, _ = self._engine.load_checkpoint(str(place.parent), tag=_TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed did not find its part of the checkpoint in {place}")
+
+
+def check(folder: Path) -> None:
+    """Look through all files of DeepSpeed for what they would execute.
+
+    Raises:
+        UntrustedFile: A file names what DeepSpeed does not write, or is none of its files.
+    """
+    for path in sorted(folder.iterdir()):
+        try:
+            named = set(get_unsafe_globals_in_checkpoint(path)) - _HARMLESS
+        except Exception as error:
+            raise UntrustedFile(f"{path} is no file that DeepSpeed writes ({type(error).__name__})") from None
+        if named:
+            listed = ", ".join(sorted(named))
+            raise UntrustedFile(
+                f"{path} would execute {listed} when it is read: nothing was loaded. "
+                f"If you know where it comes from, give trust_checkpoint=True."
+            )
+
+
+def _rank_of(path: Path) -> int | None:
+    """The process that writes a file, by its name; None for the files of the first one alone."""
+    words = path.stem.split("_")
+    after = [words[i + 2] for i in range(len(words) - 2) if words[i : i + 2] == ["pp", "rank"]]
+    return int(after[0]) if after and after[0].isdigit() else None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """DeepSpeed tells at length what it writes and reads."""
+    former = logging.root.manager.disable
+    logging.disable(max(former, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(former)
+
+
+def mismatches(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Why an engine cannot continue from what another one wrote, one line each.
+
+    Args:
+        own, saved: `stage` and `processes` of both.
+    """
+    lines = []
+    if saved["stage"] != own["stage"]:
+        lines.append(f"it was written by stage {saved['stage']} of ZeRO, and this is stage {own['stage']}")
+    if saved["processes"] != own["processes"]:
+        lines.append(
+            f"it was written by {saved['processes']} processes, and {own['processes']} cannot read it: continue with "
+            f"as many, or convert it with DeepSpeed's deepspeed.checkpoint.ds_to_universal"
+        )
+    return lines

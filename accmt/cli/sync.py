@@ -1,0 +1,68 @@
+"""`accmt sync`: what a training could not send to its trackers is sent now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from accmt.checkpoint.lock import LOCK, Lock
+from accmt.cli.arguments import CommandError
+from accmt.tracking.description import TRAINING
+from accmt.tracking.journal import DECISIONS, HISTORY
+from accmt.tracking.outbox import FOLDER
+from accmt.tracking.sync import Sent, send_waiting
+
+_OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, "checkpoints")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Send what waits, and say what was sent and what was not. 1 if anything was not.
+
+    Raises:
+        CommandError: There is no training, or it is still going on.
+    """
+    folder = Path(options.model_path)
+    if not folder.is_dir():
+        raise CommandError(f"{folder}: there is no such folder")
+    if not any((folder / name).exists() for name in _OF_A_TRAINING):
+        raise CommandError(f"{folder} holds no training: there is no {HISTORY} and no {FOLDER} in it")
+    lock = Lock(folder)
+    try:
+        lock.acquire()
+    except RuntimeError:
+        text = f"{folder} is in use: a training sends by itself what waits; when it is over, call this again"
+        raise CommandError(text) from None
+    except OSError as error:
+        raise CommandError(f"{folder} cannot be written: {error.strerror or error}") from None
+    try:
+        return _send(folder, options.timeout)
+    finally:
+        lock.release()
+
+
+def _send(folder: Path, seconds: float) -> int:
+    status, waited = 0, False
+    for result in send_waiting(folder, seconds):
+        waited = True
+        wrong = [result] if isinstance(result, str) else _told(result)
+        for line in wrong:
+            sys.stderr.write(f"{line}\n")
+            status = 1
+        sys.stdout.flush()
+    if not waited:
+        sys.stdout.write(f"{folder}: nothing waits to be sent\n")
+    return status
+
+
+def _told(result: Sent) -> list[str]:
+    """Say what was sent; give what is wrong, one line each."""
+    outcome, who = result.outcome, f"{result.tracker} at {result.place}"
+    if outcome.sent or not (outcome.left or outcome.lost):
+        sys.stdout.write(f"{who}: sent {outcome.sent or 'nothing: nothing waited'}\n")
+    wrong = [f"{who}: '{path}' is gone" for path in outcome.lost.files]
+    if outcome.lost:
+        wrong.append("; ".join(filter(None, [f"{who}: cannot be sent: {outcome.lost}", outcome.why_lost])))
+    if outcome.left:
+        wrong.append("; ".join(filter(None, [f"{who}: still waits: {outcome.left}", outcome.why_left])))
+    return wrong

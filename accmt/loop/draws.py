@@ -1,0 +1,199 @@
+"""What data draw at random: a function of seed, epoch and batch, wherever and however far ahead a batch is read.
+
+Samplers that draw from the process-wide generators, streams, and batches that are read ahead draw *apart*: from
+generators that are seeded anew for each batch, while those of the process stay as they were. Workers, whose generators
+are their own, seed them when the indices of a batch arrive. So nothing of it has to be kept in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+# NumPy and Python make the same numbers of the same key, which therefore gets one more word for NumPy.
+_NUMPY = 0x6E70
+_WORD = 2**32
+END = object()
+
+
+def mixed(*numbers: int) -> int:
+    """A seed that other numbers do not give, nor neighbours of it."""
+    digest = blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def draw_from(seed: int) -> None:
+    """Seed the generators that data commonly draw from: those of Python, NumPy, and torch on the CPU."""
+    random.seed(seed)
+    np.random.seed([seed % _WORD, seed // _WORD, _NUMPY])
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def apart(seed: int) -> Iterator[None]:
+    """Draw from generators seeded anew in the block; afterwards those of the process are as they were."""
+    former = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    draw_from(seed)
+    try:
+        yield
+    finally:
+        random.setstate(former[0])
+        np.random.set_state(former[1])
+        torch.set_rng_state(former[2])
+
+
+def read_apart(batches: Iterator[Any], seed: int, number: int) -> Iterator[Any]:
+    """The batches, each of them read apart; `number` is that of the first one in its epoch."""
+    while True:
+        with apart(seed + number):
+            batch = next(batches, END)
+        if batch is END:
+            return
+        number += 1
+        yield batch
+
+
+class Indices:
+    """The batches of indices of an epoch, as a loader asks for them, from any place in the epoch on.
+
+    Args:
+        batches: A batch sampler; or a sampler, where each index is a batch.
+        apart: They draw from the process-wide generators, perhaps.
+        for_workers: They are for workers, which seed their generators for each of them.
+        process, processes: Which process this is, and of how many.
+    """
+
+    def __init__(
+        self, batches: Iterable[Any], *, apart: bool, for_workers: bool, process: int = 0, processes: int = 1
+    ) -> None:
+        self.batches = batches
+        self.apart, self.for_workers = apart, for_workers
+        self.process, self.processes = process, processes
+        self.seed, self.skip, self._samples_seed = 1, 0, 1
+        self._reset: Callable[[], None] = lambda: None
+        self.skipped: Callable[[], None] = lambda: None
+
+    def begin(self, seed: int, reset: Callable[[], None], skip: int, skipped: Callable[[], None]) -> None:
+        """What the next iterators are: an epoch that draws from `seed`, after its first `skip` batches.
+
+        `reset` is called before each of them, `skipped` when the batches are passed over.
+        """
+        self.seed, self.skip, self._samples_seed = seed, skip, mixed(seed)
+        self._reset, self.skipped = reset, skipped
+
+    def drawing(self, number: int) -> AbstractContextManager[None]:
+        """Where the indices of a batch are drawn; the same on every process."""
+        return apart(self.seed + number) if self.apart else nullcontext()
+
+    def sent(self, batch: Any, number: int) -> Any:
+        """A batch of this process as it is handed to the loader."""
+        if not self.for_workers:
+            return batch
+        return _Sent(batch, self._samples_seed + number * self.processes + self.process)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._reset()
+        with self.drawing(-1):
+            batches = iter(self.batches)
+        return (_StatefulReading if has_state(batches) else _Reading)(self, batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # a TypeError where they have none
+
+
+class StatefulIndices(Indices):
+    """Those of a batch sampler that keeps a state."""
+
+    batches: Any
+
+    def state_dict(self) -> Any:
+        """The state of the batch sampler."""
+        return self.batches.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Put the batch sampler into a state."""
+        self.batches.load_state_dict(state)
+
+
+class _Reading:
+    """An iterator over indices, which knows the number of the batch."""
+
+    def __init__(self, indices: Indices, batches: Iterator[Any]) -> None:
+        self._indices, self._batches = indices, batches
+        self._number, self._skip = 0, indices.skip
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._skip:
+            self._pass_over()
+        batch = self._next()
+        if batch is END:
+            raise StopIteration
+        return self._indices.sent(batch, self._number - 1)
+
+    def _next(self) -> Any:
+        with self._indices.drawing(self._number):
+            batch = next(self._batches, END)
+        self._number += 1
+        return batch
+
+    def _pass_over(self) -> None:
+        while self._number < self._skip:
+            if self._next() is END:
+                raise fewer(self._skip, self._number - 1)
+        self._skip = 0
+        self._indices.skipped()
+
+
+class _StatefulReading(_Reading):
+    """That over indices whose iterator keeps a state."""
+
+    _batches: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self._number, "batches": self._batches.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._number = state["number"]
+        with self._indices.drawing(self._number):
+            self._batches.load_state_dict(state["batches"])
+
+
+class _Sent:
+    """A batch of indices that seeds the generators of the worker that it arrives at."""
+
+    __slots__ = ("_batch", "_seed")
+
+    def __init__(self, batch: Any, seed: int) -> None:
+        self._batch, self._seed = batch, seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self._batch, self._seed)
+
+
+def _received(batch: Any, seed: int) -> Any:
+    if get_worker_info() is not None:
+        draw_from(seed)
+    return batch
+
+
+def has_state(part: Any) -> bool:
+    """Whether something keeps a state, as torchdata means it."""
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+
+
+def fewer(skip: int, passed: int) -> RuntimeError:
+    """The error for data that end before the place that the training continues from."""
+    return RuntimeError(
+        f"the training continues after {skip} batches of an epoch, and the data end after {passed}: "
+        f"they are not those that the checkpoint was made with"
+    )

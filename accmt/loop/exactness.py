@@ -1,0 +1,184 @@
+"""What a continued training takes up beside weights and positions, and what it cannot: random generators that objects
+keep for themselves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from accmt.loop.draws import has_state
+from accmt.loop.streams import loses_samples
+
+# Attributes by which datasets and samplers hold what they wrap, one or several.
+_ONE = ("dataset", "sampler", "batch_sampler", "transform")
+_SEVERAL = ("datasets", "samplers", "transforms")
+
+
+class Generators:
+    """The random generators that objects keep in their attributes, and in those of what they wrap.
+
+    They are looked for at each call, because some are made late.
+
+    Args:
+        roots: Name -> object.
+    """
+
+    def __init__(self, roots: Mapping[str, Any]) -> None:
+        self._roots = dict(roots)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Each generator once, with the way to it."""
+        seen: set[int] = set()
+        for name, root in self._roots.items():
+            yield from _within(name, root, seen)
+
+    def states(self) -> dict[str, Any]:
+        """Their states, by the way to them."""
+        return {name: _state(generator) for name, generator in self if not _is_systems(generator)}
+
+    def restore(self, states: Mapping[str, Any], *, but: Iterable[str | None] = ()) -> None:
+        """Put those that are there into their states, but for those below some roots."""
+        for name, generator in self:
+            if name in states and name.split(".")[0] not in but:
+                _set_state(generator, states[name])
+
+
+def generators_of(module: Any, model: nn.Module, loaders: Mapping[str, Any]) -> Generators:
+    """Those of what a training calls in this process besides its training data: the module, the layers of its model,
+    the validation datasets and the functions that make batches of them."""
+    roots = {"module": module}
+    roots |= {f"model.{name}" if name else "model": layer for name, layer in model.named_modules()}
+    roots |= {f"dataset '{key}'": loader.dataset for key, loader in loaders.items()}
+    roots |= {f"collate_fn of '{key}'": getattr(loader, "collate_fn", None) for key, loader in loaders.items()}
+    return Generators(roots)
+
+
+def inexact(loader: DataLoader[Any]) -> list[str]:
+    """What a training with this loader could not continue exactly, in one text; nothing where it can."""
+    reasons = [*_of_generators(loader), *_of_workers(loader), *_of_states(loader)]
+    if not reasons:
+        return []
+    listed = "; ".join(reasons)
+    return [f"a training that is continued in the middle of an epoch will not be exactly the undisturbed one: {listed}"]
+
+
+def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
+    """Generators whose state is out of reach: that of the operating system has none."""
+    roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+    known = {name: generator for name, generator in Generators(roots)}
+    samplers = Generators({"sampler": loader.sampler, "batch_sampler": loader.batch_sampler})
+    for name, generator in {**known, **dict(samplers)}.items():
+        if _is_systems(generator):
+            yield f"{name} draws from the operating system"
+    moves_in_workers = loader.num_workers > 0 and not isinstance(loader.dataset, IterableDataset)
+    if not moves_in_workers or (keeps_state(loader) and has_state(loader.dataset)):
+        return
+    for name in (name for name, generator in known.items() if not _is_systems(generator)):
+        yield (
+            f"the generator {name} goes on in each of the workers, where no checkpoint reaches it "
+            f"(draw from torch, numpy.random or random instead: they are seeded for every batch)"
+        )
+
+
+def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
+    dataset, name = loader.dataset, type(loader.dataset).__name__
+    if loader.num_workers > 1 and not getattr(loader, "in_order", True):
+        yield "in_order=False takes batches in the order in which workers happen to finish them"
+    if loader.num_workers and loader.persistent_workers:
+        if isinstance(dataset, IterableDataset):
+            if not keeps_state(loader):
+                yield f"persistent_workers keep what {name} is and draws in them from one epoch to the next"
+        elif hasattr(dataset, "set_epoch"):
+            yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
+
+
+def _of_states(loader: DataLoader[Any]) -> Iterator[str]:
+    if not keeps_state(loader):
+        return
+    if loses_samples(loader.dataset):
+        yield "the state of a shuffled stream of datasets does not hold its buffer (a plain DataLoader reads it again)"
+    for sampler in (loader.batch_sampler, loader.sampler):
+        if PartialState().num_processes > 1 and has_state(sampler):
+            yield f"the state of {type(sampler).__name__} is not used where several processes share the data"
+
+
+def keeps_state(loader: DataLoader[Any]) -> bool:
+    """Whether a loader keeps a state itself, as torchdata's does."""
+    return has_state(loader)
+
+
+def _within(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if value is None or id(value) in seen:
+        return
+    seen.add(id(value))
+    for part, inner, is_wrapped in _parts(value):
+        way = f"{name}.{part}"
+        if isinstance(inner, _KINDS):
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                yield way, inner
+        elif is_wrapped:
+            for further, item in _items(way, inner) if part in _SEVERAL else [(way, inner)]:
+                yield from _within(further, item, seen)
+
+
+def _items(way: str, several: Any) -> list[tuple[str, Any]]:
+    if isinstance(several, Mapping):
+        return [(f"{way}.{key}", item) for key, item in several.items()]
+    if isinstance(several, list | tuple):
+        return [(f"{way}.{place}", item) for place, item in enumerate(several)]
+    return [(way, several)]
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
+    """The attributes of an object, by name, and whether they are what it wraps."""
+    if isinstance(value, MethodType):
+        yield "__self__", value.__self__, True
+    elif isinstance(value, partial):
+        yield "func", value.func, True
+        yield from ((str(place), inner, True) for place, inner in enumerate(value.args))
+        yield from ((key, inner, True) for key, inner in value.keywords.items())
+    else:
+        for attribute in _attributes(value):
+            yield attribute, getattr(value, attribute, None), attribute in (*_ONE, *_SEVERAL)
+
+
+def _attributes(value: Any) -> Iterable[str]:
+    slots: list[str] = []
+    for kind in type(value).__mro__:
+        named: str | Sequence[str] = vars(kind).get("__slots__", ())
+        slots += [named] if isinstance(named, str) else list(named)
+    return [*getattr(value, "__dict__", {}), *(name for name in slots if name not in ("__dict__", "__weakref__"))]
+
+
+_KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _is_systems(generator: Any) -> bool:
+    return isinstance(generator, random.SystemRandom)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return dict(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)

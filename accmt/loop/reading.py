@@ -1,0 +1,269 @@
+"""A loader of training data, read by each process its share, from any place in an epoch on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    IterDataPipe,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from accmt.loop.draws import END, Indices, StatefulIndices, apart, fewer, has_state, mixed, read_apart
+from accmt.loop.exactness import Generators, keeps_state
+from accmt.loop.streams import Course, Stream
+
+# Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
+_SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
+_PLAIN = (*_SEEDED, BatchSampler, list, tuple, range, type(None))
+_SAMPLER = "sampler"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where reading starts.
+
+    Attributes:
+        epoch: The epoch.
+        seed: The seed of all epochs.
+        skip: The batches of this process that are passed over.
+        reset: Seeds the samplers for the epoch; called before each time that they begin.
+        skipped: Called once, before a batch is loaded that is not passed over.
+        state: What `Reader.state` gave there; None where it is not known. At the start of an epoch, that of the end of
+            the one before.
+    """
+
+    epoch: int
+    seed: int
+    skip: int
+    reset: Callable[[], None]
+    skipped: Callable[[], None]
+    state: Mapping[str, Any] | None
+
+
+class Reader:
+    """Reads a loader, epoch by epoch. The loader itself stays as it is: a copy of the same kind is read.
+
+    Args:
+        loader: The loader, before it is shared among processes.
+        samplers: Those that decide its order.
+        process, processes: Which process this is, and of how many.
+    """
+
+    def __init__(self, loader: DataLoader[Any], samplers: Sequence[Any], process: int, processes: int) -> None:
+        self._loader = _copy(loader)
+        self._dataset = loader.dataset
+        self._process = process
+        self._samplers = (*samplers, loader.batch_sampler)
+        self._keeps_state = keeps_state(loader)
+        self._indices: Indices | None = None
+        self._course: Course | None = None
+        draws = not all(map(_is_plain, self._samplers))
+        if not isinstance(loader.dataset, IterableDataset):
+            self._indices = _indices(loader, draws, process, processes)
+            vars(self._loader)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
+        elif processes > 1 or _has_course(loader):
+            self._course = _course(loader, process, processes)
+            vars(self._loader)["dataset"] = Stream(self._course)
+        roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+        if draws:
+            roots |= {f"{_SAMPLER}.{place}": sampler for place, sampler in enumerate(self._samplers)}
+        self._generators = Generators(roots)
+        self._start: dict[str, Any] = {}
+        self._is_open = self._has_ended = False
+
+    @property
+    def workers(self) -> int:
+        """Processes that load batches."""
+        return self._loader.num_workers
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def read(self, place: Place, *, ahead: bool) -> Iterator[Any]:
+        """The batches of an epoch from a place on; `ahead` if they are not trained on one by one as they are read."""
+        seed = mixed(place.seed, place.epoch)
+        generator = self._loader.generator
+        assert generator is not None
+        generator.manual_seed(seed)
+        self._tell(place.epoch)
+        if place.state is not None:
+            self._generators.restore(place.state["start" if place.skip else "now"])
+        self._start = self._generators.states()
+        self._is_open, self._has_ended = True, False
+        if self._course is not None:
+            return self._read_course(self._course, place, seed)
+        if self._indices is None:
+            return self._read_through(place, seed)
+        batches = self._read_indices(self._indices, place, seed)
+        return read_apart(batches, mixed(seed, self._process), place.skip) if ahead and not self.workers else batches
+
+    def finish(self, batches: Iterator[Any]) -> None:
+        """After the last batch of an epoch: let what keeps a state come to its end as well."""
+        if self._course is not None and not self.workers:
+            with apart(1):
+                self._course.finish()
+        elif self._keeps_state:
+            self._has_ended = next(batches, END) is END
+
+    def state(self, *, at_end: bool) -> dict[str, Any]:
+        """What to know to read on from here: within an epoch, or `at_end` from the start of the next."""
+        state = {"workers": self.workers, "now": self._generators.states(), "loader": None, "course": None}
+        if not at_end:
+            state["start"] = self._start
+        if self._is_open and self._course is not None and not self.workers:
+            state["course"] = copy.deepcopy(self._course.reading.state_dict())
+        elif self._is_open and self._keeps_state and (not at_end or (self._has_ended and self._carries_over())):
+            state["loader"] = copy.deepcopy(self._loader.state_dict())  # type: ignore[attr-defined]
+        return state
+
+    def changes(self, state: Mapping[str, Any]) -> list[str]:
+        """What keeps this reader from going on as the one did that gave a state."""
+        former, there, changes = state["workers"], dict(self._generators), []
+        if former != self.workers and not (former and self.workers and self._indices is not None):
+            text = f"the training data were loaded by {former} worker(s) and are loaded by {self.workers} now"
+            changes.append(f"{text}: what is drawn at random while they are loaded will not be the same")
+        missing = [name for name in state["now"] if name not in there]
+        if missing:
+            changes.append(f"random generators of the checkpoint are not there: {', '.join(missing)}")
+        return changes
+
+    def _tell(self, epoch: int) -> None:
+        for part in (*self._samplers, *([] if self._course else [self._dataset])):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
+        state = self._state_of_loader(place)
+        skip = place.skip if state is None else 0
+        indices.begin(seed, place.reset, skip, lambda: self._go_on(place))
+        if state is not None:
+            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
+        batches = iter(self._loader)
+        if not skip:
+            self._go_on(place)
+        place.skipped()
+        return batches
+
+    def _read_course(self, course: Course, place: Place, seed: int) -> Iterator[Any]:
+        course.begin(place.seed, place.epoch)
+        if self.workers:
+            state = self._state_of_loader(place)
+            if state is None:
+                return self._read_through(place, seed)
+            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
+            batches = iter(self._loader)
+            self._go_on(place)
+            place.skipped()
+            return batches
+        state = None if place.state is None else place.state["course"]
+        with apart(seed):
+            if state is not None and place.skip:
+                course.resume(state)
+            elif state is not None:
+                course.carry_over(state)
+            elif place.skip:
+                course.resume_after(place.skip)
+            batches = iter(self._loader)
+        was_read_again = state is None or (state["dataset"] is None and state["iterator"] is None)
+        self._go_on(place, but="dataset" if was_read_again else None)
+        place.skipped()
+        return read_apart(batches, mixed(seed, self._process), place.skip)
+
+    def _read_through(self, place: Place, seed: int) -> Iterator[Any]:
+        """Batches of a stream, those that are passed over included."""
+        batches: Iterator[Any]
+        if self.workers:
+            batches = iter(self._loader)
+        else:
+            with apart(seed):
+                batches = iter(self._loader)
+            batches = read_apart(batches, mixed(seed, self._process), 0)
+        passed = sum(1 for _ in islice(batches, place.skip))
+        if passed < place.skip:
+            raise fewer(place.skip, passed)
+        place.skipped()
+        return batches
+
+    def _go_on(self, place: Place, but: str | None = None) -> None:
+        """Batches are passed over without being loaded: generators go on as they went on after them."""
+        if place.state is not None and place.skip:
+            self._generators.restore(place.state["now"], but=(_SAMPLER, but))
+
+    def _state_of_loader(self, place: Place) -> Any:
+        """A state to load; that of other workers cannot be."""
+        usable = place.state is not None and self._keeps_state and place.state["workers"] == self.workers
+        return place.state["loader"] if usable and place.state is not None else None
+
+    def _carries_over(self) -> bool:
+        """Whether anything of the loader's state outlives an epoch."""
+        lives = self.workers == 0 or self._loader.persistent_workers
+        return (lives and has_state(self._dataset)) or any(map(has_state, self._samplers))
+
+
+def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same kind that has not begun."""
+    copied = copy.copy(loader)
+    copied.generator = torch.Generator()
+    fresh = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
+    vars(copied).update({name: value for name, value in fresh.items() if name in vars(copied)})
+    return copied
+
+
+def _indices(loader: DataLoader[Any], draws: bool, process: int, processes: int) -> Indices:
+    batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if processes > 1:
+        share = _Turns if loader.batch_sampler is None else BatchSamplerShard
+        batches = share(batches, processes, process)
+    kind = StatefulIndices if has_state(batches) else Indices
+    return kind(batches, apart=draws, for_workers=loader.num_workers > 0, process=process, processes=processes)
+
+
+def _has_course(loader: DataLoader[Any]) -> bool:
+    """Workers that start anew in every epoch read a stream exactly as it is; data pipes are known by their kind."""
+    return (loader.num_workers == 0 or keeps_state(loader)) and not isinstance(loader.dataset, IterDataPipe)
+
+
+def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
+    return Course(
+        loader.dataset,
+        loader.batch_size or 1,
+        drop_last=loader.drop_last,
+        process=process,
+        processes=processes,
+        trusted=keeps_state(loader),
+        for_workers=loader.num_workers > 0,
+    )
+
+
+def _is_plain(sampler: Any) -> bool:
+    return type(sampler) in _PLAIN or type(sampler).__module__.startswith("torchdata.")
+
+
+class _Turns:
+    """Every n-th index, where each is a batch; the last round is filled up from the start."""
+
+    def __init__(self, indices: Iterable[Any], processes: int, process: int) -> None:
+        self._indices, self._processes, self._process = indices, processes, process
+
+    def __iter__(self) -> Iterator[Any]:
+        indices, first = iter(self._indices), list[Any]()
+        while round_ := list(islice(indices, self._processes)):
+            first = first or round_
+            yield (round_ + first * self._processes)[self._process]
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._processes)  # type: ignore[arg-type]  # a TypeError where they have none

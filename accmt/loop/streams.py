@@ -1,0 +1,274 @@
+"""Streams: iterable datasets, read by each process for itself, with a state that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from accmt.loop.draws import END, draw_from, fewer, has_state, mixed
+
+_BUFFER = "BufferShuffledExamplesIterable"
+_UNREAD = {"read": 0, "ended": False, "dataset": None, "iterator": None}
+
+
+class Stream(IterableDataset[Any]):
+    """An iterable dataset as a loader reads it: its samples, or a process's share of them, by a course.
+
+    All other attributes are those of the dataset, also when they are set: a worker that finds its dataset by
+    `get_worker_info().dataset` can do with it what it would have done.
+    """
+
+    _course: Course
+
+    def __init__(self, course: Course) -> None:
+        vars(self)["_course"] = course
+
+    def __getattr__(self, name: str) -> Any:
+        # The state is that of the reading, not of the dataset.
+        if name.startswith("__") or name in ("_course", "state_dict", "load_state_dict"):
+            raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
+        return getattr(self._course.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._course.dataset, name, value)
+
+    def __len__(self) -> int:
+        return self._course.length()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._course.start()
+
+
+class Course:
+    """How a stream is read, epoch by epoch.
+
+    Every process reads all samples, in groups of `size` for each process, and has its part of each group. A last group
+    that is not whole is filled up from its start, unless it is dropped. What is drawn at random while a group is read
+    follows from the seed, the epoch, the worker and the number of the group.
+
+    The state of a reading is that of the dataset and of its iterator, where they have `state_dict` and
+    `load_state_dict`; elsewhere it is a number of samples, which are read again.
+
+    Args:
+        dataset: The iterable dataset.
+        size: Samples of a batch.
+        drop_last: Drop a last group that is not whole, where several processes share.
+        process, processes: Which process this is, and of how many.
+        trusted: Use the states that the dataset gives also if they are known not to hold everything.
+        for_workers: Workers read it.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        size: int,
+        *,
+        drop_last: bool,
+        process: int,
+        processes: int,
+        trusted: bool,
+        for_workers: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.group = size * processes
+        self.uses_states = trusted or not loses_samples(dataset)
+        self.reading = _Reading(self)
+        self._size, self._drop_last = size, drop_last
+        self._process, self._processes = process, processes
+        self._resumed: Any = None
+        # Seed and epoch. Workers that outlive an epoch hear of the next one only through shared memory.
+        self._place = torch.zeros(2, dtype=torch.int64)
+        if for_workers:
+            self._place.share_memory_()  # type: ignore[no-untyped-call]
+        self._told = 0
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the dataset itself keeps a state that is used."""
+        return self.uses_states and has_state(self.dataset)
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Say which epoch is read next."""
+        self._place[0], self._place[1] = seed, epoch
+        self._tell(epoch)
+
+    def start(self) -> _Reading:
+        """Start reading the epoch, or go on where `resume` said."""
+        self.reading = _Reading(self)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            self.reading.load_state_dict(resumed)
+        return self.reading
+
+    def resume(self, state: Any) -> None:
+        """Let the next reading go on from a state."""
+        self._resumed = state
+
+    def resume_after(self, batches: int) -> None:
+        """Let the next reading go on after the first batches of the epoch, whose samples are read again."""
+        self._resumed = {**_UNREAD, "read": batches * self.group}
+
+    def finish(self) -> None:
+        """Let a dataset that keeps a state come to its end, as a loop over all of it would; one that is longer than its
+        length stays where it is."""
+        if self.keeps_state and not self.reading.ended:
+            state = copy.deepcopy(self.dataset.state_dict())
+            if not self.reading.is_at_end():
+                self.dataset.load_state_dict(state)
+
+    def carry_over(self, state: Any) -> None:
+        """Put a dataset that keeps a state into that of the end of the epoch before."""
+        if state["ended"]:
+            _Reading(self).load_state_dict(state)
+        elif state["dataset"] is not None:
+            self.dataset.load_state_dict(state["dataset"])
+
+    def length(self) -> int:
+        """The samples of this process.
+
+        Raises:
+            TypeError: The dataset does not know.
+        """
+        samples = len(self.dataset)
+        if self._processes == 1:
+            return samples
+        return self._size * (samples // self.group if self._drop_last else -(-samples // self.group))
+
+    def share_of(self, group: list[Any]) -> list[Any]:
+        """This process's part of a group of samples, which may be shorter at the end of the data."""
+        if self._processes == 1 or not group:
+            return group
+        if len(group) < self.group:
+            if self._drop_last:
+                return []
+            group = (group * self.group)[: self.group]
+        start = self._process * self._size
+        return group[start : start + self._size]
+
+    def seed_of_reader(self) -> int:
+        """The seed of who reads the epoch: this process, or the worker that it is."""
+        worker, (seed, epoch) = get_worker_info(), self._place.tolist()
+        if epoch != self._told:
+            self._tell(epoch)
+        return mixed(seed, epoch, -1 if worker is None else worker.id)
+
+    def _tell(self, epoch: int) -> None:
+        self._told = epoch
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+class _Reading:
+    """One pass over a stream. It seeds the generators that it draws from: read it apart, or in a worker."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._seed = 1
+        self._samples: Any = None
+        self._share: deque[Any] = deque()
+        self.read = 0
+        self.ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._share:
+            self._share.extend(self._course.share_of(self._next_group()))
+        if not self._share:
+            raise StopIteration
+        return self._share.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to go on from, between two batches."""
+        course, samples = self._course, self._samples
+        state = {**_UNREAD, "read": self.read, "ended": self.ended}
+        if samples is not None and course.uses_states:
+            if has_state(course.dataset):
+                state["dataset"] = course.dataset.state_dict()
+            if samples is not course.dataset and has_state(samples):
+                state["iterator"] = samples.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            RuntimeError: The samples have to be read again, and there are fewer now.
+        """
+        if state["dataset"] is not None or state["iterator"] is not None:
+            self._load(state)
+            self.read = state["read"]
+            # A dataset may be at its end only after it was asked for more, or start anew once it came to its end.
+            if state["ended"] and not self.is_at_end():
+                self._load(state)
+        elif not state["ended"]:
+            self._read_again(state["read"])
+        self.ended = state["ended"]
+
+    def is_at_end(self) -> bool:
+        """Whether there is no further sample; if there is one, it is lost."""
+        self.ended = next(self._samples, END) is END
+        return self.ended
+
+    def _load(self, state: dict[str, Any]) -> None:
+        dataset = self._course.dataset
+        if state["dataset"] is not None:
+            dataset.load_state_dict(state["dataset"])
+        self._open()
+        if self._samples is dataset:
+            dataset.load_state_dict(state["dataset"])
+        elif state["iterator"] is not None:
+            self._samples.load_state_dict(state["iterator"])
+
+    def _read_again(self, count: int) -> None:
+        while self.read < count:
+            if self._next_sample() is END:
+                raise fewer(count // self._course.group, self.read // self._course.group)
+
+    def _next_group(self) -> list[Any]:
+        group: list[Any] = []
+        while len(group) < self._course.group and (sample := self._next_sample()) is not END:
+            group.append(sample)
+        return group
+
+    def _next_sample(self) -> Any:
+        if self.ended:
+            return END
+        if self._samples is None:
+            self._open()
+        if self.read % self._course.group == 0:
+            draw_from(self._seed + self.read // self._course.group)
+        sample = next(self._samples, END)
+        if sample is END:
+            self.ended = True
+        else:
+            self.read += 1
+        return sample
+
+    def _open(self) -> None:
+        self._seed = self._course.seed_of_reader()
+        draw_from(self._seed - 1)
+        self._samples = iter(self._course.dataset)
+
+
+def loses_samples(dataset: Any) -> bool:
+    """Whether a dataset of Hugging Face mixes its samples in a buffer, which its state does not hold."""
+    if not type(dataset).__module__.startswith("datasets."):
+        return False
+    waiting, seen = [vars(dataset).get("_ex_iterable")], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if type(part).__name__ == _BUFFER:
+            return True
+        inner = getattr(part, "__dict__", {})
+        waiting += [inner.get("ex_iterable"), *(inner.get("ex_iterables") or ())]
+    return False

@@ -1,0 +1,144 @@
+"""Processes that start in milliseconds: a server that has imported everything forks one for each training.
+
+The side of the tests is `Forks`; `python forks.py` is the server. It answers each line of JSON with one: to
+`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py, to
+`{"wait": 123}` with its exit code, negative for the signal that ended it. Nothing is trained in the server itself, so
+that each child starts as a fresh process does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+_LONGEST = 120
+_SHOWN = 3000
+
+
+class Child:
+    """A training in a process of its own, which is the leader of its group."""
+
+    def __init__(self, forks: Forks, pid: int, log: Path) -> None:
+        self._forks = forks
+        self._handle = os.pidfd_open(pid)
+        self.pid = pid
+        self.log = log
+        self.code: int | None = None
+
+    def is_running(self) -> bool:
+        return self.code is None and not select.select([self._handle], [], [], 0)[0]
+
+    def kill(self) -> None:
+        """SIGKILL for this process alone, as soon as it is asked for; what it forked lives on."""
+        signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Wait for its end, and give its exit code, negative for a signal. One that does not end is an error."""
+        if self.code is None:
+            hangs = not select.select([self._handle], [], [], _LONGEST)[0]
+            if hangs:
+                self.kill()
+            self.code = self._forks.ask(wait=self.pid)
+            os.close(self._handle)
+            assert not hangs, f"hung for {_LONGEST} s:\n{self.printed()[-_SHOWN:]}"
+        return self.code
+
+    def end_well(self) -> None:
+        """Wait for its end, which has to be a good one."""
+        code = self.end()
+        assert code == 0, f"ended with {code}:\n{self.printed()[-_SHOWN:]}"
+
+    def printed(self) -> str:
+        """What it wrote, and the warnings it gave."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def group(self) -> list[int]:
+        """The processes that it forked and that are there, also after its end."""
+        found = subprocess.run(["ps", "-o", "pid=", "-g", str(self.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split() if int(pid) != self.pid]
+
+    def clear(self) -> None:
+        """End it and all that it forked."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Forks:
+    """The server, started when it is made, and ended by `close` with all that it forked."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def start(self, function: str, log: Path, **arguments: Any) -> Child:
+        """Call a function of trainings.py in a new process."""
+        return Child(self, self.ask(call=function, arguments=arguments, log=str(log)), log)
+
+    def ask(self, **request: Any) -> int:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        return int(self._server.stdout.readline())
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+def _serve() -> None:
+    """Answer until there is nothing more to read, then end the children that are left."""
+    import torch._dynamo  # imported by every training, and slow
+
+    import trainings
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    children: set[int] = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(getattr(trainings, request["call"]), request["arguments"], request["log"])
+            children.add(answer)
+        print(answer, flush=True)  # noqa: T201  (the answer)
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+
+
+def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
+    """Be a child: call the function, and end."""
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    os.close(0)
+    code = 1
+    try:
+        function(**arguments)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    _serve()

@@ -1,0 +1,140 @@
+"""Trials whose training is disturbed from inside, and that may have several processes: see disturbed.py."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
+
+from forks import HERE, Child, Forks
+from trials import CHECKPOINT, Trial
+
+SCRIPT = HERE / "disturbed.py"
+SOON = 60
+
+
+class DisturbedForks(Forks):
+    """Starts what is in disturbed.py."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+
+@functools.cache
+def disturbed_forks() -> DisturbedForks:
+    """The server, started when the first test needs it."""
+    server = DisturbedForks()
+    atexit.register(server.close)
+    return server
+
+
+class Launch:
+    """The processes of one start, by their rank. At the end of a `with` block they are ended, with all they forked."""
+
+    def __init__(self, children: list[Child], store: TCPStore | None = None) -> None:
+        self.children = children
+        self._store = store
+
+    def __enter__(self) -> Launch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children:
+            child.clear()
+            child.end()
+
+    def ends(self, *ranks: int, within: float = SOON) -> list[int]:
+        """Wait for the end of all processes, or of some, and give their exit codes. One that stays is an error."""
+        children = [self.children[rank] for rank in ranks] or self.children
+        wait_until(lambda: not any(child.is_running() for child in children), within, self.printed)
+        return [child.end() for child in children]
+
+    def printed(self) -> str:
+        return "\n".join(child.printed() for child in self.children)
+
+
+class Disturbed(Trial):
+    """A training that is disturbed, of one process or several."""
+
+    def __init__(self, folder: Path, world: int = 1, **arguments: Any) -> None:
+        super().__init__(disturbed_forks(), folder, **arguments)
+        self._world = world
+
+    def launch(self, *faults: dict[str, Any], timeout: float | None = None, **arguments: Any) -> Launch:
+        """Start, or go on, in new processes."""
+        if self._world == 1:
+            return Launch([self.start(*faults, **arguments)])
+        store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        patience = {} if timeout is None else {"timeout": timeout}
+        settled = self._settled(faults, arguments)
+        starts = [{"rank": rank, "world": self._world, "port": store.port, **patience} for rank in range(self._world)]
+        return Launch([self._forks.start("train", self._log(), **settled, ranks=ranks) for ranks in starts], store)
+
+    def launch_elastic(self, *faults: dict[str, Any], restarts: int = 0, **arguments: Any) -> Launch:
+        """Start two processes as torchrun does: the one process of the launch is its agent."""
+        settled = self._settled(faults, arguments)
+        return Launch([self._forks.start("launch", self._log(), restarts=restarts, **settled)])
+
+    def torchrun(self, *faults: dict[str, Any], restarts: int = 0, **arguments: Any) -> subprocess.Popen[str]:
+        """The real one, in a session of its own."""
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
+        settled = json.dumps(self._settled(faults, arguments))
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        with self._log().open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, *command, str(SCRIPT), settled],
+                stdout=log, stderr=log, env=environment, start_new_session=True, text=True,
+            )
+
+    def goes_on(self, **arguments: Any) -> list[Any]:
+        """Start, or go on, to the end, and give what each process ended with."""
+        with self.launch(**arguments) as launch:
+            codes = launch.ends()
+            self.printed = launch.printed()
+            assert codes == [0] * self._world, f"ended with {codes}:\n{self.printed[-3000:]}"
+        return self.endings()
+
+    def endings(self) -> list[Any]:
+        """What each process of the last training ended with."""
+        names = ["ending.json", *(f"ending.{rank}.json" for rank in range(1, self._world))]
+        return [json.loads((self.folder / name).read_text())["outcome"] for name in names]
+
+    def noted(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What happened in all processes so far, in order; only what has these values, if some are given."""
+        path = self.folder / "noted.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if wanted.items() <= line.items()]
+
+    def wait_for(self, count: int = 1, **wanted: Any) -> None:
+        """Wait until this has happened so often."""
+        wait_until(lambda: len(self.noted(**wanted)) >= count, SOON, lambda: f"{wanted} in {self.noted()}")
+
+    def steps_there(self) -> list[int]:
+        """At which steps the checkpoints that are there were made."""
+        found = (CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.glob("*"))
+        return sorted(int(match[2]) for match in found if match)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not after {seconds} s:\n{told()[-3000:]}"
+        time.sleep(0.002)
+
+
+def trials_in(folder: Path) -> Callable[..., Disturbed]:
+    """Arguments of the training -> a new trial below a folder."""
+    numbers = itertools.count()
+    return lambda **arguments: Disturbed(folder / str(next(numbers)), **arguments)
