@@ -30,8 +30,8 @@ _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 # Torchrun wants a signal to handle. This one comes to nobody who has not asked for it.
 _LEFT_TO_TORCHRUN = "SIGURG"
 _SAID_BY_TORCHRUN = ("failed (exitcode:", "Sending process ")
-# Seconds that the other ranks have, once one has ended by a signal.
-_PATIENCE = 60.0
+# Seconds that the others have, once a rank has ended by a signal: the main one may be sending to its trackers.
+_PATIENCE = 660.0
 
 
 class Ended(BaseException):
@@ -90,13 +90,14 @@ def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str],
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     module = ["--module"] if command[0] == "-m" else []
-    program: list[str] = []
+    file, program = Path(name), []
     try:
         with tempfile.TemporaryDirectory(prefix="accmt-") as folder:
             file = Path(folder, "configuration.json")
             file.write_text(json.dumps(configuration))
             given = launch_command_parser().parse_args(["--config_file", str(file), *module, *command[len(module) :]])
             given.signals_to_handle = _LEFT_TO_TORCHRUN
+            given.log_dir = folder  # else torchrun makes a folder that nobody removes
             logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
             if configuration["distributed_type"] in ("NO", "MULTI_CPU"):
                 program, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(given)[0])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.arguments import ArgumentCheck
@@ -241,6 +242,7 @@ class Trainer:
             ended = Terminated() if signals.weight == END else None
         except Terminated as error:
             ended = error
+            PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended
         finally:
             if self._options.destroy:
                 leave_processes()

@@ -18,7 +18,7 @@ from torch import distributed as dist
 from accmt.config.errors import ConfigError, Problem
 
 _OURS = "made by accmt"
-_SHARED_MEMORY = "deepspeed_shm_comm"
+_COMPATIBLE = "__compatible_ops__"
 
 
 def join_processes(mixed_precision: str | None = None) -> Accelerator:
@@ -74,16 +74,19 @@ def _deepspeed_on_cpus() -> Iterator[list[Any]]:
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        known = import_module("deepspeed.ops").__compatible_ops__
+        known = vars(import_module("deepspeed.ops"))
     except ImportError:
         problem = "DeepSpeed is asked for and not installed: pip install deepspeed"
         raise ConfigError([Problem("", problem)], "the launch") from None
-    former = known.get(_SHARED_MEMORY)
-    known[_SHARED_MEMORY] = False
+    # DeepSpeed finds out at the first look which operations can be compiled here; this one is not to be.
+    former = known.pop(_COMPATIBLE, None)
+    known[_COMPATIBLE] = {**(former or {}), "deepspeed_shm_comm": False}
     try:
         yield [InitProcessGroupKwargs(backend="gloo")]
     finally:
-        known[_SHARED_MEMORY] = former
+        del known[_COMPATIBLE]
+        if former is not None:
+            known[_COMPATIBLE] = former
 
 
 def leave_processes() -> None:

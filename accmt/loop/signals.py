@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+# Launchers pass on what the whole group of processes gets anyway: so soon, a second signal is the first one again.
+_SAME = 1.0
 
 # By their weight, from 1: where several came, the heaviest counts.
 _WATCHED = (signal.SIGUSR1, signal.SIGTERM)
@@ -27,6 +32,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
+        self._ended_at = math.inf
         self._former: dict[int, Any] = {}
 
     @property
@@ -38,8 +44,8 @@ class Signals:
     def watched(self) -> Iterator[None]:
         """Take SIGTERM and SIGUSR1 meanwhile, but those that the process ignores. The former handlers are put back.
 
-        A second SIGTERM finds the former handler, and so usually ends the process at once. Outside of the main thread
-        Python knows no handlers, and nothing is taken.
+        A second SIGTERM, more than a second later, goes to the former handler, and so usually ends the process at once.
+        Outside of the main thread Python knows no handlers, and nothing is taken.
         """
         if threading.current_thread() is threading.main_thread():
             for number in _WATCHED:
@@ -59,8 +65,13 @@ class Signals:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._asked.add(_WATCHED.index(signal.Signals(number)) + 1)
-        if number == signal.SIGTERM:
+        if number != signal.SIGTERM:
+            return
+        now = time.monotonic()
+        if now - self._ended_at > _SAME:
             self._put_back(number)
+            signal.raise_signal(number)
+        self._ended_at = min(self._ended_at, now)
 
     def _put_back(self, number: int) -> None:
         former = self._former.pop(number, None)

@@ -228,13 +228,13 @@ class Backlog:
         self.lost.unreadable, self._outbox.unreadable = self.lost.unreadable + self._outbox.unreadable, 0
 
     def _taken(self, merging: bool) -> Sequence[Logged]:
-        """All values up to the next other entry, or as many as go into a batch."""
+        """All values up to the next other entry or resumption, or as many as go into a batch."""
         values: list[Logged] = []
         places: list[Place | None] = []
         size = 0
         while self._ahead and isinstance(entry := self._ahead[0][0], Logged):
             size += len(entry.values)
-            if values and size > _BATCH:
+            if values and (size > _BATCH or entry.resumption != values[0].resumption):
                 break
             values.append(entry)
             places.append(self._ahead.popleft()[1])

@@ -89,7 +89,7 @@ class MlflowTracker:
         self.log_batch([Logged(values, step, int(time.time() * 1000))])
 
     def log_batch(self, batch: Sequence[Logged]) -> None:
-        """Send values of several steps.
+        """Send values of several steps, all with the same resumption.
 
         What was sent before with the same time is not doubled by MLflow. What a training logs again after it was
         continued is not sent again; where it went back on purpose, only if it is the same.

@@ -110,7 +110,7 @@ class BatchTracker(Tracker, Protocol):
     """A tracker that takes the values of several steps in one call."""
 
     def log_batch(self, batch: Sequence[Logged]) -> None:
-        """Send values of several steps."""
+        """Send values of several steps, all logged after the same resumption or before any."""
         ...
 
 

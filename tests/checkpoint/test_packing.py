@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from accmt.checkpoint.files import read_tensors, write_tensors
-from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.packing import pack, unpack
+from accmt.checkpoint.strict import read_json, write_json
 
 
 def through_files(value, folder):

@@ -27,6 +27,9 @@ elif what == "count":
     for number in signals:
         signal.signal(number, lambda number, frame: tell(got=signal.Signals(number).name))
     tell(ready=True)
-if what in ("raise", "kill", "count"):
+elif what == "obey":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(int(arguments[0])))
+    tell(ready=True)
+if what in ("raise", "kill", "count", "obey"):
     while True:
         time.sleep(0.1)

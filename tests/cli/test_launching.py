@@ -21,7 +21,7 @@ TWO = ["--cpu", "-N", "2"]
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment():
     """The environment of whoever calls the command: as it is, but for what says how to train."""
     told = re.compile(r"ACCELERATE_|FSDP_|DS_|MASTER_|OMP_NUM_THREADS$|RANK$|WORLD_SIZE$|PYTHONUNBUFFERED$")
@@ -94,13 +94,16 @@ def ended(processes):
     return psutil.wait_procs(processes, timeout=60)[1] == []
 
 
-def test_each_process_gets_the_arguments_and_the_environment_that_is_shown(launch, package):
+def test_each_process_gets_the_arguments_and_the_environment_that_is_shown(launch, package, environment, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    environment["TMPDIR"] = str(tmp_path / "temporary")
     arguments = ["--strat", "x", "-N", "3", "--", "--cpu", "-m", "two words", ""]
     ran = launch(*TWO, "--strat", "ddp-bf16", "-m", package, "tell", *arguments)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == "accmt launch: ddp-bf16, 2 processes on CPUs\n"
     ranks = told(ran.stdout)
     assert list(ranks) == ["0", "1"]
+    assert list((tmp_path / "temporary").iterdir()) == []
     shown = launch(*TWO, "--strat", "ddp-bf16", "--print", "-m", package).stdout
     exports = dict(re.findall(r"^export (\w+)=(\S*)$", shown, re.MULTILINE))
     assert exports.keys() == {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS"}
@@ -199,6 +202,18 @@ def test_signals_reach_every_process_and_the_third_that_ends_it_is_the_last(star
     assert output == ""
     assert errors == "accmt launch: ddp, 2 processes on CPUs\n"
     assert ended(ranks)
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_a_script_that_knows_how_to_end_says_with_what(start, status):
+    process = start(*TWO, SCRIPT, "obey", status)
+    for _ in range(2):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    words = "rank 0 ended with status 4, rank 1 ended with status 4"
+    assert errors == "accmt launch: ddp, 2 processes on CPUs\n" + (f"accmt launch: {words}\n" if status else "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

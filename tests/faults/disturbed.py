@@ -235,13 +235,15 @@ def train(
         outcome = trainings.outcome(trainer, module) if rank == 0 else _share(trainer, module)
         Path(ending).with_suffix(f".{rank}.json" if rank else ".json").write_text(json.dumps({"outcome": outcome}))
     except BaseException as error:
+        assert not isinstance(error, Terminated) or error.code == 128 + signal.SIGTERM
         ended = {"ended": type(error).__name__, "text": str(error), "notes": getattr(error, "__notes__", [])}
-        if isinstance(error, Terminated) and handles:
-            os._exit(error.code)
-        raise
+        if not (isinstance(error, Terminated) and handles):
+            raise
     finally:
         kept = all(signal.getsignal(number) is handler for number, handler in handlers.items())
         disturber.note(**ended, kept=kept)
+    if ended["ended"]:
+        os._exit(128 + signal.SIGTERM)
 
 
 def _share(trainer: Trainer, module: Any) -> dict[str, Any]:

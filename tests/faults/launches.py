@@ -70,16 +70,16 @@ class Disturbed(Trial):
 
     def __init__(self, folder: Path, world: int = 1, **arguments: Any) -> None:
         super().__init__(disturbed_forks(), folder, **arguments)
-        self._world = world
+        self.world = world
 
     def launch(self, *faults: dict[str, Any], timeout: float | None = None, **arguments: Any) -> Launch:
         """Start, or go on, in new processes."""
-        if self._world == 1:
+        if self.world == 1:
             return Launch([self.start(*faults, **arguments)])
         store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
         patience = {} if timeout is None else {"timeout": timeout}
         settled = self._settled(faults, arguments)
-        starts = [{"rank": rank, "world": self._world, "port": store.port, **patience} for rank in range(self._world)]
+        starts = [{"rank": rank, "world": self.world, "port": store.port, **patience} for rank in range(self.world)]
         return Launch([self._forks.start("train", self._log(), **settled, ranks=ranks) for ranks in starts], store)
 
     def launch_elastic(self, *faults: dict[str, Any], restarts: int = 0, **arguments: Any) -> Launch:
@@ -98,17 +98,21 @@ class Disturbed(Trial):
                 stdout=log, stderr=log, env=environment, start_new_session=True, text=True,
             )
 
+    def log(self) -> str:
+        """What the processes of the last start wrote."""
+        return (self.folder / f"log-{self._starts}").read_text(errors="replace")
+
     def goes_on(self, **arguments: Any) -> list[Any]:
         """Start, or go on, to the end, and give what each process ended with."""
         with self.launch(**arguments) as launch:
             codes = launch.ends()
             self.printed = launch.printed()
-            assert codes == [0] * self._world, f"ended with {codes}:\n{self.printed[-3000:]}"
+            assert codes == [0] * self.world, f"ended with {codes}:\n{self.printed[-3000:]}"
         return self.endings()
 
     def endings(self) -> list[Any]:
         """What each process of the last training ended with."""
-        names = ["ending.json", *(f"ending.{rank}.json" for rank in range(1, self._world))]
+        names = ["ending.json", *(f"ending.{rank}.json" for rank in range(1, self.world))]
         return [json.loads((self.folder / name).read_text())["outcome"] for name in names]
 
     def noted(self, **wanted: Any) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from injected import STARTED
 from trials import Trial, tree
 
 KEPT = {"multiple_checkpoints": True}
@@ -27,14 +28,10 @@ def trial(forks, tmp_path):
     return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **{**KEPT, **arguments})
 
 
+NO_TEXT = b"\xff\xfe no text"
 NAMES = [
     b"notes.txt",
-    b"two\nlines",
-    b"-rf",
     b"~",
-    b"\xff\xfe no text",
-    "ä ö ü 漢字 \U0001f600".encode(),
-    b"x" * 255,
     b".hidden",
     b"%s%n{0}",
     b"checkpoint-9999",
@@ -54,6 +51,11 @@ NAMES = [
     b".old-",
     b".tmpx",
     b".trash",
+    b"-rf",
+    b"x" * 255,
+    b"two\nlines",
+    "ä ö ü 漢字 \U0001f600".encode(),
+    NO_TEXT,
 ]
 
 
@@ -165,16 +167,23 @@ def test_two_trainings(tally, trial, workers):
 
 
 def test_the_name_of_the_folder(tally, trial):
-    whole = trial()
+    whole = trial(safe_serialization=True)
     expected, operations = whole.finish({"kind": "count"}), whole.operations()
     names = [name for name in NAMES if name not in (b"~", b".hidden")]
-    for attempt in tally("an unusual name of the folder of a training", small=3, full=len(names)):
+    for attempt in tally("an unusual name of the folder of a training", small=4, full=len(names)):
         with attempt:
-            killed = trial()
-            killed.path = killed.folder / os.fsdecode(names[attempt.number])
+            killed = trial(safe_serialization=True)
+            name = names[-1 - attempt.number]
+            killed.path = killed.folder / os.fsdecode(name)
             killed.checkpoints = killed.path / "checkpoints"
             at = attempt.chance.randint(30, operations)
-            attempt.plan = f"{names[attempt.number]!r}, killed before operation {at}"
-            assert killed.start({"kind": "die", "at": at}).end() == -9
+            attempt.plan = f"{name!r}, killed before operation {at}"
+            first = killed.start({"kind": "die", "at": at})
+            if name == NO_TEXT:
+                assert first.end() == 1
+                assert "cannot be written: its name is no text, and what is written there could not be" in first.printed()
+                assert STARTED not in first.printed()
+                continue
+            assert first.end() == -9
             assert killed.finish() == expected
             killed.clear()

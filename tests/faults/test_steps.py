@@ -141,32 +141,41 @@ def test_two_processes_killed_at_a_step(tally, trial, background):
             killed.clear()
 
 
+def run_with_nan(trial, nan):
+    """Start a training whose loss is no number at a step; it is told once."""
+    with trial.launch(nan) as launch:
+        assert launch.ends() == [0], launch.printed()
+        assert launch.printed().count("the training loss is nan") == 1
+        assert f"the training loss is nan at step {nan['step'] + 1}" in launch.printed()
+    return trial.endings()
+
+
 def test_a_loss_that_is_no_number(tally, trial):
-    """It is told once, with its step, and the rules decide what follows: they save nothing, and go on."""
-    options = {"log_every": 1}
-    for attempt in tally("a training loss that is no number, and a kill later", small=2, full=20):
+    """It is told once, with its step, also over a kill; no rule asks to stop."""
+    for attempt in tally("a training loss that is no number, and a kill later", small=1, full=20):
         with attempt:
             step = attempt.chance.randrange(1, 8)
             kill = attempt.chance.randrange(step + 1, 12)
             attempt.plan = f"after {step} steps, killed after {kill}"
             nan = {"at": "training_step", "step": step, "do": ["nan"]}
-            stops = attempt.chance.random() < 0.5
-            condition = {"stop_when": ["train_loss is nan"]} if stops else {}
-            whole, killed = trial(**options, **condition), trial(**options, **condition)
-            with whole.launch(nan) as launch:
-                assert launch.ends() == [0], launch.printed()
-                assert launch.printed().count("the training loss is nan") == 1
-                assert f"the training loss is nan at step {step + 1}" in launch.printed()
-            expected = whole.endings()
-            last = expected[0]["decisions"][-1]
-            assert (last["stop"] is not None) == stops
-            if stops:
-                assert last["step"] <= step + 2
-                attempt.plan += ", stops"
-            if last["step"] <= kill:
-                continue
+            whole, killed = trial(log_every=1), trial(log_every=1)
+            expected = run_with_nan(whole, nan)
+            assert [decision["stop"] for decision in expected[0]["decisions"]] == [None] * 6
             with killed.launch(nan, {"at": "on_before_training_step", "step": kill, "do": ["SIGKILL"]}) as launch:
                 assert launch.ends() == [-9], launch.printed()
-            ended = killed.goes_on()
+            assert killed.goes_on() == expected
             assert "the training loss is nan" not in killed.printed
-            assert ended == expected
+
+
+def test_a_loss_that_is_no_number_ends_a_training_whose_rules_say_so(tally, trial):
+    for attempt in tally("a training loss that is no number, and a condition for it", small=1, full=20):
+        with attempt:
+            step = attempt.chance.randrange(11)
+            attempt.plan = f"after {step} steps"
+            stops = trial(log_every=1, stop_when=["train_loss is nan"])
+            [ended] = run_with_nan(stops, {"at": "training_step", "step": step, "do": ["nan"]})
+            last = ended["decisions"][-1]
+            assert (last["step"], last["stop"]["asked_by"]) == (step + 1, "train_loss is nan")
+            [again] = stops.goes_on()  # it stays stopped
+            assert again["decisions"] == ended["decisions"]
+            assert "the training loss is nan" not in stops.printed

@@ -7,7 +7,7 @@ import pytest
 
 from accmt.tracking.backlog import Backlog
 from accmt.tracking.entries import Count, Ended, File, merged
-from accmt.tracking.tracker import Logged
+from accmt.tracking.tracker import Logged, Resumption
 
 
 def logged(step, **values):
@@ -57,6 +57,17 @@ def test_a_batch_has_an_end(filled):
 def test_an_entry_that_is_larger_than_a_batch_goes_alone(filled):
     large = logged(2, **{f"v{n}": 1.0 for n in range(1500)})
     assert taken(filled(logged(1), large, logged(3))) == [[logged(1)], [large], [logged(3)]]
+
+
+def test_what_a_training_logs_again_goes_by_itself(filled):
+    """So that what came before is there when it is looked what is there."""
+    resumption = Resumption(1, 1, 2)
+    again = Logged({"loss": 1.0}, 2, 3, resumption)
+    backlog = filled(logged(1))
+    backlog._outbox.resumption = resumption
+    backlog.put(again)
+    backlog.put(again)
+    assert taken(backlog) == [[logged(1)], [again, again]]
 
 
 def test_merged_entries_are_settled_as_one(filled):

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Tries every fault of tests/faults as often as docs/faults.md tells of, and makes that page anew. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/bootstrap.sh
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+
+counts=$(mktemp -d)
+trap 'rm -rf "$counts"' EXIT
+status=0
+.venv/bin/python -m pytest tests/faults -n 2 --full --counts "$counts" --timeout 3600 "$@" || status=$?
+.venv/bin/python tests/faults/report.py "$counts" docs/faults.md
+exit "$status"

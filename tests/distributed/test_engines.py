@@ -1,0 +1,218 @@
+"""FSDP2 and DeepSpeed, on two real processes: the training of DistributedDataParallel, whichever way a model is shared out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from accmt import load_saving
+from accmt.checkpoint.checkpoints import Checkpoints
+from accmt.checkpoint.publish import problem_of
+
+SCRIPT = Path(__file__).parent / "engines.py"
+DEEPSPEED = ("deepspeed-0", "deepspeed-1", "deepspeed-2", "deepspeed-3")
+ENGINES = ("fsdp2", *DEEPSPEED)
+COMMON = ('checkpoint_every="5 steps"', "multiple_checkpoints=true", "clip_grad=0.5")
+
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
+
+
+def launch(engine, folder, *pairs, processes=2):
+    if engine in DEEPSPEED:
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        environment.pop(name, None)
+    return subprocess.run(
+        [*command, str(SCRIPT), engine, str(folder), *COMMON, *pairs],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def history(folder):
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "elapsed"} for line in lines]
+
+
+def decided(folder, rank):
+    decisions = json.loads(Path(f"{folder}-rank{rank}.json").read_text())["decisions"]
+    return [{key: value for key, value in decision.items() if key != "elapsed"} for decision in decisions]
+
+
+def saved(folder):
+    return torch.load(folder / "best_valid_loss" / "pytorch_model.bin", weights_only=True)
+
+
+def assert_close(first, second):
+    for mine, theirs in zip(history(first), history(second), strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert mine["values"]["0"] == pytest.approx(theirs["values"]["0"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Engine -> the folder of its training, each made once."""
+    made = {}
+
+    def train(engine):
+        if engine not in made:
+            folder = tmp_path_factory.mktemp(engine) / "model"
+            ran = launch(engine, folder)
+            assert ran.returncode == 0, ran.stderr
+            made[engine] = folder
+        return made[engine]
+
+    return train
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_trains_evaluates_and_decides_as_replicas_do(trained, engine):
+    folder, plain = trained(engine), trained("ddp")
+    assert_close(folder, plain)
+    assert decided(folder, 0) == decided(folder, 1)
+    assert [len(d["verdicts"]) for d in decided(folder, 0)] == [1, 1, 1]
+    weights, expected = saved(folder), saved(plain)
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        name: tuple(value.shape) for name, value in expected.items()
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_saved_model_is_the_whole_one(trained, engine):
+    """It loads on this single process, in no wrapper, and reaches the loss that was recorded."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = torch.nn.Linear(4, 33), torch.nn.LayerNorm(33)
+            self.last = torch.nn.Linear(33, 3)
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    model = Model()
+    saving = load_saving(trained(engine) / "best_valid_loss", model)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(13, 4, generator=generator)
+    labels = (inputs.sum(1) > 0).long() + (inputs[:, 0] > 0).long()
+    with torch.no_grad():
+        logits = model.last(torch.relu(model.norm(model.first(inputs))))
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    assert loss == pytest.approx(saving.values["valid_loss"], rel=1e-5)
+    assert int(model.seen) > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_training_goes_on_bit_by_bit(trained, engine, tmp_path):
+    folder = tmp_path / "model"
+    killed = launch(engine, folder, "cut=18")
+    assert killed.returncode != 0
+    newest = Checkpoints(folder).newest()
+    assert newest is not None
+    assert newest.step == 15
+    assert problem_of(newest.path) is None
+    assert not list(newest.path.rglob("*.py"))
+    ran = launch(engine, folder, "seed=7")
+    assert ran.returncode == 0, ran.stderr
+    assert "continuing from checkpoint-0003-step-15" in ran.stdout
+    assert history(folder) == history(trained(engine))
+    assert decided(folder, 0) == decided(trained(engine), 0)
+    weights, expected = saved(folder), saved(trained(engine))
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_what_fsdp_shared_out_is_read_by_any_number(tmp_path, processes):
+    """The weights and the optimizer that another number of processes takes up are those that were written."""
+    folder = tmp_path / "model"
+    assert launch("fsdp2", folder, "cut=18").returncode != 0
+    ran = launch("fsdp2", folder, processes=processes)
+    assert ran.returncode == 0, ran.stderr
+    assert f"made by 2 process(es) and {processes} continue" in " ".join(ran.stdout.split())
+    assert history(folder)[-1]["values"]["0"]["valid_loss"] < history(folder)[0]["values"]["0"]["valid_loss"]
+    assert len(history(folder)) == 3
+    assert history(folder)[-1]["samples"] == 3 * 86
+
+
+def test_deepspeed_refuses_another_number_of_processes(tmp_path):
+    folder = tmp_path / "model"
+    assert launch("deepspeed-2", folder, "cut=18").returncode != 0
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    ran = launch("deepspeed-2", folder, processes=3)
+    assert ran.returncode != 0
+    assert "it was written by 2 processes, and 3 cannot read it" in ran.stderr
+    assert "deepspeed.checkpoint.ds_to_universal" in ran.stderr
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+
+
+def test_another_engine_is_refused_before_anything_is_loaded(tmp_path):
+    folder = tmp_path / "model"
+    assert launch("deepspeed-2", folder, "cut=18").returncode != 0
+    ran = launch("deepspeed-3", folder)
+    assert "it was written by stage 2 of ZeRO, and this is stage 3" in ran.stderr
+    ran = launch("ddp", folder)
+    assert "it was written with DeepSpeed: launch as before" in ran.stderr
+
+
+def test_a_file_that_would_execute_something_is_not_read(tmp_path):
+    """Planted with a manifest that fits, so that nothing but the look into it can find it."""
+    from accmt.checkpoint import publish
+
+    folder = tmp_path / "model"
+    assert launch("deepspeed-2", folder, "cut=8").returncode != 0
+    newest = Checkpoints(folder).newest()
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    target = next(newest.path.rglob("*optim_states.pt"))
+    torch.save({"optimizer_state_dict": Payload()}, target)
+    (newest.path / publish.MANIFEST).unlink()
+    entries = publish.describe([path for path in newest.path.rglob("*") if path.is_file()])
+    copy = newest.path.rename(tmp_path / "copy")
+    publish.publish(copy, newest.path, {copy / path.relative_to(newest.path): entry for path, entry in entries.items()})
+    assert publish.problem_of(newest.path) is None
+    ran = launch("deepspeed-2", folder)
+    assert ran.returncode != 0
+    assert "would execute" in ran.stderr
+    assert "give trust_checkpoint=True" in ran.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "deepspeed-2", "deepspeed-3"])
+def test_options_under_an_engine(trained, tmp_path, engine):
+    """Accumulation, steps made by hand, and models called past the wrapper, each as under replicas."""
+    for number, pairs in enumerate((["grad_accumulation_steps=3"], ["by_hand=true"], ["safe_mode=false"])):
+        plain, folder = tmp_path / f"ddp-{number}", tmp_path / f"{engine}-{number}"
+        for name, place in (("ddp", plain), (engine, folder)):
+            ran = launch(name, place, *pairs)
+            assert ran.returncode == 0, ran.stderr
+        assert_close(folder, plain)
+
+
+def test_batches_are_converted_for_a_model_of_low_precision(tmp_path):
+    ran = launch("deepspeed-2", tmp_path / "model", 'mixed_precision="bf16"', 'dtype="torch.bfloat16"')
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_checkpoints_in_the_background(trained, tmp_path):
+    ran = launch("fsdp2", tmp_path / "model", "checkpoint_async=true")
+    assert ran.returncode == 0, ran.stderr
+    assert history(tmp_path / "model") == history(trained("fsdp2"))
+    for mine, theirs in zip(Checkpoints(tmp_path / "model").all(), Checkpoints(trained("fsdp2")).all(), strict=True):
+        for rank in (0, 1):
+            file = f"shards-{rank}.safetensors"
+            assert (mine.path / file).read_bytes() == (theirs.path / file).read_bytes()
+    ran = launch("deepspeed-2", tmp_path / "other", "checkpoint_async=true")
+    assert "DeepSpeed writes its part of a checkpoint while the training waits" in ran.stderr

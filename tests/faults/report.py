@@ -1,0 +1,66 @@
+"""The page of what the fault tests counted: `report.py COUNTS PAGE`, from the files that `--counts` writes.
+
+A group is a file of tests: its docstring is its title and says what "survived" means.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+_FIRST = ("test_kills", "test_damage", "test_disk", "test_hostile", "test_folders")
+_PACKAGES = ("torch", "accelerate", "safetensors", "numpy")
+_HEAD = """\
+# What the fault tests counted
+
+<!-- Made by `bash scripts/faults.sh`, which tries everything as often as is written here; other runs try less. -->
+
+Each row is a case of [tests/faults](../tests/faults), tried as often as the column *tries* says, with moments, places
+and values drawn by chance from a seed. Where a try has to hit a moment, *hits* are those that did. Processes are ended
+by real signals, disks are full, and trackers are down; what a row counts as *survived* stands above its table.
+
+"""
+
+
+def page(counts: Iterable[dict[str, Any]], versions: Iterable[str]) -> str:
+    """The page, in Markdown."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for count in sorted(counts, key=lambda count: (_place(count["module"]), count["order"])):
+        groups.setdefault(count["module"], []).append(count)
+    every = [count for group in groups.values() for count in group]
+    tries, lost = (sum(count[column] for count in every) for column in ("tries", "lost"))
+    total = f"{len(every)} cases, {tries:,} tries, {lost:,} lost. Made with {', '.join(versions)}.\n"
+    return _HEAD + total + "".join(map(_group, groups, groups.values()))
+
+
+def _place(module: str) -> tuple[int, str]:
+    return (_FIRST.index(module) if module in _FIRST else len(_FIRST), module)
+
+
+def _group(module: str, counts: list[dict[str, Any]]) -> str:
+    title, _, text = (ast.get_docstring(ast.parse((HERE / f"{module}.py").read_text())) or module).partition("\n")
+    rows = "".join(map(_row, counts))
+    return f"\n## {title}\n{text.rstrip()}\n\n| case | tries | hits | survived | lost |\n| --- | --: | --: | --: | --: |\n{rows}"
+
+
+def _row(count: dict[str, Any]) -> str:
+    hits = "" if count["hits"] is None else count["hits"]
+    cut = "" if count["complete"] else " (not tried to the end)"
+    return f"| {count['case']}{cut} | {count['tries']} | {hits} | {count['survived']} | {count['lost']} |\n"
+
+
+def versions() -> list[str]:
+    """What it was tried with."""
+    return [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES), platform.system()]
+
+
+if __name__ == "__main__":
+    found = [json.loads(path.read_text()) for path in Path(sys.argv[1]).glob("*.json")]
+    Path(sys.argv[2]).write_text(page(found, versions()), encoding="utf-8")

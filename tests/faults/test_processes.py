@@ -1,0 +1,192 @@
+"""Processes that die, stop or fail beside others
+
+Two processes train together. One of them is killed, or stopped for good; it raises an error of its own in a step, an
+evaluation, a metric or a callback, or while the two tell each other what only one of them knows; or it cannot write its
+part of a checkpoint. It has **survived** if the other one ends with an error soon (after a stop: within the time limit
+that the script has set), no checkpoint is visible that is not complete, and a new start ends bit by bit as a training
+that nothing happened to. Under torchrun the restart is not by hand. Two trainings that are started in one folder at the
+same moment have survived if exactly one of them trains.
+"""
+
+
+import pytest
+
+from launches import Launch, trials_in, wait_until
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+TIMEOUT = 3
+PAIR = {"world": 2, "sizes": [48, 20], "checkpoint_every": "4 steps", "evaluate_every_n_steps": 3, "log_every": None}
+MOMENTS = (
+    {"at": "on_before_training_step", "step": 5},
+    {"at": "training_step", "step": 4},
+    {"at": "on_after_optimizer_step", "step": 7},
+    {"at": "validation_step", "step": 6},
+    {"at": "metric", "step": 6},
+    {"at": "write", "nth": [1]},
+    {"at": "write", "nth": [2]},
+    {"at": "exchange", "nth": [2]},
+    {"at": "on_save_checkpoint", "nth": [1]},
+    {"at": "on_epoch_end", "nth": [1]},
+)
+BACKGROUND = [pytest.param(False, id="at once"), pytest.param(True, id="in the background")]
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """Arguments of the training -> a new trial."""
+    return trials_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What the two processes end with, undisturbed. How checkpoints are saved makes no difference."""
+    return trials_in(tmp_path_factory.mktemp("pair"))(**PAIR).goes_on()
+
+
+def how(background):
+    return f"saving {'in the background' if background else 'at once'}"
+
+
+def plan_of(attempt, what, moments=MOMENTS):
+    """One process, at one moment, by the number of the attempt first, then by chance."""
+    moment = moments[attempt.number] if attempt.number < len(moments) else attempt.chance.choice(moments)
+    rank = attempt.chance.randrange(2)
+    attempt.plan = f"{what} process {rank} at {moment}"
+    return rank, {**moment, "do": [what], "rank": rank}
+
+
+@pytest.mark.parametrize("background", BACKGROUND)
+def test_one_is_killed(tally, trial, expected, background):
+    for attempt in tally(f"one of two processes is killed, {how(background)}", small=4, full=60):
+        with attempt:
+            rank, kill = plan_of(attempt, "SIGKILL")
+            pair = trial(**PAIR, checkpoint_async=background)
+            with pair.launch(kill) as launch:
+                assert launch.ends(1 - rank, within=20) == [1], launch.printed()
+                assert launch.ends() == ([-9, 1] if rank == 0 else [1, -9])
+            pair.check()
+            assert pair.goes_on() == expected
+            assert not pair.left_behind()
+
+
+@pytest.mark.parametrize("background", BACKGROUND)
+def test_one_stops(tally, trial, expected, background):
+    """The other one waits as long as the script says before it makes the trainer: PartialState(timeout=...)."""
+    for attempt in tally(f"one of two processes stops, {how(background)}", small=2, full=60):
+        with attempt:
+            rank, stop = plan_of(attempt, "SIGSTOP", MOMENTS[1:])
+            pair = trial(**PAIR, checkpoint_async=background)
+            with pair.launch(stop, timeout=TIMEOUT) as launch:
+                pair.wait_for(did="SIGSTOP")
+                assert launch.ends(1 - rank, within=TIMEOUT + 15) == [1], launch.printed()
+                assert launch.children[rank].is_running()
+            pair.check()
+            assert pair.goes_on() == expected
+            assert not pair.left_behind()
+
+
+@pytest.mark.parametrize("background", BACKGROUND)
+def test_one_raises(tally, trial, expected, background):
+    for attempt in tally(f"one of two processes raises an error, {how(background)}", small=4, full=60):
+        with attempt:
+            rank, error = plan_of(attempt, "raise", [moment for moment in MOMENTS if moment["at"] != "write"])
+            pair = trial(**PAIR, checkpoint_async=background)
+            with pair.launch(error) as launch:
+                assert launch.ends(within=20) == [1, 1], launch.printed()
+            [own] = pair.noted(rank=rank, ended="ArithmeticError")
+            assert own["text"] == "disturbed"
+            [other] = pair.noted(rank=1 - rank)
+            assert other["ended"] != ""
+            pair.check()
+            assert pair.goes_on() == expected
+
+
+@pytest.mark.parametrize("background", BACKGROUND)
+def test_one_cannot_write(tally, trial, expected, background):
+    """Once, nothing is published and both go on until the next checkpoint; twice in a row, both raise."""
+    for attempt in tally(f"one of two processes cannot write, {how(background)}", small=2, full=40):
+        with attempt:
+            rank, first, twice = attempt.chance.randrange(2), attempt.chance.randint(1, 3), attempt.number % 2 == 1
+            attempt.plan = f"process {rank}, checkpoint {first}{' and the next' if twice else ''}"
+            failure = {"at": "write", "nth": [first, first + 1] if twice else [first], "rank": rank, "do": ["fail"]}
+            pair = trial(**PAIR, checkpoint_async=background, multiple_checkpoints=True)
+            with pair.launch(failure) as launch:
+                codes = launch.ends()
+                assert codes == ([1, 1] if twice else [0, 0]), launch.printed()
+                warned, other = (child.printed() for child in launch.children)
+            reason = f"no checkpoint at step {4 * first}: process {rank}: OSError: [Errno 28] No space left on device"
+            assert warned.count("no checkpoint at step") == 1
+            assert reason in warned
+            assert "no checkpoint at step" not in other
+            pair.check()
+            assert not pair.left_behind()
+            lost = {4 * first, 4 * first + 4} if twice else {4 * first}
+            made = [step for step in (4, 8, 12) if step not in lost and not (twice and step > 4 * first)]
+            assert pair.steps_there() == made
+            if twice:
+                assert {line["ended"] for line in pair.noted() if "ended" in line} == {"Failed"}
+                assert weights(pair.goes_on()) == weights(expected)
+            else:
+                assert weights(pair.endings()) == weights(expected)
+
+
+def weights(endings):
+    return [ending["weights"] for ending in endings]
+
+
+def test_restarts(tally, trial, expected):
+    """Of torchrun's own agent, which forks here: a process kills itself, twice, and the training ends all the same."""
+    for attempt in tally("a process kills itself under torchrun, twice", small=1, full=20):
+        with attempt:
+            steps = attempt.chance.randint(1, 6), attempt.chance.randint(7, 11)
+            ranks = attempt.chance.randrange(2), attempt.chance.randrange(2)
+            attempt.plan = f"processes {ranks} after {steps} steps"
+            kills = [
+                {"at": "training_step", "step": step, "rank": rank, "attempt": number, "do": ["SIGKILL"]}
+                for number, (step, rank) in enumerate(zip(steps, ranks, strict=True))
+            ]
+            pair = trial(**PAIR)
+            with pair.launch_elastic(*kills, restarts=2) as launch:
+                assert launch.ends() == [0], launch.printed()
+            assert len(pair.noted(did="SIGKILL")) == 2
+            assert pair.endings() == expected
+            pair.check()
+
+
+def test_a_restart_of_torchrun(tally, trial, expected):
+    for attempt in tally("a process kills itself under torchrun, in interpreters of their own", small=1, full=5):
+        with attempt:
+            step, rank = attempt.chance.randint(1, 11), attempt.chance.randrange(2)
+            attempt.plan = f"process {rank} after {step} steps"
+            pair = trial(**PAIR)
+            kill = {"at": "training_step", "step": step, "rank": rank, "do": ["SIGKILL"]}
+            with pair.torchrun(kill, restarts=2) as process:
+                try:
+                    assert process.wait(150) == 0, pair.log()
+                finally:
+                    process.kill()
+            assert len(pair.noted(did="SIGKILL")) == 1
+            assert pair.endings() == expected
+            pair.check()
+
+
+def test_two_trainings_at_the_same_moment(tally, trial):
+    """One of them trains, and is not disturbed; the other one is told who works there, and changes nothing."""
+    options = {"checkpoint_every": "1 step", "dataloader_num_workers": 1}
+    [expected] = trial(**options).goes_on()
+    for attempt in tally("two trainings are started in one folder at the same moment", small=3, full=50):
+        with attempt:
+            twice = trial(**options)
+            waits = {"at": "on_fit_start", "do": ["wait"]}
+            with Launch([child for _ in range(2) for child in twice.launch(waits).children]) as launch:
+                wait_until(lambda: not all(child.is_running() for child in launch.children), 60, launch.printed)
+                twice.wait_for(did="wait")
+                loser = next(rank for rank, child in enumerate(launch.children) if not child.is_running())
+                assert launch.ends(loser) == [1]
+                assert f"another training works in {twice.path} (process " in launch.children[loser].printed()
+                (twice.folder / "go").touch()
+                assert launch.ends(1 - loser) == [0], launch.printed()
+            assert len(twice.noted(did="wait")) == 1
+            assert twice.endings() == [expected]
+            twice.check()

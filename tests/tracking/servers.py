@@ -1,0 +1,154 @@
+"""A real MLflow server that can be killed, paused and started again, and a proxy in front of one that misbehaves."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+
+import psutil
+import pytest
+
+_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host")
+
+
+class Server:
+    """A server and the processes that it starts, in a session of their own. What it was told outlives it."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+        self.output = folder / "output.txt"
+        self._process = None
+
+    def start(self):
+        """Start it, and return when it answers."""
+        port = self.address.split(":")[1]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--workers", "1"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        with self.output.open("w") as output:
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, stdout=output, stderr=output, start_new_session=True
+            )
+        for _ in range(1200):
+            with suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=5):
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.1)
+        pytest.fail(f"the server does not answer:\n{self.output.read_text()[-3000:]}")
+
+    def freeze(self):
+        """Let it take connections and answer none."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self):
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def kill(self):
+        """End the whole tree at once; nothing if it is not running."""
+        if self._process is None:
+            return
+        tree = []
+        with suppress(psutil.NoSuchProcess):
+            tree = psutil.Process(self._process.pid).children(recursive=True)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(tree, timeout=10)
+        self._process.wait()
+        self._process = None
+
+
+class Proxy:
+    """Stands in front of a server.
+
+    Attributes:
+        mode: "well": it passes everything on. "down": it hangs up. "500": it answers so. "slow": it takes its time.
+            "deaf": it passes on what is asked, and hangs up in the place of the answer.
+        asked: The paths that were asked for and passed on.
+        pause: How slow, in seconds.
+
+    Whoever asks for `/mode/500` changes the mode, so that another process can do so.
+    """
+
+    def __init__(self, server):
+        self.mode = "well"
+        self.pause = 0.2
+        self.asked = []
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                proxy._answer(self, server.address)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, request, address):
+        if request.path.startswith("/mode/"):
+            self.mode = request.path.removeprefix("/mode/")
+            request.send_response(204)
+            request.end_headers()
+            return
+        mode = self.mode
+        body = request.rfile.read(int(request.headers.get("content-length") or 0))
+        request.close_connection = True
+        if mode == "down":
+            return
+        if mode == "500":
+            request.send_error(500)
+            return
+        if mode == "slow":
+            time.sleep(self.pause)
+        self.asked.append(request.path)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        connection = http.client.HTTPConnection(address, timeout=30)
+        try:
+            connection.request(request.command, request.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except OSError:
+            return
+        finally:
+            connection.close()
+        if mode == "deaf":
+            return
+        with suppress(OSError):
+            request.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in _HOP:
+                    request.send_header(name, value)
+            request.send_header("content-length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
