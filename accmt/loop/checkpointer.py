@@ -189,7 +189,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     trainer = contents.read_trainer(folder)
     own = contents.read_own(folder, PartialState().process_index)
     contents.load_parts(folder, run.parts, trainer)
-    run.position.restore(trainer["position"])
+    run.position.restore(trainer["position"], trainer["processes"], PartialState().num_processes)
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
@@ -216,7 +216,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     if trainer["processes"] != processes:
         notes.append(
             f"the checkpoint was made by {trainer['processes']} process(es) and {processes} continue: "
-            f"from the same sample on, but not bit by bit"
+            f"from the same sample on, in whole rounds of batches, but not bit by bit"
         )
     return changes, notes
 

@@ -46,6 +46,8 @@ class Position:
         self.samples_before = 0
         self.ended_epoch = False
         self.stopwatch = Stopwatch()
+        # Steps that epochs of another length have had more than those of the length of now.
+        self._more = 0
 
     @property
     def total_steps(self) -> int | None:
@@ -53,7 +55,7 @@ class Position:
         per_epoch = self._data.steps_per_epoch
         if self._max_steps is not None:
             return self._max_steps
-        return None if per_epoch is None else per_epoch * self._epochs
+        return None if per_epoch is None else per_epoch * self._epochs + self._more
 
     @property
     def total_epochs(self) -> int | None:
@@ -61,7 +63,7 @@ class Position:
         if self._max_steps is None:
             return self._epochs
         per_epoch = self._data.steps_per_epoch
-        return None if per_epoch is None else -(-self._max_steps // per_epoch)
+        return None if per_epoch is None else -(-(self._max_steps - self._more) // per_epoch)
 
     @property
     def is_finished(self) -> bool:
@@ -117,6 +119,18 @@ class Position:
             "samples_before": self.samples_before + (self._data.samples_after(self.batch) if at_end else 0),
         }
 
-    def restore(self, data: Mapping[str, Any]) -> None:
+    def restore(self, data: Mapping[str, Any], processes: int, processes_now: int) -> None:
+        """Go on from a position.
+
+        Args:
+            data: What `to_json` gave.
+            processes: How many processes trained then.
+            processes_now: And now; each has passed over its share of the batches, in whole rounds.
+        """
         for name in ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before"):
             setattr(self, name, int(data[name]))
+        if processes != processes_now:
+            self.batch = self.batch * processes // processes_now
+            self.step_in_epoch = -(-self.batch // self._data.accumulation)
+        if self._data.steps_per_epoch is not None:
+            self._more = self.step - self.epoch * self._data.steps_per_epoch - self.step_in_epoch

@@ -1,0 +1,65 @@
+"""Where a training is, when what it is counted in changes."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from accmt.loop.position import Position
+
+
+@dataclass
+class Data:
+    """Epochs of so many batches of two samples on each process."""
+
+    batches: int
+    accumulation: int = 1
+
+    @property
+    def steps_per_epoch(self):
+        return -(-self.batches // self.accumulation)
+
+    def samples_after(self, batches):
+        return 2 * batches
+
+
+def at(step, epoch, batch, step_in_epoch):
+    counted = {"step": step, "epoch": epoch, "batch": batch, "step_in_epoch": step_in_epoch}
+    return {**counted, "evaluation": 0, "samples_before": 0}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "per_epoch", "batch", "total"),
+    [
+        (2, 2, 6, 4, 18),  # nothing changes
+        (2, 1, 12, 8, 34),  # 10 steps, 4 and 12 still to come
+        (2, 3, 4, 2, 16),  # 10 steps, 2 and 4 still to come; the last round was not whole
+        (2, 4, 3, 2, 14),
+    ],
+)
+def test_another_number_of_processes(before, now, per_epoch, batch, total):
+    """After the first epoch of three and 4 of 6 batches each of two processes."""
+    position = Position(Data(per_epoch), 3, None)
+    position.restore(at(10, 1, 4, 4), before, now)
+    assert (position.batch, position.step_in_epoch) == (batch, batch)
+    assert position.total_steps == total
+    assert position.total_steps - position.step == 2 * per_epoch - batch
+    assert not position.ends
+
+
+def test_other_data():
+    position = Position(Data(9), 3, None)
+    position.restore(at(12, 2, 0, 0), 1, 1)  # two epochs of six
+    assert position.total_steps == 21
+
+
+def test_a_limit_of_steps_stays():
+    position = Position(Data(9), 3, 40)
+    position.restore(at(12, 2, 0, 0), 1, 1)
+    assert position.total_steps == 40
+    assert position.total_epochs == 6  # two, three whole ones, and one step more
+
+
+def test_steps_of_several_batches():
+    position = Position(Data(8, accumulation=4), 2, None)
+    position.restore(at(1, 0, 4, 1), 4, 1)
+    assert (position.batch, position.step_in_epoch) == (16, 4)
