@@ -31,7 +31,7 @@ def at(step, epoch, batch, step_in_epoch):
     ("before", "now", "per_epoch", "batch", "total"),
     [
         (2, 2, 6, 4, 18),  # nothing changes
-        (2, 1, 12, 8, 34),  # 10 steps, 4 and 12 still to come
+        (2, 1, 12, 8, 26),  # 10 steps, 4 and 12 still to come
         (2, 3, 4, 2, 16),  # 10 steps, 2 and 4 still to come; the last round was not whole
         (2, 4, 3, 2, 14),
     ],
