@@ -30,6 +30,7 @@ from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
 from accmt.loop.engines import PLAIN, is_deepspeed
 from accmt.loop.evaluate import Evaluation
+from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
@@ -93,6 +94,7 @@ def plan(
     facts = facts_of(options.metrics, tuple(datasets), length)
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
+    warnings += inexact(data.loader) if options.checkpoint.enabled else []
     optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
     if not options.saving.disabled:
         check_extras(module, options)
@@ -153,6 +155,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
         tracker=module.tracker,
         display=display,
+        generators=generators_of(module, parts.model, plan.loaders),
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     state.patience_left = run.engine.patience_left()

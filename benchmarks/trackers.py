@@ -89,8 +89,11 @@ class Server:
             self.address.split(":")[1],
         ]
         command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"]
+        variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (folder / "output.txt").open("w") as output:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=variables, stdout=output, stderr=output, start_new_session=True
+            )
 
     def wait(self) -> None:
         for _ in range(240):

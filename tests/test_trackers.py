@@ -8,11 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from accmt import Callback, ConfigError, Monitor
+from accmt.checkpoint.contents import Mismatch
+from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.background import Limits
+from accmt.tracking.outbox import FOLDER, waiting_in
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -160,6 +164,8 @@ def test_a_process_ends_although_its_tracker_does_not(tmp_path):
 import threading, torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 from accmt import HyperParameters, Trainer
+from accmt.checkpoint.contents import Mismatch
+from accmt.cli.main import main
 from accmt.tracking import background
 from conftest import Regression, make_data
 
@@ -213,6 +219,60 @@ def test_a_continued_training_goes_on_without_a_tracker_that_refuses(trainer, re
         "warning: mine: not sent yet: 2 values (step 6), the status FINISHED; PermissionError: not yours; "
         f"later: accmt sync {longer.model_path}\n"
     ) in out
+
+
+@pytest.fixture
+def left_behind(trainer, regression, data, monkeypatch):
+    """A training of eight steps that has ended, and whose tracker was told nothing of it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "LIMITS", Limits(interval=0.0, end=0.0))
+        Mine.free.clear()
+        training = trainer(log_with="mine", log_every=1, multiple_checkpoints=True)
+        training.fit(regression(), data(16), data(4))
+    Mine.free.set()
+    for thread in threading.enumerate():
+        if thread.name == "tracker mine":
+            thread.join()
+    RUNS.clear()
+    return training
+
+
+def test_a_training_that_is_continued_sends_what_waited(left_behind, trainer, regression, data, capsys):
+    trainer(epochs=3, log_with="mine", log_every=1).fit(regression(), data(16), data(4))
+    [mine] = RUNS
+    assert [step for step, _ in sent(mine, "train_loss")] == list(range(1, 13))
+    assert [step for step, _ in sent(mine, "val_loss")] == [4, 8, 12]
+    assert "not sent" not in capsys.readouterr().out.split("continuing from")[1]
+    assert not (left_behind.model_path / FOLDER).exists()
+
+
+def test_a_training_that_goes_back_drops_what_it_logs_again(left_behind, trainer, regression, data):
+    trainer(log_with="mine", log_every=1, multiple_checkpoints=True, resume=1).fit(regression(), data(16), data(4))
+    [mine] = RUNS
+    assert [step for step, _ in sent(mine, "train_loss")][-8:] == list(range(1, 9))
+    assert not (left_behind.model_path / FOLDER).exists()
+
+
+def test_a_training_that_cannot_be_continued_leaves_what_waits(left_behind, trainer, regression, data):
+    module = regression()
+    module.model = torch.nn.Linear(4, 1)
+    with pytest.raises(Mismatch):
+        trainer(log_with="mine").fit(module, data(16), data(4))
+    assert [str(left) for left in waiting_in(left_behind.model_path)[0].values()] == [
+        "18 values (steps 1 to 8), the status FINISHED"
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"log_with": "mine", "resume": False}, {}])
+def test_another_training_leaves_what_waits_and_says_so(left_behind, trainer, regression, data, capsys, arguments):
+    trainer(**arguments).fit(regression(), data(8), data(4))
+    command = f"accmt sync {left_behind.model_path}"
+    assert (
+        "warning: mine: 18 values (steps 1 to 8), the status FINISHED of an earlier run still wait to be sent; "
+        f"when this training is over: {command}\n"
+    ) in capsys.readouterr().out
+    assert main(command.split()[1:]) == 0
+    assert [step for step, _ in sent(RUNS[-1], "train_loss")] == list(range(1, 9))
 
 
 def test_tensorboard_goes_on_where_the_checkpoint_was(trainer, regression, data, tmp_path):

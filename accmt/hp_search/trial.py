@@ -23,6 +23,7 @@ from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
 from accmt.hyperparameters import HyperParameters
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleError
+from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.trainer import Trainer
 
 PLACE = "HyperParameterSearch(...)"
@@ -183,5 +184,5 @@ def _folder(model_path: Path | None, number: int) -> Iterator[Path]:
     try:
         yield made
     finally:
-        if PartialState().is_main_process:
+        if PartialState().is_main_process and not (made / OUTBOX).exists():  # a tracker could not be told everything
             shutil.rmtree(made, ignore_errors=True)

@@ -208,6 +208,10 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
         run.epoch_random = _prefixed("epoch.", own.random)
         run.resumed_random = _prefixed("now.", own.random)
         run.stepper.take_up(_prefixed("gradient.", own.random))
+        if own.process["data"] is not None:
+            data = unpack(own.process["data"], _prefixed("data.", own.random))
+            notes += run.data.restore(data["reading"])
+            run.generators.restore(data["generators"])
     if run.history.lines < trainer["history"]:
         notes.append(f"the history holds {run.history.lines} evaluations of {trainer['history']}: the rest is lost")
     processes, length = PartialState().num_processes, run.data.steps_per_epoch
@@ -251,7 +255,23 @@ def _own(run: Run) -> Own:
     random = {f"now.{name}": value for name, value in now.items()}
     random |= {f"epoch.{name}": value for name, value in epoch.items()}
     random |= {f"gradient.{name}": value for name, value in run.stepper.gradients().items()}
-    return Own({"losses": run.stepper.losses.to_json()}, random)
+    data, tensors = _packed(run)
+    random |= {f"data.{name}": value for name, value in tensors.items()}
+    return Own({"losses": run.stepper.losses.to_json(), "data": data}, random)
+
+
+def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What the training data and generators that objects keep need to go on; None if it is no plain data, which is
+    said once."""
+    try:
+        return pack({"reading": run.data.state(), "generators": run.generators.states()})
+    except TypeError as error:
+        if not run.data_state_refused:
+            run.data_state_refused = True
+            run.display.warn(
+                f"the state of the training data {error}: a continued training will not be exactly the same"
+            )
+        return None, {}
 
 
 def _restore_state(state: TrainingState, packed: Any) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from accmt.loop.draws import END
 from accmt.loop.reading import Place, Reader
+from accmt.loop.workers import outlast_signals
 from accmt.module import AcceleratorModule
 
 Collate = Callable[[list[Any]], Any]
@@ -57,7 +58,9 @@ def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collat
 
 def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
     """The loader for a validation dataset, in its own order, before it is shared among processes."""
-    return _loader(dataset, options, options.eval_batch_size, None, collate, False)
+    loader = _loader(dataset, options, options.eval_batch_size, None, collate, False)
+    outlast_signals(loader)
+    return loader
 
 
 def validation_loaders(

@@ -25,6 +25,7 @@ from torch.utils.data import (
 from accmt.loop.draws import END, Indices, StatefulIndices, apart, fewer, has_state, mixed, read_apart
 from accmt.loop.exactness import Generators, keeps_state
 from accmt.loop.streams import Course, Stream
+from accmt.loop.workers import outlast_signals
 
 # Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
 _SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
@@ -73,7 +74,7 @@ class Reader:
         self._course: Course | None = None
         draws = not all(map(_is_plain, self._samplers))
         if not isinstance(loader.dataset, IterableDataset):
-            self._indices = _indices(loader, draws, process, processes)
+            self._indices = _indices(loader, self._samplers, draws, process, processes)
             vars(self._loader)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
         elif processes > 1 or _has_course(loader):
             self._course = _course(loader, process, processes)
@@ -220,16 +221,24 @@ def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
     copied.generator = torch.Generator()
     fresh = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
     vars(copied).update({name: value for name, value in fresh.items() if name in vars(copied)})
+    outlast_signals(copied)
     return copied
 
 
-def _indices(loader: DataLoader[Any], draws: bool, process: int, processes: int) -> Indices:
+def _indices(loader: DataLoader[Any], samplers: Sequence[Any], draws: bool, process: int, processes: int) -> Indices:
     batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if processes > 1:
         share = _Turns if loader.batch_sampler is None else BatchSamplerShard
         batches = share(batches, processes, process)
     kind = StatefulIndices if has_state(batches) else Indices
-    return kind(batches, apart=draws, for_workers=loader.num_workers > 0, process=process, processes=processes)
+    return kind(
+        batches,
+        apart=draws,
+        for_workers=loader.num_workers > 0,
+        keeps_state=keeps_state(loader) and any(map(has_state, samplers)),
+        process=process,
+        processes=processes,
+    )
 
 
 def _has_course(loader: DataLoader[Any]) -> bool:

@@ -14,6 +14,7 @@ from accmt.checkpoint.savings import Savings
 from accmt.display.display import Display
 from accmt.loop.data import TrainingData
 from accmt.loop.evaluate import Evaluation
+from accmt.loop.exactness import Generators
 from accmt.loop.hooks import Hooks
 from accmt.loop.position import Position
 from accmt.loop.pulse import Pulse
@@ -94,7 +95,8 @@ class NoCheckpointer:
 class Run:
     """All parts of a training.
 
-    `model` is the module's own one, in no wrapper, and `parts` what a checkpoint is made of. `evaluated_at` and
+    `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
+    module, model and validation data keep for themselves. `evaluated_at` and
     `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none. `epoch_random` is the
     random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
     continued have been passed over.
@@ -119,6 +121,7 @@ class Run:
     tracker: Tracker
     display: Display
     pulse: Pulse
+    generators: Generators
     decisions: list[Decision] = field(default_factory=list)
     evaluated_at: int = -1
     checkpointed_at: int = -1
@@ -127,6 +130,7 @@ class Run:
     resumed_random: dict[str, torch.Tensor] | None = None
     nan_reported: set[str] = field(default_factory=set)
     failed_savings: set[str] = field(default_factory=set)
+    data_state_refused: bool = False
     next_stop: float = 0
 
     @property

@@ -29,6 +29,7 @@ class Limits:
         artifact: For an artifact to be sent before the training goes on.
         end: For what still waits at the end of the training.
         end_with_artifacts: The same, if artifacts are among it.
+        end_when_killed: The same, if somebody wants the training to end now.
         pause: The longest between two attempts.
     """
 
@@ -38,6 +39,7 @@ class Limits:
     artifact: float = 60.0
     end: float = 30.0
     end_with_artifacts: float = 600.0
+    end_when_killed: float = 5.0
     pause: float = 60.0
 
 
@@ -98,7 +100,7 @@ class BackgroundTracker:
         self._thread: threading.Thread | None = None
         self._tried = threading.Event()
         self._refusal: Exception | None = None
-        self._is_closed = self._is_stuck = False
+        self._is_closed = self._is_stuck = self._is_killed = False
         self._outage = self._refused = ""
         self._not_taken: list[File] = []
         self._warned: set[str] = set()
@@ -150,6 +152,7 @@ class BackgroundTracker:
         """Have everything sent without pauses, and do not wait for it. None is no end of the run."""
         if self._is_closed:
             self._backlog.reopen()
+        self._is_killed = status == "KILLED"
         if status is not None:
             self._backlog.end(Ended(status, self._backlog.stamp() if time is None else time))
         self._backlog.close()
@@ -160,8 +163,7 @@ class BackgroundTracker:
         """Wait for the thread to end, in a bounded time, after `close_soon`."""
         self._is_closed = True
         if self._thread is not None and not self._is_stuck:
-            limits = self._limits
-            self._thread.join(limits.end_with_artifacts if self._backlog.has_files else limits.end)
+            self._thread.join(self._time_left())
             self._is_stuck = self._thread.is_alive()
         if self._is_stuck:
             self._backlog.abandon()
@@ -177,6 +179,11 @@ class BackgroundTracker:
         lost, self._backlog.lost = self._backlog.lost, Count()
         disk = str(self._backlog.trouble or "")
         return Outcome(sent, left, lost, self._outage or self._refused, self._refused or disk)
+
+    def _time_left(self) -> float:
+        if self._is_killed:
+            return self._limits.end_when_killed
+        return self._limits.end_with_artifacts if self._backlog.has_files else self._limits.end
 
     def finish_and_say(self) -> None:
         """Wait as `finish` does, and say what was not sent."""

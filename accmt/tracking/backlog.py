@@ -87,15 +87,17 @@ class Backlog:
 
         With `merging` the values of one step become one entry.
         """
-        with self._changed:
-            self._wait_for_entries()
-            if self._abandoned or not self._ahead:
-                return ()
-            entry = self._ahead[0][0]
-            if not isinstance(entry, Logged):
-                self._in_hand.append(self._ahead.popleft())
-                return entry
-            return self._taken(merging)
+        while True:
+            with self._changed:
+                self._wait_until_it_is_time()
+            while self._read_ahead():
+                pass  # in small parts, so that nobody waits for the lock for long
+            with self._changed:
+                if self._abandoned or (self._closed and not self._ahead):
+                    return ()
+                if self._ahead:
+                    self._next_take = time.monotonic() + self._interval
+                    return self._taken(merging)
 
     def settle(self, count: int, into: Count | None) -> None:
         """Say that the first entries in hand need not be sent any more, and count them as sent, as lost, or not."""
@@ -196,20 +198,14 @@ class Backlog:
         self._memory_values -= len(entry.values)
         self.lost.add(entry)
 
-    def _wait_for_entries(self) -> None:
-        """Have some of them ahead; none if the backlog is closed and there are none."""
-        while not self._abandoned:
-            self._is_idle = True
-            self._changed.wait_for(lambda: self._has_more() or self._closed)
-            self._is_idle = False
-            # What gathers in the meantime goes along in one call.
-            pause = self._next_take - time.monotonic()
-            if pause > 0:
-                self._changed.wait_for(lambda: self._closed or self._is_urgent(), pause)
-            self._read_ahead()
-            if self._ahead or self._closed:
-                self._next_take = time.monotonic() + self._interval
-                return
+    def _wait_until_it_is_time(self) -> None:
+        self._is_idle = True
+        self._changed.wait_for(lambda: self._has_more() or self._closed)
+        self._is_idle = False
+        # What gathers in the meantime goes along in one call.
+        pause = self._next_take - time.monotonic()
+        if pause > 0:
+            self._changed.wait_for(lambda: self._closed or self._is_urgent(), pause)
 
     def _has_more(self) -> bool:
         return bool(self._ahead or self._memory or (self._outbox.is_taken_up and self._outbox.unread))
@@ -218,17 +214,25 @@ class Backlog:
         far_behind = bool(self._ahead) or self._outbox.unread > _FAR_BEHIND
         return bool(self._done) or self._values >= _BATCH or far_behind
 
-    def _read_ahead(self) -> None:
-        if self._outbox.is_taken_up:
-            while len(self._ahead) < _BATCH and (entries := self._outbox.read()):
-                self._ahead.extend(entries)
-        if not self._ahead:
-            while self._memory:
-                self._ahead.append((self._pop_memory(), None))
-        self.lost.unreadable, self._outbox.unreadable = self.lost.unreadable + self._outbox.unreadable, 0
+    def _read_ahead(self) -> bool:
+        """Have some more entries ahead; False if there are enough, or all."""
+        with self._changed:
+            if self._abandoned or len(self._ahead) >= _BATCH:
+                return False
+            entries = self._outbox.read() if self._outbox.is_taken_up else []
+            self._ahead.extend(entries)
+            self.lost.unreadable, self._outbox.unreadable = self.lost.unreadable + self._outbox.unreadable, 0
+            if not self._ahead:
+                while self._memory:
+                    self._ahead.append((self._pop_memory(), None))
+            return bool(entries)
 
-    def _taken(self, merging: bool) -> Sequence[Logged]:
-        """All values up to the next other entry or resumption, or as many as go into a batch."""
+    def _taken(self, merging: bool) -> File | Ended | Sequence[Logged]:
+        """The next entry, or all values up to another entry or resumption, or as many as go into a batch."""
+        first = self._ahead[0][0]
+        if not isinstance(first, Logged):
+            self._in_hand.append(self._ahead.popleft())
+            return first
         values: list[Logged] = []
         places: list[Place | None] = []
         size = 0

@@ -23,7 +23,7 @@ from accmt.tracking.entries import Entry, from_data
 from accmt.tracking.tracker import Resumption
 
 SCHEMA = 1
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _NO_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 

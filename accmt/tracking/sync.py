@@ -48,7 +48,7 @@ def send_waiting(model_path: Path, seconds: float) -> Iterator[Sent | str]:
 
 
 def _send(outbox: Outbox, seconds: float) -> Outcome:
-    limits = Limits(interval=0.0, start=seconds, end=seconds, end_with_artifacts=seconds)
+    limits = Limits(interval=0.0, end=seconds, end_with_artifacts=seconds, end_when_killed=seconds)
     tracker = BackgroundTracker(
         outbox.recipient.tracker, partial(_make, outbox), _say_nothing, outbox, later="", limits=limits
     )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
+import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("forks", "trials")
+pytest.register_assert_rewrite("forks", "harmful", "trials")
 
-from forks import Forks
-from tallies import Tally, write_counts
+from forks import Forks  # noqa: E402  (found by the path above)
+from tallies import Tally, write_counts  # noqa: E402
+from trials import Trial  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -58,3 +63,48 @@ def forks():
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture
+def trial(forks, tmp_path):
+    """Arguments of the training -> a new trial, in a folder of its own."""
+    numbers = itertools.count()
+    return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **arguments)
+
+
+@pytest.fixture
+def expected(trial):
+    """What a training that keeps all its checkpoints ends with, if nothing happens to it."""
+    return trial(multiple_checkpoints=True).finish()
+
+
+@pytest.fixture
+def cut_short(trial):
+    """-> such a training whose process was killed after its fourth checkpoint; it is copied, not trained each time."""
+    original = trial(multiple_checkpoints=True)
+    assert original.start({"kind": "die after checkpoint", "number": 4}).end() == -9
+
+    def copy():
+        copied = trial(multiple_checkpoints=True)
+        shutil.copytree(original.path, copied.path)
+        return copied
+
+    return copy
+
+
+@pytest.fixture
+def payload(tmp_path):
+    """What would leave a mark if it was unpickled; after the test there must be none."""
+
+    class Payload:
+        mark = tmp_path / "executed"
+
+        def __reduce__(self):
+            return (os.mkdir, (str(self.mark),))
+
+    payload = Payload()
+    pickle.loads(pickle.dumps(payload))
+    assert payload.mark.is_dir(), "the payload would not be noticed"
+    payload.mark.rmdir()
+    yield payload
+    assert not payload.mark.exists(), "a payload was executed"

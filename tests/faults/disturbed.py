@@ -6,8 +6,7 @@ itself a SIGTERM in the training step after five steps. Where it can happen: `tr
 telling each other what only one of them knows), and every hook of a callback, by its name. It happens at the first
 opportunity, at the first one after `step` steps, or at those with the numbers `nth`, from 1, and only in the first
 attempt of torchrun, or that of `attempt`. What can happen: a signal to this process; `raise` an error, `fail` as a full
-disk does; `nan` as the training loss; `mark`, which only writes down that the moment has come; `wait` until the test
-has made the file `go`.
+disk does; `nan` as the training loss; `wait` until the test has made the file `go`.
 """
 
 from __future__ import annotations
@@ -17,24 +16,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
+import trainings
 from accelerate import PartialState
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Dataset
 
-import forks
-import trainings
 from accmt import Callback, FunctionMetric, HyperParameters, MetricParallel, Terminated, Trainer, set_seed
 from accmt.callbacks import HOOKS
 from accmt.loop import checkpointer
 from accmt.loop.pulse import Pulse
-
-RULES = ("best_error/valid_loss", "best_avg(error, 3) keep 2", "best_train_loss by 1% after 2 steps")
 
 
 class Disturber:
@@ -46,7 +44,7 @@ class Disturber:
         folder: Where noted.jsonl is, with a line for all that happened.
     """
 
-    def __init__(self, disturbances: tuple[dict[str, Any], ...], rank: int, folder: Path) -> None:
+    def __init__(self, disturbances: Sequence[Mapping[str, Any]], rank: int, folder: Path) -> None:
         here = {"rank": rank, "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))}
         wheres = ({"rank": rank, "attempt": 0, **each} for each in disturbances)
         self._waiting = [each for each in wheres if here.items() <= each.items()]
@@ -89,7 +87,7 @@ class Disturber:
             case "wait":
                 while not (self._folder / "go").exists():
                     time.sleep(0.001)
-            case "mark" | "nan":
+            case "nan":
                 pass
             case _:
                 os.kill(os.getpid(), signal.Signals[action])
@@ -98,8 +96,8 @@ class Disturber:
 class Module(trainings.Deep):
     """Its steps take a while, if they are asked to."""
 
-    def __init__(self, disturber: Disturber, width: int, pause: float) -> None:
-        super().__init__(width)
+    def __init__(self, disturber: Disturber, pause: float) -> None:
+        super().__init__(8)
         self._come, self._pause = disturber.come, pause
 
     def training_step(self, batch):
@@ -169,19 +167,33 @@ def watch(disturber: Disturber) -> None:
     checkpointer.write_files, Pulse._ask = writes, asks
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a training is like.
+
+    Attributes:
+        hps: Hyperparameters other than the default ones.
+        sizes: Samples of the training data, and of each validation set, which are called a and b.
+        pauses: Seconds that a step takes at least, and each sample of the training data.
+        rules: The savings.
+        handles: The script has handlers of its own for the signals, which let the process live.
+    """
+
+    hps: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sequence[int] = (22, 6)
+    pauses: Sequence[float] = (0.0, 0.0)
+    rules: Sequence[str] = ("best_error/valid_loss", "best_avg(error, 3) keep 2", "best_train_loss by 1% after 2 steps")
+    handles: bool = False
+
+
 def train(
     folder: str,
     *,
     told: str,
     ending: str,
     seed: int = 0,
-    faults: tuple[dict[str, Any], ...] = (),
-    ranks: dict[str, Any] | None = None,
-    hps: dict[str, Any] | None = None,
-    sizes: tuple[int, ...] = (22, 6),
-    pauses: tuple[float, float] = (0.0, 0.0),
-    rules: tuple[str, ...] = RULES,
-    handles: bool = False,
+    faults: Sequence[Mapping[str, Any]] = (),
+    ranks: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> None:
     """Train in a folder and write how it ended, each process for itself.
@@ -194,56 +206,65 @@ def train(
         faults: What is to happen.
         ranks: `rank`, `world` and the `port` of the store of all processes, and `timeout` in seconds for what one waits
             for the others; without it there is one process, or what torchrun says.
-        hps: Hyperparameters other than the default ones.
-        sizes: Samples of the training data, and of each validation set, which are called a, b, ...
-        pauses: Seconds that a step takes at least, and each sample of the training data.
-        rules: The savings.
-        handles: The script has handlers of its own, which let the process live.
-        **arguments: For the trainer.
+        **arguments: For the course, and for the trainer.
     """
     rank = _join(ranks)
-    disturber = Disturber(tuple(faults), rank, Path(told).parent)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    handlers = {number: _handler(disturber) for number in (signal.SIGTERM, signal.SIGUSR1)} if handles else {}
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    own = {entry.name: arguments.pop(entry.name) for entry in fields(Course) if entry.name in arguments}
+    course, disturber = Course(**own), Disturber(faults, rank, Path(told).parent)
+    handlers = _handlers(course, disturber)
     watch(disturber)
     set_seed(seed)
-    module = Module(disturber, 8, pauses[0])
-    settings = {"epochs": 2, "batch_size": 4, "optimizer": "AdamW", "optim_kwargs": {"lr": 0.01}}
+    module = Module(disturber, course.pauses[0])
+    trainer = _trainer(folder, course, disturber, [trainings.Told(told)] if rank == 0 else [], arguments)
+    data = trainings.make_data(course.sizes[0], 0)
+    validation = {"ab"[number]: trainings.make_data(size, number + 1) for number, size in enumerate(course.sizes[1:])}
+    ended: dict[str, Any] = {"ended": "", "text": ""}
+    try:
+        trainer.fit(module, Slow(data, course.pauses[1]) if course.pauses[1] else data, validation)
+        outcome = trainings.outcome(trainer, module) if rank == 0 else _share(trainer, module)
+        Path(ending).with_suffix(f".{rank}.json" if rank else ".json").write_text(json.dumps({"outcome": outcome}))
+    except BaseException as error:
+        ended = {"ended": type(error).__name__, "text": str(error)}
+        if not (isinstance(error, Terminated) and course.handles):
+            raise
+        ended["code"] = error.code
+    finally:
+        kept = all(signal.getsignal(number) is handler for number, handler in handlers.items())
+        disturber.note(**ended, kept=kept)
+    if "code" in ended:
+        os._exit(ended["code"])
+
+
+def _handlers(course: Course, disturber: Disturber) -> dict[int, Any]:
+    """Those of the script, where it has some. Ctrl-C is what it is in a terminal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    numbers = (signal.SIGTERM, signal.SIGUSR1) if course.handles else ()
+    handlers = {number: lambda got, frame: disturber.note(handled=signal.Signals(got).name) for number in numbers}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return handlers
+
+
+def _trainer(
+    folder: str, course: Course, disturber: Disturber, callbacks: list[Callback], arguments: dict[str, Any]
+) -> Trainer:
+    settings = {"epochs": 2, "batch_size": 4, "optimizer": "AdamW", "optim_kwargs": {"lr": 0.01}, **course.hps}
     settled: dict[str, Any] = {
         "dataloader_num_workers": 0,
         "checkpoint_every": "1 step",
         "evaluate_every_n_steps": 2,
         "log_every": 3,
         "patience": 9,
+        "callback": [callback_of(disturber), *callbacks],
         "metrics": [
             FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False),
             Parallel(disturber),
         ],
     }
-    callbacks = [callback_of(disturber), *([trainings.Told(told)] if rank == 0 else [])]
-    hyperparameters = HyperParameters(**settings | (hps or {}))
-    trainer = Trainer(hyperparameters, folder, callback=callbacks, **settled | arguments)
-    for rule in rules:
+    trainer = Trainer(HyperParameters(**settings), folder, **settled | arguments)
+    for rule in course.rules:
         trainer.register_model_saving(rule)
-    data = trainings.make_data(sizes[0], 0)
-    validation = {"ab"[number]: trainings.make_data(size, number + 1) for number, size in enumerate(sizes[1:])}
-    ended: dict[str, Any] = {"ended": "", "text": "", "notes": []}
-    try:
-        trainer.fit(module, Slow(data, pauses[1]) if pauses[1] else data, validation)
-        outcome = trainings.outcome(trainer, module) if rank == 0 else _share(trainer, module)
-        Path(ending).with_suffix(f".{rank}.json" if rank else ".json").write_text(json.dumps({"outcome": outcome}))
-    except BaseException as error:
-        assert not isinstance(error, Terminated) or error.code == 128 + signal.SIGTERM
-        ended = {"ended": type(error).__name__, "text": str(error), "notes": getattr(error, "__notes__", [])}
-        if not (isinstance(error, Terminated) and handles):
-            raise
-    finally:
-        kept = all(signal.getsignal(number) is handler for number, handler in handlers.items())
-        disturber.note(**ended, kept=kept)
-    if ended["ended"]:
-        os._exit(128 + signal.SIGTERM)
+    return trainer
 
 
 def _share(trainer: Trainer, module: Any) -> dict[str, Any]:
@@ -252,7 +273,7 @@ def _share(trainer: Trainer, module: Any) -> dict[str, Any]:
     return {"weights": trainings.weights_of(module), "decisions": decisions}
 
 
-def _join(ranks: dict[str, Any] | None) -> int:
+def _join(ranks: Mapping[str, Any] | None) -> int:
     """Be one of several processes, if there are several; the rank."""
     if ranks is None and "RANK" not in os.environ:
         return 0
@@ -267,15 +288,18 @@ def _join(ranks: dict[str, Any] | None) -> int:
     return int(os.environ["RANK"])
 
 
-def _handler(disturber: Disturber) -> Any:
-    return lambda number, frame: disturber.note(handled=signal.Signals(number).name)
-
-
 def launch(restarts: int, **arguments: Any) -> None:
     """Be what torchrun is: its own agent, which starts two processes, but by forking."""
     config = LaunchConfig(
-        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="launch", max_restarts=restarts,
-        start_method="fork", monitor_interval=0.05,
+        1,
+        1,
+        2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="launch",
+        max_restarts=restarts,
+        start_method="fork",
+        monitor_interval=0.05,
     )
     elastic_launch(config, _train)(arguments)
 

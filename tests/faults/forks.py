@@ -1,9 +1,9 @@
 """Processes that start in milliseconds: a server that has imported everything forks one for each training.
 
 The side of the tests is `Forks`; `python forks.py` is the server. It answers each line of JSON with one: to
-`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py, to
-`{"wait": 123}` with its exit code, negative for the signal that ended it. Nothing is trained in the server itself, so
-that each child starts as a fresh process does.
+`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py,
+to `{"wait": 123}` with its exit code, negative for the signal that ended it. Nothing is trained in the server itself,
+so that each child starts as a fresh process does.
 """
 
 from __future__ import annotations
@@ -98,7 +98,6 @@ class Forks:
 def _serve() -> None:
     """Answer until there is nothing more to read, then end the children that are left."""
     import torch._dynamo  # imported by every training, and slow
-
     import trainings
 
     torch.set_num_threads(1)
@@ -132,10 +131,12 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
         function(**arguments)
         code = 0
     except BaseException:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -183,9 +182,6 @@ class _Unchangeable:
         subprocess.run(["chattr", "-i", *self._folders], check=True)
 
 
-_CONDITIONS: dict[str, Any] = {"limit": _Limit, "fill": _Fill, "unchangeable": _Unchangeable}
-
-
 class _During(Callback):
     """A condition that holds while some steps are made, with all that belongs to them."""
 
@@ -202,45 +198,20 @@ class _During(Callback):
         self._holds = holds
 
 
-def _lose_rights() -> None:
-    """From now on permissions bind this process as they bind any user, also where it is the superuser's."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version of what follows, and this process
-    if libc.capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError(ctypes.get_errno(), "the rights of the superuser could not be given up")
-
-
-def _without_kind(fault: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fault.items() if name != "kind"}
-
-
 def prepare(folder: str, faults: tuple[dict[str, Any], ...]) -> list[Callback]:
     """Prepare what is to go wrong in this process, and give the callbacks that belong to it."""
     callbacks: list[Callback] = [_Start()]
     for fault in faults:
-        match fault["kind"]:
-            case "count":
-                _watch(folder, 0)
-            case "die":
-                _watch(folder, fault["at"])
-            case "die pruning":
-                _watch(folder, fault["at"], fault["which"])
-            case "die after checkpoint":
-                callbacks.append(_End(fault["number"]))
-            case "fail":
-                _Failing(**_without_kind(fault)).put_in()
-                callbacks.append(_Steps())
-            case "limit" | "fill" | "unchangeable":
-                callbacks.append(_During(fault["steps"], _CONDITIONS[fault["kind"]](**_without_kind(fault))))
-            case "pause":
-                callbacks.append(_Pause(fault["step"], fault["mark"]))
-            case "clock":
-                time.time = itertools.count(1e9, -1e6).__next__
-            case "memory":
-                held = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-                resource.setrlimit(resource.RLIMIT_DATA, (held + fault["size"], held + fault["size"]))
-            case "ordinary user":
-                _lose_rights()
+        kind, arguments = fault["kind"], {name: value for name, value in fault.items() if name != "kind"}
+        if kind in _CALLBACKS:
+            callbacks.append(_CALLBACKS[kind](**arguments))
+        elif kind in _CONDITIONS:
+            callbacks.append(_During(fault["steps"], _CONDITIONS[kind](**arguments)))
+        elif kind == "fail":
+            _Failing(**arguments).put_in()
+            callbacks.append(_Steps())
+        else:
+            _AT_ONCE[kind](folder, **arguments)
     return callbacks
 
 
@@ -270,8 +241,39 @@ def _watch(folder: str, last: int, removal: int = 0) -> None:
     os.fsync = told
 
 
+def _lose_rights(folder: str) -> None:
+    """From now on permissions bind this process as they bind any user, also where it is the superuser's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version of what follows, and this process
+    if libc.capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "the rights of the superuser could not be given up")
+
+
+def _limit_memory(folder: str, size: int) -> None:
+    """No more memory than that, beside what is taken already."""
+    held = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (held + size, held + size))
+
+
+def _turn_clock(folder: str) -> None:
+    """The clock runs back."""
+    time.time = itertools.count(1e9, -1e6).__next__
+
+
 def _is_below(path: Any, folder: str) -> bool:
     try:
         return os.fsdecode(path).startswith(folder)
     except TypeError:
         return False  # a descriptor
+
+
+_CALLBACKS: dict[str, Any] = {"die after checkpoint": _End, "pause": _Pause}
+_CONDITIONS: dict[str, Any] = {"limit": _Limit, "fill": _Fill, "unchangeable": _Unchangeable}
+_AT_ONCE: dict[str, Any] = {
+    "count": lambda folder: _watch(folder, 0),
+    "die": lambda folder, at: _watch(folder, at),
+    "die pruning": lambda folder, at, which: _watch(folder, at, which),
+    "ordinary user": _lose_rights,
+    "memory": _limit_memory,
+    "clock": _turn_clock,
+}

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
-
 from forks import HERE, Child, Forks
+from torch.distributed import TCPStore
 from trials import CHECKPOINT, Trial
 
 SCRIPT = HERE / "disturbed.py"
@@ -95,7 +94,11 @@ class Disturbed(Trial):
         with self._log().open("w") as log:
             return subprocess.Popen(
                 [sys.executable, *command, str(SCRIPT), settled],
-                stdout=log, stderr=log, env=environment, start_new_session=True, text=True,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                text=True,
             )
 
     def log(self) -> str:

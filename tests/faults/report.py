@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-_FIRST = ("test_kills", "test_damage", "test_disk", "test_hostile", "test_folders")
+_FIRST = ("test_kills", "test_damage", "test_disk", "test_hostile", "test_hostile_models", "test_folders")
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy")
 _HEAD = """\
 # What the fault tests counted
@@ -47,7 +47,8 @@ def _place(module: str) -> tuple[int, str]:
 def _group(module: str, counts: list[dict[str, Any]]) -> str:
     title, _, text = (ast.get_docstring(ast.parse((HERE / f"{module}.py").read_text())) or module).partition("\n")
     rows = "".join(map(_row, counts))
-    return f"\n## {title}\n{text.rstrip()}\n\n| case | tries | hits | survived | lost |\n| --- | --: | --: | --: | --: |\n{rows}"
+    head = "| case | tries | hits | survived | lost |\n| --- | --: | --: | --: | --: |\n"
+    return f"\n## {title}\n{text.rstrip()}\n\n{head}{rows}"
 
 
 def _row(count: dict[str, Any]) -> str:
@@ -58,7 +59,8 @@ def _row(count: dict[str, Any]) -> str:
 
 def versions() -> list[str]:
     """What it was tried with."""
-    return [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES), platform.system()]
+    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    return [f"Python {platform.python_version()}", *packages]
 
 
 if __name__ == "__main__":

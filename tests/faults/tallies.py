@@ -105,14 +105,11 @@ class Tally:
     def _judge(self) -> None:
         if self.lost:
             more = f"\n... and {len(self.lost) - _SHOWN} more" if len(self.lost) > _SHOWN else ""
-            pytest.fail(f"{self.case}: lost {len(self.lost)} of {self.tries}\n{_listed(self.lost)}{more}", pytrace=False)
+            told = "\n".join(self.lost[:_SHOWN])
+            pytest.fail(f"{self.case}: lost {len(self.lost)} of {self.tries}\n{told}{more}", pytrace=False)
         if self.hits is not None and self.hit < self.hits * self.tries:
             text = f"{self.case}: only {self.hit} of {self.tries} hit their moment, and {self.hits:.0%} have to"
             pytest.fail(f"{text}: nothing is proven", pytrace=False)
-
-
-def _listed(lines: list[str]) -> str:
-    return "\n".join(lines[:_SHOWN])
 
 
 def write_counts(folder: Path, name: str, place: dict[str, Any], tally: Tally) -> None:

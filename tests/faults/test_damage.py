@@ -2,51 +2,21 @@
 
 A training was killed after its fourth checkpoint, and then something happened to its files: bits flipped, files cut
 off, emptied, removed, added, exchanged, or replaced by links and directories. It has **survived** damage to its newest
-checkpoint if the one before was taken, with a warning that gives the reason, what was damaged is left as it was, and the
-training ends bit by bit as one that nothing happened to. Where every checkpoint is damaged it has survived if it refuses
-to start, with the reason for each, and changes nothing.
+checkpoint if the one before was taken, with a warning that gives the reason, what was damaged is left as it was, and
+the training ends bit by bit as one that nothing happened to. Where every checkpoint is damaged it has survived if it
+refuses to start, with the reason for each, and changes nothing. Damage to its journals and its saved models must not
+keep it from going on with the same weights.
 """
 
-import itertools
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
+from trials import tree
 
-from trials import Trial, tree
-
-KEPT = {"multiple_checkpoints": True}
 MANIFEST = "MANIFEST.json"
 NEWEST = "checkpoint-0004-step-4"
-
-
-@pytest.fixture
-def trial(forks, tmp_path):
-    """Arguments of the training -> a new trial."""
-    numbers = itertools.count()
-    return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **KEPT, **arguments)
-
-
-@pytest.fixture
-def expected(trial):
-    """What an undisturbed training ends with."""
-    return trial().finish()
-
-
-@pytest.fixture
-def cut_short(trial):
-    """-> a trial whose process was killed after its fourth checkpoint; it is copied, not trained each time."""
-    original = trial()
-    assert original.start({"kind": "die after checkpoint", "number": 4}).end() == -9
-
-    def copy():
-        copied = trial()
-        shutil.copytree(original.path, copied.path)
-        return copied
-
-    return copy
 
 
 def flip(path, chance):

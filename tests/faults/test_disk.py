@@ -7,16 +7,14 @@ a row cannot be written, it has survived if it ends with an error, and, started 
 that as well. Where its folder cannot be written from the beginning, it has to say so before the first step.
 """
 
-import itertools
 import json
 import re
 import shutil
 import subprocess
 
 import pytest
-
 from injected import STARTED
-from trials import Trial, broken, complete_lines, tree
+from trials import broken, tree
 
 CODES = ["EIO", "ENOSPC", "EDQUOT"]
 # The last one is what torch says.
@@ -25,18 +23,12 @@ SAME = ("weights", "files", "history", "decisions", "savings", "best")
 
 
 @pytest.fixture
-def trial(forks, tmp_path):
-    """Arguments of the training -> a new trial."""
-    numbers = itertools.count()
-    return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **arguments)
-
-
-@pytest.fixture
 def disk(tmp_path):
     """A small disk of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True, text=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
     yield folder
@@ -91,16 +83,13 @@ def failing(attempt, below, **more):
     return fault
 
 
-BACKGROUND = [pytest.param(False, id="at once"), pytest.param(True, id="in the background")]
-
-
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_a_checkpoint_cannot_be_written(tally, trial, background):
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_a_checkpoint_cannot_be_written(tally, trial, how):
     expected = trial().finish()
-    case = f"a checkpoint cannot be written {'in the background' if background else 'at once'}"
+    case = f"a checkpoint cannot be written {how}"
     for attempt in tally(case, small=5, full=100, hits=0.9):
         with attempt:
-            tried = trial(checkpoint_async=background)
+            tried = trial(checkpoint_async=how == "in the background")
             step = attempt.chance.randint(1, 6)
             ended = tried.finish(failing(attempt, rf"\.tmp-checkpoint-\d+-step-{step}-"))
             if f"no checkpoint at step {step}: OSError: " in tried.printed:
@@ -111,13 +100,13 @@ def test_a_checkpoint_cannot_be_written(tally, trial, background):
             tried.clear()
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_two_checkpoints_in_a_row_cannot_be_written(tally, trial, background):
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_two_checkpoints_in_a_row_cannot_be_written(tally, trial, how):
     expected = trial().finish()
-    case = f"two checkpoints in a row cannot be written {'in the background' if background else 'at once'}"
+    case = f"two checkpoints in a row cannot be written {how}"
     for attempt in tally(case, small=5, full=50):
         with attempt:
-            tried = trial(checkpoint_async=background)
+            tried = trial(checkpoint_async=how == "in the background")
             step = attempt.chance.randint(2, 5)
             child = tried.start(failing(attempt, rf"\.tmp-checkpoint-\d+-step-({step}|{step + 1})-"))
             assert child.end() == 1
@@ -130,7 +119,7 @@ def test_two_checkpoints_in_a_row_cannot_be_written(tally, trial, background):
 
 
 def test_a_model_cannot_be_saved(tally, trial):
-    """The rule goes on as if it had not been saved. A model that was put in place before the call that failed is whole."""
+    """The rule goes on as if it had not been. A model that was put in place before the call that failed is whole."""
     expected = trial().finish()
     for attempt in tally("a model cannot be saved", small=5, full=100, hits=0.6):
         with attempt:
@@ -178,14 +167,32 @@ def test_files_cannot_be_longer_than_a_limit(tally, trial):
             tried.clear()
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_the_disk_is_full(tally, trial, disk, background):
+def test_journals_cannot_be_longer_than_a_limit(tally, trial):
+    """A line is there as a whole or not at all, also where a part of it was written."""
+    expected = trial().finish()
+    for attempt in tally("a line of a journal is written in part", small=4, full=60, hits=0.7):
+        with attempt:
+            tried = trial(quiet=True)
+            step = attempt.chance.choice([2, 4])
+            size = attempt.chance.randint(100, 1000) + (1000 if step == 4 else 0)
+            attempt.plan = f"{size} bytes at step {step}"
+            child = tried.start({"kind": "limit", "size": size, "steps": [*range(step, 7)]})
+            if child.end() == 1 and "no checkpoint" not in child.printed():
+                attempt.hit()
+            check_journals(tried)
+            same(tried.finish(), expected, but=("decisions", "savings", "best"))
+            tried.check()
+            tried.clear()
+
+
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_the_disk_is_full(tally, trial, disk, how):
     """For a while, or until the end of the process."""
     expected = trial().finish()
-    case = f"the disk is full, saving {'in the background' if background else 'at once'}"
+    case = f"the disk is full, saving {how}"
     for attempt in tally(case, small=6, full=100, hits=0.4):
         with attempt:
-            tried = trial(checkpoint_async=background)
+            tried = trial(checkpoint_async=how == "in the background")
             tried.path = disk / "model"
             tried.checkpoints = tried.path / "checkpoints"
             leave = attempt.chance.choice([0, attempt.chance.randint(0, 3000), attempt.chance.randint(0, 1_900_000)])
@@ -208,14 +215,14 @@ def test_the_disk_is_full(tally, trial, disk, background):
             tried.clear()
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_nothing_can_be_added_any_more(tally, trial, unchangeable, background):
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_nothing_can_be_added_any_more(tally, trial, unchangeable, how):
     """As where a file system was mounted anew, read-only, after an error; files that are open can be written to."""
     expected = trial().finish()
-    case = f"nothing can be added any more, saving {'in the background' if background else 'at once'}"
+    case = f"nothing can be added any more, saving {how}"
     for attempt in tally(case, small=2, full=30):
         with attempt:
-            tried = trial(checkpoint_async=background)
+            tried = trial(checkpoint_async=how == "in the background")
             first = attempt.chance.randint(3, 5)
             attempt.plan = f"from step {first} on"
             folders = [str(tried.path), str(tried.checkpoints)]
@@ -227,7 +234,7 @@ def test_nothing_can_be_added_any_more(tally, trial, unchangeable, background):
             assert re.search(rf"no checkpoint at step ({first - 1}|{first}): PermissionError: ", child.printed())
             tried.check()
             check_journals(tried)
-            assert max(tried.there()) in (first - 2, first - 1) if background else (first - 1,)
+            assert max(tried.there()) in (first - 2, first - 1) if how == "in the background" else (first - 1,)
             ended = tried.finish()
             same(ended, expected, but=("decisions", "savings", "best"))
             tried.check()

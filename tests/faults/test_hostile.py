@@ -1,91 +1,30 @@
-"""Files that somebody made to do harm
+"""Checkpoints that somebody made to do harm
 
-In checkpoints and saved models that somebody has tampered with, files hold pickles that would execute something, claims
-of sizes that no memory has, names that lead out of the folder, and values of every wrong kind, with a manifest whose
-hashes fit. It has **survived** if nothing was executed, no memory was taken for what was only claimed, nothing outside
-of the folder was read or written, and the training either took the checkpoint before (with a warning), or what was
-there was harmless (and it ended bit by bit like an undisturbed one), or it refused to start with an error that names the
-checkpoint, before anything of the model or the folder was changed.
+In checkpoints that somebody has tampered with, files hold pickles that would execute something, sizes that no memory
+has, names that lead out of the folder, and values of every wrong kind, with a manifest whose hashes fit; and half a
+gigabyte of memory is all there is. It has **survived** if nothing was executed, nothing outside of the folder was read,
+and the training either took the checkpoint before (with a warning), or what was there was harmless (and it ended bit by
+bit like an undisturbed one), or it refused to start with an error that names the checkpoint, before anything of the
+model or the folder was changed.
 """
 
 import hashlib
 import itertools
 import json
 import os
-import pickle
 import re
-import shutil
-import struct
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
+from harmful import ALIEN, MEMORY, pickled, safetensors, seal
 from injected import STARTED
+from safetensors.torch import load_file, save_file
 from trainings import CHANGED
-from trials import Trial, tree
+from trials import tree
 
-KEPT = {"multiple_checkpoints": True}
 NEWEST, BEFORE = "checkpoint-0004-step-4", "checkpoint-0003-step-3"
-MEMORY = {"kind": "memory", "size": 500_000_000}
 REFUSED = re.compile(r"^accmt\.checkpoint\.\w+\.(NoCheckpoint|Mismatch|Damaged\w*): ", re.MULTILINE)
 FILES = ["model.safetensors", "optimizer.safetensors", "rng-0.safetensors", "trainer.json", "process-0.json"]
-
-
-@pytest.fixture
-def trial(forks, tmp_path):
-    """Arguments of the training -> a new trial."""
-    numbers = itertools.count()
-    return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **KEPT, **arguments)
-
-
-@pytest.fixture
-def expected(trial):
-    """What an undisturbed training ends with."""
-    return trial().finish()
-
-
-@pytest.fixture
-def cut_short(trial):
-    """-> a trial whose process was killed after its fourth checkpoint; it is copied, not trained each time."""
-    original = trial()
-    assert original.start({"kind": "die after checkpoint", "number": 4}).end() == -9
-
-    def copy():
-        copied = trial()
-        shutil.copytree(original.path, copied.path)
-        return copied
-
-    return copy
-
-
-@pytest.fixture
-def payload(tmp_path):
-    """A pickle that leaves a mark when it is loaded."""
-    mark = tmp_path / "executed"
-
-    class Payload:
-        def __reduce__(self):
-            return (os.mkdir, (str(mark),))
-
-    pickle.loads(pickle.dumps(Payload()))
-    assert mark.is_dir()  # it would be seen
-    mark.rmdir()
-    yield Payload()
-    assert not mark.exists(), "a payload was executed"
-
-
-def seal(folder):
-    """Write the manifest of what lies in a folder now, as somebody can who has tampered with it."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "MANIFEST.json":
-            content = path.read_bytes()
-            entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            files[str(path.relative_to(folder))] = entry
-    (folder / "MANIFEST.json").write_text(json.dumps({"schema": 1, "files": files}, indent=1))
 
 
 def check_harmless(trial, expected):
@@ -105,29 +44,6 @@ def check_harmless(trial, expected):
     assert tree(trial.path) == before
 
 
-def pickled(payload, way):
-    """A pickle, alone or in the archive that torch.save writes."""
-    if way == "archive":
-        path = Path(str(payload.__reduce__()[1][0]) + ".pt")
-        torch.save(payload, path)
-        content = path.read_bytes()
-        path.unlink()
-        return content
-    return pickle.dumps(payload, protocol=0 if way == "text" else 4)
-
-
-ALIEN = [
-    "custom_checkpoint_0.pkl",
-    "pytorch_model.bin",
-    "optimizer.bin",
-    "scheduler.bin",
-    "random_states_0.pkl",
-    ".metadata",
-    "data.pkl",
-    "sitecustomize.py",
-]
-
-
 def test_pickles_in_a_checkpoint(tally, cut_short, expected, payload):
     """Under each name that there is, and under names that other trainers load, with a manifest that lists them."""
     places = [*itertools.product([*FILES, "MANIFEST.json", *ALIEN], ["binary", "text", "archive"])]
@@ -141,13 +57,8 @@ def test_pickles_in_a_checkpoint(tally, cut_short, expected, payload):
             if name != "MANIFEST.json":
                 seal(trial.checkpoints / NEWEST)
             check_harmless(trial, expected)
+            assert not payload.mark.exists(), "the payload was executed"
             trial.clear()
-
-
-def safetensors(header, body=b"", claimed=None):
-    """A file with this header; `claimed` is another length for it than its own."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if claimed is None else claimed) + text + body
 
 
 def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
@@ -183,8 +94,8 @@ def positioned(tensors):
             tensors[name] = torch.tensor([10**9, 0])
 
 
-def only_claimed(size):
-    """A file that is as long as it has to be, and takes no room on the disk."""
+def of_zeros(size):
+    """A file that takes no room on the disk."""
 
     def write(path):
         path.write_bytes(safetensors({"0.weight": entry("U8", (size,), (0, size))}))
@@ -230,7 +141,7 @@ TENSORS = {
     "a tensor is one too many": changed(lambda tensors: tensors.update({"extra": torch.ones(2)})),
     **{f"all tensors are {kind}": changed(each(change)) for kind, change in KINDS.items()},
     "a position far behind the end of the random words": changed(positioned),
-    "gigabytes that are only claimed": only_claimed(2_000_000_000),
+    "two gigabytes of zeros": of_zeros(2_000_000_000),
 }
 # Numbers are taken as they are; what an optimizer makes of those in its state, only its next step shows.
 NUMBERS = {
@@ -240,7 +151,7 @@ NUMBERS = {
 }
 
 
-def test_tensors(tally, cut_short, expected, payload):
+def test_tensors(tally, cut_short, expected):
     cases = [(what, name) for what, name in itertools.product(TENSORS, NUMBERS) if what not in NUMBERS[name]]
     order = sorted(cases, key=lambda case: hashlib.sha256(str(case).encode()).digest())
     for attempt in tally("a file of tensors that is none", small=12, full=len(cases)):
@@ -256,7 +167,8 @@ def test_tensors(tally, cut_short, expected, payload):
             trial.clear()
 
 
-VALUES = [None, True, [], {}, "x", "", -1, 10**18, -(10**30), 0.5, 1e308, [[]], {"$tuple": []}, {"$dtype": "load"}, "../x"]
+NUMBERS_OF_NO_USE = [True, -1, 10**18, -(10**30), 0.5, 1e308]
+VALUES = [*NUMBERS_OF_NO_USE, None, "x", "", "../x", [], {}, [[]], {"$tuple": []}, {"$dtype": "load"}]
 
 
 def nodes(data, path=()):
@@ -416,61 +328,3 @@ def test_files_that_are_elsewhere(tally, cut_short, expected):
                 (newest / "elsewhere").symlink_to(other.parent)
             check_harmless(trial, expected)
             trial.clear()
-
-
-def zip_bomb(path):
-    """An archive as torch.save writes it, with a tensor of 4 GB packed into 4 MB."""
-    torch.save({"0.weight": torch.zeros(4)}, path)
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, content in parts.items():
-            if "/data/" not in name:
-                archive.writestr(name, content)
-                continue
-            with archive.open(name, "w", force_zip64=True) as file:
-                block = bytes(2**24)
-                for _ in range(4_000_000_000 // len(block)):
-                    file.write(block)
-
-
-def test_saved_models(tally, trial, payload, tmp_path):
-    """They are loaded by `accmt.load_saving`, which has to refuse them, or to load nothing but numbers."""
-    ways = {True: trial(safe_serialization=True), False: trial()}
-    for original in ways.values():
-        original.finish()
-    bomb = tmp_path / "bomb"
-    zip_bomb(bomb)
-    contents = {
-        "a pickle": pickled(payload, "binary"),
-        "a pickle as text": pickled(payload, "text"),
-        "an archive with a pickle": pickled(payload, "archive"),
-        "an archive of 4 GB in a few MB": bomb.read_bytes(),
-        "nothing": b"",
-        "no text": b"\xff" * 100,
-        "nested 100,000 deep": b"[" * 100_000,
-        "a list": b"[]",
-        "a header of 2**63 bytes": safetensors({}, claimed=2**63),
-        "a name above the folder": b'{"schema": 1, "best_first": ["../../x"], "weight_map": {"a": "../x"}}',
-    }
-    names = {"best_train_loss": [*ALIEN[:4], "saving.json", "model.safetensors", "index.json"], "best_age": ["index.json"]}
-    names["best_train_loss"] += ["pytorch_model.bin.index.json", "config.json", "MANIFEST.json"]
-    cases = [(way, *case) for way in ways for folder, files in names.items() for case in itertools.product([folder], files, contents)]
-    order = sorted(cases, key=lambda case: hashlib.sha256(str(case).encode()).digest())
-    for attempt in tally("a file in a saved model", small=15, full=len(cases)):
-        with attempt:
-            tried = trial()
-            way, rule, name, what = order[attempt.number]
-            attempt.plan = f"{name} of {rule}: {what}"
-            shutil.copytree(ways[way].path / rule, tried.path / rule)
-            (tried.path / rule / name).write_bytes(contents[what])
-            if name != "MANIFEST.json" and rule == "best_train_loss":
-                seal(tried.path / rule)
-            child = tried.load(tried.path / rule, MEMORY)
-            code, printed = child.end(), child.printed()
-            assert CHANGED not in printed
-            if code != 0:
-                errors = [*re.finditer(r"^(ValueError|FileNotFoundError|accmt\.checkpoint\.\w+\.\w+): ", printed, re.MULTILINE)]
-                assert errors, printed[-1500:]
-                assert str(tried.path / rule) in printed[errors[-1].start() :], printed[-1500:]
-            tried.clear()

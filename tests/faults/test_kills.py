@@ -15,17 +15,7 @@ import time
 from collections import Counter
 
 import pytest
-
-from trials import Trial, tree
-
-BACKGROUND = [pytest.param(False, id="at once"), pytest.param(True, id="in the background")]
-
-
-@pytest.fixture
-def trial(forks, tmp_path):
-    """Arguments of the training -> a new trial."""
-    numbers = itertools.count()
-    return lambda **arguments: Trial(forks, tmp_path / str(next(numbers)), **arguments)
+from trials import tree
 
 
 def wait_for_save(is_running, trial, number):
@@ -46,14 +36,14 @@ def period_of(trial):
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_killed_at_a_moment_of_a_save(tally, trial, background):
-    whole = trial(checkpoint_async=background, multiple_checkpoints=True)
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_killed_at_a_moment_of_a_save(tally, trial, how):
+    whole = trial(checkpoint_async=how == "in the background", multiple_checkpoints=True)
     expected, period = whole.finish(), period_of(whole)
-    case = f"killed at a random moment of a save, {'in the background' if background else 'at once'}"
+    case = f"killed at a random moment of a save, {how}"
     for attempt in tally(case, small=12, full=200, hits=0.4):
         with attempt:
-            killed = trial(checkpoint_async=background, multiple_checkpoints=True)
+            killed = trial(checkpoint_async=how == "in the background", multiple_checkpoints=True)
             number, delay = attempt.chance.randrange(6), attempt.chance.uniform(0, period)
             attempt.plan = f"{delay:.4f} s after the beginning of save {number + 1}"
             child = killed.start()
@@ -70,14 +60,14 @@ def test_killed_at_a_moment_of_a_save(tally, trial, background):
             killed.clear()
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_killed_at_an_operation_on_a_file(tally, trial, background):
-    whole = trial(checkpoint_async=background)
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_killed_at_an_operation_on_a_file(tally, trial, how):
+    whole = trial(checkpoint_async=how == "in the background")
     expected, operations = whole.finish({"kind": "count"}), whole.operations()
-    case = f"killed at a random operation on a file, saving {'in the background' if background else 'at once'}"
+    case = f"killed at a random operation on a file, saving {how}"
     for attempt in tally(case, small=12, full=200, hits=0.4):
         with attempt:
-            killed = trial(checkpoint_async=background)
+            killed = trial(checkpoint_async=how == "in the background")
             at = attempt.chance.randint(1, operations)
             attempt.plan = f"before operation {at} of {operations}"
             child = killed.start({"kind": "die", "at": at})
@@ -130,16 +120,16 @@ def test_killed_while_pruning(tally, trial):
             killed.clear()
 
 
-@pytest.mark.parametrize("background", BACKGROUND)
-def test_killed_again_while_it_goes_on(tally, trial, background):
-    whole = trial(checkpoint_async=background)
+@pytest.mark.parametrize("how", ["at once", "in the background"])
+def test_killed_again_while_it_goes_on(tally, trial, how):
+    whole = trial(checkpoint_async=how == "in the background")
     expected, operations = whole.finish({"kind": "count"}), whole.operations()
     whole.finish({"kind": "count"})
     last = whole.operations_before_start()
-    case = f"killed in a save, and again while going on, saving {'in the background' if background else 'at once'}"
+    case = f"killed in a save, and again while going on, saving {how}"
     for attempt in tally(case, small=5, full=50, hits=0.6):
         with attempt:
-            killed = trial(checkpoint_async=background)
+            killed = trial(checkpoint_async=how == "in the background")
             first, second = attempt.chance.randint(last, operations), attempt.chance.randint(1, last)
             attempt.plan = f"before operation {first} of {operations}, then before operation {second}"
             killed.start({"kind": "die", "at": first}).end()
@@ -173,7 +163,8 @@ def test_killed_while_it_starts_anew(tally, trial, saves):
         with attempt:
             killed = trial(seed=0, **options)
             shutil.copytree(earlier.path, killed.path)
-            kept, at, resume = contents(killed.path), attempt.chance.randint(5, last), attempt.chance.choice([None, False])
+            kept, at = contents(killed.path), attempt.chance.randint(5, last)
+            resume = attempt.chance.choice([None, False])
             attempt.plan = f"before operation {at} of {last}, then resume={resume}"
             assert killed.start({"kind": "die", "at": at}, resume=False).end() == -9
             assert not kept - contents(killed.path)

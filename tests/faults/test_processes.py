@@ -8,9 +8,7 @@ that nothing happened to. Under torchrun the restart is not by hand. Two trainin
 same moment have survived if exactly one of them trains.
 """
 
-
 import pytest
-
 from launches import Launch, trials_in, wait_until
 
 pytestmark = pytest.mark.xdist_group("processes")

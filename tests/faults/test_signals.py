@@ -13,7 +13,6 @@ import signal
 import time
 
 import pytest
-
 from launches import trials_in
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -142,7 +141,7 @@ def test_sigusr1_at_every_moment(tally, trial):
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
 def test_sigusr1_then_sigterm(tally, trial, background):
-    """As schedulers send them: also while the checkpoint of the first is being written, the second ends the training."""
+    """As schedulers send them. The second may come while the checkpoint that the first asked for is being written."""
     expected = same(trial(**RARE, checkpoint_async=background).goes_on())
     case = f"SIGUSR1, then SIGTERM, saving {'in the background' if background else 'at once'}"
     for attempt in tally(case, small=2, full=20):
@@ -210,7 +209,9 @@ def send(trial, delay, signals):
     signals()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=["SIGTERM", "SIGUSR1", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=["SIGTERM", "SIGUSR1", "Ctrl-C"]
+)
 def test_to_a_process_group(tally, trial, number):
     """As terminals, torchrun and schedulers send them: the processes that load data get them as well."""
     options = {**RARE, "dataloader_num_workers": 2, "pauses": [0.02, 0.002]}

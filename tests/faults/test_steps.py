@@ -9,7 +9,6 @@ happened to.
 import random
 
 import pytest
-
 from launches import trials_in
 from trainings import journal
 

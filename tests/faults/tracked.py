@@ -75,7 +75,10 @@ def make_data(count: int, seed: int) -> TensorDataset:
 def train(
     folder: str | Path, address: str | None, actions: dict[int, Callable[[], object]], **arguments: Any
 ) -> Trainer:
-    """Train for eight steps, with a checkpoint every three and an evaluation every two, in a folder that names it all."""
+    """Train for eight steps, with a checkpoint every three and an evaluation every two.
+
+    The experiment has the name of the folder.
+    """
     set_seed(0)
     settled: dict[str, Any] = {
         "log_with": None if address is None else "mlflow",

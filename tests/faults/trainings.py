@@ -1,4 +1,4 @@
-"""The trainings of the fault suite, each called in a process of its own (see forks.py), and what is compared of them."""
+"""The trainings of the fault suite, each in a process of its own (see forks.py), and what is compared of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import injected
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import injected
 from accmt import AcceleratorModule, Callback, FunctionMetric, HyperParameters, Trainer, load_saving, set_seed
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
@@ -24,7 +24,7 @@ CHANGED = "-- the model was changed --"
 
 
 class Deep(AcceleratorModule):
-    """A model of one or two megabytes with dropout, so that a checkpoint takes a while and every random state counts."""
+    """A model with dropout, so that random states count, and large enough for a checkpoint to take a while."""
 
     def __init__(self, width: int) -> None:
         self.model = nn.Sequential(

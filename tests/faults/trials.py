@@ -18,7 +18,12 @@ from forks import HERE, Child, Forks
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 HIDDEN = (".tmp-", ".trash-", ".old-")
-_PROGRAM = "import json, sys; sys.path.insert(0, sys.argv[1]); import trainings; trainings.train(**json.loads(sys.argv[2]))"
+_PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import trainings
+trainings.train(**json.loads(sys.argv[2]))
+"""
 
 
 class Trial:
@@ -106,8 +111,8 @@ class Trial:
         saved: dict[str, int] = {}
         for line in complete_lines(self.path / "decisions.jsonl"):
             decision = json.loads(line)
-            steps = {verdict["rule"]: decision["step"] for verdict in decision["verdicts"] if verdict["outcome"] == "saved"}
-            saved |= steps
+            rules = [verdict["rule"] for verdict in decision["verdicts"] if verdict["outcome"] == "saved"]
+            saved |= dict.fromkeys(rules, decision["step"])
         there: dict[str, int] = {}
         for file in self.path.glob("best_*/**/saving.json"):
             entry = json.loads(file.read_text())
@@ -143,7 +148,8 @@ def broken(model_path: Path) -> list[str]:
             problems += _problems(path)
         if (saving / "index.json").exists():
             listed = json.loads((saving / "index.json").read_text())["best_first"]
-            problems += [f"{saving.name}: {name} is listed and missing" for name in listed if not (saving / name).is_dir()]
+            missing = [name for name in listed if not (saving / name).is_dir()]
+            problems += [f"{saving.name}: {name} is listed and missing" for name in missing]
     return problems
 
 

@@ -117,7 +117,9 @@ def test_at_most_one_is_under_way(trainer, regression, data, monkeypatch):
 def test_what_could_not_be_written_is_a_warning_at_the_next_step(trainer, regression, data, monkeypatch):
     fail(monkeypatch, 2)
     callback = Follows()
-    training = trainer(epochs=1, callback=callback, checkpoint_every="4 steps", checkpoint_async=True)
+    training = trainer(
+        epochs=1, callback=callback, checkpoint_every="4 steps", checkpoint_async=True, disable_model_saving=True
+    )
     with pytest.warns(UserWarning, match=r"no checkpoint at step 8: OSError: \[Errno 28\] No space left on device"):
         training.fit(regression(), data(48))
     assert training.state.num_checkpoints_made == 2
@@ -133,7 +135,9 @@ def test_the_last_good_one_stays_and_two_in_a_row_end_the_training(trainer, regr
                     thread.join()
 
     fail(monkeypatch, 2, 3)
-    training = trainer(epochs=1, callback=Waits(), checkpoint_every="4 steps", checkpoint_async=True)
+    training = trainer(
+        epochs=1, callback=Waits(), checkpoint_every="4 steps", checkpoint_async=True, disable_model_saving=True
+    )
     with pytest.warns(UserWarning, match="no checkpoint at step 8"), pytest.raises(Failed, match="No space left"):
         training.fit(regression(), data(60))
     assert training.state.global_step == 13
@@ -170,7 +174,7 @@ def test_the_error_of_the_training_goes_before_that_of_its_last_checkpoint(
                 held.set()
                 raise ValueError("mine")
 
-    training = trainer(callback=Breaks(), checkpoint_every="2 steps", checkpoint_async=True)
+    training = trainer(callback=Breaks(), checkpoint_every="2 steps", checkpoint_async=True, disable_model_saving=True)
     with pytest.warns(UserWarning, match="no checkpoint at step 2"), pytest.raises(ValueError, match="mine"):
         training.fit(regression(), data(40))
     assert "the last checkpoint could not be made" in capsys.readouterr().out

@@ -35,9 +35,10 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
         command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts seven processes more
         with self.output.open("w") as output:
             self._process = subprocess.Popen(
-                command, cwd=self._folder, stdout=output, stderr=output, start_new_session=True
+                command, cwd=self._folder, env=variables, stdout=output, stderr=output, start_new_session=True
             )
         for _ in range(1200):
             with suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=5):

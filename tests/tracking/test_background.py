@@ -13,7 +13,7 @@ from accmt.tracking.tracker import NoArtifacts, Resumption, Unreachable
 
 QUICK = Limits(interval=0.0, pause=0.0)
 SLOW = Limits(interval=0.0)
-HASTY = Limits(interval=0.0, pause=0.0, start=0.0, artifact=0.0, end=0.0, end_with_artifacts=0.0)
+HASTY = Limits(interval=0.0, pause=0.0, start=0.0, artifact=0.0, end=0.0, end_with_artifacts=0.0, end_when_killed=0.0)
 
 
 @pytest.fixture
@@ -200,6 +200,16 @@ def test_a_tracker_that_hangs_is_left_behind(begun, recorder, warned, waiting, t
     recorder.free.set()
     wait_for(lambda: not any(thread.name == "tracker recorder" for thread in threading.enumerate()))
     assert recorder.calls == [("log", {"loss": 1.0}, 1)], "nothing is sent behind the back of who was told otherwise"
+
+
+def test_who_interrupts_a_training_does_not_wait_for_long(begun, recorder, warned, waiting):
+    recorder.free.clear()
+    tracker = begun(recorder, Limits(interval=0.0, end=3600.0, end_with_artifacts=3600.0, end_when_killed=0.0))
+    tracker.log({"loss": 1}, 1)
+    assert recorder.entered.wait(30)
+    tracker.close("KILLED")
+    recorder.free.set()
+    assert waiting() == "1 value (step 1), the status KILLED"
 
 
 def test_an_end_that_is_refused_is_said(begun, recorder, warned):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -340,3 +341,25 @@ def test_a_folder_that_cannot_be_written(waiting, model, capfd, monkeypatch):
 def test_the_page_names_the_command():
     page = (Path(__file__).parent.parent.parent / "docs" / "tracking.md").read_text()
     assert "accmt sync runs/line" in page
+
+
+def test_a_search_without_a_folder_keeps_what_waits(regression, data, capfd, server, monkeypatch, mlflow, tmp_path):
+    """The folders of its trials are temporary, but for one from which something still has to be sent."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    from accmt import HyperParameterSearch
+    from accmt.tracking import background
+    from accmt.tracking.background import Limits
+
+    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, end=0.1, start=0.1))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tracking = {"log_with": "mlflow", "logging_dir": server.address}
+    searching = HyperParameterSearch(regression, data(8), data(4), dataloader_num_workers=0, **tracking)
+    searching.set_parameters(train_batch_size=4)
+    server.freeze()
+    try:
+        searching.optimize(n_trials=1)
+    finally:
+        server.thaw()
+    [command] = re.findall("later: (accmt sync .*)", capfd.readouterr().out)
+    assert main(command.split()[1:]) == 0
+    assert capfd.readouterr().out == f"mlflow at {server.address}: sent 3 values (step 2), the status FINISHED\n"
