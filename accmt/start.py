@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from functools import partial
 from pathlib import Path
 
 from accmt.assembly import Plan
 from accmt.checkpoint import publish
-from accmt.checkpoint.aside import move_aside, put_aside
+from accmt.checkpoint.aside import JOURNALS, move_aside, put_aside
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
 from accmt.checkpoint.saved import savings_in
 from accmt.checkpoint.together import from_main
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
 from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
+
+
+def check_folders(plan: Plan) -> None:
+    """Find out before anything is changed that what is written later can be written where it belongs.
+
+    Raises:
+        OSError: It cannot.
+    """
+    path = plan.model_path
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, "its name is no text, and what is written there could not be read again") from None
+    folders = [path / FOLDER] if plan.options.checkpoint.enabled else []
+    folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
+    for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
+        publish.require_writable(folder)
+    for name in JOURNALS:
+        if os.path.lexists(path / name) and not (path / name).is_file():
+            raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))
 
 
 def find_checkpoint(plan: Plan) -> Checkpoint | None:

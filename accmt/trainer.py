@@ -31,7 +31,7 @@ from accmt.monitor import Monitor
 from accmt.preparation import lent
 from accmt.pretrained import resolve
 from accmt.rules import Decision, SavingRule, Stop, canonical_name
-from accmt.start import begin, find_checkpoint
+from accmt.start import begin, check_folders, find_checkpoint
 from accmt.states import TrainingState
 from accmt.summary import after_training, before_training, interrupted
 from accmt.tracking.tracker import NoTracker, Status, Tracker
@@ -281,7 +281,7 @@ class Trainer:
         """Train what is planned, as the only training in this folder."""
         lock = Lock(self.model_path)
         try:
-            from_main(lock.acquire)
+            from_main(lambda: _occupy(lock, planned))
         except OSError as error:
             problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
             raise ConfigError([problem], "Trainer(...)") from None
@@ -377,3 +377,17 @@ class Trainer:
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]
+
+
+def _occupy(lock: Lock, planned: Plan) -> None:
+    """Take the folder of a training, if everything in it can be written.
+
+    Raises:
+        OSError: It cannot; the folder is free again.
+    """
+    lock.acquire()
+    try:
+        check_folders(planned)
+    except BaseException:
+        lock.release()
+        raise

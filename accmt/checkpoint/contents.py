@@ -12,7 +12,8 @@ Everything is read and compared with the training before anything of it is touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
 from accmt.checkpoint.files import Files, read_tensors
 from accmt.checkpoint.packing import pack, unpack
@@ -60,6 +62,26 @@ class Mismatch(RuntimeError):
     """A checkpoint belongs to another training."""
 
 
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Take up a checkpoint in the block, the model last of all: an error before that is told as one of the checkpoint,
+    whose files are those of its manifest, and hold something else than a training wrote.
+
+    Raises:
+        NoCheckpoint: An error was raised in the block.
+    """
+    try:
+        yield
+    except (Mismatch, NoCheckpoint):
+        raise
+    except Exception as error:
+        raise NoCheckpoint(
+            f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
+            f"({type(error).__name__}: {error!s:.200})\n"
+            f"Nothing was changed. Delete it to continue from the one before, or start anew with resume=False."
+        ) from error
+
+
 def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
     """What a process writes of the state that all have in common: the first writes it, the others what they alone have
     of it. To be called on all."""
@@ -93,6 +115,8 @@ def read_trainer(folder: Path) -> dict[str, Any]:
         Mismatch: It was written by a newer version.
     """
     trainer: dict[str, Any] = read_json(folder / _TRAINER)
+    if type(trainer["schema"]) is not int:
+        raise ValueError(f"{trainer['schema']!r:.100} is no schema")
     if trainer["schema"] > SCHEMA:
         raise Mismatch(
             f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
@@ -121,13 +145,19 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
     _compare_parts(folder, parts.stateful, states, trainer["kinds"])
     if parts.engine is not None:
         parts.engine.load(folder)
-    else:
-        weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
-        own = parts.model.state_dict()
-        _refuse(folder, "another model", differences(own, weights))
-        if "optimizer" in states:
-            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
-        parts.model.load_state_dict({name: shards.alike(value, own[name]) for name, value in weights.items()})
+        _load_states(parts, states)
+        return
+    weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+    own = parts.model.state_dict()
+    _refuse(folder, "another model", differences(own, weights))
+    if "optimizer" in states:
+        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
+    weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
+    _load_states(parts, states)  # these can refuse what is no state of theirs, and the model cannot any more
+    parts.model.load_state_dict(weights)
+
+
+def _load_states(parts: Parts, states: Mapping[str, Any]) -> None:
     for name, part in parts.stateful.items():
         part.load_state_dict(states[name])
 

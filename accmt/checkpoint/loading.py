@@ -9,7 +9,7 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.contents import Mismatch, differences, shortened
-from accmt.checkpoint.saved import Saving, best_in
+from accmt.checkpoint.saved import Saving, place_of_best
 from accmt.checkpoint.weights import read_weights
 
 
@@ -29,14 +29,15 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
         ValueError: Its files are damaged.
         Mismatch: It is the saving of another model; nothing was loaded.
     """
-    saving = best_in(Path(folder))
-    if saving is None:
+    place = place_of_best(Path(folder))
+    if place is None:
         raise FileNotFoundError(f"there is no saved model in {folder}")
-    problem = publish.problem_of(saving.folder)
+    problem = publish.problem_of(place)
     if problem is not None:
-        raise ValueError(f"{saving.folder} cannot be used: {problem}")
+        raise ValueError(f"{place} cannot be used: {problem}")
+    saving = Saving.read(place)
     model = module if isinstance(module, nn.Module) else module.model
-    weights = read_weights(saving.folder)
+    weights = read_weights(place)
     lines = differences(model.state_dict(), weights, "the saving")
     if lines:
         listed = "\n  ".join(shortened(lines))

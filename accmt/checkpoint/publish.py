@@ -59,6 +59,20 @@ def publishing(target: Path) -> Iterator[Path]:
         raise
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before anything is written that directories can be published in a folder.
+
+    Raises:
+        OSError: They cannot; the message names the folder by its last name.
+    """
+    probe = folder / _name(TEMPORARY, "probe")
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OSError(error.errno, f"nothing can be added to '{folder.name}' ({error.strerror})", str(folder)) from None
+
+
 def temporary_for(target: Path) -> Path:
     """A new temporary directory beside a target."""
     temporary = target.parent / _name(TEMPORARY, target.name)

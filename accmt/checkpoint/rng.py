@@ -29,16 +29,32 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put all generators back to a state."""
+    """Put all generators back to a state.
+
+    Raises:
+        KeyError, ValueError, TypeError, RuntimeError: It is not one that `random_state` gave.
+    """
     version, *words = state["python"].tolist()
     gauss = state["python.gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
     position, has_gauss = state["numpy.position"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
+    if not 0 <= position <= len(keys):  # NumPy would read behind the end
+        raise ValueError(f"{position} is no position among {len(keys)} random words")
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy.gauss"].item()))
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def check_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Find out whether the generators can be put back to a state, and leave them as they are.
+
+    Raises:
+        KeyError, ValueError, TypeError, RuntimeError: They cannot.
+    """
+    with untouched_random_state(device):
+        set_random_state(state, device)
 
 
 @contextmanager

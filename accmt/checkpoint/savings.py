@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import move_aside
 from accmt.checkpoint.files import size_of
-from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, Saving, best_in
+from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, DamagedSaving, Saving, best_in, listed_in
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.weights import WeightsFormat, write_weights
@@ -73,26 +74,50 @@ class Savings:
         continues from here saves the later ones again.
         """
         folder = self._model_path / rule.folder
-        if rule.keep > 1 and (folder / INDEX).is_file():
-            listed = (KEPT.fullmatch(name) for name in read_json(folder / INDEX)["best_first"])
-            if any(match is not None and int(match[1]) > evaluation for match in listed):
+        if rule.keep > 1 and folder.is_dir():
+            found = (KEPT.fullmatch(path.name) for path in folder.iterdir())
+            if any(match is not None and int(match[1]) > evaluation for match in found):
                 return kept
         places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
-        return tuple(entry for entry, place in places.items() if (place / DESCRIPTION).is_file())
+        there = tuple(entry for entry, place in places.items() if _is_described(place))
+        if rule.keep > 1 and there and not _has_list(folder):
+            _update_index(folder, there)
+        return there
 
     def put_aside(self, rule: SavingRule, step: int) -> Path | None:
         """Move away the models of an earlier rule of this name, before the new one replaces them; None without any.
 
         One that this rule saved after this step, before the training was cut short, is no such model.
         """
-        folder, saved = self._model_path / rule.folder, self.best(rule)
-        if saved is None or (saved.step > step and read_json(saved.folder / DESCRIPTION)["text"] == str(rule.saving)):
-            return None
+        folder = self._model_path / rule.folder
+        with suppress(DamagedSaving):  # whatever it was, it is not overwritten
+            saved = self.best(rule)
+            if saved is None:
+                return None
+            if saved.step > step and read_json(saved.folder / DESCRIPTION).get("text") == str(rule.saving):
+                return None
         return move_aside(self._model_path, [folder])
 
     def best(self, rule: SavingRule) -> Saving | None:
         """The best model that a rule has saved, as it lies on the disk; None if it has saved none."""
         return best_in(self._model_path / rule.folder)
+
+
+def _is_described(place: Path) -> bool:
+    """Whether there is a model whose description can be read."""
+    try:
+        Saving.read(place)
+    except (FileNotFoundError, NotADirectoryError, DamagedSaving):
+        return False
+    return True
+
+
+def _has_list(folder: Path) -> bool:
+    """Whether the list of the models that a rule keeps is there, and can be read."""
+    try:
+        return bool(listed_in(folder))
+    except DamagedSaving:
+        return False
 
 
 def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:

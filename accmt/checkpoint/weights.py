@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -60,8 +61,18 @@ def read_weights(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There are no weights.
-        ValueError: The index names a file outside of the folder.
+        ValueError: They cannot be read, or the index names a file outside of the folder.
     """
+    try:
+        return _read_all(folder)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever readers of files say that somebody has tampered with
+        text = str(error).strip().splitlines()[0:1]
+        raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {''.join(text)}") from error
+
+
+def _read_all(folder: Path) -> dict[str, Any]:
     for safe, name in _NAMES.items():
         single, index = folder / name.format(suffix=""), folder / _index(safe)
         if single.is_file():
@@ -84,14 +95,30 @@ def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
     if safe:
         write_tensors(path, weights)
     else:
-        torch.save(_on_cpu(weights), path)
+        try:
+            torch.save(_on_cpu(weights), path)
+        except RuntimeError as error:  # what torch says of a full disk names neither the disk nor the file
+            raise OSError(f"{path} could not be written, the disk may be full: {error}") from error
 
 
 def _read(path: Path, safe: bool) -> dict[str, Any]:
     if safe:
         return dict(read_tensors(path))
+    _refuse_compressed(path)
     weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path.name} holds a {type(weights).__name__} and no weights")
     return weights
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that would take more memory than the file has bytes; torch itself compresses nothing."""
+    with ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != ZIP_STORED for entry in entries):
+        raise ValueError(f"{path.name} is compressed: it was not written here")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"{path.name} says that it holds more than it does")
 
 
 def _on_cpu(weights: Mapping[str, Any]) -> dict[str, Any]:

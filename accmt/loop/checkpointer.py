@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
@@ -20,13 +22,15 @@ from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.contents import Own, Parts
 from accmt.checkpoint.files import Files, size_of, write_files
 from accmt.checkpoint.packing import pack, unpack
-from accmt.checkpoint.rng import random_state
+from accmt.checkpoint.rng import check_random_state, random_state
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
+from accmt.loop.position import COUNTERS
 from accmt.loop.processes import leave_group, side_group
 from accmt.loop.run import Run
 from accmt.rules import Decision
+from accmt.rules.jsonable import count_from
 from accmt.states import TrainingState
 from accmt.tracking import journal
 
@@ -185,35 +189,96 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
 
     Raises:
         Mismatch: The checkpoint belongs to another training; nothing was touched.
+        NoCheckpoint: It holds what no checkpoint does; nothing of the model or the folder was touched.
     """
-    trainer = contents.read_trainer(folder)
-    own = contents.read_own(folder, PartialState().process_index)
-    contents.load_parts(folder, run.parts, trainer)
+    with contents.understood(folder):
+        trainer = contents.read_trainer(folder)
+        _check(trainer)
+        own = contents.read_own(folder, PartialState().process_index)
+        changes, notes = _take_up(run, trainer, own)
+        contents.load_parts(folder, run.parts, trainer)
+    run.history.cut(trainer["history"])
+    run.decision_log.cut(trainer["decisions"])
+    run.decisions[:] = _decisions(run)
+    run.resumed = True
+    return changes, [*notes, *_notes(run, trainer)]
+
+
+def tracker_state(folder: Path) -> dict[str, Any]:
+    """What the tracker of a checkpoint needs to continue its run.
+
+    Raises:
+        NoCheckpoint: The checkpoint holds what none does.
+    """
+    with contents.understood(folder):
+        trainer = contents.read_trainer(folder)
+        _check(trainer)
+    state: dict[str, Any] = trainer["tracker"]
+    return state
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "elapsed": (float, int),
+    "evaluated_at": (int,),
+    "nan_reported": (list,),
+    "tracker": (dict,),
+    "data_seed": (int,),
+    "steps_per_epoch": (int, type(None)),
+}
+
+
+def _check(trainer: Mapping[str, Any]) -> None:
+    """Find out whether what all processes share is of the kinds that `_trainer` writes.
+
+    Raises:
+        KeyError, ValueError, TypeError: Something is missing, or of another kind.
+    """
+    counts = [trainer[name] for name in ("history", "decisions", "processes")]
+    counts += [trainer["position"][name] for name in COUNTERS]
+    for count in counts:
+        count_from(count)
+    for name, kinds in _KINDS.items():
+        if type(trainer[name]) not in kinds:
+            raise ValueError(f"{name} is {trainer[name]!r:.100}")
+    if not all(type(name) is str for name in trainer["nan_reported"]):
+        raise ValueError(f"nan_reported is {trainer['nan_reported']!r:.100}")
+
+
+def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[list[str], list[str]]:
+    """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
+    the data."""
+    notes: list[str] = []
     run.position.restore(trainer["position"], trainer["processes"], PartialState().num_processes)
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
-    notes: list[str] = []
     _restore_state(run.state, trainer["state"])
     run.state.patience_left = run.engine.patience_left()
     run.evaluated_at = trainer["evaluated_at"]
     run.checkpointed_at = run.position.step
     run.nan_reported = set(trainer["nan_reported"])
-    run.history.cut(trainer["history"])
-    run.decision_log.cut(trainer["decisions"])
-    run.decisions[:] = _decisions(run)
-    run.resumed = True
     if own is not None:
         run.stepper.losses.restore(own.process["losses"])
         run.epoch_random = _prefixed("epoch.", own.random)
         run.resumed_random = _prefixed("now.", own.random)
+        check_random_state(run.resumed_random, run.device)
+        if run.epoch_random:
+            check_random_state(run.epoch_random, run.device)
         run.stepper.take_up(_prefixed("gradient.", own.random))
         if own.process["data"] is not None:
             data = unpack(own.process["data"], _prefixed("data.", own.random))
             notes += run.data.restore(data["reading"])
             run.generators.restore(data["generators"])
+    return changes, notes
+
+
+def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when the checkpoint was made, one line each."""
+    notes: list[str] = []
     if run.history.lines < trainer["history"]:
         notes.append(f"the history holds {run.history.lines} evaluations of {trainer['history']}: the rest is lost")
+    if len(run.decisions) < trainer["decisions"]:
+        notes.append(f"{len(run.decisions)} of {trainer['decisions']} decisions can be read: the rest is lost")
     processes, length = PartialState().num_processes, run.data.steps_per_epoch
     if trainer["steps_per_epoch"] != length:
         notes.append(f"an epoch had {trainer['steps_per_epoch']} steps and has {length} now: steps are counted on")
@@ -222,13 +287,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
             f"the checkpoint was made by {trainer['processes']} process(es) and {processes} continue: "
             f"from the same sample on, in whole rounds of batches, but not bit by bit"
         )
-    return changes, notes
-
-
-def tracker_state(folder: Path) -> dict[str, Any]:
-    """What the tracker of a checkpoint needs to continue its run."""
-    state: dict[str, Any] = contents.read_trainer(folder)["tracker"]
-    return state
+    return notes
 
 
 def _trainer(run: Run) -> dict[str, Any]:
@@ -277,13 +336,22 @@ def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:
 def _restore_state(state: TrainingState, packed: Any) -> None:
     data: Mapping[str, Any] = unpack(packed, {})
     for entry in fields(state):
-        setattr(state, entry.name, data[entry.name])
+        value = data[entry.name]
+        if type(value) is not type(getattr(state, entry.name)):
+            raise ValueError(f"{entry.name} is {value!r:.100}")
+        setattr(state, entry.name, value)
     state.finished = False
 
 
 def _decisions(run: Run) -> list[Decision]:
+    """Those up to the checkpoint. A line that was damaged since is left out: nothing is decided by what is in it."""
+    decisions: list[Decision] = []
+    path = run.decision_log.path
     # Another process may be cutting the file at this moment: count the lines here as well.
-    return [Decision.from_json(entry) for entry in journal.read(run.decision_log.path)[: run.decision_log.lines]]
+    for line in (journal.read_lines(path) if path.is_file() else [])[: run.decision_log.lines]:
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            decisions.append(Decision.from_json(json.loads(line)))
+    return decisions
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

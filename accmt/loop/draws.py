@@ -67,7 +67,6 @@ class Indices:
         batches: A batch sampler; or a sampler, where each index is a batch.
         apart: They draw from the process-wide generators, perhaps.
         for_workers: They are for workers, which seed their generators for each of them.
-        keeps_state: The samplers keep states, which a loader loads. Other samplers are gone through again instead.
         process, processes: Which process this is, and of how many.
     """
 
@@ -77,12 +76,11 @@ class Indices:
         *,
         apart: bool,
         for_workers: bool,
-        keeps_state: bool = False,
         process: int = 0,
         processes: int = 1,
     ) -> None:
         self.batches = batches
-        self.apart, self.for_workers, self.keeps_state = apart, for_workers, keeps_state
+        self.apart, self.for_workers = apart, for_workers
         self.process, self.processes = process, processes
         self.seed, self.skip, self._samples_seed = 1, 0, 1
         self._reset: Callable[[], None] = lambda: None
@@ -108,27 +106,10 @@ class Indices:
 
     def __iter__(self) -> Iterator[Any]:
         self._reset()
-        reading = _Reading(self)
-        if self.keeps_state and has_state(reading.open()):
-            return _StatefulReading(reading)
-        return reading
+        return _Reading(self)
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]  # a TypeError where they have none
-
-
-class StatefulIndices(Indices):
-    """Those of a batch sampler that keeps a state."""
-
-    batches: Any
-
-    def state_dict(self) -> Any:
-        """The state of the batch sampler."""
-        return self.batches.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        """Put the batch sampler into a state."""
-        self.batches.load_state_dict(state)
 
 
 class _Reading:
@@ -137,9 +118,8 @@ class _Reading:
 
     def __init__(self, indices: Indices) -> None:
         self._indices = indices
-        self._batches: Any = None
-        self._skip = indices.skip
-        self.number = 0
+        self._batches: Iterator[Any] | None = None
+        self._number, self._skip = 0, indices.skip
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -150,48 +130,23 @@ class _Reading:
         batch = self._next()
         if batch is END:
             raise StopIteration
-        return self._indices.sent(batch, self.number - 1)
+        return self._indices.sent(batch, self._number - 1)
 
-    def open(self) -> Any:
-        """Begin."""
+    def _next(self) -> Any:
         if self._batches is None:
             with self._indices.drawing(-1):
                 self._batches = iter(self._indices.batches)
-        return self._batches
-
-    def _next(self) -> Any:
-        batches = self.open()
-        with self._indices.drawing(self.number):
-            batch = next(batches, END)
-        self.number += 1
+        with self._indices.drawing(self._number):
+            batch = next(self._batches, END)
+        self._number += 1
         return batch
 
     def _pass_over(self) -> None:
-        while self.number < self._skip:
+        while self._number < self._skip:
             if self._next() is END:
-                raise fewer(self._skip, self.number - 1)
+                raise fewer(self._skip, self._number - 1)
         self._skip = 0
         self._indices.skipped()
-
-
-class _StatefulReading:
-    """One over indices whose iterator keeps a state."""
-
-    def __init__(self, reading: _Reading) -> None:
-        self._reading = reading
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._reading)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"number": self._reading.number, "batches": self._reading.open().state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._reading.number = state["number"]
-        self._reading.open().load_state_dict(state["batches"])
 
 
 class _Sent:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -102,13 +101,12 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
 
 
 def _of_states(loader: DataLoader[Any]) -> Iterator[str]:
-    if not keeps_state(loader):
-        return
-    if loses_samples(loader.dataset):
+    dataset, name = loader.dataset, type(loader.dataset).__name__
+    if keeps_state(loader) and loses_samples(dataset):
         yield "the state of a shuffled stream of datasets does not hold its buffer (a plain DataLoader reads it again)"
-    for sampler in (loader.batch_sampler, loader.sampler):
-        if PartialState().num_processes > 1 and has_state(sampler):
-            yield f"the state of {type(sampler).__name__} is not used where several processes share the data"
+    moves_in_workers = loader.num_workers > 0 and not isinstance(dataset, IterableDataset)
+    if moves_in_workers and has_state(dataset) and not keeps_state(loader):
+        yield f"the state of {name} goes on in each of the workers, where only a StatefulDataLoader reaches it"
 
 
 def keeps_state(loader: DataLoader[Any]) -> bool:

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.jsonable import count_from, from_text, to_text
 
 
 class LossMeter:
@@ -52,7 +52,7 @@ class LossMeter:
 
     def restore(self, data: Mapping[str, Any]) -> None:
         self._sum.fill_(from_text(data["sum"]))
-        self._count = data["count"]
+        self._count = count_from(data["count"])
         self._log.restore(data["log"])
         self._evaluation.restore(data["evaluation"])
 
@@ -85,4 +85,4 @@ class _Interval:
         return [to_text(self._sum), self._count]
 
     def restore(self, data: list[float | str]) -> None:
-        self._sum, self._count = from_text(data[0]), int(data[1])
+        self._sum, self._count = from_text(data[0]), count_from(data[1])

@@ -9,6 +9,8 @@ from typing import Any
 from accmt.loop.data import TrainingData, Window
 from accmt.rules import Progress
 
+COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
+
 
 class Stopwatch:
     """Active training time in seconds, continued over resumes."""
@@ -127,7 +129,7 @@ class Position:
             processes: How many processes trained then.
             processes_now: And now; each has passed over its share of the batches, in whole rounds.
         """
-        for name in ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before"):
+        for name in COUNTERS:
             setattr(self, name, int(data[name]))
         if processes != processes_now:
             self.batch = self.batch * processes // processes_now

@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from accmt.loop.draws import END, Indices, StatefulIndices, apart, fewer, has_state, mixed, read_apart
+from accmt.loop.draws import END, Indices, apart, fewer, has_state, mixed, read_apart
 from accmt.loop.exactness import Generators, keeps_state
 from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import outlast_signals
@@ -66,15 +66,18 @@ class Reader:
 
     def __init__(self, loader: DataLoader[Any], samplers: Sequence[Any], process: int, processes: int) -> None:
         self._loader = _copy(loader)
-        self._dataset = loader.dataset
+        self._dataset: Any = loader.dataset
         self._process = process
         self._samplers = (*samplers, loader.batch_sampler)
-        self._keeps_state = keeps_state(loader)
+        # A state that only the loader can ask its workers for.
+        is_stream = isinstance(loader.dataset, IterableDataset)
+        self._asks_workers = keeps_state(loader) and self.workers > 0 and (is_stream or has_state(loader.dataset))
+        self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
         self._indices: Indices | None = None
         self._course: Course | None = None
         draws = not all(map(_is_plain, self._samplers))
-        if not isinstance(loader.dataset, IterableDataset):
-            self._indices = _indices(loader, self._samplers, draws, process, processes)
+        if not is_stream:
+            self._indices = _indices(loader, draws, process, processes)
             vars(self._loader)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
         elif processes > 1 or _has_course(loader):
             self._course = _course(loader, process, processes)
@@ -102,8 +105,8 @@ class Reader:
         generator.manual_seed(seed)
         self._tell(place.epoch)
         if place.state is not None:
-            self._generators.restore(place.state["start" if place.skip else "now"])
-        self._start = self._generators.states()
+            self._take_up(place.state, "start" if place.skip else "now")
+        self._start = self._states()
         self._is_open, self._has_ended = True, False
         if self._course is not None:
             return self._read_course(self._course, place, seed)
@@ -117,17 +120,20 @@ class Reader:
         if self._course is not None and not self.workers:
             with apart(1):
                 self._course.finish()
-        elif self._keeps_state:
+        elif self._asks_workers:
             self._has_ended = next(batches, END) is END
 
     def state(self, *, at_end: bool) -> dict[str, Any]:
         """What to know to read on from here: within an epoch, or `at_end` from the start of the next."""
-        state = {"workers": self.workers, "now": self._generators.states(), "loader": None, "course": None}
-        if not at_end:
-            state["start"] = self._start
-        if self._is_open and self._course is not None and not self.workers:
+        state: dict[str, Any] = {"workers": self.workers, "start": None if at_end else self._start, "loader": None}
+        state |= {"now": self._states(), "dataset": None, "course": None}
+        if self._keeps_dataset:
+            state["dataset"] = copy.deepcopy(self._dataset.state_dict())
+        if not self._is_open:
+            return state
+        if self._course is not None and not self.workers:
             state["course"] = copy.deepcopy(self._course.reading.state_dict())
-        elif self._is_open and self._keeps_state and (not at_end or (self._has_ended and self._carries_over())):
+        if self._asks_workers and (not at_end or (self._has_ended and self._loader.persistent_workers)):
             state["loader"] = copy.deepcopy(self._loader.state_dict())  # type: ignore[attr-defined]
         return state
 
@@ -137,7 +143,7 @@ class Reader:
         if former != self.workers and not (former and self.workers and self._indices is not None):
             text = f"the training data were loaded by {former} worker(s) and are loaded by {self.workers} now"
             changes.append(f"{text}: what is drawn at random while they are loaded will not be the same")
-        missing = [name for name in state["now"] if name not in there]
+        missing = [name for name in state["now"]["generators"] if name not in there]
         if missing:
             changes.append(f"random generators of the checkpoint are not there: {', '.join(missing)}")
         return changes
@@ -146,6 +152,25 @@ class Reader:
         for part in (*self._samplers, *([] if self._course else [self._dataset])):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def _states(self) -> dict[str, Any]:
+        """Those of the generators, and of the samplers that keep one."""
+        samplers = [sampler.state_dict() if has_state(sampler) else None for sampler in self._samplers]
+        return {"generators": self._generators.states(), "samplers": copy.deepcopy(samplers)}
+
+    def _take_up(self, state: Mapping[str, Any], moment: str) -> None:
+        """Put samplers, generators and a dataset of this process into the states of the start of an epoch."""
+        for sampler, former in zip(self._samplers, state[moment]["samplers"], strict=False):
+            if former is not None and has_state(sampler):
+                sampler.load_state_dict(former)
+                # At the end of an epoch: some begin anew by themselves, others once they were asked for more.
+                with apart(1):
+                    is_at_end = next(iter(sampler), END) is END
+                if not is_at_end:
+                    sampler.load_state_dict(former)
+        self._generators.restore(state[moment]["generators"])
+        if self._keeps_dataset and state["dataset"] is not None:
+            self._dataset.load_state_dict(state["dataset"])
 
     def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
         state = self._state_of_loader(place)
@@ -202,17 +227,14 @@ class Reader:
     def _go_on(self, place: Place, but: str | None = None) -> None:
         """Batches are passed over without being loaded: generators go on as they went on after them."""
         if place.state is not None and place.skip:
-            self._generators.restore(place.state["now"], but=(_SAMPLER, but))
+            self._generators.restore(place.state["now"]["generators"], but=(_SAMPLER, but))
 
     def _state_of_loader(self, place: Place) -> Any:
-        """A state to load; that of other workers cannot be."""
-        usable = place.state is not None and self._keeps_state and place.state["workers"] == self.workers
-        return place.state["loader"] if usable and place.state is not None else None
-
-    def _carries_over(self) -> bool:
-        """Whether anything of the loader's state outlives an epoch."""
-        lives = self.workers == 0 or self._loader.persistent_workers
-        return (lives and has_state(self._dataset)) or any(map(has_state, self._samplers))
+        """A state for the loader; that of other workers cannot be loaded."""
+        state = place.state
+        if state is None or not self._asks_workers or state["workers"] != self.workers:
+            return None
+        return state["loader"]
 
 
 def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -225,20 +247,13 @@ def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
     return copied
 
 
-def _indices(loader: DataLoader[Any], samplers: Sequence[Any], draws: bool, process: int, processes: int) -> Indices:
+def _indices(loader: DataLoader[Any], draws: bool, process: int, processes: int) -> Indices:
     batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if processes > 1:
         share = _Turns if loader.batch_sampler is None else BatchSamplerShard
         batches = share(batches, processes, process)
-    kind = StatefulIndices if has_state(batches) else Indices
-    return kind(
-        batches,
-        apart=draws,
-        for_workers=loader.num_workers > 0,
-        keeps_state=keeps_state(loader) and any(map(has_state, samplers)),
-        process=process,
-        processes=processes,
-    )
+    workers = loader.num_workers > 0
+    return Indices(batches, apart=draws, for_workers=workers, process=process, processes=processes)
 
 
 def _has_course(loader: DataLoader[Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from accmt.rules.jsonable import EqualAsJson, from_text, to_text
+from accmt.rules.jsonable import EqualAsJson, count_from, from_text, to_text
 from accmt.rules.progress import Progress
 
 
@@ -40,7 +40,11 @@ class Kept:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Kept:
-        return cls(tuple(from_text(value) for value in data["values"]), data["evaluation"], data["step"])
+        return cls(
+            tuple(from_text(value) for value in data["values"]),
+            count_from(data["evaluation"]),
+            count_from(data["step"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -200,7 +200,12 @@ class RuleEngine:
         if changed:
             how = "runs over other datasets" if changed == ["on"] else "has changed"
             return [f"the rule '{ranked.name}' {how}: it starts fresh"]
-        self._states[ranked.name] = RuleState.from_json(entry)
+        self._states[ranked.name] = state = RuleState.from_json(entry)
+        remembered = [kept.values for kept in state.kept] + ([state.best_seen] if state.best_seen is not None else [])
+        if any(len(values) != len(ranked.objectives) for values in remembered):
+            raise ValueError(
+                f"what '{ranked.name}' remembers are not the values of {len(ranked.objectives)} objectives"
+            )
         if entry["patience"] == patience:
             return []
         former, new = ("none" if value is None else value for value in (entry["patience"], patience))

@@ -29,6 +29,17 @@ def to_text(value: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
+def count_from(value: Any) -> int:
+    """A whole number from 0 on.
+
+    Raises:
+        ValueError: Something else.
+    """
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.100} is no count")
+    return value
+
+
 def from_text(value: float | str) -> float:
     """The number that `to_text` wrote.
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from accmt.rules.decision import Kept, Outcome, Verdict
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.jsonable import count_from, from_text, to_text
 from accmt.rules.nodes import Amount, Expression
 from accmt.rules.rule import SavingRule
 
@@ -73,7 +73,9 @@ class RuleState:
     def from_json(cls, data: Mapping[str, Any]) -> RuleState:
         best = data["best_seen"]
         kept = tuple(Kept.from_json(entry) for entry in data["kept"])
-        return cls(kept, None if best is None else tuple(from_text(value) for value in best), data["waited"])
+        return cls(
+            kept, None if best is None else tuple(from_text(value) for value in best), count_from(data["waited"])
+        )
 
     def patience_left(self, patience: int | None) -> int:
         """Evaluations without improvement that are left, -1 without patience."""

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from accmt.rules.arithmetic import mean
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.jsonable import count_from, from_text, to_text
 from accmt.rules.nodes import Call, Number, Quantity
 
 Value = float | bool
@@ -132,4 +132,4 @@ class Stalled:
         return {"reference": to_text(self._reference), "waited": self._waited}
 
     def restore(self, data: dict[str, Any]) -> None:
-        self._reference, self._waited = from_text(data["reference"]), data["waited"]
+        self._reference, self._waited = from_text(data["reference"]), count_from(data["waited"])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from accmt.rules.jsonable import count_from, from_text
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -32,7 +34,12 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Progress:
-        return cls(**data)
+        """
+        Raises:
+            ValueError, TypeError: A counter is no whole number from 0 on, or there is no such counter.
+        """
+        counters = {name: count_from(value) for name, value in data.items() if name != "elapsed"}
+        return cls(**counters, elapsed=from_text(data.get("elapsed", 0.0)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class MetricsStore:
         store = cls()
         store._latest = {m: {d: from_text(v) for d, v in values.items()} for m, values in data["latest"].items()}
         store.train_loss = from_text(data["train_loss"])
-        store.is_empty = data["is_empty"]
+        store.is_empty = bool(data["is_empty"])
         return store
 
 

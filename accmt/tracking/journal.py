@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -58,11 +59,11 @@ class Journal:
             file.truncate(end)
             try:
                 if file.write(line) != len(line):
-                    raise OSError(f"{self.path} could not be written: the disk may be full")
+                    raise OSError(errno.ENOSPC, "it could not be written: the disk may be full")
                 os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 file.truncate(end)
-                raise
+                raise OSError(error.errno, error.strerror or str(error), str(self.path)) from None
         if is_new:
             _flush_folder(self.path)
 

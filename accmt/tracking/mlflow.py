@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param
 
 NAME = "mlflow"
 RUN_ARGUMENTS = ("run_name", "tags", "description", "start_time")
@@ -96,18 +99,20 @@ class MlflowTracker:
         """
         from mlflow.entities import Metric
 
+        resumption, taken, metrics = batch[0].resumption, Counter[_Point](), []
         with self._answering():
-            used: dict[Resumption, Counter[_Point]] = {}
-            metrics = []
+            before = Counter[_Point]() if resumption is None else self._sent_before(resumption)
             for logged in batch:
                 for name, number in logged.values.items():
-                    value = float(number)
-                    if not self._repeats(logged, metric_name(name), value, used):
-                        metrics.append(Metric(metric_name(name), value, logged.time, logged.step))
+                    metric = Metric(metric_name(name), float(number), logged.time, logged.step)
+                    point = _point(metric, resumption)
+                    if taken[point] < before[point]:
+                        taken[point] += 1
+                    else:
+                        metrics.append(metric)
             if metrics:
                 self._client.log_batch(self._run_id, metrics=metrics)
-        for resumption, points in used.items():
-            self._repeatable[resumption].subtract(points)
+        before.subtract(taken)
 
     def log_artifact(self, path: Path) -> None:
         with self._answering():
@@ -179,35 +184,29 @@ class MlflowTracker:
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log those that the run does not have."""
+        from mlflow.exceptions import MlflowException
+
+        named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
+        try:
+            self._client.log_batch(self._run_id, params=self._lacking(named))
+        except MlflowException:  # an attempt that was given up before may have come between: then they are there now
+            self._client.log_batch(self._run_id, params=self._lacking(named))
+
+    def _lacking(self, parameters: Mapping[str, str]) -> list[Param]:
         from mlflow.entities import Param
 
         there = self._client.get_run(self._run_id).data.params
-        named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
-        new = [Param(name, value) for name, value in named.items() if name not in there]
-        self._client.log_batch(self._run_id, params=new)
-
-    def _repeats(self, logged: Logged, name: str, value: float, used: dict[Resumption, Counter[_Point]]) -> bool:
-        """Whether a value was sent before the training was continued; `used` counts what was taken for it."""
-        resumption = logged.resumption
-        if resumption is None:
-            return False
-        if resumption not in self._repeatable:
-            self._repeatable[resumption] = self._sent_before(resumption)
-        point = (name, logged.step, repr(value) if resumption.goes_back else "")
-        taken = used.setdefault(resumption, Counter())
-        if taken[point] >= self._repeatable[resumption][point]:
-            return False
-        taken[point] += 1
-        return True
+        return [Param(name, value) for name, value in parameters.items() if name not in there]
 
     def _sent_before(self, resumption: Resumption) -> Counter[_Point]:
-        """What the run has that the training logs again, and how often."""
-        points: Counter[_Point] = Counter()
-        for name in self._client.get_run(self._run_id).data.metrics:
-            for point in self._client.get_metric_history(self._run_id, name):
-                if resumption.may_repeat(point.step, point.timestamp):
-                    points[(name, point.step, repr(point.value) if resumption.goes_back else "")] += 1
-        return points
+        """What the run has that the training logs again, and how often; what was logged again since is taken off."""
+        if resumption not in self._repeatable:
+            names = self._client.get_run(self._run_id).data.metrics
+            points = (point for name in names for point in self._client.get_metric_history(self._run_id, name))
+            self._repeatable[resumption] = Counter(
+                _point(point, resumption) for point in points if resumption.may_repeat(point.step, point.timestamp)
+            )
+        return self._repeatable[resumption]
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -229,6 +228,11 @@ class MlflowTracker:
             raise
         except (NoConnection, Timeout) as error:
             raise Unreachable(str(error)) from error
+
+
+def _point(metric: Metric, resumption: Resumption | None) -> _Point:
+    goes_back = resumption is not None and resumption.goes_back
+    return metric.key, metric.step, repr(metric.value) if goes_back else ""
 
 
 def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:

@@ -6,7 +6,8 @@ itself a SIGTERM in the training step after five steps. Where it can happen: `tr
 telling each other what only one of them knows), and every hook of a callback, by its name. It happens at the first
 opportunity, at the first one after `step` steps, or at those with the numbers `nth`, from 1, and only in the first
 attempt of torchrun, or that of `attempt`. What can happen: a signal to this process; `raise` an error, `fail` as a full
-disk does; `nan` as the training loss; `wait` until the test has made the file `go`.
+disk does; `nan` as the training loss; `wait` until the test has made the file `go`; `later`: more than a second goes by
+before what follows.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Disturber:
             case "wait":
                 while not (self._folder / "go").exists():
                     time.sleep(0.001)
+            case "later":
+                time.sleep(1.1)
             case "nan":
                 pass
             case _:

@@ -20,6 +20,7 @@ from trials import CHECKPOINT, Trial
 
 SCRIPT = HERE / "disturbed.py"
 SOON = 60
+_SHOWN = 1_500
 
 
 class DisturbedForks(Forks):
@@ -57,11 +58,15 @@ class Launch:
     def ends(self, *ranks: int, within: float = SOON) -> list[int]:
         """Wait for the end of all processes, or of some, and give their exit codes. One that stays is an error."""
         children = [self.children[rank] for rank in ranks] or self.children
-        wait_until(lambda: not any(child.is_running() for child in children), within, self.printed)
+        wait_until(lambda: not any(child.is_running() for child in children), within, self.shown)
         return [child.end() for child in children]
 
     def printed(self) -> str:
         return "\n".join(child.printed() for child in self.children)
+
+    def shown(self) -> str:
+        """The last of what each wrote, for messages."""
+        return "\n".join(child.printed()[-_SHOWN:] for child in self.children)
 
 
 class Disturbed(Trial):
@@ -110,7 +115,7 @@ class Disturbed(Trial):
         with self.launch(**arguments) as launch:
             codes = launch.ends()
             self.printed = launch.printed()
-            assert codes == [0] * self.world, f"ended with {codes}:\n{self.printed[-3000:]}"
+            assert codes == [0] * self.world, f"ended with {codes}:\n{launch.shown()}"
         return self.endings()
 
     def endings(self) -> list[Any]:
@@ -137,7 +142,7 @@ class Disturbed(Trial):
 def wait_until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"not after {seconds} s:\n{told()[-3000:]}"
+        assert time.monotonic() < until, f"not after {seconds} s:\n{told()}"
         time.sleep(0.002)
 
 

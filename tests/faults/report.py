@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-_FIRST = ("test_kills", "test_damage", "test_disk", "test_hostile", "test_hostile_models", "test_folders")
+_ORDER = [
+    "test_kills",
+    "test_steps",
+    "test_signals",
+    "test_processes",
+    "test_damage",
+    "test_disk",
+    "test_hostile",
+    "test_hostile_models",
+    "test_folders",
+    "test_configurations",
+    "test_input",
+    "test_trackers",
+]
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy")
 _HEAD = """\
 # What the fault tests counted
@@ -41,7 +54,7 @@ def page(counts: Iterable[dict[str, Any]], versions: Iterable[str]) -> str:
 
 
 def _place(module: str) -> tuple[int, str]:
-    return (_FIRST.index(module) if module in _FIRST else len(_FIRST), module)
+    return (_ORDER.index(module) if module in _ORDER else len(_ORDER), module)
 
 
 def _group(module: str, counts: list[dict[str, Any]]) -> str:

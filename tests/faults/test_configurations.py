@@ -173,7 +173,7 @@ def content_of(attempt):
 def test_files(tally, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "config.yaml"
-    for attempt in tally("a configuration file that somebody made", small=80, full=3_000, hits=0.5):
+    for attempt in tally("a configuration file that somebody made", small=80, full=2_000, hits=0.5):
         with attempt:
             content = content_of(attempt)
             attempt.plan = f"{content[:300]!r}"

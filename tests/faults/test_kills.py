@@ -41,7 +41,7 @@ def test_killed_at_a_moment_of_a_save(tally, trial, how):
     whole = trial(checkpoint_async=how == "in the background", multiple_checkpoints=True)
     expected, period = whole.finish(), period_of(whole)
     case = f"killed at a random moment of a save, {how}"
-    for attempt in tally(case, small=12, full=200, hits=0.4):
+    for attempt in tally(case, small=12, full=200, hits=0.25):
         with attempt:
             killed = trial(checkpoint_async=how == "in the background", multiple_checkpoints=True)
             number, delay = attempt.chance.randrange(6), attempt.chance.uniform(0, period)
@@ -65,7 +65,7 @@ def test_killed_at_an_operation_on_a_file(tally, trial, how):
     whole = trial(checkpoint_async=how == "in the background")
     expected, operations = whole.finish({"kind": "count"}), whole.operations()
     case = f"killed at a random operation on a file, saving {how}"
-    for attempt in tally(case, small=12, full=200, hits=0.4):
+    for attempt in tally(case, small=12, full=200, hits=0.25):
         with attempt:
             killed = trial(checkpoint_async=how == "in the background")
             at = attempt.chance.randint(1, operations)
@@ -85,7 +85,7 @@ def test_killed_while_a_saving_is_replaced(tally, trial):
     often = {"evaluate_every_n_steps": 1, "checkpoint_every": "3 steps", "rules": ["best_age", "best_age + 1 keep 2"]}
     whole = trial(**often)
     expected, operations = whole.finish({"kind": "count"}), whole.operations()
-    for attempt in tally("killed while a saved model is replaced", small=12, full=200, hits=0.4):
+    for attempt in tally("killed while a saved model is replaced", small=12, full=200, hits=0.25):
         with attempt:
             killed = trial(**often)
             at = attempt.chance.randint(operations // 6, operations)
@@ -184,7 +184,7 @@ def test_killed_while_it_goes_back(tally, trial):
     shutil.copytree(earlier.path, copied.path)
     expected = copied.finish({"kind": "count"}, resume=2)
     last = copied.operations_before_start()
-    for attempt in tally("killed while later checkpoints are put aside", small=6, full=100, hits=0.2):
+    for attempt in tally("killed while later checkpoints are put aside", small=6, full=100, hits=0.1):
         with attempt:
             killed = trial(**options)
             shutil.copytree(earlier.path, killed.path)

@@ -61,7 +61,7 @@ def test_one_is_killed(tally, trial, expected, background):
             rank, kill = plan_of(attempt, "SIGKILL")
             pair = trial(**PAIR, checkpoint_async=background)
             with pair.launch(kill) as launch:
-                assert launch.ends(1 - rank, within=20) == [1], launch.printed()
+                assert launch.ends(1 - rank, within=20) == [1], launch.shown()
                 assert launch.ends() == ([-9, 1] if rank == 0 else [1, -9])
             pair.check()
             assert pair.goes_on() == expected
@@ -77,7 +77,7 @@ def test_one_stops(tally, trial, expected, background):
             pair = trial(**PAIR, checkpoint_async=background)
             with pair.launch(stop, timeout=TIMEOUT) as launch:
                 pair.wait_for(did="SIGSTOP")
-                assert launch.ends(1 - rank, within=TIMEOUT + 15) == [1], launch.printed()
+                assert launch.ends(1 - rank, within=TIMEOUT + 15) == [1], launch.shown()
                 assert launch.children[rank].is_running()
             pair.check()
             assert pair.goes_on() == expected
@@ -91,7 +91,7 @@ def test_one_raises(tally, trial, expected, background):
             rank, error = plan_of(attempt, "raise", [moment for moment in MOMENTS if moment["at"] != "write"])
             pair = trial(**PAIR, checkpoint_async=background)
             with pair.launch(error) as launch:
-                assert launch.ends(within=20) == [1, 1], launch.printed()
+                assert launch.ends(within=20) == [1, 1], launch.shown()
             [own] = pair.noted(rank=rank, ended="ArithmeticError")
             assert own["text"] == "disturbed"
             [other] = pair.noted(rank=1 - rank)
@@ -111,7 +111,7 @@ def test_one_cannot_write(tally, trial, expected, background):
             pair = trial(**PAIR, checkpoint_async=background, multiple_checkpoints=True)
             with pair.launch(failure) as launch:
                 codes = launch.ends()
-                assert codes == ([1, 1] if twice else [0, 0]), launch.printed()
+                assert codes == ([1, 1] if twice else [0, 0]), launch.shown()
                 warned, other = (child.printed() for child in launch.children)
             reason = f"no checkpoint at step {4 * first}: process {rank}: OSError: [Errno 28] No space left on device"
             assert warned.count("no checkpoint at step") == 1
@@ -146,7 +146,7 @@ def test_restarts(tally, trial, expected):
             ]
             pair = trial(**PAIR)
             with pair.launch_elastic(*kills, restarts=2) as launch:
-                assert launch.ends() == [0], launch.printed()
+                assert launch.ends() == [0], launch.shown()
             assert len(pair.noted(did="SIGKILL")) == 2
             assert pair.endings() == expected
             pair.check()
@@ -178,13 +178,13 @@ def test_two_trainings_at_the_same_moment(tally, trial):
             twice = trial(**options)
             waits = {"at": "on_fit_start", "do": ["wait"]}
             with Launch([child for _ in range(2) for child in twice.launch(waits).children]) as launch:
-                wait_until(lambda: not all(child.is_running() for child in launch.children), 60, launch.printed)
+                wait_until(lambda: not all(child.is_running() for child in launch.children), 60, launch.shown)
                 twice.wait_for(did="wait")
                 loser = next(rank for rank, child in enumerate(launch.children) if not child.is_running())
                 assert launch.ends(loser) == [1]
                 assert f"another training works in {twice.path} (process " in launch.children[loser].printed()
                 (twice.folder / "go").touch()
-                assert launch.ends(1 - loser) == [0], launch.printed()
+                assert launch.ends(1 - loser) == [0], launch.shown()
             assert len(twice.noted(did="wait")) == 1
             assert twice.endings() == [expected]
             twice.check()

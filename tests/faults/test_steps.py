@@ -61,7 +61,7 @@ def kills_of(steps, seed):
 
 def assert_killed(trial, kill):
     with trial.launch(kill) as launch:
-        assert launch.ends() == [-9], launch.printed()
+        assert launch.ends() == [-9], launch.shown()
     trial.check()
 
 
@@ -134,7 +134,7 @@ def test_two_processes_killed_at_a_step(tally, trial, background):
             kill = {"at": at, "step": step, "do": ["SIGKILL"], **({} if dies is None else {"rank": dies})}
             with killed.launch(kill) as launch:
                 codes = launch.ends()
-                assert codes == [-9 if dies in (rank, None) else 1 for rank in range(2)], launch.printed()
+                assert codes == [-9 if dies in (rank, None) else 1 for rank in range(2)], launch.shown()
             killed.check()
             assert killed.goes_on() == expected
             killed.clear()
@@ -143,7 +143,7 @@ def test_two_processes_killed_at_a_step(tally, trial, background):
 def run_with_nan(trial, nan):
     """Start a training whose loss is no number at a step; it is told once."""
     with trial.launch(nan) as launch:
-        assert launch.ends() == [0], launch.printed()
+        assert launch.ends() == [0], launch.shown()
         assert launch.printed().count("the training loss is nan") == 1
         assert f"the training loss is nan at step {nan['step'] + 1}" in launch.printed()
     return trial.endings()
@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number(tally, trial):
             expected = run_with_nan(whole, nan)
             assert [decision["stop"] for decision in expected[0]["decisions"]] == [None] * 6
             with killed.launch(nan, {"at": "on_before_training_step", "step": kill, "do": ["SIGKILL"]}) as launch:
-                assert launch.ends() == [-9], launch.printed()
+                assert launch.ends() == [-9], launch.shown()
             assert killed.goes_on() == expected
             assert "the training loss is nan" not in killed.printed
 

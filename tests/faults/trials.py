@@ -115,6 +115,8 @@ class Trial:
             saved |= dict.fromkeys(rules, decision["step"])
         there: dict[str, int] = {}
         for file in self.path.glob("best_*/**/saving.json"):
+            if file.parent.name.startswith(HIDDEN):
+                continue
             entry = json.loads(file.read_text())
             there[entry["rule"]] = max(entry["step"], there.get(entry["rule"], 0))
         lost = {rule: step for rule, step in saved.items() if there.get(rule, 0) < step}

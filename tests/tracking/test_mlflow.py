@@ -204,6 +204,20 @@ def test_a_request_that_was_done_twice_leaves_one_run(store, client, mlflow, mon
     assert (run.info.run_id, run.info.status) == (run_of(tracker), "FINISHED")
 
 
+def test_an_attempt_that_was_given_up_and_goes_on_all_the_same(store, client, mlflow, monkeypatch):
+    """It logs the parameters just before we do."""
+    log = mlflow.MlflowClient.log_batch
+
+    def comes_between(self, run_id, **given):
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log)
+        log(self, run_id, **given)
+        raise mlflow.exceptions.MlflowException("UNIQUE constraint failed", mlflow.protos.databricks_pb2.BAD_REQUEST)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", comes_between)
+    tracker = MlflowTracker(str(store), "between", {"lr": 1})
+    assert client.get_run(run_of(tracker)).data.params == {"lr": "1"}
+
+
 def test_an_experiment_that_somebody_else_makes_at_the_same_time(store, client, mlflow, monkeypatch):
     client.create_experiment("at the same time")
     found = [None]
