@@ -239,10 +239,11 @@ class BackgroundTracker:
 
     def _send_all(self) -> None:
         """Make the tracker, and send what comes until the backlog is closed."""
-        pauses = self._pauses()
+        pauses, is_last = self._pauses(), self._backlog.is_closed
         while not self._make_tracker():
-            if not self._backlog.pause(next(pauses)):
+            if is_last or not self._backlog.pause(next(pauses)):
                 return
+            is_last = self._backlog.is_closed
         tracker = self._tracker
         if tracker is None:
             return
@@ -312,11 +313,12 @@ class BackgroundTracker:
         """Call the tracker, again and again while it is unreachable. What it failed with, None if it did not."""
         pauses = self._pauses()
         while True:
+            is_last = self._backlog.is_closed
             try:
                 call()
             except Unreachable as error:
                 self._is_unreachable(error)
-                if not self._backlog.pause(next(pauses)):
+                if is_last or not self._backlog.pause(next(pauses)):
                     return error
             except Exception as error:
                 self._outage, self._refused = "", _reason(error)

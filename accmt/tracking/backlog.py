@@ -119,12 +119,16 @@ class Backlog:
             self._outbox.begun(run)
 
     def pause(self, seconds: float) -> bool:
-        """Wait before another attempt; False if there is to be none, because the backlog was closed before."""
+        """Wait before another attempt, not at all once the backlog is closed; False if it was abandoned."""
         with self._changed:
-            if self._closed:
-                return False
             self._changed.wait_for(lambda: self._closed, seconds)
             return not self._abandoned
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether there is no time for attempts any more, but for one each."""
+        with self._changed:
+            return self._closed
 
     def close(self) -> None:
         """Let what is there be taken without pauses; `take` does not wait any more."""

@@ -1,7 +1,7 @@
 """A training that the tests launch under an engine: `engines.py ENGINE FOLDER [key=value ...]`.
 
-ENGINE is ddp, fsdp2 or deepspeed-0 to -3; all on CPUs. Accelerate shares a model out by FSDP2 on accelerators only: here it
-is told that there are some.
+ENGINE is ddp, fsdp2 or deepspeed-0 to -3; all on CPUs. By FSDP2 Accelerate shares a model out on accelerators only: it
+is told here that there are some.
 """
 
 import json

@@ -4,7 +4,7 @@ Two processes train together. One of them is killed, or stopped for good; it rai
 evaluation, a metric or a callback, or while the two tell each other what only one of them knows; or it cannot write its
 part of a checkpoint. It has **survived** if the other one ends with an error soon (after a stop: within the time limit
 that the script has set), no checkpoint is visible that is not complete, and a new start ends bit by bit as a training
-that nothing happened to. Under torchrun the restart is not by hand. Two trainings that are started in one folder at the
+that nothing happened to. Under torchrun nobody starts it by hand. Two trainings that are started in one folder at the
 same moment have survived if exactly one of them trains.
 """
 
@@ -56,7 +56,7 @@ def plan_of(attempt, what, moments=MOMENTS):
 
 @pytest.mark.parametrize("background", BACKGROUND)
 def test_one_is_killed(tally, trial, expected, background):
-    for attempt in tally(f"one of two processes is killed, {how(background)}", small=4, full=60):
+    for attempt in tally(f"one of two processes is killed, {how(background)}", small=3, full=60):
         with attempt:
             rank, kill = plan_of(attempt, "SIGKILL")
             pair = trial(**PAIR, checkpoint_async=background)
@@ -86,7 +86,7 @@ def test_one_stops(tally, trial, expected, background):
 
 @pytest.mark.parametrize("background", BACKGROUND)
 def test_one_raises(tally, trial, expected, background):
-    for attempt in tally(f"one of two processes raises an error, {how(background)}", small=4, full=60):
+    for attempt in tally(f"one of two processes raises an error, {how(background)}", small=3, full=60):
         with attempt:
             rank, error = plan_of(attempt, "raise", [moment for moment in MOMENTS if moment["at"] != "write"])
             pair = trial(**PAIR, checkpoint_async=background)
@@ -105,7 +105,8 @@ def test_one_cannot_write(tally, trial, expected, background):
     """Once, nothing is published and both go on until the next checkpoint; twice in a row, both raise."""
     for attempt in tally(f"one of two processes cannot write, {how(background)}", small=2, full=40):
         with attempt:
-            rank, first, twice = attempt.chance.randrange(2), attempt.chance.randint(1, 3), attempt.number % 2 == 1
+            rank, twice = attempt.chance.randrange(2), attempt.number % 2 == 1
+            first = attempt.chance.randint(1, 2 if twice else 3)
             attempt.plan = f"process {rank}, checkpoint {first}{' and the next' if twice else ''}"
             failure = {"at": "write", "nth": [first, first + 1] if twice else [first], "rank": rank, "do": ["fail"]}
             pair = trial(**PAIR, checkpoint_async=background, multiple_checkpoints=True)
@@ -148,23 +149,6 @@ def test_restarts(tally, trial, expected):
             with pair.launch_elastic(*kills, restarts=2) as launch:
                 assert launch.ends() == [0], launch.shown()
             assert len(pair.noted(did="SIGKILL")) == 2
-            assert pair.endings() == expected
-            pair.check()
-
-
-def test_a_restart_of_torchrun(tally, trial, expected):
-    for attempt in tally("a process kills itself under torchrun, in interpreters of their own", small=1, full=5):
-        with attempt:
-            step, rank = attempt.chance.randint(1, 11), attempt.chance.randrange(2)
-            attempt.plan = f"process {rank} after {step} steps"
-            pair = trial(**PAIR)
-            kill = {"at": "training_step", "step": step, "rank": rank, "do": ["SIGKILL"]}
-            with pair.torchrun(kill, restarts=2) as process:
-                try:
-                    assert process.wait(150) == 0, pair.log()
-                finally:
-                    process.kill()
-            assert len(pair.noted(did="SIGKILL")) == 1
             assert pair.endings() == expected
             pair.check()
 

@@ -13,9 +13,9 @@ import signal
 import time
 
 import pytest
-from launches import trials_in
+from launches import SOON, endings_in, trials_in
 
-pytestmark = pytest.mark.xdist_group("processes")
+several = pytest.mark.xdist_group("processes")
 
 # The checkpoints that are made are those that signals ask for, and the last one.
 RARE = {"checkpoint_every": "1000 steps", "log_every": None, "evaluate_every_n_steps": 4}
@@ -44,6 +44,13 @@ WAYS = {
     "saving in the background": {"checkpoint_async": True},
     "with two workers": {"dataloader_num_workers": 2},
 }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Arguments of the training -> what it ends with if nothing happens to it."""
+    endings = endings_in(tmp_path_factory.mktemp("undisturbed"))
+    return lambda **arguments: same(endings(**arguments))
 
 
 @pytest.fixture
@@ -75,17 +82,17 @@ def assert_left_at_a_checkpoint(trial, printed):
 
 def moment_of(attempt, moments=INSIDE):
     """A moment, each once with all tries, and the how many-th time that it comes."""
-    at = attempt.chance.choice(moments) if attempt.number < 3 else moments[attempt.number % len(moments)]
+    at = attempt.chance.choice(moments) if attempt.number < 2 else moments[attempt.number % len(moments)]
     nth = attempt.chance.randint(1, OFTEN.get(at, 3))
     attempt.plan = f"{at}, time {nth}"
     return at, nth
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_sigterm_at_every_moment(tally, trial, way):
+def test_sigterm_at_every_moment(tally, trial, undisturbed, way):
     options = {**RARE, "checkpoint_every": "5 steps", **WAYS[way]}
-    expected = same(trial(**options).goes_on())
-    for attempt in tally(f"SIGTERM at each moment, {way}", small=3, full=3 * len(INSIDE), hits=0.9):
+    expected = undisturbed(**options)
+    for attempt in tally(f"SIGTERM at each moment, {way}", small=2, full=3 * len(INSIDE), hits=0.9):
         with attempt:
             at, nth = moment_of(attempt)
             ended = trial(**options)
@@ -99,9 +106,9 @@ def test_sigterm_at_every_moment(tally, trial, way):
             ended.clear()
 
 
-def test_sigterm_with_a_handler(tally, trial):
+def test_sigterm_with_a_handler(tally, trial, undisturbed):
     """The script's own handler is told in the end, and is back; so is that for SIGUSR1."""
-    expected = same(trial(**RARE).goes_on())
+    expected = undisturbed(**RARE)
     for attempt in tally("SIGTERM to a script that handles it", small=1, full=20):
         with attempt:
             step = attempt.chance.randrange(11)
@@ -117,10 +124,10 @@ def test_sigterm_with_a_handler(tally, trial):
             assert same(ended.goes_on()) == expected
 
 
-def test_sigusr1_at_every_moment(tally, trial):
+def test_sigusr1_at_every_moment(tally, trial, undisturbed):
     """A checkpoint is made at the next step, once, and the training goes on."""
-    expected = same(trial(**RARE).goes_on())
-    for attempt in tally("SIGUSR1 at each moment, once or twice", small=3, full=2 * len(INSIDE), hits=0.9):
+    expected = undisturbed(**RARE)
+    for attempt in tally("SIGUSR1 at each moment, once or twice", small=2, full=2 * len(INSIDE), hits=0.9):
         with attempt:
             at = attempt.chance.choice(INSIDE[:-2])
             attempt.plan = at
@@ -141,9 +148,9 @@ def test_sigusr1_at_every_moment(tally, trial):
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
-def test_sigusr1_then_sigterm(tally, trial, background):
+def test_sigusr1_then_sigterm(tally, trial, undisturbed, background):
     """As schedulers send them. The second may come while the checkpoint that the first asked for is being written."""
-    expected = same(trial(**RARE, checkpoint_async=background).goes_on())
+    expected = undisturbed(**RARE, checkpoint_async=background)
     case = f"SIGUSR1, then SIGTERM, saving {'in the background' if background else 'at once'}"
     for attempt in tally(case, small=2, full=20):
         with attempt:
@@ -160,10 +167,10 @@ def test_sigusr1_then_sigterm(tally, trial, background):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_twice(tally, trial, number):
+def test_twice(tally, trial, undisturbed, number):
     """The second one ends the training at once, even in the middle of a step, or of a checkpoint that is waited for."""
     often = {**RARE, "checkpoint_every": "3 steps"}
-    expected = same(trial(**often).goes_on())
+    expected = undisturbed(**often)
     name, ends = signal.Signals(number).name, [-number if number == signal.SIGTERM else 1]
     for attempt in tally(f"{name} twice", small=2, full=30, hits=0.7):
         with attempt:
@@ -181,9 +188,9 @@ def test_twice(tally, trial, number):
             assert same(ended.goes_on()) == expected
 
 
-def test_twice_at_once(tally, trial):
+def test_twice_at_once(tally, trial, undisturbed):
     """What comes twice within a second, since a launcher passes on what all processes got, is one signal."""
-    expected = same(trial(**RARE).goes_on())
+    expected = undisturbed(**RARE)
     for attempt in tally("SIGTERM twice within a second", small=1, full=20):
         with attempt:
             at, nth = moment_of(attempt)
@@ -194,11 +201,11 @@ def test_twice_at_once(tally, trial):
             assert same(ended.goes_on()) == expected
 
 
-def test_ctrl_c(tally, trial):
+def test_ctrl_c(tally, trial, undisturbed):
     """It raises KeyboardInterrupt wherever the training is; what was made before is there, and is gone on from."""
     often = {**RARE, "checkpoint_every": "3 steps"}
-    expected = same(trial(**often).goes_on())
-    for attempt in tally("Ctrl-C at each moment", small=3, full=3 * len(INSIDE), hits=0.6):
+    expected = undisturbed(**often)
+    for attempt in tally("Ctrl-C at each moment", small=2, full=3 * len(INSIDE), hits=0.6):
         with attempt:
             at, nth = moment_of(attempt)
             ended = trial(**often, checkpoint_async=attempt.number % 2 == 1)
@@ -229,10 +236,10 @@ def send(trial, delay, signals):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=["SIGTERM", "SIGUSR1", "Ctrl-C"]
 )
-def test_to_a_process_group(tally, trial, number):
+def test_to_a_process_group(tally, trial, undisturbed, number):
     """As terminals, torchrun and schedulers send them: the processes that load data get them as well."""
     options = {**RARE, "dataloader_num_workers": 2, "pauses": [0.02, 0.002]}
-    expected = same(trial(**options).goes_on())
+    expected = undisturbed(**options)
     # What Ctrl-C raises while a loader is cleared away, at the end of an epoch or an evaluation, Python drops.
     steps = [0, 1, 2, 4, 6, 8, 9] if number == signal.SIGINT else range(9)
     case = f"{signal.Signals(number).name} to a process group with workers"
@@ -256,16 +263,17 @@ def test_to_a_process_group(tally, trial, number):
             ended.clear()
 
 
+@several
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
-def test_to_one_of_two_processes_or_both(tally, trial, number):
+def test_to_one_of_two_processes_or_both(tally, trial, undisturbed, number):
     """What one was told, both do at the same step; also where something is due at every step."""
-    expected = same(trial(**PAIR).goes_on())
+    expected = undisturbed(**PAIR)
     case = f"{signal.Signals(number).name} to one of two processes, or to both"
-    for attempt in tally(case, small=3, full=40):
+    for attempt in tally(case, small=2, full=40):
         with attempt:
-            step, ranks = attempt.chance.randrange(12), [[0], [1], [0, 1]][attempt.number % 3]
+            step, ranks = attempt.chance.randrange(12), [[1], [0, 1], [0]][attempt.number % 3]
             at = attempt.chance.choice(["training_step", "on_after_optimizer_step", "on_before_backward"])
-            log_every = attempt.chance.choice([None, 1])
+            log_every = [1, None][attempt.number % 2]
             attempt.plan = f"processes {ranks}, {at}, after {step} steps, log_every={log_every}"
             pair = trial(**{**PAIR, "log_every": log_every}, multiple_checkpoints=True)
             do = [signal.Signals(number).name]
@@ -283,9 +291,10 @@ def test_to_one_of_two_processes_or_both(tally, trial, number):
                 assert len(pair.steps_there()) == 2
 
 
-def test_to_one_of_two_processes_while_both_save(tally, trial):
+@several
+def test_to_one_of_two_processes_while_both_save(tally, trial, undisturbed):
     often = {**PAIR, "checkpoint_every": "8 steps", "checkpoint_async": True}
-    expected = same(trial(**often).goes_on())
+    expected = undisturbed(**often)
     for attempt in tally("SIGTERM to one of two processes while both save in the background", small=1, full=30):
         with attempt:
             rank, nth = attempt.chance.randrange(2), attempt.chance.randint(1, 3)
@@ -297,9 +306,10 @@ def test_to_one_of_two_processes_while_both_save(tally, trial):
             assert same(pair.goes_on()) == expected
 
 
-def test_to_the_agent_of_torchrun(tally, trial):
+@several
+def test_to_the_agent_of_torchrun(tally, trial, undisturbed):
     """It passes the signal on to its processes; here it forks them."""
-    expected = same(trial(**PAIR).goes_on())
+    expected = undisturbed(**PAIR)
     for attempt in tally("SIGTERM to the agent of torchrun", small=1, full=20):
         with attempt:
             wait, delay = waiting(attempt, range(12), 0.05)
@@ -311,19 +321,25 @@ def test_to_the_agent_of_torchrun(tally, trial):
             assert same(pair.goes_on()) == expected
 
 
-def test_to_torchrun(tally, trial):
-    """The real one sends it to the process groups of its processes, and so to those that load data."""
-    options = {**PAIR, "dataloader_num_workers": 1}
-    expected = same(trial(**options).goes_on())
-    for attempt in tally("SIGTERM to torchrun, in interpreters of their own, with workers", small=1, full=5):
+@several
+def test_to_torchrun(tally, trial, undisturbed):
+    """The real one: it restarts its processes when one dies, and sends SIGTERM to their groups, with the workers."""
+    options = {**PAIR, "dataloader_num_workers": 1, "checkpoint_every": "4 steps"}
+    expected = undisturbed(**options)
+    for attempt in tally(
+        "a death and a SIGTERM under torchrun, in interpreters of their own, with workers", small=1, full=8
+    ):
         with attempt:
-            wait, delay = waiting(attempt, range(12), 0.05)
+            wait, delay = waiting(attempt, range(12, 16), 0.05)
+            death = {"at": "training_step", "step": attempt.chance.randrange(12), "rank": attempt.chance.randrange(2)}
+            attempt.plan += f" of the second try; in the first {death}"
             pair = trial(**options)
-            with pair.torchrun(wait) as process:
+            with pair.torchrun({**death, "do": ["SIGKILL"]}, {**wait, "attempt": 1}, restarts=2) as process:
                 try:
                     send(pair, delay, process.terminate)
-                    assert process.wait(60) == 1
+                    assert process.wait(SOON) == 1
                 finally:
                     process.kill()
+            assert len(pair.noted(did="SIGKILL")) == 1
             assert_left_at_a_checkpoint(pair, pair.log())
             assert same(pair.goes_on()) == expected

@@ -9,10 +9,8 @@ happened to.
 import random
 
 import pytest
-from launches import trials_in
+from launches import endings_in, trials_in
 from trainings import journal
-
-pytestmark = pytest.mark.xdist_group("processes")
 
 BEFORE_AND_AFTER = ("on_before_training_step", "on_after_optimizer_step")
 BY_STEP = {"scheduler": "CosineWithWarmup", "scheduler_kwargs": {"num_warmup_steps": 2}}
@@ -46,6 +44,12 @@ STOPPED = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Arguments of the training -> what it ends with if nothing happens to it."""
+    return endings_in(tmp_path_factory.mktemp("undisturbed"))
+
+
 @pytest.fixture
 def trial(tmp_path):
     """Arguments of the training -> a new trial."""
@@ -66,11 +70,10 @@ def assert_killed(trial, kill):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_at_every_step(tally, trial, way):
-    whole = trial(**WAYS[way])
-    expected = whole.goes_on()
+def test_killed_at_every_step(tally, trial, undisturbed, way):
+    expected = undisturbed(**WAYS[way])
     kills = kills_of(expected[0]["trainer"]["position"]["step"], way)
-    for attempt in tally(f"killed at each step, {way}", small=2, full=len(kills)):
+    for attempt in tally(f"killed at each step, {way}", small=1, full=len(kills)):
         with attempt:
             kill = kills[attempt.number]
             attempt.plan = f"{kill['at']}, after {kill['step']} steps"
@@ -81,8 +84,8 @@ def test_killed_at_every_step(tally, trial, way):
 
 
 @pytest.mark.parametrize("way", ["with dropout", "with all of it"])
-def test_killed_at_every_step_of_one_training(tally, trial, way):
-    expected = trial(**WAYS[way]).goes_on()
+def test_killed_at_every_step_of_one_training(tally, trial, undisturbed, way):
+    expected = undisturbed(**WAYS[way])
     steps = expected[0]["trainer"]["position"]["step"]
     for attempt in tally(f"killed at all steps of one training, {way}", small=1, full=10):
         with attempt:
@@ -95,15 +98,14 @@ def test_killed_at_every_step_of_one_training(tally, trial, way):
             killed.clear()
 
 
-def test_what_the_rules_remember(tally, trial):
+def test_what_the_rules_remember(tally, trial, undisturbed):
     """Patience runs out in the middle, several models are kept, conditions look back: all of it as if undisturbed."""
-    whole = trial(**STOPPED)
-    expected = whole.goes_on()
+    expected = undisturbed(**STOPPED)
     stopped = expected[0]["decisions"][-1]
     assert stopped["stop"] is not None
     assert 8 < stopped["step"] < 24
     kills = kills_of(stopped["step"], "rules")
-    for attempt in tally("killed at each step, with rules that stop the training", small=6, full=len(kills)):
+    for attempt in tally("killed at each step, with rules that stop the training", small=3, full=len(kills)):
         with attempt:
             kill = kills[attempt.number]
             attempt.plan = f"{kill['at']}, after {kill['step']} steps"
@@ -119,10 +121,11 @@ def test_what_the_rules_remember(tally, trial):
             killed.clear()
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
-def test_two_processes_killed_at_a_step(tally, trial, background):
+def test_two_processes_killed_at_a_step(tally, trial, undisturbed, background):
     options = {"world": 2, "sizes": [44, 6, 5], "checkpoint_async": background, "hps": BY_STEP}
-    expected = trial(**options).goes_on()
+    expected = undisturbed(**options)
     steps = expected[0]["trainer"]["position"]["step"]
     case = f"two processes killed at a step, saving {'in the background' if background else 'at once'}"
     for attempt in tally(case, small=2, full=30):

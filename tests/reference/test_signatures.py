@@ -21,7 +21,14 @@ KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 # What accmt has beyond the reference, all of it with a default and by keyword only.
 EXTRAS = {
-    "accmt.Trainer": ["evaluate_every", "stop_when", "mixed_precision", "checkpoint_async", "trust_checkpoint", "quiet"],
+    "accmt.Trainer": [
+        "evaluate_every",
+        "stop_when",
+        "mixed_precision",
+        "checkpoint_async",
+        "trust_checkpoint",
+        "quiet",
+    ],
     "accmt.Trainer.register_model_saving": ["name", "patience"],
     "accmt.hp_search.HyperParameterSearch.optimize": [
         "objective",

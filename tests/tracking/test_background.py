@@ -177,6 +177,19 @@ def test_unreachable_to_the_end(begun, recorder, warned, waiting):
     assert waiting() == "3 values (steps 1 to 3), the status KILLED"
 
 
+def test_an_attempt_that_began_before_the_end_is_not_the_last(begun, recorder, warned, waiting):
+    recorder.failures = [Unreachable("no route")]
+    recorder.free.clear()
+    tracker = begun(recorder, SLOW)
+    tracker.log({"loss": 1}, 1)
+    assert recorder.entered.wait(30)
+    tracker.close_soon("FINISHED")
+    recorder.free.set()
+    tracker.finish_and_say()
+    assert recorder.calls == [("log", {"loss": 1.0}, 1), ("close", "FINISHED")]
+    assert waiting() is None
+
+
 def test_a_tracker_that_hangs_is_left_behind(begun, recorder, warned, waiting, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     recorder.free.clear()

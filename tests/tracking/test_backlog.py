@@ -112,8 +112,11 @@ def test_a_pause_ends_when_the_backlog_is_closed(filled):
     backlog = filled()
     timer = threading.Timer(0.05, backlog.close)
     timer.start()
-    assert backlog.pause(600.0), "there is one more attempt"
-    assert not backlog.pause(600.0), "and no other"
+    assert backlog.pause(600.0)
+    assert backlog.is_closed
+    assert backlog.pause(600.0)
+    backlog.abandon()
+    assert not backlog.pause(600.0)
     timer.join()
 
 

@@ -1,0 +1,464 @@
+"""Data of every kind go on where they were: neither a sample nor what is drawn at random with it differs.
+
+The tests do with `TrainingData` what the training loop does with it, draws of a model in between included.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    default_collate,
+    get_worker_info,
+)
+
+from accmt import set_seed
+from accmt.checkpoint.packing import pack, unpack
+from accmt.checkpoint.rng import random_state, set_random_state
+from accmt.loop.data import TrainingData
+
+CPU = torch.device("cpu")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+]
+
+
+@dataclass
+class Kept:
+    """What a checkpoint keeps of the data."""
+
+    epoch: int
+    batch: int
+    state: str
+    tensors: dict[str, torch.Tensor]
+    now: dict[str, torch.Tensor]
+    at_start: dict[str, torch.Tensor]
+
+
+def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0):
+    """The batches of each step, with what a model draws in it, and what is kept after `until` of them."""
+    set_seed(seed)
+    data = TrainingData(make(), accumulation, seed)
+    steps, epoch, batch, now, at_start = [], 0, 0, None, {}
+    if kept is not None:
+        epoch, batch, now, at_start = kept.epoch, kept.batch, kept.now, kept.at_start
+        data.seed = 0
+        assert data.restore(unpack(json.loads(kept.state), kept.tensors)) == []
+    while epoch < epochs:
+        if now is not None:
+            set_random_state(at_start if batch else now, CPU)
+        at_start = at_start if batch else random_state(CPU)
+        windows = data.windows(epoch, batch, partial(set_random_state, now, CPU) if batch else lambda: None)
+        now = None
+        for window in windows:
+            batches = [torch.as_tensor(loaded).tolist() for loaded in window.batches]
+            assert len(batches) == window.size
+            steps.append((batches, torch.rand(()).item(), random.random(), float(np.random.rand())))
+            batch += window.size
+            if len(steps) == until:
+                state, tensors = pack(data.state())
+                place = (epoch + 1, 0) if window.is_last else (epoch, batch)
+                return steps, Kept(*place, json.dumps(state), tensors, random_state(CPU), at_start)
+        epoch, batch = epoch + 1, 0
+    return steps, None
+
+
+def assert_goes_on(make, accumulation=1, cuts=None, epochs=2):
+    """After a cut at each step the rest is the rest, in a process with other seeds."""
+    whole, _ = trained(make, accumulation=accumulation, epochs=epochs)
+    for until in cuts or range(1, len(whole)):
+        before, kept = trained(make, accumulation=accumulation, epochs=epochs, until=until)
+        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept, seed=99)
+        assert before + after == whole, until
+
+
+def noise():
+    return 1e-6 * (int(torch.randint(1000, ())) + random.randrange(1000) + int(np.random.randint(1000)))
+
+
+def mine(count):
+    worker = get_worker_info()
+    return range(count) if worker is None else range(worker.id, count, worker.num_workers)
+
+
+class Noisy(Dataset):
+    """Samples with noise from all process-wide generators."""
+
+    def __init__(self, count=22):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return index + noise()
+
+
+class Together(Noisy):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Own(Noisy):
+    """Noise from generators of its own."""
+
+    def __init__(self, count=22):
+        super().__init__(count)
+        self.numpy = np.random.default_rng(np.random.randint(1000))
+        self.legacy = np.random.RandomState(np.random.randint(1000))
+        self.python = random.Random(random.random())
+        self.torch = torch.Generator().manual_seed(int(torch.randint(1000, ())))
+
+    def __getitem__(self, index):
+        drawn = self.numpy.random() + self.legacy.rand() + self.python.random()
+        return index + drawn + torch.rand((), generator=self.torch).item()
+
+
+class Counting(Noisy):
+    """A dataset that keeps a state: how often it was asked."""
+
+    calls = 0
+
+    def __getitem__(self, index):
+        self.calls += 1
+        return index + self.calls / 1000
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+class Mixing(IterableDataset):
+    """A stream that mixes samples in a buffer, by draws from the process-wide generators."""
+
+    def __init__(self, count=22):
+        self.count = count
+
+    def __iter__(self):
+        waiting = []
+        for index in mine(self.count):
+            waiting.append(index)
+            if len(waiting) > 4:
+                yield waiting.pop(int(torch.randint(5, ()))) + noise()
+        random.shuffle(waiting)
+        yield from waiting
+
+
+class Eager(Mixing):
+    """Draws before the first sample is asked for."""
+
+    def __iter__(self):
+        order = list(mine(self.count))
+        np.random.shuffle(order)
+        return iter(order)
+
+
+class Epochs(Mixing):
+    """Its order follows from the epoch that it is told."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = list(mine(self.count))
+        random.Random(self.epoch).shuffle(order)
+        return (index + noise() for index in order)
+
+
+class OwnStream(Own, IterableDataset):
+    def __iter__(self):
+        return (self[index] for index in mine(self.count))
+
+
+class Sized(Mixing):
+    def __len__(self):
+        return self.count
+
+
+class Stateful(Mixing):
+    """Begins anew once it has come to its end, and remembers how many samples it gave in all."""
+
+    place = given = 0
+
+    def __iter__(self):
+        indices = mine(self.count)
+        while self.place < len(indices):
+            self.place += 1
+            self.given += 1
+            self.log(indices[self.place - 1])
+            yield indices[self.place - 1] + self.given / 1000 + noise()
+        self.place = 0
+
+    def log(self, index):
+        pass
+
+    def state_dict(self):
+        return {"place": self.place, "given": self.given}
+
+    def load_state_dict(self, state):
+        self.place, self.given = state["place"], state["given"]
+
+
+class StartsAt(Mixing):
+    """Starts where it was told to, once."""
+
+    place, start = -1, 0
+
+    def __iter__(self):
+        indices, start, self.start = mine(self.count), self.start, 0
+        for self.place in range(start, len(indices)):
+            yield indices[self.place] + noise()
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.start = state["place"] + 1
+
+
+class Itself(Mixing):
+    """A stream that is its own iterator."""
+
+    def __iter__(self):
+        self.place, self.indices = 0, mine(self.count)
+        return self
+
+    def __next__(self):
+        if self.place == len(self.indices):
+            raise StopIteration
+        self.place += 1
+        return self.indices[self.place - 1] + noise()
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+class OfIterators(Mixing):
+    """A stream whose iterators keep the state."""
+
+    def __iter__(self):
+        return iter(Itself(self.count))
+
+
+class Endless(Mixing):
+    """An epoch goes on where the last one ended."""
+
+    place = 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        while True:
+            self.place += 1
+            yield self.place + noise()
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+class SizedStateful(Stateful):
+    def __len__(self):
+        return self.count
+
+
+class SizedStartsAt(StartsAt):
+    def __len__(self):
+        return self.count
+
+
+class Drawing(Sampler):
+    """Draws for every index from the process-wide generators, from what is left."""
+
+    def __init__(self, count=22):
+        self.count = count
+
+    def __iter__(self):
+        left = list(range(self.count))
+        while left:
+            yield left.pop(int(torch.randint(len(left), ())) if random.random() < 0.5 else np.random.randint(len(left)))
+
+    def __len__(self):
+        return self.count
+
+
+class Permuting(Drawing):
+    """Draws from a generator of its own."""
+
+    def __init__(self, count=22):
+        super().__init__(count)
+        self.numpy = np.random.default_rng(np.random.randint(1000))
+
+    def __iter__(self):
+        return iter(self.numpy.permutation(self.count).tolist())
+
+
+class Remembering(Drawing):
+    """Keeps a state: which of its epochs this is. At the end of one it begins anew by itself."""
+
+    passes = place = 0
+    start = None
+
+    def __iter__(self):
+        start, self.start = self.start or 0, None
+        self.passes += start == 0
+        order = random.Random(self.passes).sample(range(self.count), self.count)
+        for self.place in range(start + 1, self.count + 1):
+            yield order[self.place - 1]
+
+    def state_dict(self):
+        return {"passes": self.passes, "place": self.place}
+
+    def load_state_dict(self, state):
+        self.passes, self.place = state["passes"], state["place"]
+        self.start = state["place"] if state["place"] < self.count else None
+
+
+class EndsFirst(Remembering):
+    """One that is at its end until it was asked for more."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.start = state["place"]
+
+
+class Batches:
+    """A batch sampler without a length, which draws."""
+
+    def __iter__(self):
+        order = torch.randperm(22).tolist()
+        return (order[start : start + 4] for start in range(0, 22, 4))
+
+
+def masked(samples):
+    """A function that makes batches and draws."""
+    batch = default_collate(samples)
+    return torch.where(torch.rand(batch.shape) < 0.2, -1, batch)
+
+
+class OwnMask:
+    """One that draws from its own generator."""
+
+    def __init__(self):
+        self.torch = torch.Generator().manual_seed(int(torch.randint(1000, ())))
+
+    def __call__(self, samples):
+        batch = default_collate(samples)
+        return torch.where(torch.rand(batch.shape, generator=self.torch) < 0.2, -1, batch)
+
+
+def plain(dataset, workers=0, **given):
+    shuffle = (
+        {} if isinstance(dataset, IterableDataset) or {"sampler", "batch_sampler"} & given.keys() else {"shuffle": True}
+    )
+    size = {} if "batch_sampler" in given else {"batch_size": 4}
+    return DataLoader(dataset, num_workers=workers, **{**size, **shuffle, **given})
+
+
+def of_torchdata(dataset, workers=0, **given):
+    library = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    settings = {
+        "batch_size": 4,
+        **({} if isinstance(dataset, IterableDataset) or "sampler" in given else {"shuffle": True}),
+    }
+    return library.StatefulDataLoader(dataset, num_workers=workers, **{**settings, **given})
+
+
+LOADERS = {
+    "noise": lambda workers: plain(Noisy(), workers),
+    "all indices at once": lambda workers: plain(Together(), workers),
+    "a part, and batches that draw": lambda workers: plain(Subset(Noisy(), range(3, 22)), workers, collate_fn=masked),
+    "each sample is a batch": lambda workers: plain(Noisy(9), workers, batch_size=None),
+    "a sampler that draws": lambda workers: plain(Noisy(), workers, sampler=Drawing()),
+    "a sampler with its own generator": lambda workers: plain(Noisy(), workers, sampler=Permuting()),
+    "a sampler with a state": lambda workers: plain(Noisy(), workers, sampler=Remembering()),
+    "a sampler that ends first": lambda workers: plain(Noisy(), workers, sampler=EndsFirst()),
+    "batches of unknown number": lambda workers: plain(Noisy(), workers, batch_sampler=Batches(), collate_fn=masked),
+    "a stream that mixes": lambda workers: plain(Mixing(), workers, collate_fn=masked),
+    "a stream with a length": lambda workers: plain(Sized(24), workers),
+    "a stream that draws first": lambda workers: plain(Eager(), workers),
+    "a stream that is told epochs": lambda workers: plain(Epochs(), workers),
+    "a stream with its own generators": lambda workers: plain(OwnStream(), workers),
+    "a stream with a state": lambda workers: plain(Stateful(), workers),
+    "torchdata": lambda workers: of_torchdata(Noisy(), workers, collate_fn=masked),
+    "torchdata, seldom": lambda workers: of_torchdata(Noisy(), workers, snapshot_every_n_steps=3),
+    "torchdata, dataset with a state": lambda workers: of_torchdata(Counting(), workers),
+    "torchdata, sampler that draws": lambda workers: of_torchdata(Noisy(), workers, sampler=Drawing()),
+    "torchdata, sampler with its own generator": lambda workers: of_torchdata(Noisy(), workers, sampler=Permuting()),
+    "torchdata, sampler with a state": lambda workers: of_torchdata(Counting(), workers, sampler=EndsFirst()),
+    "torchdata, stream that mixes": lambda workers: of_torchdata(Mixing(), workers, collate_fn=masked),
+    "torchdata, stream that draws first": lambda workers: of_torchdata(Eager(), workers),
+    "torchdata, stream that is told epochs": lambda workers: of_torchdata(Epochs(), workers),
+    "torchdata, stream with a state": lambda workers: of_torchdata(Stateful(), workers, collate_fn=masked),
+    "torchdata, stream that starts at": lambda workers: of_torchdata(StartsAt(), workers),
+    "torchdata, stream that is its iterator": lambda workers: of_torchdata(Itself(), workers),
+    "torchdata, iterators with a state": lambda workers: of_torchdata(OfIterators(), workers),
+    "torchdata, stream with a length": lambda workers: of_torchdata(SizedStateful(24), workers),
+}
+IN_ONE_PROCESS = {
+    "own generators": lambda: plain(Own()),
+    "own generators, unknown number": lambda: plain(Own(), batch_sampler=Batches(), collate_fn=OwnMask()),
+    "own generator of a function": lambda: plain(Mixing(), collate_fn=OwnMask()),
+    "own generator of a function, and a state": lambda: plain(Stateful(), collate_fn=OwnMask()),
+    "a dataset with a state": lambda: plain(Counting()),
+    "a dataset with a state, unknown number": lambda: plain(Counting(), batch_sampler=Batches()),
+    "starts at": lambda: plain(StartsAt()),
+    "is its own iterator": lambda: plain(Itself()),
+    "iterators with a state": lambda: plain(OfIterators()),
+    "with a state and a length": lambda: plain(SizedStateful(24)),
+    "with a state and a length that fills no batch": lambda: plain(SizedStateful(22)),
+    "starts at, with a length": lambda: plain(SizedStartsAt(24)),
+    "endless": lambda: plain(Endless(24)),
+    "torchdata, endless": lambda: of_torchdata(Endless(24)),
+}
+PERSISTENT = {
+    "plain": lambda: plain(Noisy(), 2, persistent_workers=True, collate_fn=masked),
+    "torchdata, dataset with a state": lambda: of_torchdata(Counting(), 2, persistent_workers=True),
+    "torchdata, stream with a state": lambda: of_torchdata(Stateful(), 2, persistent_workers=True),
+    "torchdata, stream that is told epochs": lambda: of_torchdata(Epochs(), 2, persistent_workers=True),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", LOADERS)
+def test_cut_anywhere(name, accumulation):
+    assert_goes_on(partial(LOADERS[name], 0), accumulation, epochs=3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", IN_ONE_PROCESS)
+def test_cut_anywhere_without_workers(name, accumulation):
+    assert_goes_on(IN_ONE_PROCESS[name], accumulation, epochs=3)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_cut_with_two_workers(name):
+    assert_goes_on(partial(LOADERS[name], 2), 2, cuts=(1, 4))
+
+
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_cut_with_workers_that_outlive_epochs(name):
+    assert_goes_on(PERSISTENT[name], cuts=(4, 6))
