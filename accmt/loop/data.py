@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeGuard
 
@@ -182,7 +183,9 @@ class TrainingData:
         resumed, self._resumed = self._resumed, None
         self._ahead, self._is_last = None, False
         is_sized = self.batches_per_epoch is not None
-        place = Place(epoch, self.seed, skip, lambda: self._seed_samplers(epoch), skipped, resumed)
+        seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
+        reset = partial(_seed_samplers, self._samplers, [_mixed(seed, epoch) for seed in seeds])
+        place = Place(epoch, self.seed, skip, reset, skipped, resumed)
         batches = self._reader.read(place, ahead=not is_sized)
         if self.batches_per_epoch is None:
             return self._windows_of_unknown(batches)
@@ -221,14 +224,6 @@ class TrainingData:
                 self._ahead, self._is_last = None, True
             yield Window(iter(window), len(window), not following)
             window = following
-
-    def _seed_samplers(self, epoch: int) -> None:
-        for place, (sampler, own_seed) in enumerate(zip(self._samplers, self._own_seeds, strict=True)):
-            if hasattr(sampler, "generator"):
-                if sampler.generator is None:
-                    sampler.generator = torch.Generator()
-                base = self.seed + place if own_seed is None else own_seed
-                sampler.generator.manual_seed(_mixed(base, epoch))
 
 
 class _Turns:
@@ -277,6 +272,14 @@ def _samplers(sampler: Any) -> Iterator[Any]:
         yield from sampler.samplers
     else:
         yield sampler
+
+
+def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
+    for sampler, seed in zip(samplers, seeds, strict=True):
+        if hasattr(sampler, "generator"):
+            if sampler.generator is None:
+                sampler.generator = torch.Generator()
+            sampler.generator.manual_seed(seed)
 
 
 def _initial_seed(sampler: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -175,12 +176,13 @@ class Reader:
     def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
         state = self._state_of_loader(place)
         skip = place.skip if state is None else 0
-        indices.begin(seed, place.reset, skip, lambda: self._go_on(place))
+        # Not a method: workers do not end in time where their loader is part of a cycle of references.
+        indices.begin(seed, place.reset, skip, partial(_go_on, self._generators, place.state))
         if state is not None:
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
         batches = iter(self._loader)
-        if not skip:
-            self._go_on(place)
+        if place.skip and not skip:
+            _go_on(self._generators, place.state)
         place.skipped()
         return batches
 
@@ -192,7 +194,6 @@ class Reader:
                 return self._read_through(place, seed)
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
             batches = iter(self._loader)
-            self._go_on(place)
             place.skipped()
             return batches
         state = None if place.state is None else place.state["course"]
@@ -205,7 +206,8 @@ class Reader:
                 course.resume_after(place.skip)
             batches = iter(self._loader)
         was_read_again = state is None or (state["dataset"] is None and state["iterator"] is None)
-        self._go_on(place, but="dataset" if was_read_again else None)
+        if place.skip:
+            _go_on(self._generators, place.state, but="dataset" if was_read_again else None)
         place.skipped()
         return read_apart(batches, mixed(seed, self._process), place.skip)
 
@@ -224,17 +226,18 @@ class Reader:
         place.skipped()
         return batches
 
-    def _go_on(self, place: Place, but: str | None = None) -> None:
-        """Batches are passed over without being loaded: generators go on as they went on after them."""
-        if place.state is not None and place.skip:
-            self._generators.restore(place.state["now"]["generators"], but=(_SAMPLER, but))
-
     def _state_of_loader(self, place: Place) -> Any:
         """A state for the loader; that of other workers cannot be loaded."""
         state = place.state
         if state is None or not self._asks_workers or state["workers"] != self.workers:
             return None
         return state["loader"]
+
+
+def _go_on(generators: Generators, state: Mapping[str, Any] | None, but: str | None = None) -> None:
+    """Batches were passed over without being loaded: generators go on as they went on after them."""
+    if state is not None:
+        generators.restore(state["now"]["generators"], but=(_SAMPLER, but))
 
 
 def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -7,8 +7,6 @@ import json
 import random
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
     Sampler,
     Subset,
     default_collate,
@@ -326,8 +323,9 @@ class Remembering(Drawing):
         start, self.start = self.start or 0, None
         self.passes += start == 0
         order = random.Random(self.passes).sample(range(self.count), self.count)
-        for self.place in range(start + 1, self.count + 1):
-            yield order[self.place - 1]
+        for place in range(start + 1, self.count + 1):
+            self.place = place
+            yield order[place - 1]
 
     def state_dict(self):
         return {"passes": self.passes, "place": self.place}
