@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from accmt.loop.draws import has_state
-from accmt.loop.streams import loses_samples
 
 # Attributes by which datasets and samplers hold what they wrap, one or several.
 _ONE = ("dataset", "sampler", "batch_sampler", "transform")
@@ -53,17 +52,17 @@ class Generators:
 
 def generators_of(module: Any, model: nn.Module, loaders: Mapping[str, Any]) -> Generators:
     """Those of what a training calls in this process besides its training data: the module, the layers of its model,
-    the validation datasets and the functions that make batches of them."""
+    the loaders of validation data with their datasets, and the functions that make batches."""
     roots = {"module": module}
     roots |= {f"model.{name}" if name else "model": layer for name, layer in model.named_modules()}
-    roots |= {f"dataset '{key}'": loader.dataset for key, loader in loaders.items()}
+    roots |= {f"loader of '{key}'": loader for key, loader in loaders.items()}
     roots |= {f"collate_fn of '{key}'": getattr(loader, "collate_fn", None) for key, loader in loaders.items()}
     return Generators(roots)
 
 
 def inexact(loader: DataLoader[Any]) -> list[str]:
     """What a training with this loader could not continue exactly, in one text; nothing where it can."""
-    reasons = [*_of_generators(loader), *_of_workers(loader), *_of_states(loader)]
+    reasons = [*_of_generators(loader), *_of_workers(loader)]
     if not reasons:
         return []
     listed = "; ".join(reasons)
@@ -71,42 +70,39 @@ def inexact(loader: DataLoader[Any]) -> list[str]:
 
 
 def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
-    """Generators whose state is out of reach: that of the operating system has none."""
+    """Generators whose state is out of reach; that of the operating system has none."""
     roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
-    known = {name: generator for name, generator in Generators(roots)}
-    samplers = Generators({"sampler": loader.sampler, "batch_sampler": loader.batch_sampler})
-    for name, generator in {**known, **dict(samplers)}.items():
+    samplers = {"sampler": loader.sampler, "batch_sampler": loader.batch_sampler}
+    for name, generator in Generators({**roots, **samplers}):
         if _is_systems(generator):
             yield f"{name} draws from the operating system"
-    moves_in_workers = loader.num_workers > 0 and not isinstance(loader.dataset, IterableDataset)
-    if not moves_in_workers or (keeps_state(loader) and has_state(loader.dataset)):
-        return
-    for name in (name for name, generator in known.items() if not _is_systems(generator)):
-        yield (
-            f"the generator {name} goes on in each of the workers, where no checkpoint reaches it "
-            f"(draw from torch, numpy.random or random instead: they are seeded for every batch)"
-        )
+        elif _goes_on_in_workers(loader, name.split(".")[0]):
+            yield (
+                f"the generator {name} goes on in each of the workers, where no checkpoint reaches it "
+                f"(draw from torch, numpy.random or random instead: they are seeded for every batch)"
+            )
+
+
+def _goes_on_in_workers(loader: DataLoader[Any], root: str) -> bool:
+    """Whether what an object draws by itself is neither in a state nor drawn again."""
+    if root not in ("dataset", "collate_fn") or not loader.num_workers:
+        return False
+    starts_anew = isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
+    if root == "collate_fn":
+        return not starts_anew or keeps_state(loader)
+    return not starts_anew and not (keeps_state(loader) and has_state(loader.dataset))
 
 
 def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
     dataset, name = loader.dataset, type(loader.dataset).__name__
     if loader.num_workers > 1 and not getattr(loader, "in_order", True):
         yield "in_order=False takes batches in the order in which workers happen to finish them"
-    if loader.num_workers and loader.persistent_workers:
-        if isinstance(dataset, IterableDataset):
-            if not keeps_state(loader):
-                yield f"persistent_workers keep what {name} is and draws in them from one epoch to the next"
-        elif hasattr(dataset, "set_epoch"):
-            yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
-
-
-def _of_states(loader: DataLoader[Any]) -> Iterator[str]:
-    dataset, name = loader.dataset, type(loader.dataset).__name__
-    if keeps_state(loader) and loses_samples(dataset):
-        yield "the state of a shuffled stream of datasets does not hold its buffer (a plain DataLoader reads it again)"
-    moves_in_workers = loader.num_workers > 0 and not isinstance(dataset, IterableDataset)
-    if moves_in_workers and has_state(dataset) and not keeps_state(loader):
+    if isinstance(dataset, IterableDataset):
+        return  # which hears of epochs, and is read again where its state is out of reach
+    if loader.num_workers and has_state(dataset) and not keeps_state(loader):
         yield f"the state of {name} goes on in each of the workers, where only a StatefulDataLoader reaches it"
+    if loader.persistent_workers and hasattr(dataset, "set_epoch"):
+        yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
 
 
 def keeps_state(loader: DataLoader[Any]) -> bool:

@@ -261,7 +261,8 @@ def _indices(loader: DataLoader[Any], draws: bool, process: int, processes: int)
 
 def _has_course(loader: DataLoader[Any]) -> bool:
     """Workers that start anew in every epoch read a stream exactly as it is; data pipes are known by their kind."""
-    return (loader.num_workers == 0 or keeps_state(loader)) and not isinstance(loader.dataset, IterDataPipe)
+    starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not keeps_state(loader)
+    return not starts_anew and not isinstance(loader.dataset, IterDataPipe)
 
 
 def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
@@ -271,7 +272,6 @@ def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
         drop_last=loader.drop_last,
         process=process,
         processes=processes,
-        trusted=keeps_state(loader),
         for_workers=loader.num_workers > 0,
     )
 

@@ -52,14 +52,14 @@ class Course:
     follows from the seed, the epoch, the worker and the number of the group.
 
     The state of a reading is that of the dataset and of its iterator, where they have `state_dict` and
-    `load_state_dict`; elsewhere it is a number of samples, which are read again.
+    `load_state_dict` and it is known to hold all that matters; elsewhere it is a number of samples, which are read
+    again.
 
     Args:
         dataset: The iterable dataset.
         size: Samples of a batch.
         drop_last: Drop a last group that is not whole, where several processes share.
         process, processes: Which process this is, and of how many.
-        trusted: Use the states that the dataset gives also if they are known not to hold everything.
         for_workers: Workers read it.
     """
 
@@ -71,12 +71,11 @@ class Course:
         drop_last: bool,
         process: int,
         processes: int,
-        trusted: bool,
         for_workers: bool,
     ) -> None:
         self.dataset = dataset
         self.group = size * processes
-        self.uses_states = trusted or not loses_samples(dataset)
+        self.uses_states = not _loses_samples(dataset)
         self.reading = _Reading(self)
         self._size, self._drop_last = size, drop_last
         self._process, self._processes = process, processes
@@ -257,7 +256,7 @@ class _Reading:
         self._samples = iter(self._course.dataset)
 
 
-def loses_samples(dataset: Any) -> bool:
+def _loses_samples(dataset: Any) -> bool:
     """Whether a dataset of Hugging Face mixes its samples in a buffer, which its state does not hold."""
     if not type(dataset).__module__.startswith("datasets."):
         return False

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,14 @@ class Disturbed(Trial):
         return Launch([self._forks.start("launch", self._log(), restarts=restarts, **settled)])
 
     def torchrun(self, *faults: dict[str, Any], restarts: int = 0, **arguments: Any) -> subprocess.Popen[str]:
-        """The real one, in a session of its own."""
+        """The real one."""
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
+        return self.in_interpreter(command, *faults, **arguments)
+
+    def in_interpreter(
+        self, command: Sequence[str], *faults: dict[str, Any], **arguments: Any
+    ) -> subprocess.Popen[str]:
+        """Start in an interpreter of its own, behind a command for it, as the first process of a session."""
         settled = json.dumps(self._settled(faults, arguments))
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         with self._log().open("w") as log:

@@ -153,6 +153,22 @@ def test_restarts(tally, trial, expected):
             pair.check()
 
 
+def test_an_error_beside_workers(tally, trial):
+    """The processes that load data end with the training, and do not hold up the end of the interpreter."""
+    for attempt in tally("an error where other processes load data, in an interpreter of its own", small=1, full=10):
+        with attempt:
+            step = attempt.chance.randrange(1, 11)
+            attempt.plan = f"after {step} steps"
+            fails = trial(dataloader_num_workers=2)
+            with fails.in_interpreter([], {"at": "training_step", "step": step, "do": ["raise"]}) as process:
+                try:
+                    fails.wait_for(did="raise")
+                    assert process.wait(30) == 1
+                finally:
+                    process.kill()
+            assert "ArithmeticError: disturbed" in fails.log()
+
+
 def test_two_trainings_at_the_same_moment(tally, trial):
     """One of them trains, and is not disturbed; the other one is told who works there, and changes nothing."""
     options = {"checkpoint_every": "1 step", "dataloader_num_workers": 1}

@@ -7,6 +7,7 @@ import json
 import random
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,12 +200,8 @@ class Stateful(Mixing):
         while self.place < len(indices):
             self.place += 1
             self.given += 1
-            self.log(indices[self.place - 1])
             yield indices[self.place - 1] + self.given / 1000 + noise()
         self.place = 0
-
-    def log(self, index):
-        pass
 
     def state_dict(self):
         return {"place": self.place, "given": self.given}
@@ -220,8 +217,9 @@ class StartsAt(Mixing):
 
     def __iter__(self):
         indices, start, self.start = mine(self.count), self.start, 0
-        for self.place in range(start, len(indices)):
-            yield indices[self.place] + noise()
+        for place in range(start, len(indices)):
+            self.place = place
+            yield indices[place] + noise()
 
     def state_dict(self):
         return {"place": self.place}
@@ -433,6 +431,8 @@ IN_ONE_PROCESS = {
     "torchdata, endless": lambda: of_torchdata(Endless(24)),
 }
 PERSISTENT = {
+    "a stream that mixes": lambda: plain(Mixing(), 2, persistent_workers=True),
+    "a stream that is told epochs": lambda: plain(Epochs(), 2, persistent_workers=True),
     "plain": lambda: plain(Noisy(), 2, persistent_workers=True, collate_fn=masked),
     "torchdata, dataset with a state": lambda: of_torchdata(Counting(), 2, persistent_workers=True),
     "torchdata, stream with a state": lambda: of_torchdata(Stateful(), 2, persistent_workers=True),
@@ -460,3 +460,169 @@ def test_cut_with_two_workers(name):
 @pytest.mark.parametrize("name", PERSISTENT)
 def test_cut_with_workers_that_outlive_epochs(name):
     assert_goes_on(PERSISTENT[name], cuts=(4, 6))
+
+
+class Recorded(Stateful):
+    """Tells which samples were read."""
+
+    def __init__(self, count=22):
+        super().__init__(count)
+        self.read = []
+
+    def __iter__(self):
+        for sample in super().__iter__():
+            self.read.append(int(sample))
+            yield sample
+
+
+class Forgetful(Recorded):
+    """One that keeps no state."""
+
+    state_dict = load_state_dict = property()
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "expected"),
+    [(Recorded, plain, [8, 9]), (Recorded, of_torchdata, [8, 9]), (Forgetful, plain, [0, 1])],
+)
+def test_what_keeps_a_state_is_not_read_again(kind, make, expected):
+    """Also where one batch more was read than trained on."""
+    _, kept = trained(lambda: make(kind()), until=2)
+    dataset = kind()
+    trained(lambda: make(dataset), kept=kept, epochs=1)
+    assert dataset.read[:2] == expected
+    assert dataset.read[-1] == 21
+
+
+class BufferShuffledExamplesIterable:
+    def __init__(self, inner):
+        self.ex_iterable = inner
+
+
+class OfHuggingFace(Recorded):
+    """A dataset as those of Hugging Face are, the innermost part last."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self._ex_iterable = SimpleNamespace(ex_iterables=[SimpleNamespace(ex_iterable=None), *parts])
+
+
+OfHuggingFace.__module__ = "datasets.iterable_dataset"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"), [((), 8), ((SimpleNamespace(ex_iterable=BufferShuffledExamplesIterable(None)),), 0)]
+)
+def test_shuffled_streams_of_hugging_face_are_read_again(parts, expected):
+    """Their states do not hold the buffer that samples wait in."""
+    _, kept = trained(lambda: plain(OfHuggingFace(*parts)), until=2)
+    dataset = OfHuggingFace(*parts)
+    trained(lambda: plain(dataset), kept=kept, epochs=1)
+    assert dataset.read[0] == expected
+
+
+def processes(monkeypatch, count, process):
+    state = SimpleNamespace(device=CPU, num_processes=count, process_index=process)
+    monkeypatch.setattr("accmt.loop.data.PartialState", lambda: state)
+
+
+SHARED = {
+    "stream": lambda: plain(Mixing()),
+    "stream with a state": lambda: plain(Stateful(), collate_fn=masked),
+    "stream of workers": lambda: plain(Mixing(), 1),
+    "torchdata, stream of workers": lambda: of_torchdata(Stateful(), 1),
+    "torchdata, map": lambda: of_torchdata(Counting()),
+    "map": lambda: plain(Noisy(), 1, sampler=Drawing()),
+    "each sample is a batch": lambda: plain(Noisy(9), batch_size=None),
+}
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("name", SHARED)
+def test_shares_of_two_processes(monkeypatch, name, process):
+    processes(monkeypatch, 2, process)
+    assert_goes_on(SHARED[name], cuts=(1, 3, 4))
+
+
+class Counted(IterableDataset):
+    def __init__(self, count, sized=False):
+        self.count, self.sized = count, sized
+
+    def __iter__(self):
+        return iter(range(self.count))
+
+    def __len__(self):
+        if not self.sized:
+            raise TypeError
+        return self.count
+
+
+def samples(make, **given):
+    steps, _ = trained(make, epochs=1, **given)
+    return [batch for step in steps for batch in step[0]]
+
+
+@pytest.mark.parametrize(
+    ("count", "drop_last", "first", "second"),
+    [
+        (16, False, [[0, 1, 2, 3], [8, 9, 10, 11]], [[4, 5, 6, 7], [12, 13, 14, 15]]),
+        (10, False, [[0, 1, 2, 3], [8, 9, 8, 9]], [[4, 5, 6, 7], [8, 9, 8, 9]]),
+        (10, True, [[0, 1, 2, 3]], [[4, 5, 6, 7]]),
+        (3, False, [[0, 1, 2, 0]], [[1, 2, 0, 1]]),
+    ],
+)
+@pytest.mark.parametrize("sized", [False, True])
+def test_processes_share_a_stream(monkeypatch, count, drop_last, first, second, sized):
+    """Every group of batches is shared out; all get equally many."""
+    for process, expected in enumerate((first, second)):
+        processes(monkeypatch, 2, process)
+        make = partial(plain, Counted(count, sized), drop_last=drop_last)
+        assert samples(make) == expected
+        assert TrainingData(make(), 1, 0).batches_per_epoch == (len(expected) if sized else None)
+
+
+def test_noise_of_workers_is_that_of_one_process(monkeypatch):
+    """It follows from the number of the batch, whoever loads it."""
+    whole = samples(lambda: plain(Noisy(24), 1))
+    shares = []
+    for process in (0, 1):
+        processes(monkeypatch, 2, process)
+        shares.append(samples(lambda: plain(Noisy(24), 2)))
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == whole
+
+
+def test_more_or_fewer_workers_give_the_same(monkeypatch):
+    for make in (Noisy, Together):
+        whole = samples(lambda make=make: plain(make(), 1, collate_fn=masked))
+        assert samples(lambda make=make: plain(make(), 3, collate_fn=masked)) == whole
+        _, kept = trained(lambda make=make: plain(make(), 2, collate_fn=masked), until=2)
+        rest, _ = trained(lambda make=make: plain(make(), 1, collate_fn=masked), kept=kept, epochs=1, seed=5)
+        assert [batch for step in rest for batch in step[0]] == whole[2:]
+
+
+def test_each_batch_has_its_own_noise():
+    """In no epoch, batch or worker it is that of another."""
+    steps, _ = trained(lambda: plain(Noisy(40), 2), epochs=3)
+    drawn = [round(value % 1, 9) for batches, *_ in steps for batch in batches for value in batch]
+    assert len(set(drawn)) > 110  # of 120 draws from some 3000 values
+
+
+def test_workers_that_are_not_forked():
+    """A worker that shares nothing with this process seeds its generators alike."""
+    forked = samples(lambda: plain(Noisy(6), 1))
+    assert samples(lambda: plain(Noisy(6), 1, multiprocessing_context="forkserver")) == forked
+
+
+@pytest.mark.parametrize("name", ["a stream that mixes", "a stream that draws first", "a sampler that draws"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_data_draw_by_themselves_moves_no_generator_of_the_process(name, workers):
+    """Those that a stream and a sampler draw from are not those that the model draws from."""
+    if name == "a sampler that draws":
+        data = TrainingData(plain(range(22), workers, sampler=Drawing()), 1, 7)
+    else:
+        data = TrainingData(LOADERS[name](workers), 1, 7)
+    before = {key: value.clone() for key, value in random_state(CPU).items()}
+    for _ in range(2):
+        for window in data.windows(0):
+            list(window.batches)
+    assert all(torch.equal(value, before[key]) for key, value in random_state(CPU).items())
