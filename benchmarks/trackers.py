@@ -4,8 +4,9 @@
 
 Every run is a fresh process with one thread on the CPU, which trains a small perceptron; each round runs every case
 once, each round starting with the next of them. Three values are logged at each logging step. The time is that of the
-steps after the first tenth, without the start and the end of the training; in the case `stopped` the server, a real one
-of its own process, gets SIGSTOP at the beginning of that time, so that its connections hang. Afterwards it is looked
+steps after the first tenth, without the start and the end of the training: that of the clock, and that which the thread
+of the loop had a processor, where other work on the machine adds less. In the case `stopped` the server, a real one of
+its own process, gets SIGSTOP at the beginning of that time, so that its connections hang. Afterwards it is looked
 whether every value is in the server's store, or waits in the outbox, once; the program exits with 1 if not.
 """
 
@@ -142,7 +143,8 @@ def run(name: str, arguments: argparse.Namespace, server: Server) -> dict[str, f
         figures: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
         model, there = Path(folder) / "model", 0
         if name in ("up", "stopped"):
-            subprocess.run([sys.executable, "-m", "accmt.cli.main", "sync", str(model)], env=environment, check=True)
+            sync = [sys.executable, "-m", "accmt.cli.main", "sync", str(model)]
+            subprocess.run(sync, env=environment, check=True, stdout=subprocess.DEVNULL)
             there = count(server.address)
         return {**figures, "values": there + waiting(model)}
 
@@ -196,9 +198,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
             if self.count == first:
                 if arguments.case == "stopped":
                     os.killpg(arguments.group, signal.SIGSTOP)
-                self.begun = time.perf_counter()
+                self.begun = time.perf_counter(), time.thread_time()
             elif self.count == arguments.steps:
-                self.ended = time.perf_counter()
+                self.ended = time.perf_counter(), time.thread_time()
 
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(3200, 64), torch.randint(0, 10, (3200,)))
@@ -218,16 +220,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         quiet=True,
     )
     trainer.fit(Digits(), data)
-    step = (clock.ended - clock.begun) / (arguments.steps - first)
+    step, busy = (
+        (ended - begun) / (arguments.steps - first) for begun, ended in zip(clock.begun, clock.ended, strict=True)
+    )
     expected = 0 if arguments.case == "none" else 3 * (arguments.steps // arguments.log_every)
-    return {"step": step, "expected": expected}
+    return {"step": step, "busy": busy, "expected": expected}
 
 
 def print_table(runs: dict[str, list[dict[str, float]]]) -> None:
-    minima = {name: min(done["step"] for done in runs[name]) for name in CASES}
-    print(f"{'tracker':<10}{'µs a step':>10}{'/ none':>8}   minima of {len(runs['none'])} rounds")
+    minima = {kind: {name: min(done[kind] for done in runs[name]) for name in CASES} for kind in ("step", "busy")}
+    print(f"minima of {len(runs['none'])} rounds, in µs a step, and their ratios to those without a tracker")
+    print(f"{'tracker':<10}{'clock':>8}{'/ none':>8}{'thread':>10}{'/ none':>8}")
     for name in CASES:
-        print(f"{name:<10}{minima[name] * 1e6:>10.0f}{minima[name] / minima['none']:>8.3f}")
+        clock, busy = ((of[name] * 1e6, of[name] / of["none"]) for of in minima.values())
+        print(f"{name:<10}{clock[0]:>8.0f}{clock[1]:>8.3f}{busy[0]:>10.0f}{busy[1]:>8.3f}")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from accmt.tracking.entries import Count, Ended, Entry, to_line
-from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment
+from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment, Unbegun
 from accmt.tracking.tracker import Logged, Resumption
 
 FOLDER = "outbox"
 _LARGE = 1 << 20
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{4,})\.jsonl", re.DOTALL)
-
-_UNUSABLE = (Damaged, InUse, OSError)
 
 Place = tuple[Segment, int]
 """Behind an entry: everything before it in this file comes before it."""
@@ -140,12 +138,7 @@ class Outbox:
 
     def reopen(self) -> None:
         """Find what is on the disk for this run."""
-        for path in _files(self._folder, self._stem):
-            try:
-                segment = Segment.open(path)
-            except _UNUSABLE as error:
-                self.problems.append(str(error))
-                continue
+        for segment in _segments(self._folder, self.problems, self._stem):
             if segment.header.recipient.identity != self.recipient.identity:
                 segment.close()
                 continue
@@ -205,13 +198,8 @@ class Outbox:
 def outboxes_in(model_path: Path) -> tuple[list[Outbox], list[str]]:
     """The outboxes that lie in a folder, open, and what cannot be used of them, one line each."""
     headers: dict[tuple[str, str, str], list[Header]] = {}
-    problems = []
-    for path in _files(model_path / FOLDER):
-        try:
-            segment = Segment.open(path)
-        except _UNUSABLE as error:
-            problems.append(str(error))
-            continue
+    problems: list[str] = []
+    for segment in _segments(model_path / FOLDER, problems):
         headers.setdefault(segment.header.recipient.identity, []).append(segment.header)
         segment.close()
     return [Outbox(model_path, found[-1].recipient, found[-1].resumption) for found in headers.values()], problems
@@ -224,6 +212,16 @@ def waiting_in(model_path: Path) -> tuple[dict[tuple[str, str, str], Count], lis
     for outbox in outboxes:
         outbox.release()
     return waiting, problems
+
+
+def _segments(folder: Path, problems: list[str], stem: str | None = None) -> Iterator[Segment]:
+    """Open the files of a folder, one after the other; those that cannot be used are added to the problems."""
+    for path in _files(folder, stem):
+        with suppress(Unbegun):
+            try:
+                yield Segment.open(path)
+            except (Damaged, InUse, OSError) as error:
+                problems.append(str(error))
 
 
 def _files(folder: Path, stem: str | None = None) -> Iterator[Path]:

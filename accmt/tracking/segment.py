@@ -31,6 +31,10 @@ class Damaged(ValueError):
     """A file does not begin as one of an outbox; the message names it and says why."""
 
 
+class Unbegun(Exception):
+    """A process was killed when it was about to begin the file: there is nothing in it."""
+
+
 class InUse(Exception):
     """Another process writes to the file."""
 
@@ -142,6 +146,7 @@ class Segment:
         """Open a file that is there, and cut off a last line that is not complete.
 
         Raises:
+            Unbegun: Not even its first line is complete; it is deleted.
             Damaged: It is no file of an outbox.
             InUse: Another process has it.
             OSError: It cannot be opened.
@@ -152,6 +157,9 @@ class Segment:
                 raise InUse(f"{path} is in use")
             lines = _lines(file, 0, os.fstat(file).st_size)
             line, start = next(lines, (b"", 0))
+            if start == 0:
+                path.unlink()
+                raise Unbegun
             try:
                 header = Header.from_line(line)
             except _NO_LINE as error:

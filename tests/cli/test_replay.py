@@ -466,7 +466,7 @@ class TestMlflow:
             folder = fit(rules, log_with="mlflow", logging_dir=str(tmp_path / "logs"), **arguments)
             [checkpoint] = (folder / "checkpoints").iterdir()
             state = json.loads((checkpoint / "trainer.json").read_text())
-            return folder, f"mlflow:{state['tracker']['mlflow']}"
+            return folder, f"mlflow:{state['tracker']['mlflow']['run']}"
 
         return train
 

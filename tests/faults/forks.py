@@ -2,8 +2,11 @@
 
 The side of the tests is `Forks`; `python forks.py` is the server. It answers each line of JSON with one: to
 `{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py,
-to `{"wait": 123}` with its exit code, negative for the signal that ended it. Nothing is trained in the server itself,
-so that each child starts as a fresh process does.
+to `{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that this
+child forked has ended too. Nothing is trained in the server itself, so that each child starts as a fresh process does.
+
+A child that has ended stays a zombie as long as something that it forked lives: nobody else can have its number, and
+signals to its group reach no strangers.
 """
 
 from __future__ import annotations
@@ -64,13 +67,11 @@ class Child:
 
     def group(self) -> list[int]:
         """The processes that it forked and that are there, also after its end."""
-        found = subprocess.run(["ps", "-o", "pid=", "-g", str(self.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split() if int(pid) != self.pid]
+        return _others_in(self.pid)
 
     def clear(self) -> None:
         """End it and all that it forked."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._forks.ask(clear=self.pid)
 
 
 class Forks:
@@ -104,19 +105,51 @@ def _serve() -> None:
     gc.freeze()
     children: set[int] = set()
     for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                _become(getattr(trainings, request["call"]), request["arguments"], request["log"])
-            children.add(answer)
+        match json.loads(line):
+            case {"wait": child}:
+                answer = _code_of(child)
+                if not _others_in(child):
+                    _reap(child, children)
+            case {"clear": child}:
+                answer = 0
+                if child in children:
+                    _kill_group(child)
+                    _reap(child, children)
+            case {"call": name, "arguments": arguments, "log": log}:
+                answer = os.fork()
+                if answer == 0:
+                    _become(getattr(trainings, name), arguments, log)
+                children.add(answer)
         print(answer, flush=True)  # noqa: T201  (the answer)
     for child in children:
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+        _kill_group(child)
+
+
+def _kill_group(child: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def _code_of(child: int) -> int:
+    """Wait for the end of a child, and leave it as a zombie."""
+    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _reap(child: int, children: set[int]) -> None:
+    os.waitpid(child, 0)
+    children.discard(child)
+
+
+def _others_in(group: int) -> list[int]:
+    """The processes of a group, without its leader, that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+            if int(number) == group != int(path.parent.name) and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def _become(function: Any, arguments: dict[str, Any], log: str) -> None:

@@ -1,5 +1,7 @@
 """Training batches: their order is a function of (seed, epoch), and an epoch can be taken up anywhere."""
 
+import gc
+import multiprocessing
 import random
 
 import numpy as np
@@ -388,3 +390,92 @@ def test_data_that_end_before_their_length_are_an_error(trainer, regression, dat
     expected = "the training data end early: their length stands for 5 batches of this process in each epoch"
     with pytest.raises(RuntimeError, match=expected):
         trainer(grad_accumulation_steps=accumulation).fit(regression(), Short(20))
+
+
+class Kind(DataLoader):
+    """A loader of a kind of its own, which counts how often it was gone through."""
+
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("dataset", [Numbers(21), Stream(21)])
+def test_the_loader_of_a_user_stays_as_it_is(dataset):
+    """What is read is one of its kind; its own class, options and iteration are untouched."""
+    generator = torch.Generator().manual_seed(3)
+    loader = Kind(dataset, 4, generator=generator)
+    before = dict(vars(loader))
+    data = TrainingData(loader, 1, 7)
+    assert samples_of(data) == samples_of(data, 1) == list(range(21))
+    assert vars(loader) == before
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())
+    assert [batch.tolist() for batch in loader] == batches_of(data)
+    read = data._reader._loader
+    assert isinstance(read, Kind)
+    assert read.times == 3
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_end_with_their_data_without_waiting_for_the_garbage_collector(persistent):
+    """Workers of a loader that is in a cycle of references cannot be told to end."""
+    loader = DataLoader(Numbers(21), 4, num_workers=1, persistent_workers=persistent)
+    gc.collect()
+    gc.disable()
+    try:
+        data = TrainingData(loader, 1, 7)
+        windows = data.windows(0, 1)
+        assert next(next(windows).batches).tolist() == [4, 5, 6, 7]
+        assert len(multiprocessing.active_children()) == 1
+        del data, windows
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
+
+
+def test_before_the_first_window_the_state_is_that_of_the_start():
+    data = data_of()
+    state = data.state()
+    other = data_of(seed=7)
+    assert other.restore(state) == []
+    assert other.state() == state
+    assert samples_of(other) == samples_of(data)
+
+
+class Own(Numbers):
+    def __init__(self, count):
+        super().__init__(count)
+        self.random = random.Random(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: DataLoader(Own(21), 4), []),
+        (
+            lambda: DataLoader(Own(21), 4, num_workers=1),
+            [
+                "the training data were loaded by 0 worker(s) and are loaded by 1 now: what is drawn at random while "
+                "they are loaded will not be the same"
+            ],
+        ),
+        (
+            lambda: DataLoader(Numbers(21), 4),
+            ["random generators of the checkpoint are not there: dataset.random"],
+        ),
+    ],
+)
+def test_what_has_changed_is_told(make, expected):
+    state = TrainingData(DataLoader(Own(21), 4), 1, 7).state()
+    assert TrainingData(make(), 1, 7).restore(state) == expected
+
+
+def test_a_state_of_another_number_of_processes_is_left_alone():
+    """Its process read another part of the data. The seed of a sampler is still that of then."""
+    given = TrainingData(DataLoader(Numbers(21), 4, sampler=RandomSampler(range(21), generator=generator(3))), 1, 7)
+    data = TrainingData(DataLoader(Numbers(21), 4, sampler=RandomSampler(range(21), generator=generator(4))), 1, 7)
+    assert data.restore({**given.state(), "processes": 2, "workers": 5}) == []
+    assert samples_of(data) == samples_of(given)

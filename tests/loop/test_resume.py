@@ -1,16 +1,19 @@
 """A training that is interrupted anywhere and started again ends bit by bit as if nothing had happened."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 import textwrap
 import warnings
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
-from accmt import Callback, FunctionMetric, set_seed
+from accmt import AcceleratorModule, Callback, FunctionMetric, set_seed
 from accmt.checkpoint.checkpoints import NoCheckpoint
 
 
@@ -161,18 +164,154 @@ class Lazy:
         return self._size
 
 
-@pytest.mark.parametrize("make", [weighted, seeded, Lazy])
-def test_samplers_and_augmentation(trainer, regression, data, make):
+def unchanged(dataset):
+    return None
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "workers"), [(weighted, 0), (seeded, 0), (Lazy, 0), (Lazy, 2), (unchanged, 0), (unchanged, 2)]
+)
+def test_samplers_and_augmentation(trainer, regression, data, make, workers):
     def run(path, seed, cut=None):
         set_seed(seed)
         module, dataset = regression(dropout=0.3), Augmented(data(22))
-        training = train(trainer, path, module, dataset, data(5), cut=cut, sampler=make(dataset))
+        settings = {"sampler": make(dataset), "dataloader_num_workers": workers}
+        training = train(trainer, path, module, dataset, data(5), cut=cut, **settings)
         return training, module
 
     expected = outcome(*run("whole", 0))
-    for cut in (3, 6, 7, 10):
+    for cut in (3, 6, 7, 10) if workers == 0 else (3, 10):
         run(f"cut{cut}", 0, cut)
         assert_same(outcome(*run(f"cut{cut}", 99)), expected)
+
+
+class Own(Augmented):
+    """Adds noise from generators of its own, which it seeds as the process is seeded."""
+
+    def __init__(self, dataset):
+        super().__init__(dataset)
+        self.numpy = np.random.default_rng(np.random.randint(1000))
+        self.python = random.Random(random.random())
+
+    def __getitem__(self, index):
+        inputs, targets = self._dataset[index]
+        return inputs + 0.01 * self.python.gauss(0, 1), targets + 0.01 * self.numpy.normal(size=1).astype(np.float32)
+
+
+class Mixed(IterableDataset):
+    """A stream that mixes samples by draws from the process-wide generators, and keeps a state if it is told to."""
+
+    def __init__(self, dataset):
+        self._samples = Augmented(dataset)
+
+    def __iter__(self):
+        waiting = []
+        for index in range(len(self._samples)):
+            waiting.append(self._samples[index])
+            if len(waiting) > 5:
+                yield waiting.pop(int(torch.randint(6, ())))
+        yield from waiting
+
+
+class Stateful(Mixed):
+    place = 0
+
+    def __iter__(self):
+        while self.place < len(self._samples):
+            self.place += 1
+            yield self._samples[self.place - 1]
+        self.place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+def of_torchdata(dataset, **given):
+    library = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    return library.StatefulDataLoader(dataset, 4, **given)
+
+
+LOADERS = {
+    "own generators": lambda data: DataLoader(Own(data), 4, shuffle=True),
+    "a stream that mixes": lambda data: DataLoader(Mixed(data), 4),
+    "torchdata": lambda data: of_torchdata(Augmented(data), shuffle=True, num_workers=2),
+    "torchdata, a stream": lambda data: of_torchdata(Stateful(data), num_workers=1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_of_a_module(trainer, regression, data, name, accumulation):
+    """With generators of the module and of the validation data, which a checkpoint keeps as well."""
+
+    class Drawing(regression):
+        def __init__(self):
+            super().__init__(dropout=0.3)
+            self.random = random.Random(random.random())
+
+        def training_step(self, batch):
+            return super().training_step(batch) + self.random.random() * sum(p.sum() for p in self.model.parameters())
+
+        def get_train_dataloader(self, dataset):
+            return LOADERS[name](dataset)
+
+    def run(path, seed, cut=None):
+        set_seed(seed)
+        module, validation = Drawing(), {"a": Own(data(6)), "b": data(5)}
+        settings = {"grad_accumulation_steps": accumulation, "cut": cut}
+        return train(trainer, path, module, data(22), validation, **settings), module
+
+    expected = outcome(*run("whole", 0))
+    for cut in (3, 8, 11) if accumulation == 1 else (2, 4):
+        run(f"cut{cut}", 0, cut)
+        assert_same(outcome(*run(f"cut{cut}", 99)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_model_of_transformers(trainer):
+    """Its words are masked at random in workers, and it has dropout."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=16, max_position_embeddings=16)
+
+    class Masked(AcceleratorModule):
+        def __init__(self):
+            self.model = transformers.BertForMaskedLM(config)
+
+        def training_step(self, batch):
+            return self.model(**batch).loss
+
+        def validation_step(self, key, batch):
+            return self.training_step(batch)
+
+    def mask(texts):
+        words = torch.tensor(texts)
+        chosen = torch.rand(words.shape) < 0.5
+        return {"input_ids": words.masked_fill(chosen, 4), "labels": words.masked_fill(~chosen, -100)}
+
+    texts = [[5 + (index + place) % 11 for place in range(8)] for index in range(22)]
+
+    def run(path, seed, cut=None):
+        set_seed(seed)
+        module = Masked()
+        settings = {"optimizer": "AdamW", "collate_fn": mask, "dataloader_num_workers": 2}
+        training = trainer(path, callback=CutAt(cut), **PLAIN, **settings)
+        if cut is None:
+            training.fit(module, texts, texts[:5])
+        else:
+            with pytest.raises(PowerCut):
+                training.fit(module, texts, texts[:5])
+        return training, module
+
+    expected = outcome(*run("whole", 0))
+    run("cut", 0, 9)
+    assert_same(outcome(*run("cut", 99)), expected)
 
 
 def test_resume_by_index_goes_on_from_there(trainer, regression, data):
@@ -313,21 +452,26 @@ SCRIPT = """
         def validation_step(self, key, batch):
             return self.training_step(batch)
 
+    class Noisy(TensorDataset):
+        def __getitem__(self, index):
+            inputs, targets = super().__getitem__(index)
+            return inputs + 0.01 * torch.randn(4), targets
+
     set_seed(int(sys.argv[2]))
     x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, x.sum(1, keepdim=True))
-    trainer = Trainer(HyperParameters(2, batch_size=4, optimizer="AdamW"), sys.argv[1], dataloader_num_workers=0,
+    trainer = Trainer(HyperParameters(2, batch_size=4, optimizer="AdamW"), sys.argv[1], dataloader_num_workers=1,
                       checkpoint_every="1 step", evaluate_every_n_steps=20)
     module = Module()
     print("ready", flush=True)
-    trainer.fit(module, data, data)
+    trainer.fit(module, Noisy(*data.tensors), {"a": data, "b": Noisy(x[:9], x[:9, :1])})
     torch.save(module.model.state_dict(), sys.argv[1] + "/end.bin")
 """
 
 
 def test_kill_minus_nine(tmp_path):
-    """A real process, really killed, several times; the next one ends as an undisturbed one does."""
-    import random
+    """A real process, really killed, several times; the next one ends as an undisturbed one does, though it is seeded
+    in another way, and so are the hashes of its texts."""
     import time
 
     script = tmp_path / "script.py"
@@ -335,7 +479,8 @@ def test_kill_minus_nine(tmp_path):
 
     def start(folder, seed):
         command = [sys.executable, str(script), str(tmp_path / folder), str(seed)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        variables = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
 
     whole = start("whole", 0)
     output, _ = whole.communicate()
@@ -365,3 +510,106 @@ def test_no_warning_is_given_by_a_normal_run(trainer, regression, data):
         warnings.simplefilter("error")
         trainer().fit(regression(), data(8), data(4))
         trainer(epochs=3).fit(regression(), data(8), data(4))
+
+
+TWO = """
+    import json, os, random, sys
+    from pathlib import Path
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, IterableDataset
+    from accmt import AcceleratorModule, HyperParameters, Trainer, set_seed
+
+    torch.set_num_threads(1)
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    x = torch.randn(44, 4, generator=torch.Generator().manual_seed(0))
+
+    def noisy(index):
+        return x[index] + 0.01 * torch.randn(4) + 0.01 * random.random() + 0.01 * np.random.rand()
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 44
+        def __getitem__(self, index):
+            return noisy(index)
+
+    class Stream(IterableDataset):
+        place = 0
+        def __iter__(self):
+            while self.place < 44:
+                self.place += 1
+                yield noisy(self.place - 1)
+            self.place = 0
+
+    class Stateful(Stream):
+        def state_dict(self):
+            return {"place": self.place}
+        def load_state_dict(self, state):
+            self.place = state["place"]
+
+    class Drawing:
+        def __len__(self):
+            return 44
+        def __iter__(self):
+            return iter(np.random.permutation(44).tolist())
+
+    loaders = {
+        "samples": lambda: DataLoader(Samples(), 4, sampler=Drawing(), num_workers=1),
+        "stream": lambda: DataLoader(Stream(), 4),
+        "stateful": lambda: DataLoader(Stateful(), 4),
+    }
+    try:
+        from torchdata.stateful_dataloader import StatefulDataLoader
+        loaders["torchdata"] = lambda: StatefulDataLoader(Stateful(), 4, num_workers=1)
+    except ImportError:
+        pass
+
+    class PowerCut(BaseException):
+        pass
+
+    def train(path, make, seed, cut=None):
+        class Module(AcceleratorModule):
+            def __init__(self):
+                self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+            def training_step(self, batch):
+                if self.state.global_step == cut:
+                    raise PowerCut
+                return (self.model(batch) - batch.sum(1, keepdim=True)).square().mean()
+            def get_train_dataloader(self, dataset):
+                return make()
+        set_seed(seed)
+        module = Module()
+        settings = {"checkpoint_every": "1 step", "destroy_after_training": False, "quiet": True}
+        trainer = Trainer(HyperParameters(2, batch_size=4, optimizer="AdamW"), folder / path, **settings)
+        try:
+            trainer.fit(module)
+        except PowerCut:
+            return None
+        return {name: value.tolist() for name, value in module.model.state_dict().items()}
+
+    found = {}
+    for name, make in loaders.items():
+        whole = train(name, make, 0)
+        for cut in (2, 6, 8):
+            train(f"{name}-{cut}", make, 0, cut)
+            found[f"{name}, {cut}"] = train(f"{name}-{cut}", make, 99) == whole
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes(tmp_path):
+    """Streams, states, workers and samplers that draw, each process its share."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(TWO))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ran = subprocess.run(
+        [*command, str(script), str(tmp_path)], capture_output=True, text=True, env=variables, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert len(found) >= 9
+        assert [name for name, same in found.items() if not same] == []

@@ -141,7 +141,7 @@ def test_damaged_lines_are_passed_over_and_counted(outbox_for, folder):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"{}\n", b"nonsense\n", b'{"outbox": 2}\n', b'{"outbox": 1, "tracker": "mine"}\n', b"[1]\n"]
+    "content", [b"\n", b"{}\n", b"nonsense\n", b'{"outbox": 2}\n', b'{"outbox": 1, "tracker": "mine"}\n', b"[1]\n"]
 )
 def test_a_file_that_is_no_outbox_is_left_alone(outbox_for, folder, content):
     folder.mkdir(parents=True)
@@ -153,6 +153,17 @@ def test_a_file_that_is_no_outbox_is_left_alone(outbox_for, folder, content):
     outbox.remove()
     assert path.read_bytes() == content
     assert waiting_in(folder.parent)[0] == {}
+
+
+def test_a_file_that_was_about_to_begin_is_none(outbox_for, folder):
+    """The process was killed before the first line was complete, so that nothing can be in it."""
+    filled(outbox_for("mine"))
+    [path] = folder.iterdir()
+    header = path.read_bytes().splitlines()[0]
+    for size in (0, 1, len(header) // 2, len(header)):
+        path.write_bytes(header[:size])
+        outbox = outbox_for("mine")
+        assert (read(outbox), outbox.problems, list(folder.iterdir())) == ([], [], [])
 
 
 def test_other_files_and_links_are_nobodys_outbox(outbox_for, folder, tmp_path):
