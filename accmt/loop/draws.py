@@ -39,7 +39,7 @@ def draw_from(seed: int) -> None:
 @contextmanager
 def apart(seed: int) -> Iterator[None]:
     """Draw from generators seeded anew in the block; afterwards those of the process are as they were."""
-    former = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    former = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
     draw_from(seed)
     try:
         yield

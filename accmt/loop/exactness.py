@@ -43,10 +43,10 @@ class Generators:
         """Their states, by the way to them."""
         return {name: _state(generator) for name, generator in self if not _is_systems(generator)}
 
-    def restore(self, states: Mapping[str, Any], *, but: Iterable[str | None] = ()) -> None:
-        """Put those that are there into their states, but for those below some roots."""
+    def restore(self, states: Mapping[str, Any], *, but: str | None = None) -> None:
+        """Put those that are there into their states, but for those below one root."""
         for name, generator in self:
-            if name in states and name.split(".")[0] not in but:
+            if name in states and name.split(".")[0] != but:
                 _set_state(generator, states[name])
 
 
@@ -61,12 +61,12 @@ def generators_of(module: Any, model: nn.Module, loaders: Mapping[str, Any]) -> 
 
 
 def inexact(loader: DataLoader[Any]) -> list[str]:
-    """What a training with this loader could not continue exactly, in one text; nothing where it can."""
+    """What keeps a training with this loader from being continued exactly, in one text; nothing where nothing does."""
     reasons = [*_of_generators(loader), *_of_workers(loader)]
     if not reasons:
         return []
     listed = "; ".join(reasons)
-    return [f"a training that is continued in the middle of an epoch will not be exactly the undisturbed one: {listed}"]
+    return [f"a training that is continued within an epoch may not be exactly the undisturbed one: {listed}"]
 
 
 def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
             yield f"{name} draws from the operating system"
         elif _goes_on_in_workers(loader, name.split(".")[0]):
             yield (
-                f"the generator {name} goes on in each of the workers, where no checkpoint reaches it "
+                f"what {name} draws in workers is in no checkpoint "
                 f"(draw from torch, numpy.random or random instead: they are seeded for every batch)"
             )
 
@@ -100,7 +100,7 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
     if isinstance(dataset, IterableDataset):
         return  # which hears of epochs, and is read again where its state is out of reach
     if loader.num_workers and has_state(dataset) and not keeps_state(loader):
-        yield f"the state of {name} goes on in each of the workers, where only a StatefulDataLoader reaches it"
+        yield f"the state of {name} in workers is in no checkpoint (only a StatefulDataLoader reaches it)"
     if loader.persistent_workers and hasattr(dataset, "set_epoch"):
         yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
 

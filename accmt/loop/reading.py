@@ -105,9 +105,14 @@ class Reader:
         assert generator is not None
         generator.manual_seed(seed)
         self._tell(place.epoch)
-        if place.state is not None:
-            self._take_up(place.state, "start" if place.skip else "now")
-        self._start = self._states()
+        moment = None if place.state is None else place.state["start" if place.skip else "now"]
+        if moment is not None:
+            self._take_up(moment)
+        # Samplers that have not begun have nothing to tell, nor have those that just took up what others told.
+        samplers = self._states_of_samplers() if moment is None and self._is_open else (moment or {}).get("samplers")
+        self._start = {"generators": self._generators.states(), "samplers": samplers}
+        if self._keeps_dataset and place.state is not None and place.state["dataset"] is not None:
+            self._dataset.load_state_dict(place.state["dataset"])
         self._is_open, self._has_ended = True, False
         if self._course is not None:
             return self._read_course(self._course, place, seed)
@@ -126,12 +131,15 @@ class Reader:
 
     def state(self, *, at_end: bool) -> dict[str, Any]:
         """What to know to read on from here: within an epoch, or `at_end` from the start of the next."""
-        state: dict[str, Any] = {"workers": self.workers, "start": None if at_end else self._start, "loader": None}
-        state |= {"now": self._states(), "dataset": None, "course": None}
-        if self._keeps_dataset:
-            state["dataset"] = copy.deepcopy(self._dataset.state_dict())
+        state: dict[str, Any] = {"workers": self.workers, "loader": None, "dataset": None, "course": None}
+        state["start"] = None if at_end else self._start
+        state["now"] = {"generators": self._generators.states(), "samplers": None}
         if not self._is_open:
             return state
+        if at_end:
+            state["now"]["samplers"] = self._states_of_samplers()
+        if self._keeps_dataset:
+            state["dataset"] = copy.deepcopy(self._dataset.state_dict())
         if self._course is not None and not self.workers:
             state["course"] = copy.deepcopy(self._course.reading.state_dict())
         if self._asks_workers and (not at_end or (self._has_ended and self._loader.persistent_workers)):
@@ -154,24 +162,20 @@ class Reader:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
-    def _states(self) -> dict[str, Any]:
-        """Those of the generators, and of the samplers that keep one."""
-        samplers = [sampler.state_dict() if has_state(sampler) else None for sampler in self._samplers]
-        return {"generators": self._generators.states(), "samplers": copy.deepcopy(samplers)}
+    def _states_of_samplers(self) -> list[Any]:
+        return [copy.deepcopy(sampler.state_dict()) if has_state(sampler) else None for sampler in self._samplers]
 
-    def _take_up(self, state: Mapping[str, Any], moment: str) -> None:
-        """Put samplers, generators and a dataset of this process into the states of the start of an epoch."""
-        for sampler, former in zip(self._samplers, state[moment]["samplers"], strict=False):
+    def _take_up(self, moment: Mapping[str, Any]) -> None:
+        """Put samplers and generators into the states of the start of an epoch."""
+        for sampler, former in zip(self._samplers, moment["samplers"] or (), strict=False):
             if former is not None and has_state(sampler):
                 sampler.load_state_dict(former)
-                # At the end of an epoch: some begin anew by themselves, others once they were asked for more.
+                # At the end of an epoch some begin anew by themselves, others once they were asked for more.
                 with apart(1):
                     is_at_end = next(iter(sampler), END) is END
                 if not is_at_end:
                     sampler.load_state_dict(former)
-        self._generators.restore(state[moment]["generators"])
-        if self._keeps_dataset and state["dataset"] is not None:
-            self._dataset.load_state_dict(state["dataset"])
+        self._generators.restore(moment["generators"])
 
     def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
         state = self._state_of_loader(place)
@@ -205,9 +209,8 @@ class Reader:
             elif place.skip:
                 course.resume_after(place.skip)
             batches = iter(self._loader)
-        was_read_again = state is None or (state["dataset"] is None and state["iterator"] is None)
         if place.skip:
-            _go_on(self._generators, place.state, but="dataset" if was_read_again else None)
+            _go_on(self._generators, place.state)
         place.skipped()
         return read_apart(batches, mixed(seed, self._process), place.skip)
 
@@ -234,10 +237,11 @@ class Reader:
         return state["loader"]
 
 
-def _go_on(generators: Generators, state: Mapping[str, Any] | None, but: str | None = None) -> None:
-    """Batches were passed over without being loaded: generators go on as they went on after them."""
+def _go_on(generators: Generators, state: Mapping[str, Any] | None) -> None:
+    """Batches were passed over without being loaded: generators go on as they went on after them, but for those of
+    samplers, which made them."""
     if state is not None:
-        generators.restore(state["now"]["generators"], but=(_SAMPLER, but))
+        generators.restore(state["now"]["generators"], but=_SAMPLER)
 
 
 def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -200,7 +200,8 @@ class _Reading:
         Raises:
             RuntimeError: The samples have to be read again, and there are fewer now.
         """
-        if state["dataset"] is not None or state["iterator"] is not None:
+        is_known = state["dataset"] is not None or state["iterator"] is not None
+        if is_known and (state["dataset"] is None or has_state(self._course.dataset)):
             self._load(state)
             self.read = state["read"]
             # A dataset may be at its end only after it was asked for more, or start anew once it came to its end.

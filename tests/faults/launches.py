@@ -52,8 +52,10 @@ class Launch:
 
     def __exit__(self, *_: object) -> None:
         for child in self.children:
-            child.clear()
+            if child.is_running():
+                child.kill()
             child.end()
+            child.clear()
 
     def ends(self, *ranks: int, within: float = SOON) -> list[int]:
         """Wait for the end of all processes, or of some, and give their exit codes. One that stays is an error."""

@@ -27,9 +27,9 @@ from accmt.checkpoint.packing import pack, unpack
 from accmt.loop.exactness import Generators, generators_of, inexact
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-PREFIX = "a training that is continued in the middle of an epoch will not be exactly the undisturbed one: "
+PREFIX = "a training that is continued within an epoch may not be exactly the undisturbed one: "
 ADVICE = (
-    "goes on in each of the workers, where no checkpoint reaches it "
+    "draws in workers is in no checkpoint "
     "(draw from torch, numpy.random or random instead: they are seeded for every batch)"
 )
 
@@ -88,27 +88,27 @@ def of_torchdata(*arguments, **given):
 
 persistent = {"num_workers": 1, "persistent_workers": True}
 INEXACT = {
-    "generator in a worker": (lambda: DataLoader(Own(), num_workers=1), f"the generator dataset.random {ADVICE}"),
+    "generator in a worker": (lambda: DataLoader(Own(), num_workers=1), f"what dataset.random {ADVICE}"),
     "below wrappers": (
         lambda: DataLoader(Subset(ConcatDataset([Samples(), Own()]), [0, 9]), num_workers=1),
-        f"the generator dataset.dataset.datasets.1.random {ADVICE}",
+        f"what dataset.dataset.datasets.1.random {ADVICE}",
     ),
     "of a function": (
         lambda: DataLoader(Samples(), num_workers=1, collate_fn=Mask(torch.Generator())),
-        f"the generator collate_fn.generator {ADVICE}",
+        f"what collate_fn.generator {ADVICE}",
     ),
     "of a function of torchdata's": (
         lambda: of_torchdata(KeepingStream(), num_workers=1, collate_fn=Mask(torch.Generator())),
-        f"the generator collate_fn.generator {ADVICE}",
+        f"what collate_fn.generator {ADVICE}",
     ),
-    "that outlives epochs": (lambda: DataLoader(OwnStream(), **persistent), f"the generator dataset.random {ADVICE}"),
+    "that outlives epochs": (lambda: DataLoader(OwnStream(), **persistent), f"what dataset.random {ADVICE}"),
     "of the operating system": (
         lambda: DataLoader(Own(random.SystemRandom())),
         "dataset.random draws from the operating system",
     ),
     "state in a worker": (
         lambda: DataLoader(Keeping(), num_workers=1),
-        "the state of Keeping goes on in each of the workers, where only a StatefulDataLoader reaches it",
+        "the state of Keeping in workers is in no checkpoint (only a StatefulDataLoader reaches it)",
     ),
     "epochs that are not heard of": (
         lambda: DataLoader(Told(), **persistent),
@@ -120,7 +120,7 @@ INEXACT = {
     ),
     "two reasons": (
         lambda: DataLoader(Own(), num_workers=2, in_order=False),
-        f"the generator dataset.random {ADVICE}; "
+        f"what dataset.random {ADVICE}; "
         "in_order=False takes batches in the order in which workers happen to finish them",
     ),
 }
@@ -166,7 +166,7 @@ def test_it_is_said_once_before_the_first_step(trainer, regression, data, capsys
 
     trainer(enable_checkpointing=enabled, dataloader_num_workers=1).fit(regression(), OfData())
     text = " ".join(capsys.readouterr().out.split())
-    assert text.count(PREFIX + f"the generator dataset.random {ADVICE}") == count
+    assert text.count(PREFIX + f"what dataset.random {ADVICE}") == count
 
 
 def draws(holder):
@@ -239,7 +239,7 @@ def test_one_root_can_be_left_out():
     generators = Generators({"a": Own(one), "b": Own(other)})
     states = generators.states()
     first, second = one.random(), other.random()
-    generators.restore(states, but=("a", None))
+    generators.restore(states, but="a")
     assert one.random() != first
     assert other.random() == second
 

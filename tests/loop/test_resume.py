@@ -175,9 +175,7 @@ def unchanged(dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("make", "workers"), [(weighted, 0), (seeded, 0), (Lazy, 0), (Lazy, 2), (unchanged, 0), (unchanged, 2)]
-)
+@pytest.mark.parametrize(("make", "workers"), [(weighted, 0), (seeded, 0), (Lazy, 0), (unchanged, 2)])
 def test_samplers_and_augmentation(trainer, regression, data, make, workers):
     def run(path, seed, cut=None):
         set_seed(seed)
@@ -251,8 +249,16 @@ LOADERS = {
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    ("name", "accumulation"),
+    [
+        ("own generators", 1),
+        ("own generators", 4),
+        ("a stream that mixes", 4),
+        ("torchdata", 1),
+        ("torchdata, a stream", 4),
+    ],
+)
 def test_loaders_of_a_module(trainer, regression, data, name, accumulation):
     """With generators of the module and of the validation data, which a checkpoint keeps as well."""
 
@@ -274,7 +280,7 @@ def test_loaders_of_a_module(trainer, regression, data, name, accumulation):
         return train(trainer, path, module, data(22), validation, **settings), module
 
     expected = outcome(*run("whole", 0))
-    for cut in (3, 8, 11) if accumulation == 1 else (2, 4):
+    for cut in (3, 8) if accumulation == 1 else (2, 4):
         run(f"cut{cut}", 0, cut)
         assert_same(outcome(*run(f"cut{cut}", 99)), expected)
 
@@ -597,7 +603,7 @@ TWO = """
     found = {}
     for name, make in loaders.items():
         whole = train(name, make, 0)
-        for cut in (2, 6, 8):
+        for cut in (2, 8):
             train(f"{name}-{cut}", make, 0, cut)
             found[f"{name}, {cut}"] = train(f"{name}-{cut}", make, 99) == whole
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
@@ -617,5 +623,5 @@ def test_two_processes(tmp_path):
     assert ran.returncode == 0, ran.stderr
     for rank in (0, 1):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert len(found) >= 9
+        assert len(found) >= 6
         assert [name for name, same in found.items() if not same] == []

