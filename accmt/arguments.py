@@ -21,7 +21,7 @@ from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
 from accmt.rules import CadenceRule, RuleError, StopCondition
-from accmt.tracking.choice import choose_trackers
+from accmt.tracking.choice import choose_trackers, name_problems
 
 CHECKPOINT_EVERY = "epoch"
 PRECISIONS = ("no", "fp16", "bf16")
@@ -304,6 +304,7 @@ class ArgumentCheck:
         elif Path(model_path).exists() and not Path(model_path).is_dir():
             self._wrong("model_path", f"'{model_path}' is a file: give a folder")
         name = track_name or Path(model_path).resolve().name
+        self._problems += name_problems(trackers, name)
         return TrackingOptions(trackers, location, name, config or {})
 
     def _metrics(self) -> dict[str | None, list[Metric]]:

@@ -91,7 +91,8 @@ def _deepspeed_on_cpus() -> Iterator[list[Any]]:
 
 def leave_processes() -> None:
     """End the process group, if there is one."""
-    if PartialState().num_processes > 1:
+    # After an error while they came together Accelerate does not know them.
+    if PartialState._shared_state.get("num_processes", 1) > 1:
         PartialState().destroy_process_group()
 
 
@@ -107,11 +108,15 @@ def agreed(value: float) -> float:
 def side_group() -> dist.ProcessGroup | None:
     """A group of all processes for what goes on beside their training, on the CPU; None for a single process.
 
-    Its messages do not wait behind those of the training, nor do those wait for them.
+    Its messages do not wait behind those of the training, nor do those wait for them. One waits for the others as long
+    as in the group of the training.
     """
-    if PartialState().num_processes == 1:
+    state = PartialState()
+    if state.num_processes == 1:
         return None
-    return dist.new_group(backend="gloo")  # type: ignore[no-any-return]
+    assert dist.group.WORLD is not None
+    timeout = dist.group.WORLD._get_backend(state.device).options._timeout
+    return dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[no-any-return]
 
 
 def leave_group(group: dist.ProcessGroup | None) -> None:

@@ -70,9 +70,9 @@ class Pulse:
             self._ask()
         return False
 
-    def forget(self) -> None:
-        """What the signals asked for is done."""
-        self._signals.forget(self.weight)
+    def forget(self, weight: int) -> None:
+        """What signals of this weight asked for is done; others may have come meanwhile."""
+        self._signals.forget(weight)
         self._weight = 0
 
     def close(self) -> None:

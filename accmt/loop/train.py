@@ -52,7 +52,8 @@ def _train_epoch(run: Run) -> Stop | None:
         stepper.step(window)
         position.advance(window)
         state.global_step = position.step
-        if position.step < run.next_stop and not window.is_last and not _strikes(run):
+        strikes = _strikes(run)  # asked at every step, whatever else is due
+        if position.step < run.next_stop and not window.is_last and not strikes:
             continue
         stop = _settle(run)
         run.next_stop = _next_stop(run)
@@ -112,7 +113,7 @@ def _settle(run: Run) -> Stop | None:
     if checkpoint or is_end or asked:
         run.checkpointer.save(run)
     if asked == CHECKPOINT:
-        run.pulse.forget()
+        run.pulse.forget(asked)
     if asked == END and not is_end:
         raise Terminated
     return stop

@@ -9,12 +9,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-# What a worker that is asked to end waits for its training, which ends it when it is done.
+# What a worker that is asked to end waits at most for the end of its training.
 _PATIENCE = 60.0
 
 _Begin = Callable[[int], None] | None
@@ -23,19 +26,31 @@ _Begin = Callable[[int], None] | None
 def outlast_signals(loader: DataLoader[Any]) -> None:
     """Let the workers of a loader go on when they get SIGTERM, as long as their training may still need them.
 
-    SIGUSR1 they ignore. They end with the training, and by themselves if nobody ends them in a minute.
+    SIGUSR1 they ignore. They end with their loader; with the process of the training, which asks them by SIGTERM as
+    well; and by themselves if neither ends in a minute.
     """
-    loader.worker_init_fn = partial(_begin, loader.worker_init_fn)
+    loader.worker_init_fn = partial(_begin, _end_of(os.getpid()), loader.worker_init_fn)
 
 
-def _begin(first: _Begin, worker: int) -> None:
+@cache
+def _end_of(process: int) -> Connection:
+    """Where something can be read once this process ends: before it asks its children to end, and waits for them."""
+    reader, writer = Pipe(duplex=False)
+    Finalize(None, writer.send_bytes, args=(b"ends",), exitpriority=100)
+    return reader
+
+
+def _begin(end: Connection, first: _Begin, worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    signal.signal(signal.SIGTERM, partial(_end_later, end))
     if first is not None:
         first(worker)
 
 
-def _end_later(number: int, frame: Any) -> None:
-    timer = threading.Timer(_PATIENCE, os._exit, (128 + number,))
-    timer.daemon = True
-    timer.start()
+def _end_later(end: Connection, number: int, frame: Any) -> None:
+    threading.Thread(target=_wait_and_end, args=(end, 128 + number), daemon=True).start()
+
+
+def _wait_and_end(end: Connection, code: int) -> None:
+    end.poll(_PATIENCE)  # nobody reads it: all workers see it
+    os._exit(code)

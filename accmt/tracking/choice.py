@@ -8,6 +8,7 @@ from enum import Enum
 from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -173,6 +174,18 @@ def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
     if is_address(location):
         return [Problem("logging_dir", f"'{location}' is an address, and {' and '.join(writing)} needs a folder")]
     return []
+
+
+def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) -> list[Problem]:
+    """Names that would lead out of `logging_dir`, where a tracker writes to a folder that has them."""
+    writing = [tracker for tracker in trackers if _writes(tracker)]
+    names = [("track_name", track_name)] if writing else []
+    names += [("run_name", trackers[tracker]["run_name"]) for tracker in writing if "run_name" in trackers[tracker]]
+    return [
+        Problem(place, f"'{name}' would lead out of logging_dir: give a name without '..' that does not begin with '/'")
+        for place, name in dict.fromkeys(names)
+        if isinstance(name, str) and (".." in Path(name).parts or Path(name).is_absolute())
+    ]
 
 
 def _writes(name: str) -> bool:
