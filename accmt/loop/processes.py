@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
@@ -16,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
 
 from accmt.config.errors import ConfigError, Problem
+from accmt.loop.rendezvous import init_method
 
 _OURS = "made by accmt"
 _COMPATIBLE = "__compatible_ops__"
@@ -57,7 +57,9 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
     if is_ours:
         AcceleratorState._reset_state()
     try:
-        with _deepspeed_on_cpus() as handlers:
+        with _deepspeed_on_cpus() as backend:
+            joining = {name: value for name, value in (("backend", backend), ("init_method", init_method())) if value}
+            handlers = [InitProcessGroupKwargs(**joining)] if joining else []
             return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
     except ValueError as error:
         raise ConfigError([Problem("mixed_precision", str(error))], "fit(...)") from None
@@ -67,10 +69,10 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
 
 
 @contextmanager
-def _deepspeed_on_cpus() -> Iterator[list[Any]]:
-    """Where DeepSpeed trains without a GPU: what Accelerate has to be told, and no operation that is compiled first."""
+def _deepspeed_on_cpus() -> Iterator[str | None]:
+    """Where DeepSpeed trains without a GPU: the backend to take, and no operation that is compiled first."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true" or torch.cuda.is_available():
-        yield []
+        yield None
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -82,7 +84,7 @@ def _deepspeed_on_cpus() -> Iterator[list[Any]]:
     former = known.pop(_COMPATIBLE, None)
     known[_COMPATIBLE] = {**(former or {}), "deepspeed_shm_comm": False}
     try:
-        yield [InitProcessGroupKwargs(backend="gloo")]
+        yield "gloo"
     finally:
         del known[_COMPATIBLE]
         if former is not None:
