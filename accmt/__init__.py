@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from accmt.checkpoint.loading import load_saving
     from accmt.hp_search import HyperParameterSearch
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
+    from accmt.loop.failures import PeerFailed
     from accmt.loop.signals import Terminated
     from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
     from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
@@ -37,6 +38,7 @@ _HOMES = {
     "MetricParallel": "accmt.metrics",
     "Monitor": "accmt.monitor",
     "Optimizer": "accmt.hyperparameters",
+    "PeerFailed": "accmt.loop.failures",
     "RuleError": "accmt.rules",
     "Scheduler": "accmt.hyperparameters",
     "Terminated": "accmt.loop.signals",
@@ -59,6 +61,7 @@ __all__ = [
     "MetricParallel",
     "Monitor",
     "Optimizer",
+    "PeerFailed",
     "RuleError",
     "Scheduler",
     "Terminated",

@@ -64,9 +64,12 @@ def _found(plan: Plan) -> Checkpoint | None:
     checkpoints, resume = Checkpoints(path), options.resume
     if resume is False or (resume is None and not options.enabled):
         return None
-    if resume is None or isinstance(resume, bool) or resume == -1:
-        return checkpoints.newest()
-    return checkpoints.at(resume)
+    if resume is not None and not isinstance(resume, bool) and resume != -1:
+        return checkpoints.at(resume)
+    newest = checkpoints.newest()
+    if newest is not None and newest == checkpoints.all()[-1] and options.enabled:
+        checkpoints.prune(options.keep)  # a training that died may not have come to it
+    return newest
 
 
 def _start_anew(plan: Plan, run: Run) -> list[str]:

@@ -19,6 +19,7 @@ from accmt.display.gpu_users import gpu_users
 from accmt.fit_check import check_evaluation, check_fit
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
 from accmt.loop.evaluate import evaluate
+from accmt.loop.failures import Failures
 from accmt.loop.hooks import tell
 from accmt.loop.memory import is_out_of_memory
 from accmt.loop.processes import leave_processes
@@ -233,16 +234,20 @@ class Trainer:
         Raises:
             ConfigError, RuleError: With all problems that can be known before the first step.
             Terminated: SIGTERM ended the training, and a handler of the script let the process live.
+            PeerFailed: Another of several processes failed before this one, and shows its error.
         """
         resolved = resolve(module, kwargs, self._options)
         datasets = check_fit(self._options, resolved, train_dataset, val_dataset)
-        signals = Signals()
+        signals, failures = Signals(), Failures()
         try:
             self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets), signals)
             ended = Terminated() if signals.weight == END else None
         except Terminated as error:
             ended = error
             PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended
+        except BaseException as error:
+            failures.show_first(error)
+            raise
         finally:
             if self._options.destroy:
                 leave_processes()
@@ -345,6 +350,7 @@ class Trainer:
         run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
         try:
             stop = train(run)
+            from_main(run.flush_journals)
             run.close()
             status = "FINISHED"
             return stop

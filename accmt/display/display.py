@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from contextlib import suppress
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -85,7 +86,7 @@ class ConsoleDisplay:
     """Shows a training on a console. The bar reads the step by itself, a few times a second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(width=_width(), soft_wrap=False)
+        self._console = console or _Output(width=_width(), soft_wrap=False)
         self._bar: _Bar | None = None
         self._total: int | None = None
         self._last = Counters()
@@ -138,6 +139,17 @@ class ConsoleDisplay:
     def _line(self, text: str, style: str = "") -> None:
         """One line, never wrapped where it may be read by a program."""
         self._console.print(Text(text, style), soft_wrap=not self._console.is_terminal)
+
+
+class _Output(Console):
+    """An output that is full or closed is no reason to end a training: what it does not take is left out."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class _Bar(Progress):

@@ -123,6 +123,7 @@ class DiskCheckpointer:
         target = self._checkpoints.next(run.position.step)
         target.parent.mkdir(parents=True, exist_ok=True)
         require_space(target.parent, size)
+        run.flush_journals()  # their lines are counted in the checkpoint
         return target, publish.temporary_for(target)
 
     def _write(self, writing: _Writing, files: Files, target: Path, temporary: Path) -> None:

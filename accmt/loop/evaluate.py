@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from accmt.checkpoint.rng import untouched_random_state
+from accmt.checkpoint.together import Failed
 from accmt.loop.engines import holds_replicas, is_sharded
 from accmt.loop.hooks import Hooks, noted
 from accmt.loop.lockstep import in_step
@@ -53,10 +54,6 @@ class Evaluation:
         return bool(self.loaders)
 
 
-class EvaluationFailed(RuntimeError):
-    """The main process could not compute a metric."""
-
-
 def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """Evaluate all validation datasets.
 
@@ -88,7 +85,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
                         gatherer.add(_arguments(outputs, metric, key))
             values[key] = {VALID_LOSS: meter.mean()}
             error = _compute(values[key], gatherers, key, error)
-    return _agreed(values, error)
+    return _agreed(values, error, device)
 
 
 @contextmanager
@@ -194,14 +191,23 @@ def _number(value: Any, metric: Metric, name: str) -> float:
         raise TypeError(text) from None
 
 
-def _agreed(values: dict[str, dict[str, float]], error: Exception | None) -> dict[str, dict[str, float]]:
-    """The values of the main process on every process, by one broadcast; an error there is an error everywhere."""
-    if PartialState().num_processes > 1:
-        shared = [values, None if error is None else f"{type(error).__name__}: {error}"]
+def _agreed(
+    values: dict[str, dict[str, float]], error: Exception | None, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """The values of the main process on every process, by one broadcast. An error on any of them is one everywhere."""
+    state = PartialState()
+    if state.num_processes > 1:
+        # The first process that failed, or the number of all.
+        first = torch.tensor(state.process_index if error is not None else state.num_processes, device=device)
+        dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        failed = int(first)
+        if failed < state.num_processes:
+            shared: list[Any] = [f"{type(error).__name__}: {error}"]
+            broadcast_object_list(shared, from_process=failed)
+            raise error or Failed(f"process {failed}: {shared[0]}")
+        shared = [values]
         broadcast_object_list(shared)
-        values = shared[0]  # type: ignore[assignment]
-        if error is None and shared[1] is not None:
-            raise EvaluationFailed(f"the main process failed: {shared[1]}")
+        return shared[0]  # type: ignore[no-any-return]
     if error is not None:
         raise error
     return values

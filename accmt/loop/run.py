@@ -137,6 +137,15 @@ class Run:
     def device(self) -> torch.device:
         return self.accelerator.device  # type: ignore[no-any-return]
 
+    def flush_journals(self) -> None:
+        """Write the lines that wait because they could not be written before.
+
+        Raises:
+            OSError: They still cannot.
+        """
+        self.history.flush()
+        self.decision_log.flush()
+
     def close(self) -> None:
         """Leave the groups of processes that a training makes for itself."""
         self.pulse.close()

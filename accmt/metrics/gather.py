@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from accmt.metrics.metric import Metric, MetricParallel
@@ -158,12 +158,14 @@ def _joined(batches: Sequence[Arguments], metric: Metric) -> Arguments:
             raise ValueError(f"the batches of metric '{metric.name}' differ in the keys of their arguments")
         if isinstance(parts[0], Mapping):
             return {key: join([part[key] for part in parts]) for key in parts[0]}
+        if len({part.dim() for part in parts}) == 1 and metric.pad is not None:
+            parts = _filled_up(parts, metric.pad)
         trailing = {tuple(part.shape[1:]) for part in parts}
         if len(trailing) > 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts[:3])
             raise ValueError(
                 f"the batches of metric '{metric.name}' differ in more than their number of samples: {shapes}, ...; "
-                f"pad them to one length in validation_step"
+                f"give the metric a number to fill them up with (pad=...), or pad them in validation_step"
             )
         return torch.cat(parts)
 
@@ -172,6 +174,17 @@ def _joined(batches: Sequence[Arguments], metric: Metric) -> Arguments:
     if len(set(map(len, batches))) > 1:
         raise ValueError(f"the batches of metric '{metric.name}' differ in their number of arguments")
     return tuple(join([batch[position] for batch in batches]) for position in range(len(batches[0])))
+
+
+def _filled_up(parts: Sequence[Tensor], value: float) -> list[Tensor]:
+    """Tensors whose dimensions but the first are as long as the longest of them all."""
+    lengths = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    missing = [[length - size for length, size in zip(lengths, part.shape[1:], strict=True)] for part in parts]
+    # torch pads the last dimension first, each at its start and at its end.
+    ends = [[place for length in reversed(lacks) for place in (0, length)] for lacks in missing]
+    return [
+        nn.functional.pad(part, end, value=value) if any(end) else part for part, end in zip(parts, ends, strict=True)
+    ]
 
 
 def _keys(argument: Any) -> frozenset[Any] | None:

@@ -23,6 +23,8 @@ class Metric:
         main_metric: The key of the main value in what `compute` returns; by default `name`. It is the name in rules.
         do_checks: Check in every batch that all arguments have the same number of samples.
         cast: What floating point tensors are converted to before they are kept; None leaves them as they are.
+        pad: The number with which tensors are filled up, at the ends of their dimensions but the first, to the longest
+            of all batches. None: tensors that differ in more than their number of samples are an error.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class Metric:
         main_metric: str | None = None,
         do_checks: bool = True,
         cast: torch.dtype | str | None = torch.float32,
+        *,
+        pad: float | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"a metric needs a name, not {name!r}")
@@ -40,6 +44,9 @@ class Metric:
         self.directions = _directions(name, self.main_metric, greater_is_better)
         self.do_checks = do_checks
         self.cast = _dtype(cast)
+        if pad is not None and not isinstance(pad, int | float):
+            raise ValueError(f"pad of '{name}' is a number, or None, not {pad!r}")
+        self.pad = pad
 
     @property
     def greater_is_better(self) -> bool:
@@ -69,8 +76,10 @@ class MetricParallel(Metric):
         greater_is_better: bool | Mapping[str, bool] = True,
         main_metric: str | None = None,
         do_checks: bool = True,
+        *,
+        pad: float | None = None,
     ) -> None:
-        super().__init__(name, greater_is_better, main_metric, do_checks, cast=None)
+        super().__init__(name, greater_is_better, main_metric, do_checks, cast=None, pad=pad)
 
 
 class FunctionMetric(Metric):
@@ -80,12 +89,18 @@ class FunctionMetric(Metric):
         name: The name of the metric.
         function: Called as `function(predictions, targets, ...)`.
         greater_is_better: The direction of the value, or those of several by name.
+        pad: As of `Metric`.
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], greater_is_better: bool | Mapping[str, bool] = True
+        self,
+        name: str,
+        function: Callable[..., Any],
+        greater_is_better: bool | Mapping[str, bool] = True,
+        *,
+        pad: float | None = None,
     ) -> None:
-        super().__init__(name, greater_is_better)
+        super().__init__(name, greater_is_better, pad=pad)
         if not callable(function):
             raise ValueError(f"'{name}' needs a function, not {function!r}")
         self._function = function

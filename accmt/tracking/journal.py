@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ DECISIONS = "decisions.jsonl"
 class Journal:
     """An append-only file of JSON lines; each line is on the disk when `append` returns.
 
-    Only the main process writes; elsewhere `writes=False` makes it count along.
+    A line that cannot be written is a warning, and waits for the next one, or for `flush`; two failures in a row are an
+    error. Only the main process writes; elsewhere `writes=False` makes it count along.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self._writes = writes
+        self._waiting = b""
         self.lines = 0
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -30,16 +33,31 @@ class Journal:
 
         Raises:
             ValueError: A number is NaN or infinite.
-            OSError: It could not be written; the file is as before.
+            OSError: It could not be written, nor could the one before; the file is as before.
         """
-        line = json.dumps(entry, allow_nan=False) + "\n"
-        if self._writes:
-            self._write(line.encode())
+        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         self.lines += 1
+        waited, self._waiting = self._waiting, self._waiting + line
+        try:
+            self.flush()
+        except OSError as error:
+            if waited:
+                raise
+            warnings.warn(f"{self.path}: line {self.lines} waits to be written: {error.strerror}", stacklevel=2)
+
+    def flush(self) -> None:
+        """Write the lines that wait.
+
+        Raises:
+            OSError: They could not be written; the file is as before.
+        """
+        if self._writes and self._waiting:
+            self._write(self._waiting)
+        self._waiting = b""
 
     def cut(self, lines: int) -> None:
         """Keep the first `lines` lines, as what came after a checkpoint is written again. None are made up."""
-        self.lines = lines
+        self.lines, self._waiting = lines, b""
         if not self._writes or not (self.path.exists() or lines):
             return
         kept = read_lines(self.path)[:lines] if self.path.exists() else []
@@ -52,13 +70,13 @@ class Journal:
         os.replace(temporary, self.path)
         _flush_folder(self.path)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()
         with self.path.open("ab+", buffering=0) as file:
             end = _end_of_lines(file)
             file.truncate(end)
             try:
-                if file.write(line) != len(line):
+                if file.write(lines) != len(lines):
                     raise OSError(errno.ENOSPC, "it could not be written: the disk may be full")
                 os.fsync(file.fileno())
             except OSError as error:

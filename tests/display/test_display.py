@@ -159,3 +159,17 @@ def test_both_displays_have_the_same_methods():
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert methods(NoDisplay) == methods(ConsoleDisplay)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])
+def test_an_output_that_takes_nothing_more_ends_no_training(monkeypatch, error):
+    class Full(StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr("sys.stdout", Full())
+    display = ConsoleDisplay()
+    for _ in range(2):
+        display.warn("it goes on")
+        display.show("a table")
+        display.evaluated(OBSERVATION, Decision(Progress(step=1), (SAVED,)))

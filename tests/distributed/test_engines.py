@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,22 @@ def trained(tmp_path_factory):
     return train
 
 
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory):
+    """Engine -> a copy of the folder of a training that was killed after 18 steps; each is made once."""
+    made = {}
+
+    def copied(engine):
+        if engine not in made:
+            made[engine] = tmp_path_factory.mktemp(engine) / "model"
+            assert launch(engine, made[engine], "cut=18").returncode != 0
+        copy = tmp_path_factory.mktemp("copy") / "model"
+        shutil.copytree(made[engine], copy)
+        return copy
+
+    return copied
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_trains_evaluates_and_decides_as_replicas_do(trained, engine):
     folder, plain = trained(engine), trained("ddp")
@@ -112,10 +129,8 @@ def test_the_saved_model_is_the_whole_one(trained, engine):
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "deepspeed-1", "deepspeed-3"])
-def test_a_killed_training_goes_on_bit_by_bit(trained, engine, tmp_path):
-    folder = tmp_path / "model"
-    killed = launch(engine, folder, "cut=18")
-    assert killed.returncode != 0
+def test_a_killed_training_goes_on_bit_by_bit(trained, cut_short, engine):
+    folder = cut_short(engine)
     newest = Checkpoints(folder).newest()
     assert newest is not None
     assert newest.step == 15
@@ -131,10 +146,9 @@ def test_a_killed_training_goes_on_bit_by_bit(trained, engine, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_what_fsdp_shared_out_is_read_by_any_number(tmp_path, processes):
+def test_what_fsdp_shared_out_is_read_by_any_number(cut_short, processes):
     """The weights and the optimizer that another number of processes takes up are those that were written."""
-    folder = tmp_path / "model"
-    assert launch("fsdp2", folder, "cut=18").returncode != 0
+    folder = cut_short("fsdp2")
     ran = launch("fsdp2", folder, processes=processes)
     assert ran.returncode == 0, ran.stderr
     assert f"made by 2 process(es) and {processes} continue" in " ".join(ran.stdout.split())
@@ -143,9 +157,8 @@ def test_what_fsdp_shared_out_is_read_by_any_number(tmp_path, processes):
     assert history(folder)[-1]["samples"] == 3 * 86
 
 
-def test_deepspeed_refuses_another_number_of_processes(tmp_path):
-    folder = tmp_path / "model"
-    assert launch("deepspeed-2", folder, "cut=18").returncode != 0
+def test_deepspeed_refuses_another_number_of_processes(cut_short):
+    folder = cut_short("deepspeed-2")
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())
     ran = launch("deepspeed-2", folder, processes=3)
     assert ran.returncode != 0
@@ -154,21 +167,19 @@ def test_deepspeed_refuses_another_number_of_processes(tmp_path):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
 
 
-def test_another_engine_is_refused_before_anything_is_loaded(tmp_path):
-    folder = tmp_path / "model"
-    assert launch("deepspeed-2", folder, "cut=18").returncode != 0
+def test_another_engine_is_refused_before_anything_is_loaded(cut_short):
+    folder = cut_short("deepspeed-2")
     ran = launch("deepspeed-3", folder)
     assert "it was written by stage 2 of ZeRO, and this is stage 3" in ran.stderr
     ran = launch("ddp", folder)
     assert "it was written with DeepSpeed: launch as before" in ran.stderr
 
 
-def test_a_file_that_would_execute_something_is_not_read(tmp_path):
+def test_a_file_that_would_execute_something_is_not_read(cut_short, tmp_path):
     """Planted with a manifest that fits, so that nothing but the look into it can find it."""
     from accmt.checkpoint import publish
 
-    folder = tmp_path / "model"
-    assert launch("deepspeed-2", folder, "cut=8").returncode != 0
+    folder = cut_short("deepspeed-2")
     newest = Checkpoints(folder).newest()
     marker = tmp_path / "executed"
 
@@ -191,10 +202,10 @@ def test_a_file_that_would_execute_something_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "deepspeed-2"])
-@pytest.mark.parametrize("pair", ["grad_accumulation_steps=3", "by_hand=true", "safe_mode=false"])
-def test_options_under_an_engine(trained, engine, pair):
-    """Accumulation, steps made by hand, and models called past the wrapper, each as under replicas."""
-    assert_close(trained(engine, pair), trained("ddp", pair))
+@pytest.mark.parametrize("pairs", [("grad_accumulation_steps=3", "safe_mode=false"), ("by_hand=true",)])
+def test_options_under_an_engine(trained, engine, pairs):
+    """Accumulation with models called past the wrapper, and steps made by hand, each as under replicas."""
+    assert_close(trained(engine, *pairs), trained("ddp", *pairs))
 
 
 def test_batches_are_converted_for_a_model_of_low_precision(tmp_path):

@@ -2,10 +2,10 @@
 
 Two processes train together. One of them is killed, or stopped for good; it raises an error of its own in a step, an
 evaluation, a metric or a callback, or while the two tell each other what only one of them knows; or it cannot write its
-part of a checkpoint. It has **survived** if the other one ends with an error soon (after a stop: within the time limit
-that the script has set), no checkpoint is visible that is not complete, and a new start ends bit by bit as a training
-that nothing happened to. Under torchrun nobody starts it by hand. Two trainings that are started in one folder at the
-same moment have survived if exactly one of them trains.
+part of a checkpoint. It has **survived** if the other one ends soon (after a stop: within the time limit that the
+script has set), the first error and no other is shown, no checkpoint is visible that is not complete, and a new start
+ends bit by bit as a training that nothing happened to. Under torchrun nobody starts it by hand. Two trainings that are
+started in one folder at the same moment have survived if exactly one of them trains.
 """
 
 import pytest
@@ -63,6 +63,7 @@ def test_one_is_killed(tally, trial, expected, background):
             with pair.launch(kill) as launch:
                 assert launch.ends(1 - rank, within=20) == [1], launch.shown()
                 assert launch.ends() == ([-9, 1] if rank == 0 else [1, -9])
+                assert launch.printed().count("another process of this training has ended, or has not answered") == 1
             pair.check()
             assert pair.goes_on() == expected
             assert not pair.left_behind()
@@ -95,7 +96,8 @@ def test_one_raises(tally, trial, expected, background):
             [own] = pair.noted(rank=rank, ended="ArithmeticError")
             assert own["text"] == "disturbed"
             [other] = pair.noted(rank=1 - rank)
-            assert other["ended"] != ""
+            assert other["ended"] == "PeerFailed"
+            assert launch.printed().count("ArithmeticError: disturbed") == 1
             pair.check()
             assert pair.goes_on() == expected
 
@@ -124,7 +126,8 @@ def test_one_cannot_write(tally, trial, expected, background):
             made = [step for step in (4, 8, 12) if step not in lost and not (twice and step > 4 * first)]
             assert pair.steps_there() == made
             if twice:
-                assert {line["ended"] for line in pair.noted() if "ended" in line} == {"Failed"}
+                ended = {line["rank"]: line["ended"] for line in pair.noted() if "ended" in line}
+                assert ended == {rank: "Failed", 1 - rank: "PeerFailed"}
                 assert weights(pair.goes_on()) == weights(expected)
             else:
                 assert weights(pair.endings()) == weights(expected)

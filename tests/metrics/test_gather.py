@@ -181,7 +181,7 @@ def test_batches_that_do_not_fit_together():
         (
             [(torch.ones(2, 5),), (torch.ones(2, 7),)],
             "the batches of metric 'f1' differ in more than their number of samples: (2, 5), (2, 7), ...; "
-            "pad them to one length in validation_step",
+            "give the metric a number to fill them up with (pad=...), or pad them in validation_step",
         ),
         (
             [({"a": torch.ones(2)},), ({"b": torch.ones(2)},)],

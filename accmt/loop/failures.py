@@ -1,0 +1,76 @@
+"""Which error of several processes is shown: the one that came first, and it alone.
+
+When a process fails, the others fail a moment later, because it does not answer any more. Their errors say nothing that
+the first one does not: they end with status 1, and without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from itertools import count
+
+from accelerate import PartialState
+from torch import distributed as dist
+from torch.distributed.distributed_c10d import Store, _get_default_store
+
+from accmt.checkpoint.together import Failed
+
+_numbers = count(1)
+_PATIENCE = timedelta(seconds=2)
+_OF_BACKENDS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out", re.IGNORECASE)
+_NOTE = (
+    "another process of this training has ended, or has not answered within the time limit: what it printed may say why"
+)
+
+
+class PeerFailed(SystemExit):
+    """Another process failed first, and shows its error. If it is not caught, this process ends with status 1."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+class Failures:
+    """Of one training, the how many-th of its processes."""
+
+    def __init__(self) -> None:
+        number = next(_numbers)
+        self._own, self._others = f"accmt/{number}/failed", f"accmt/{number}/others"
+
+    def show_first(self, error: BaseException) -> None:
+        """Tell the other processes that this one failed, unless one of them failed first.
+
+        Raises:
+            PeerFailed: Another one did, and this error only follows from it.
+        """
+        if not dist.is_initialized() or PartialState().num_processes == 1:
+            return
+        store = _get_default_store()
+        try:
+            if not _follows(error):
+                store.set(self._own, "")
+                return
+            # Where no process tells of an error, one was killed, or stopped: one of the others shows that.
+            is_shown = self._is_told(store) or store.add(self._others, 1) > 1
+        except RuntimeError:  # the process that kept the store is gone as well
+            is_shown = False
+        if is_shown:
+            raise PeerFailed from None
+        if not isinstance(error, Failed):
+            error.add_note(_NOTE)
+
+    def _is_told(self, store: Store) -> bool:
+        """Whether a process tells of an error of its own, now or soon."""
+        try:
+            store.wait([self._own], _PATIENCE)
+        except RuntimeError:
+            return False
+        return True
+
+
+def _follows(error: BaseException) -> bool:
+    """Whether an error can come from another process."""
+    if isinstance(error, Failed):
+        return error.__cause__ is None
+    return isinstance(error, RuntimeError) and _OF_BACKENDS.search(str(error)) is not None

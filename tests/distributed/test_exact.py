@@ -1,0 +1,66 @@
+"""Values are those of one process over the dataset once, for every number of processes and every batch size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "exact.py"
+DECIDING = Path(__file__).parent / "deciding.py"
+IN_ORDER = ("floats", "halves", "whole", "truths", "named", "ragged")
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+    """Number of processes -> what each of them got."""
+
+    def evaluate(processes):
+        file = tmp_path_factory.mktemp("exact") / "values"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), str(file)]
+        ran = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return [json.loads(Path(f"{file}-{rank}.json").read_text()) for rank in range(processes)]
+
+    return evaluate
+
+
+def test_values_do_not_depend_on_processes_and_batches(values):
+    [expected] = values(1)
+    whole = expected["50"]
+    for processes in (1, 2, 3):
+        found = [expected] if processes == 1 else values(processes)
+        assert all(each == found[0] for each in found)
+        for size, datasets in found[0].items():
+            for count, metrics in datasets.items():
+                where = f"{processes} processes, batches of {size}, {count} samples"
+                for name in IN_ORDER:
+                    assert metrics[name] == whole[count][name], f"{name}: {where}"
+                for name in ("valid_loss", "mean", "accuracy", "order"):
+                    close = pytest.approx(whole[count][name], rel=1e-6, nan_ok=True)
+                    assert metrics[name] == close, f"{name}: {where}"
+    assert len({metrics["floats"] for metrics in whole.values()}) == len(whole)
+
+
+def test_all_processes_decide_alike(tmp_path):
+    """Over metrics drawn by chance, other ones on each process, NaN among them, and rules that look at the clock."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", DECIDING, tmp_path / "model"]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, *others = (json.loads((tmp_path / f"model-rank{rank}.json").read_text()) for rank in range(3))
+    assert others == [first, first]
+    decisions = first["decisions"]
+    outcomes = {verdict["outcome"] for decision in decisions for verdict in decision["verdicts"]}
+    assert {"saved", "not better", "nan"} <= outcomes
+    assert len(decisions) > 20
+    assert decisions[-1]["stop"]["asked_by"] == "elapsed > 4 seconds"
+    assert first["checkpoints"] >= 5
+    written = [json.loads(line) for line in (tmp_path / "model" / "decisions.jsonl").read_text().splitlines()]
+    assert written == decisions
