@@ -14,6 +14,7 @@ from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved import Saving, best_in
+from accmt.checkpoint.shared import require_shared
 from accmt.checkpoint.together import from_main
 from accmt.display.gpu_users import gpu_users
 from accmt.fit_check import check_evaluation, check_fit
@@ -291,6 +292,7 @@ class Trainer:
             problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
             raise ConfigError([problem], "Trainer(...)") from None
         try:
+            require_shared(self.model_path)
             with lent(planned.module):
                 self.state = TrainingState()
                 checkpoint = find_checkpoint(planned)

@@ -13,6 +13,11 @@ LOCK = ".lock"
 _held: set[tuple[int, Path]] = set()
 
 
+def is_held_here(folder: Path) -> bool:
+    """Whether this process holds the lock of a folder."""
+    return (os.getpid(), folder.resolve()) in _held
+
+
 class Lock:
     """A POSIX record lock on a folder. It ends with its process, however that ends, and no child inherits it."""
 
@@ -30,7 +35,7 @@ class Lock:
         import fcntl
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        if (os.getpid(), self._folder) in _held:
+        if is_held_here(self._folder):
             raise RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
         self._file = self._opened()
         try:

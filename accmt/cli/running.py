@@ -29,7 +29,7 @@ class AtWork:
 
 def at_work(model_path: Path) -> AtWork:
     """Ask who holds the lock of a `model_path`; nothing is locked or written, and reading rights are enough."""
-    if (os.getpid(), model_path.resolve()) in lock._held:
+    if lock.is_held_here(model_path):
         return AtWork(True, os.getpid())  # to open and close the file in its own process would end the lock
     try:
         file = os.open(model_path / lock.LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)

@@ -7,8 +7,12 @@ the first one does not: they end with status 1, and without a word.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
+from threading import Thread
+from typing import TypeVar
 
 from accelerate import PartialState
 from torch import distributed as dist
@@ -16,6 +20,7 @@ from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from accmt.checkpoint.together import Failed
 
+_T = TypeVar("_T")
 _numbers = count(1)
 _PATIENCE = timedelta(seconds=2)
 _OF_BACKENDS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out", re.IGNORECASE)
@@ -47,15 +52,11 @@ class Failures:
         if not dist.is_initialized() or PartialState().num_processes == 1:
             return
         store = _get_default_store()
-        try:
-            if not _follows(error):
-                store.set(self._own, "")
-                return
-            # Where no process tells of an error, one was killed, or stopped: one of the others shows that.
-            is_shown = self._is_told(store) or store.add(self._others, 1) > 1
-        except RuntimeError:  # the process that kept the store is gone as well
-            is_shown = False
-        if is_shown:
+        if not _follows(error):
+            _asked(lambda: store.set(self._own, ""))
+            return
+        # Where no process tells of an error, one was killed, or stopped: one of the others shows that.
+        if _asked(lambda: self._is_told(store) or store.add(self._others, 1) > 1):
             raise PeerFailed from None
         if not isinstance(error, Failed):
             error.add_note(_NOTE)
@@ -67,6 +68,20 @@ class Failures:
         except RuntimeError:
             return False
         return True
+
+
+def _asked(question: Callable[[], _T]) -> _T | None:
+    """What a store answers; None where it does not, since its process is gone, or cannot be reached any more."""
+    answers: list[_T] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):
+            answers.append(question())
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * _PATIENCE.total_seconds())
+    return answers[0] if answers else None
 
 
 def _follows(error: BaseException) -> bool:

@@ -3,10 +3,13 @@
 import json
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torchmetrics
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -27,7 +30,10 @@ arguments = {key: json.loads(value) for key, value in (pair.split("=", 1) for pa
 cut, seed, epochs = arguments.pop("cut", None), arguments.pop("seed", 0), arguments.pop("epochs", 2)
 dropout, stream = arguments.pop("dropout", 0.0), arguments.pop("stream", False)
 again = arguments.pop("again", False)
+timeout, pause = arguments.pop("timeout", None), arguments.pop("pause", 0.0)
 rank = int(os.environ.get("RANK", "0"))
+if timeout is not None:
+    PartialState(cpu=True, timeout=timedelta(seconds=timeout))
 
 
 class Module(AcceleratorModule):
@@ -37,6 +43,7 @@ class Module(AcceleratorModule):
     def training_step(self, batch):
         if cut is not None and self.state.global_step == cut:
             os._exit(3)
+        time.sleep(pause)
         return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
     def validation_step(self, key, batch):

@@ -1,0 +1,49 @@
+"""Whether all processes see one folder: a checkpoint is written by all of them, and published by one."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+
+from accmt.checkpoint.together import everywhere, on_main
+
+# Network file systems show what another machine has made only after a while.
+_PATIENCE = 3.0
+_PAUSE = 0.05
+
+
+def require_shared(folder: Path) -> None:
+    """Find out whether a folder is the same on every process.
+
+    Raises:
+        Failed: On every process; another machine has a folder of its own there, or none.
+    """
+    if PartialState().num_processes == 1:
+        return
+    mark = folder / on_main(partial(_made_in, folder))
+    try:
+        everywhere(partial(_see, mark))
+    finally:
+        if PartialState().is_main_process:
+            with suppress(OSError):
+                mark.unlink()
+
+
+def _made_in(folder: Path) -> str:
+    """The name of a new file there."""
+    name = f".tmp-shared-{uuid.uuid4().hex[:12]}"
+    (folder / name).touch()
+    return name
+
+
+def _see(mark: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while not mark.exists():
+        if time.monotonic() > until:
+            raise FileNotFoundError(f"{mark.parent} is another folder there: several machines need one that they share")
+        time.sleep(_PAUSE)
