@@ -352,7 +352,7 @@ class Trainer:
         run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
         try:
             stop = train(run)
-            from_main(run.flush_journals)
+            run.flush_journals()
             run.close()
             status = "FINISHED"
             return stop

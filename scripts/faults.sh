@@ -8,6 +8,6 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 counts=$(mktemp -d)
 trap 'rm -rf "$counts"' EXIT
 status=0
-.venv/bin/python -m pytest tests/faults -n 2 --full --counts "$counts" --timeout 3600 "$@" || status=$?
+.venv/bin/python -m pytest tests/faults -n 2 --dist loadgroup --full --counts "$counts" --timeout 3600 "$@" || status=$?
 .venv/bin/python tests/faults/report.py "$counts" docs/faults.md
 exit "$status"

@@ -39,10 +39,12 @@ def agreed(outcome: Outcome, trial: str) -> Outcome:
     """
     _meet(outcome, trial)
     outcomes = everywhere(lambda: outcome)
-    for rank, other in enumerate(outcomes):
-        if other.state is State.FAILED:
-            place = f"process {rank}: " if len(outcomes) > 1 else ""
-            return Outcome(State.FAILED, error=f"{place}{other.error}", details=other.details)
+    failures = [(rank, other) for rank, other in enumerate(outcomes) if other.state is State.FAILED]
+    if failures:
+        # One that failed because another did has no details.
+        rank, first = next((failure for failure in failures if failure[1].details), failures[0])
+        place = f"process {rank}: " if len(outcomes) > 1 else ""
+        return Outcome(State.FAILED, error=f"{place}{first.error}", details=first.details)
     return next((other for other in outcomes if other.state is State.PRUNED), outcome)
 
 

@@ -21,6 +21,7 @@ from accmt.hp_search.agreement import agreed
 from accmt.hp_search.objective import Objective
 from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
 from accmt.hyperparameters import HyperParameters
+from accmt.loop.failures import PeerFailed
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleError
 from accmt.tracking.outbox import FOLDER as OUTBOX
@@ -143,6 +144,8 @@ def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: Hype
             outcome = Outcome(State.PRUNED, error=str(pruned))
         except (RuleError, SameModel):
             raise
+        except PeerFailed:
+            outcome = Outcome(State.FAILED, error="another process failed")
         except Exception as error:
             outcome = failed(error)
         outcome = agreed(outcome, f"trial {number} of {study.name}")

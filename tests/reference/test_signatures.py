@@ -30,6 +30,8 @@ EXTRAS = {
         "quiet",
     ],
     "accmt.Trainer.register_model_saving": ["name", "patience"],
+    "accmt.metrics.Metric": ["pad"],
+    "accmt.metrics.MetricParallel": ["pad"],
     "accmt.hp_search.HyperParameterSearch.optimize": [
         "objective",
         "storage",

@@ -43,4 +43,4 @@ def test_a_refusal_ends_both(tmp_path, mlflow):
     ran = launch(tmp_path / "model", log_with="mlflow", logging_dir="what?")
     assert ran.returncode != 0
     assert "log_with: mlflow cannot be used: ValueError: MLflow cannot keep its store in" in ran.stderr
-    assert "accmt.checkpoint.together.Failed: ConfigError: 1 mistake in fit(...):" in ran.stderr
+    assert ran.stderr.count("1 mistake in fit(...):") == 1, "the other process has nothing to add"
