@@ -89,7 +89,7 @@ def run(name: str, arguments: argparse.Namespace) -> list[Run]:
         command += ["--classes", str(arguments.classes), "--batch", str(arguments.batch)]
         ran = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if ran.returncode:
-            raise SystemExit(f"{name} failed:\n{ran.stderr[-3000:]}")
+            raise SystemExit(f"{name} failed:\n{ran.stderr[-9000:]}")
         return [json.loads(Path(f"{folder}/run-{rank}").read_text()) for rank in range(2)]
 
 
@@ -238,7 +238,12 @@ def of_transformers(model: Any, arguments: argparse.Namespace) -> Evaluate:
         return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
 
     options = TrainingArguments(
-        output_dir="out", per_device_eval_batch_size=arguments.batch, use_cpu=True, report_to=[], disable_tqdm=True
+        output_dir="out",
+        per_device_eval_batch_size=arguments.batch,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
     )
     trainer = Trainer(Model(), options, data_collator=collate, compute_metrics=compute)
     return lambda data: float(trainer.evaluate(data)["eval_accuracy"])
