@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from accmt.checkpoint.together import Failed
+from accmt.metrics.gather import FailedElsewhere
 
 _T = TypeVar("_T")
 _numbers = count(1)
@@ -58,7 +59,7 @@ class Failures:
         # Where no process tells of an error, one was killed, or stopped: one of the others shows that.
         if _asked(lambda: self._is_told(store) or store.add(self._others, 1) > 1):
             raise PeerFailed from None
-        if not isinstance(error, Failed):
+        if not isinstance(error, Failed | FailedElsewhere):
             error.add_note(_NOTE)
 
     def _is_told(self, store: Store) -> bool:
@@ -88,4 +89,6 @@ def _follows(error: BaseException) -> bool:
     """Whether an error can come from another process."""
     if isinstance(error, Failed):
         return error.__cause__ is None
+    if isinstance(error, FailedElsewhere):
+        return True
     return isinstance(error, RuntimeError) and _OF_BACKENDS.search(str(error)) is not None

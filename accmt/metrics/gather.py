@@ -21,6 +21,10 @@ Arguments = tuple[Any, ...]
 _T = TypeVar("_T")
 
 
+class FailedElsewhere(RuntimeError):
+    """A metric could not be computed on another process, which has the error."""
+
+
 class Gatherer(Protocol):
     """Collects batches of one metric over one dataset."""
 
@@ -208,7 +212,7 @@ def _from_all(action: Callable[[], _T]) -> list[_T]:
         raise error
     for rank, (_, text) in enumerate(gathered):
         if text is not None:
-            raise RuntimeError(f"it failed on process {rank}: {text}")
+            raise FailedElsewhere(f"it failed on process {rank}: {text}")
     return [value for value, _ in gathered]
 
 

@@ -87,7 +87,7 @@ def test_one_stops(tally, trial, expected, background):
 
 @pytest.mark.parametrize("background", BACKGROUND)
 def test_one_raises(tally, trial, expected, background):
-    for attempt in tally(f"one of two processes raises an error, {how(background)}", small=3, full=60):
+    for attempt in tally(f"one of two processes raises an error, {how(background)}", small=5, full=60):
         with attempt:
             rank, error = plan_of(attempt, "raise", [moment for moment in MOMENTS if moment["at"] != "write"])
             pair = trial(**PAIR, checkpoint_async=background)
