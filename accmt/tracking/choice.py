@@ -181,11 +181,12 @@ def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) ->
     writing = [tracker for tracker in trackers if _writes(tracker)]
     names = [("track_name", track_name)] if writing else []
     names += [("run_name", trackers[tracker]["run_name"]) for tracker in writing if "run_name" in trackers[tracker]]
-    return [
+    problems = [
         Problem(place, f"'{name}' would lead out of logging_dir: give a name without '..' that does not begin with '/'")
-        for place, name in dict.fromkeys(names)
+        for place, name in names
         if isinstance(name, str) and (".." in Path(name).parts or Path(name).is_absolute())
     ]
+    return list(dict.fromkeys(problems))
 
 
 def _writes(name: str) -> bool:
