@@ -5,6 +5,7 @@ SIGTERM to all of them would end the workers first, and with them the training, 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 
 # What a worker that is asked to end waits at most for the end of its training.
 _PATIENCE = 60.0
+_HELD = (signal.SIGTERM, signal.SIGUSR1)
 
 _Begin = Callable[[int], None] | None
 
@@ -29,7 +32,42 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     SIGUSR1 they ignore. They end with their loader; with the process of the training, which asks them by SIGTERM as
     well; and by themselves if neither ends in a minute.
     """
+    if not loader.num_workers:
+        return
     loader.worker_init_fn = partial(_begin, _end_of(os.getpid()), loader.worker_init_fn)
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    loader.multiprocessing_context = _HOLDING.get(type(context), context)
+
+
+class _Holding:
+    """A worker that signals do not reach until it is ready for them: torch lets SIGTERM end it before."""
+
+    def start(self) -> None:
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # the new process begins with it
+        try:
+            super().start()  # type: ignore[misc]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+class _Forked(_Holding, ForkProcess):
+    pass
+
+
+class _Spawned(_Holding, SpawnProcess):
+    pass
+
+
+class _Forking(ForkContext):
+    Process = _Forked
+
+
+class _Spawning(SpawnContext):
+    Process = _Spawned
+
+
+# A server of forks does not pass on what is held: its workers keep the gap.
+_HOLDING = {ForkContext: _Forking(), SpawnContext: _Spawning()}
 
 
 @cache
@@ -43,6 +81,7 @@ def _end_of(process: int) -> Connection:
 def _begin(end: Connection, first: _Begin, worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, partial(_end_later, end))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     if first is not None:
         first(worker)
 
