@@ -73,6 +73,19 @@ def collate(samples):
     return {"x": torch.stack([sample["x"] for sample in samples]), "tokens": tokens}
 
 
+def evaluate(size, metrics, counts):
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            {"epochs": 1, "batch_size": (4, size), "optimizer": "SGD"},
+            folder,
+            metrics=metrics,
+            collate_fn=collate,
+            dataloader_num_workers=0,
+            destroy_after_training=False,
+        )
+        return trainer.evaluate(Module(), {str(count): make(count) for count in counts})
+
+
 values = {}
 for size in BATCHES:
     metrics = [
@@ -85,14 +98,10 @@ for size in BATCHES:
     ]
     halves = FunctionMetric("halves", checksum)
     halves.cast = None
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            {"epochs": 1, "batch_size": (4, size), "optimizer": "SGD"},
-            folder,
-            metrics=[*metrics, halves],
-            collate_fn=collate,
-            dataloader_num_workers=0,
-            destroy_after_training=False,
-        )
-        values[size] = trainer.evaluate(Module(), {str(count): make(count) for count in SIZES})
-Path(f"{sys.argv[1]}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(values))
+    values[size] = evaluate(size, [*metrics, halves], SIZES)
+try:
+    evaluate(2, [FunctionMetric("ragged", checksum)], [22])
+except Exception as error:
+    refused = f"{type(error).__name__}: {error}"
+found = {"values": values, "refused": refused}
+Path(f"{sys.argv[1]}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def values(tmp_path_factory):
+def evaluated(tmp_path_factory):
     """Number of processes -> what each of them got."""
 
+    @cache
     def evaluate(processes):
         file = tmp_path_factory.mktemp("exact") / "values"
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -31,11 +33,11 @@ def values(tmp_path_factory):
     return evaluate
 
 
-def test_values_do_not_depend_on_processes_and_batches(values):
-    [expected] = values(1)
+def test_values_do_not_depend_on_processes_and_batches(evaluated):
+    [expected] = (found["values"] for found in evaluated(1))
     whole = expected["50"]
     for processes in (1, 2, 3):
-        found = [expected] if processes == 1 else values(processes)
+        found = [each["values"] for each in evaluated(processes)]
         assert all(each == found[0] for each in found)
         for size, datasets in found[0].items():
             for count, metrics in datasets.items():
@@ -46,6 +48,14 @@ def test_values_do_not_depend_on_processes_and_batches(values):
                     close = pytest.approx(whole[count][name], rel=1e-6, nan_ok=True)
                     assert metrics[name] == close, f"{name}: {where}"
     assert len({metrics["floats"] for metrics in whole.values()}) == len(whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_that_do_not_fit_together_are_refused_by_all(evaluated, processes):
+    main, *others = (found["refused"] for found in evaluated(processes))
+    assert "the batches of metric 'ragged' differ in more than their number of samples" in main
+    assert "(pad=...)" in main
+    assert all("process 0" in text for text in others), others
 
 
 def test_all_processes_decide_alike(tmp_path):
