@@ -1,0 +1,89 @@
+"""The page of checkpoints tells of the files, arguments and ways to go on that there are."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import accmt
+from accmt import HyperParameters, Trainer
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
+[PROGRAM] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+[TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
+CADENCE = "500 steps or 10 minutes"
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, regression, data):
+    """Train with the trainer of the page, with checkpoints at every other step and other arguments if asked for."""
+    monkeypatch.chdir(tmp_path)
+    assert CADENCE in PROGRAM
+
+    def run(resume=None):
+        program = PROGRAM.replace(CADENCE, "2 steps").replace("runs/model", "model")
+        hps = HyperParameters(2, None, 4, "SGD", {"lr": 0.05})
+        names = {"Trainer": partial(Trainer, resume=resume), "hps": hps}
+        exec(program, names)
+        trainer = names["trainer"]
+        trainer.register_model_saving("best_valid_loss")
+        trainer.fit(regression(), data(16), data(8))
+        return trainer
+
+    return run
+
+
+def names_in(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_the_files_of_a_checkpoint_and_a_saving(train):
+    train()
+    listed = re.findall(r"^    (\S+)  ", TREE, re.MULTILINE)
+    newest = names_in("model/checkpoints")[-1]
+    assert names_in(f"model/checkpoints/{newest}") == sorted(listed)
+    described = json.loads(Path(f"model/checkpoints/{newest}/MANIFEST.json").read_text())
+    assert sorted(described["files"]) == sorted(set(listed) - {"MANIFEST.json"})
+    assert {"saving.json", "MANIFEST.json"} < set(names_in("model/best_valid_loss"))
+
+
+def test_it_keeps_as_many_as_it_says(train):
+    train()
+    assert names_in("model/checkpoints") == [f"checkpoint-000{n}-step-{2 * n}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("resume", [None, True, -1])
+def test_the_newest_is_continued(train, resume):
+    train()
+    before = names_in("model/checkpoints")
+    trainer = train(resume=resume)
+    assert trainer.state.finished
+    assert names_in("model/checkpoints") == before
+
+
+@pytest.mark.parametrize("resume", [True, -1, 3])
+def test_one_that_has_to_be_there(train, resume):
+    with pytest.raises(RuntimeError, match=f"resume={resume}, but there is no checkpoint"):
+        train(resume=resume)
+
+
+def test_an_earlier_one_is_continued_and_later_ones_are_put_away(train):
+    train()
+    train(resume=3)
+    assert names_in("model/checkpoints") == [f"checkpoint-000{n}-step-{2 * n}" for n in (2, 3, 4)]
+    assert names_in("model/earlier-1") == ["checkpoint-0004-step-8"]
+
+
+def test_a_new_start_puts_everything_away(train):
+    train()
+    before = names_in("model/checkpoints")
+    train(resume=False)
+    assert names_in("model/earlier-1/checkpoints") == before
+
+
+def test_the_exceptions_that_it_names():
+    for name in re.findall(r"accmt\.([A-Z]\w+)", PAGE):
+        assert issubclass(getattr(accmt, name), SystemExit)
+    assert accmt.PeerFailed().code == 1
