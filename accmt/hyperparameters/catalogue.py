@@ -78,7 +78,7 @@ class Catalogue:
         if "." in name:
             return self._by_dotted_name(name)
         raise ValueError(
-            f"unknown {self.noun} '{name}'{did_you_mean(name, self.entries)} "
+            f"unknown {self.noun} {name!r}{did_you_mean(name, self.entries)} "
             f"Allowed are {', '.join(self.entries)}, {self._others}"
         )
 
@@ -88,11 +88,11 @@ class Catalogue:
         module = sys.modules.get(module_name)
         if module is None:
             raise ValueError(
-                f"'{name}' is in no module that is imported; import {module_name} before, or give the class"
+                f"{name!r} is in no module that is imported; import {module_name} before, or give the class"
             )
         found = getattr(module, attribute, None)
         if not isinstance(found, type) or not issubclass(found, self.base) or found is self.base:
-            raise ValueError(f"'{name}' is not a subclass of {self.base_name}")
+            raise ValueError(f"{name!r} is not a subclass of {self.base_name}")
         return found
 
     def _known_name(self, factory: Factory) -> str | None:

@@ -210,7 +210,12 @@ def _no_name(name: object) -> Problem:
 def _is_limit(value: object) -> bool:
     if value is None:
         return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number that no float comes near to
+        return False
 
 
 def _no_limit(key: str, value: object, text: str) -> Problem:
