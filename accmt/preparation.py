@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accmt.loop.engines import holds_replicas, is_deepspeed
+from accmt.loop.replicas import settle_buckets
 from accmt.module import AcceleratorModule
 from accmt.options import ModelOptions
 
@@ -62,6 +63,7 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
     with _quietly(not options.logs_preparation):
         model, optimizer = accelerator.prepare(own, optimizer)
+    settle_buckets(model)
     bare = own if holds_replicas(accelerator) else model
     prepare_teacher(module, options)
     trained = _compiled(model, options)

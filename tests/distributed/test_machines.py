@@ -104,14 +104,10 @@ def outcomes(folder):
     return [json.loads(Path(f"{folder}-rank{rank}.json").read_text()) for rank in range(4)]
 
 
-def observed(outcome):
-    """All values of all evaluations, in order.
-
-    They are not bit by bit the same: from three processes on, a restart adds gradients up in another order, since
-    DistributedDataParallel arranges them anew after its first step.
-    """
-    verdicts = [verdict for decision in outcome["decisions"] for verdict in decision["verdicts"]]
-    return [value for verdict in verdicts for value in verdict["values"]]
+def timeless(outcome):
+    """All but what the clock says."""
+    decisions = [{**decision, "elapsed": None} for decision in outcome["decisions"]]
+    return {**outcome, "decisions": decisions}
 
 
 def test_a_training_over_two_machines_outlives_the_loss_of_one(machines, tmp_path):
@@ -140,7 +136,7 @@ def test_a_training_over_two_machines_outlives_the_loss_of_one(machines, tmp_pat
     found = outcomes(cut)
     assert found == [found[0]] * 4
     assert [decision["step"] for decision in found[0]["decisions"]] == [3, 6, 9, 12]
-    assert observed(found[0]) == pytest.approx(observed(expected[0]), rel=0.01)
+    assert timeless(found[0]) == timeless(expected[0])
 
 
 def test_folders_that_are_not_shared_are_refused_before_the_first_step(machines, tmp_path):

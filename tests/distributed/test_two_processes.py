@@ -108,6 +108,18 @@ def test_resume_is_exact(whole):
         assert timeless(mine["decisions"]) == timeless(expected["decisions"])
 
 
+def test_resume_of_three_processes_is_exact(tmp_path):
+    """Three numbers have no exact sum that does not depend on their order."""
+    common = ("width=500", "dropout=0.2", 'checkpoint_every="2 steps"')
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch(whole, *common, processes=3).returncode == 0
+    assert launch(cut, "cut=5", *common, processes=3).returncode != 0
+    ran = launch(cut, "seed=5", *common, processes=3)
+    assert "continuing from checkpoint-0002-step-4" in ran.stdout, ran.stderr
+    for rank in range(3):
+        assert outcome(cut, rank)["weights"] == outcome(whole, rank)["weights"]
+
+
 def test_another_number_of_processes_continues_and_says_so(whole):
     folder, _ = whole
     longer = launch(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=1)

@@ -29,7 +29,7 @@ folder, *pairs = sys.argv[1:]
 arguments = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 cut, seed, epochs = arguments.pop("cut", None), arguments.pop("seed", 0), arguments.pop("epochs", 2)
 dropout, stream = arguments.pop("dropout", 0.0), arguments.pop("stream", False)
-again = arguments.pop("again", False)
+again, width = arguments.pop("again", False), arguments.pop("width", 16)
 timeout, pause = arguments.pop("timeout", None), arguments.pop("pause", 0.0)
 rank = int(os.environ.get("RANK", "0"))
 if timeout is not None:
@@ -38,7 +38,7 @@ if timeout is not None:
 
 class Module(AcceleratorModule):
     def __init__(self):
-        self.model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 2))
+        self.model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, 2))
 
     def training_step(self, batch):
         if cut is not None and self.state.global_step == cut:
