@@ -18,7 +18,7 @@ from accelerate.data_loader import get_sampler, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
 from accmt.loop.draws import END
-from accmt.loop.reading import Place, Reader
+from accmt.loop.reading import Place, Reader, ReaderState
 from accmt.loop.workers import outlast_signals
 from accmt.module import AcceleratorModule
 
@@ -170,7 +170,11 @@ class TrainingData:
 
         Returns:
             What will not be as it was, one line each.
+
+        Raises:
+            ValueError: `state` gives no such thing.
         """
+        _State.model_validate(state)
         if len(state["seeds"]) == len(self._own_seeds):
             self._own_seeds = list(state["seeds"])
         if state["processes"] != PartialState().num_processes:
@@ -224,6 +228,13 @@ class TrainingData:
                 self._ahead, self._is_last = None, True
             yield Window(iter(window), len(window), not following)
             window = following
+
+
+class _State(ReaderState):
+    """The kinds of what `TrainingData.state` gives."""
+
+    processes: int
+    seeds: list[int | None]
 
 
 class _Turns:

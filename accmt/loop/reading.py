@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from pydantic import BaseModel, ConfigDict
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -32,6 +33,28 @@ from accmt.loop.workers import outlast_signals
 _SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
 _PLAIN = (*_SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
+
+
+class Moment(BaseModel):
+    """What a state knows of a moment: of the start of an epoch, or of the place where it was taken."""
+
+    model_config = ConfigDict(strict=True)
+
+    generators: dict[str, Any]
+    samplers: list[Any] | None
+
+
+class ReaderState(BaseModel):
+    """The kinds of what `Reader.state` gives, for states that were read from a file."""
+
+    model_config = ConfigDict(strict=True)
+
+    workers: int
+    loader: Any
+    dataset: Any
+    course: Any
+    start: Moment | None
+    now: Moment
 
 
 @dataclass(frozen=True, slots=True)
