@@ -5,8 +5,8 @@
 A perceptron is trained by AdamW on batches of 512 samples a process, with one thread each, on gloo: by
 DistributedDataParallel by hand (`torch`), by Accelerate by hand, and by accmt, which evaluates after each of two epochs
 and logs as it does by default. Every run is made of fresh processes; each round runs every contestant on one process
-and on two, each round starting with the next of them. The time is that of the second half of the steps, in which the
-evaluation of the first epoch is not. The efficiency is the rate of two processes over twice the rate of one.
+and on two, each round starting with the next of them. The time is that of the steps of the second epoch but its first, in
+which there is no evaluation and no checkpoint. The efficiency is the rate of two processes over twice the rate of one.
 
 The program exits with 1 if processes of a run end with different weights, or a contestant took another number of steps.
 """
@@ -83,7 +83,7 @@ def launch(name: str, processes: int, arguments: argparse.Namespace) -> list[Run
 
 
 def print_table(arguments: argparse.Namespace, best: dict[tuple[str, int], float]) -> None:
-    samples = arguments.batch * (arguments.steps - arguments.steps // 2)
+    samples = arguments.batch * (arguments.steps - arguments.steps // 2 - 1)
     print(f"best of {arguments.rounds} rounds, samples/s")
     print(f"{'':<12}{'1 process':>12}{'2 processes':>13}{'efficiency':>12}")
     for name in arguments.only:
@@ -92,20 +92,20 @@ def print_table(arguments: argparse.Namespace, best: dict[tuple[str, int], float
 
 
 class Clock:
-    """Counts the steps of an optimizer, and times those after the first half."""
+    """Counts the steps of an optimizer, and times those of the second half but its first."""
 
     def __init__(self, steps: int) -> None:
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self.steps = 0
         self.begun = self.ended = float("nan")
-        self._half = steps // 2
+        self._first = steps // 2 + 1
         register_optimizer_step_post_hook(self._after_step)
 
     def _after_step(self, *_: object) -> None:
         self.steps += 1
         self.ended = time.perf_counter()
-        if self.steps == self._half:
+        if self.steps == self._first:
             self.begun = self.ended
 
 
