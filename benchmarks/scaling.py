@@ -5,8 +5,8 @@
 A perceptron is trained by AdamW on batches of 512 samples a process, with one thread each, on gloo: by
 DistributedDataParallel by hand (`torch`), by Accelerate by hand, and by accmt, which evaluates after each of two epochs
 and logs as it does by default. Every run is made of fresh processes; each round runs every contestant on one process
-and on two, each round starting with the next of them. The time is that of the second epoch but for its first step: there
-is no evaluation and no checkpoint in it. The efficiency is the rate of two processes over twice the rate of one.
+and on two, each round starting with the next of them. The time is that of the second epoch but for its first step:
+there is no evaluation and no checkpoint in it. The efficiency is the rate of two processes over twice the rate of one.
 
 The program exits with 1 if processes of a run end with different weights, or a contestant took another number of steps.
 """
