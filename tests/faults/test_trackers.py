@@ -288,12 +288,13 @@ def test_a_sync_that_is_ended_in_the_middle(tally, proxy, client, folder):
             process.send_signal(number)
             _, err = process.communicate()
             assert err == ""
-            assert process.returncode in (130, -number)
-            [left] = waiting_in(path)[0].values()
-            if 0 < left.values < steps:
-                attempt.hit()
             proxy.mode = "well"
-            assert main(["sync", str(path)]) == 0
+            if process.returncode != 0:  # the signal came before all was sent
+                assert process.returncode in (130, -number)
+                [left] = waiting_in(path)[0].values()
+                if 0 < left.values < steps:
+                    attempt.hit()
+                assert main(["sync", str(path)]) == 0
             assert not (path / FOLDER).exists()
             found = tracked.points(client, path.name)
             assert found == {"loss": [(step, float(step)) for step in range(steps)]}
