@@ -7,6 +7,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from accmt import durable
 from accmt.assembly import Plan
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import JOURNALS, move_aside, put_aside
@@ -24,6 +25,7 @@ def check_folders(plan: Plan) -> None:
     Raises:
         OSError: It cannot.
     """
+    durable.begin()
     path = plan.model_path
     try:
         str(path.resolve()).encode()
@@ -33,6 +35,7 @@ def check_folders(plan: Plan) -> None:
     folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
     for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
         publish.require_writable(folder)
+        durable.flush_directory(folder)  # what is not certain here is said before the first step
     for name in JOURNALS:
         if os.path.lexists(path / name) and not (path / name).is_file():
             raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoints
-from accmt.checkpoint.publish import flush_directory
+from accmt.checkpoint.publish import flush_directory, move
+from accmt.rules.folder import DECISIONS, EARLIER, HISTORY, TRAINING
 
-JOURNALS = ("history.jsonl", "decisions.jsonl", "training.json")
-_NAME = re.compile(r"earlier-([0-9]+)")
+JOURNALS = (HISTORY, DECISIONS, TRAINING)
+_NAME = re.compile(rf"{EARLIER}([0-9]+)")
 
 
 def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
@@ -33,10 +34,10 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
 
 def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
     """Move files and folders of a training into a new folder beside them, in this order."""
-    aside = model_path / f"earlier-{max(_numbers(model_path), default=0) + 1}"
+    aside = model_path / f"{EARLIER}{max(_numbers(model_path), default=0) + 1}"
     aside.mkdir()
     for path in paths:
-        path.rename(aside / path.name)
+        move(path, aside / path.name)
         flush_directory(aside)
         flush_directory(model_path)
     return aside
@@ -44,7 +45,7 @@ def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
 
 def _were_forgotten(model_path: Path, journals: Iterable[Path]) -> bool:
     """Whether journals belong to checkpoints that were put aside last, by a process that died before these followed."""
-    newest = model_path / f"earlier-{max(_numbers(model_path), default=0)}"
+    newest = model_path / f"{EARLIER}{max(_numbers(model_path), default=0)}"
     return (newest / FOLDER).is_dir() and any(not (newest / journal.name).exists() for journal in journals)
 
 

@@ -1,29 +1,64 @@
-"""One training at a time in one `model_path`."""
+"""One training at a time in one `model_path`.
+
+Two guards, and either refuses a second training. The file `.lock` is locked, for all machines that share the folder.
+Its lock belongs to the open file (F_OFD_SETLK), as a POSIX record lock would be lost as soon as anything in the process
+opened and closed the file, such as a copy of the folder. And on Linux a socket without a file is named after the
+folder: it holds where a file system has no locks, and where `.lock` or the whole folder is deleted. Both end with the
+process; a forked child, such as a worker that loads data, would inherit them, and closes them at once.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
+import socket
+import struct
+import sys
+import time
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-LOCK = ".lock"
+from accmt.rules.folder import LOCK
 
-# With the process, because a forked child has a copy of this, but not the locks.
-_held: set[tuple[int, Path]] = set()
+_LONGEST_TEXT = 400
+_HOST = re.compile(r"[\w.:-]{1,255}", re.ASCII)
+_TIME = re.compile(r"[0-9-]{10} [0-9:]{8} UTC")
+
+# struct flock: its first fields are what is asked, and where the kernel answers.
+_LINUX = struct.Struct("hhqqi4x")  # type, whence, start, length, process
+_BSD = struct.Struct("qqihhi")  # start, length, process, type, whence, system
 
 
-def is_held_here(folder: Path) -> bool:
-    """Whether this process holds the lock of a folder."""
-    return (os.getpid(), folder.resolve()) in _held
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock, as far as that is known."""
+
+    process: int | None = None
+    host: str = ""
+    since: str = ""
+
+    def __str__(self) -> str:
+        where = f" on {self.host}" if self.host else ""
+        since = f", since {self.since}" if self.since else ""
+        return f"process {self.process or 'unknown'}{where}{since}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this process."""
+        return (self.process, self.host) == (os.getpid(), _host())
 
 
 class Lock:
-    """A POSIX record lock on a folder. It ends with its process, however that ends, and no child inherits it."""
+    """The lock of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._file = -1
+        self._socket: socket.socket | None = None
 
     def acquire(self) -> None:
         """Take the lock.
@@ -32,28 +67,54 @@ class Lock:
             RuntimeError: Another training, in this process or another, works in this folder.
             OSError: The file of the lock cannot be written.
         """
-        import fcntl
-
         self._folder.mkdir(parents=True, exist_ok=True)
-        if is_held_here(self._folder):
-            raise RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
+        if self._file >= 0:
+            raise self._refusal()
+        _open.add(self)
+        try:
+            self._take()
+        except BaseException:
+            self._close()
+            raise
+
+    def release(self) -> None:
+        """Give the lock back. Releasing a lock that is not held does nothing."""
+        if self._file >= 0:
+            with suppress(OSError):
+                _lock_file(self._file, unlock=True)  # a child that copied the open file by other means holds it too
+        self._close()
+
+    def _take(self) -> None:
+        if not self._named():
+            raise self._refusal()
         self._file = self._opened()
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
-            raise RuntimeError(
-                f"another training works in {self._folder} (process {holder}): wait for it, or give another model_path"
-            ) from None
+            if not _lock_file(self._file):
+                raise self._refusal()
         except OSError as error:
+            other = "training of another machine" if self._socket is not None else "other training"
             warnings.warn(
-                f"{self._folder} cannot be locked ({error.strerror}): see to it that no other training works in it",
-                stacklevel=2,
+                f"{self._folder} cannot be locked ({error.strerror}): see to it that no {other} works in it",
+                stacklevel=4,
             )
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
-        _held.add((os.getpid(), self._folder))
+        os.pwrite(self._file, f"{os.getpid()}\n{_host()}\n{started}\n".encode(), 0)
+
+    def _named(self) -> bool:
+        """Name a socket after the folder; False if another process has. Where there are none, the file has to do."""
+        address = _address(self._folder)
+        if address is None:
+            return True
+        with suppress(OSError):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                self._socket.bind(address)
+            except OSError as error:
+                self._socket.close()
+                self._socket = None
+                return error.errno != errno.EADDRINUSE
+        return True
 
     def _opened(self) -> int:
         """The file of the lock; no link is followed, for what is behind it would be overwritten."""
@@ -65,9 +126,133 @@ class Lock:
                 raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None
             raise
 
-    def release(self) -> None:
-        """Give the lock back. Releasing a lock that is not held does nothing."""
-        if self._file >= 0:
-            _held.discard((os.getpid(), self._folder))
-            os.close(self._file)
-            self._file = -1
+    def _refusal(self) -> RuntimeError:
+        holder = Holder()
+        with suppress(OSError):
+            holder = _read_holder(self._folder)
+        if holder.is_here:
+            return RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
+        return RuntimeError(
+            f"another training works in {self._folder} ({holder}): wait for it, or give another model_path"
+        )
+
+    def _close(self) -> None:
+        _open.discard(self)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who holds the lock of a folder, found out without taking it; None if nobody does.
+
+    Raises:
+        OSError: That cannot be told.
+    """
+    folder = folder.resolve()
+    try:
+        file = _open_to_read(folder)
+    except FileNotFoundError:
+        return Holder() if _is_named(folder) else None
+    try:
+        process = -1 if _is_named(folder) else _locked_by(file)
+        # The lock of an open file, or of a process on another machine, has no process number.
+        return None if process is None else Holder(process) if process > 0 else _holder_in(file)
+    finally:
+        os.close(file)
+
+
+def _read_holder(folder: Path) -> Holder:
+    file = _open_to_read(folder)
+    try:
+        return _holder_in(file)
+    finally:
+        os.close(file)
+
+
+def _open_to_read(folder: Path) -> int:
+    return os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def _holder_in(file: int) -> Holder:
+    """The holder that is written in a file of a lock; what is no such text stays unknown."""
+    lines = [*os.pread(file, _LONGEST_TEXT, 0).decode(errors="replace").split("\n"), "", "", ""]
+    process = int(lines[0]) if re.fullmatch("[0-9]{1,10}", lines[0]) else None
+    return Holder(process, lines[1] * bool(_HOST.fullmatch(lines[1])), lines[2] * bool(_TIME.fullmatch(lines[2])))
+
+
+def _lock_file(file: int, *, unlock: bool = False) -> bool:
+    """Lock an open file; False if another has it.
+
+    Raises:
+        OSError: Files cannot be locked here.
+    """
+    import fcntl
+
+    try:
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            try:
+                asked = _LINUX.pack(fcntl.F_UNLCK if unlock else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, asked)
+                return True
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # the system does not know this kind of lock
+                    raise
+        fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _locked_by(file: int) -> int | None:
+    """The process that holds a lock on a file, 0 or less where it has no number here; None if there is none."""
+    import fcntl
+
+    if sys.platform == "linux":
+        asked = _LINUX.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, process = _LINUX.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _LINUX.size])
+    else:
+        asked = _BSD.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET, 0)
+        _, _, process, kind, _, _ = _BSD.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _BSD.size])
+    return None if kind == fcntl.F_UNLCK else int(process)
+
+
+def _address(folder: Path) -> bytes | None:
+    """The name of the socket of a folder: of the one above and the name in it, which stay when the folder is deleted,
+    and differ in two containers. None where sockets need a file."""
+    if sys.platform != "linux":
+        return None
+    above = folder.parent.stat()
+    place = f"{above.st_dev}:{above.st_ino}:".encode() + os.fsencode(folder.name)
+    return b"\0accmt-" + hashlib.sha256(place).hexdigest()[:32].encode()
+
+
+def _is_named(folder: Path) -> bool:
+    """Whether a process has named a socket after a folder."""
+    address = _address(folder)
+    if address is None:
+        return False
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+        asking.connect(address)
+        return True
+    return False
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+# All locks that are held, also those whose object nobody keeps.
+_open: set[Lock] = set()
+
+
+def _close_in_child() -> None:
+    for lock in list(_open):
+        lock._close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

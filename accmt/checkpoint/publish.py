@@ -2,7 +2,8 @@
 
 A directory is written under a temporary name beside its target, every file is hashed and flushed to the disk, a
 manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
-no half-deleted one is ever visible either.
+no half-deleted one is ever visible either. Where that cannot be (a directory of a lower layer of an overlay, as images
+of containers have them), it is copied, and its manifest is deleted first: what is left of it is not taken for whole.
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "MANIFEST.json"
-TEMPORARY = ".tmp-"
-TRASH = ".trash-"
-REPLACED = ".old-"
+from accmt.durable import flush_directory, flush_file, only_warned
+from accmt.rules.folder import MANIFEST, REPLACED, TEMPORARY, TRASH
 
 # File systems take 255 bytes a name: a target may have 240, for no name here is longer by more than 15.
 _UNIQUE = 8
@@ -37,6 +36,7 @@ _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # a hundred thousand files
 _THREADS = 4
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
 _EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -45,7 +45,8 @@ _AT_FDCWD = -100
 def publishing(target: Path) -> Iterator[Path]:
     """A temporary directory that becomes `target`, complete, at the end of the block, replacing a former one.
 
-    If the block raises, or the process dies in it, `target` is what it was before.
+    If the block raises, or the process dies in it, `target` is what it was before. What fails when the directory has
+    become `target` is a warning.
 
     Raises:
         ValueError: Something was put into the directory that is not a regular file, or that has the manifest's name.
@@ -94,6 +95,8 @@ def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
 def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
     """Add the manifest to a temporary directory and make it visible as `target`, replacing a former one.
 
+    If it raises, `target` is what it was before; what fails afterwards is a warning.
+
     Raises:
         ValueError: One of the files has the manifest's name.
     """
@@ -102,8 +105,8 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
         raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
     manifest = temporary / MANIFEST
     manifest.write_text(json.dumps({"schema": 1, "files": files}, indent=1), encoding="utf-8")
-    _flush(manifest)
-    for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+    flush_file(manifest)
+    for folder in _folders(temporary):
         flush_directory(folder)
     _put(temporary, target)
 
@@ -134,9 +137,34 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
 def remove(folder: Path) -> None:
     """Delete a directory so that it is never visible half-deleted."""
     trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
-    folder.rename(trash)
+    try:
+        folder.rename(trash)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        trash = folder
     flush_directory(folder.parent)
     _delete(trash)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename, or where the system cannot, copy to the disk and delete; `target` is complete, or it is not there."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV or source.is_symlink() or not source.is_dir():
+            raise
+        copy = target.parent / _name(TEMPORARY, target.name)
+        try:
+            shutil.copytree(source, copy, symlinks=True, copy_function=_copy_flushed)
+            for folder in _folders(copy):
+                flush_directory(folder)
+            copy.rename(target)
+        except BaseException:
+            _delete(copy)
+            raise
+        flush_directory(target.parent)
+        _delete(source)
 
 
 def recover(parent: Path) -> None:
@@ -149,10 +177,12 @@ def recover(parent: Path) -> None:
     for path in list(parent.iterdir()):
         if match := _REPLACED.fullmatch(path.name):
             target = parent / match[1]
+            if _is_half_deleted(target, path):
+                _delete(target)
             if os.path.lexists(target):
                 _delete(path)
             else:
-                path.rename(target)
+                move(path, target)
                 flush_directory(parent)
         elif path.name.startswith((TRASH, TEMPORARY)):
             _delete(path)
@@ -169,15 +199,6 @@ def hash_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def flush_directory(folder: Path) -> None:
-    """Make renames in a directory survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _name(prefix: str, name: str) -> str:
     return f"{prefix}{name}-{uuid.uuid4().hex[:_UNIQUE]}"
 
@@ -185,28 +206,40 @@ def _name(prefix: str, name: str) -> str:
 def _describe(path: Path) -> FileEntry:
     if not _is_regular(path):
         raise ValueError(f"{path.name} is not a regular file: only those can be published")
-    _flush(path)
+    flush_file(path)
     return {"size": path.stat().st_size, "sha256": hash_of(path)}
 
 
 def _put(temporary: Path, target: Path) -> None:
+    former: Path | None = None
     if not os.path.lexists(target):
         temporary.rename(target)
+    elif _exchange(temporary, target):
+        former = temporary
+    else:
+        former = target.parent / _name(REPLACED, target.name)
+        _replace(temporary, target, former)
+    with only_warned(f"{target.name} is complete, but may not survive a power cut"):
         flush_directory(target.parent)
+    if former is None:
         return
-    if _exchange(temporary, target):
-        flush_directory(target.parent)
-        remove(temporary)
-        return
-    replaced = target.parent / _name(REPLACED, target.name)
-    target.rename(replaced)
+    with only_warned(f"{target.name} is complete, but what it replaced could not be deleted"):
+        _delete(former)
+        if os.path.lexists(former):
+            raise OSError(errno.EBUSY, f"{former.name} is left for the next start")
+
+
+def _replace(temporary: Path, target: Path, former: Path) -> None:
+    """Put a directory in the place of another in two steps; a death between them is mended by `recover`."""
     try:
+        move(target, former)
         temporary.rename(target)
     except BaseException:
-        replaced.rename(target)
+        if os.path.lexists(former):
+            if os.path.lexists(target):
+                _delete(target)
+            former.rename(target)
         raise
-    flush_directory(target.parent)
-    remove(replaced)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -217,7 +250,7 @@ def _exchange(first: Path, second: Path) -> bool:
     if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+    if code in _CANNOT_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(second))
 
@@ -228,18 +261,31 @@ def _renameat2() -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _delete(path: Path) -> None:
     """Delete whatever has this name; what cannot be deleted now is left for the next `recover`."""
     if path.is_dir() and not path.is_symlink():
+        for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")]:
+            with suppress(OSError):
+                manifest.unlink()
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _is_half_deleted(target: Path, former: Path) -> bool:
+    """Whether a process died when it deleted a directory in its place, having put a copy of it away."""
+    return target.is_dir() and not (target / MANIFEST).exists() and (former / MANIFEST).is_file()
+
+
+def _copy_flushed(source: str, target: str) -> None:
+    shutil.copyfile(source, target, follow_symlinks=False)
+    flush_file(Path(target))
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A directory and all below it, those below first."""
+    return [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]
 
 
 def _contents(folder: Path) -> dict[str, Path]:

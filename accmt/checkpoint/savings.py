@@ -16,7 +16,9 @@ from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, DamagedSaving, Savi
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.weights import WeightsFormat, write_weights
+from accmt.durable import only_warned
 from accmt.rules import Kept, SavingRule, Verdict
+from accmt.rules.folder import TEMPORARY
 from accmt.rules.jsonable import to_text
 
 
@@ -123,11 +125,13 @@ def _has_list(folder: Path) -> bool:
 def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
     """List the kept models best first, then delete those that are kept no longer."""
     names = [entry.folder for entry in kept]
-    temporary = folder / f"{publish.TEMPORARY}{INDEX}"
+    temporary = folder / f"{TEMPORARY}{INDEX}"
     write_json(temporary, {"schema": 1, "best_first": names})
     publish.describe([temporary])
     os.replace(temporary, folder / INDEX)
-    publish.flush_directory(folder)
-    for path in folder.iterdir():
-        if KEPT.fullmatch(path.name) and path.name not in names:
-            publish.remove(path)
+    with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
+        publish.flush_directory(folder)
+    with only_warned(f"{folder.name} is complete, but what it no longer keeps could not be deleted"):
+        for path in folder.iterdir():
+            if KEPT.fullmatch(path.name) and path.name not in names:
+                publish.remove(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from accmt.checkpoint.together import everywhere, on_main
+from accmt.rules.folder import TEMPORARY
 
 # Network file systems show what another machine has made only after a while.
 _PATIENCE = 3.0
@@ -36,7 +37,7 @@ def require_shared(folder: Path) -> None:
 
 def _made_in(folder: Path) -> str:
     """The name of a new file there."""
-    name = f".tmp-shared-{uuid.uuid4().hex[:12]}"
+    name = f"{TEMPORARY}shared-{uuid.uuid4().hex[:12]}"
     (folder / name).touch()
     return name
 

@@ -18,10 +18,10 @@ def require_space(folder: Path, size: int) -> None:
         OSError: There are fewer.
     """
     try:
-        free = shutil.disk_usage(folder).free
+        total, _, free = shutil.disk_usage(folder)
     except OSError:
         return  # what is wrong with the folder is told by writing into it
-    if free < size:
+    if total and free < size:  # some file systems do not know how large they are
         raise OSError(errno.ENOSPC, f"{_readable(size)} are needed and {_readable(free)} are free", str(folder))
 
 

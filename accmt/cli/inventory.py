@@ -27,9 +27,10 @@ from accmt.cli.seen import (
     size_of,
     steadily,
 )
+from accmt.rules.folder import EARLIER
 from accmt.tracking.description import DamagedDescription, read_description
 
-_EARLIER = re.compile(r"earlier-[0-9]+")
+_EARLIER = re.compile(rf"{EARLIER}[0-9]+")
 _KINDS = ("earlier", "leftover", "other")
 _LEFT = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError
+from accmt.rules.folder import CHECKPOINTS
 from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER
 from accmt.tracking.sync import Sent, send_waiting
 
-_OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, "checkpoints")
+_OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, CHECKPOINTS)
 
 
 def run(options: argparse.Namespace) -> int:

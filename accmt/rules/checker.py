@@ -9,6 +9,7 @@ from accmt.rules.cadence import never_due, never_passes
 from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import Problem, RuleError, listed, nearest
+from accmt.rules.folder import as_on_disk
 from accmt.rules.form import measures
 from accmt.rules.nodes import (
     Call,
@@ -112,7 +113,7 @@ def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
     names: dict[str, SavingRule] = {}
     folders: dict[str, SavingRule] = {}
     for rule in savings:
-        folder = rule.folder.casefold()
+        folder = as_on_disk(rule.folder)
         if rule.name in names:
             yield Problem(f"the rule '{rule.name}' is registered twice", allowed="give one of them a name: name=...")
         elif folder in folders:

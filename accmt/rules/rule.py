@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from accmt.rules.errors import Problem, RuleError
+from accmt.rules.folder import is_taken
 from accmt.rules.form import Form
 from accmt.rules.jsonable import to_text
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
@@ -16,7 +17,6 @@ from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length
 
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
-_TAKEN = frozenset({"checkpoints", "history.jsonl", "decisions.jsonl", "training.json"})
 _Parsed = TypeVar("_Parsed")
 
 
@@ -197,12 +197,12 @@ def _checked(text: str, parse: Callable[[str], _Parsed], check: Callable[[Form, 
 
 
 def _is_name(name: object) -> bool:
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None and name.casefold() not in _TAKEN
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None and not is_taken(name)
 
 
 def _no_name(name: object) -> Problem:
     allowed = "letters, digits, '_', '-' and '.', not starting with '.', at most 100 characters"
-    if isinstance(name, str) and name.casefold() in _TAKEN:
+    if isinstance(name, str) and is_taken(name):
         allowed = "the files of a training have this name: choose another one"
     return Problem(f"{name!r} is not a name for a rule", allowed=allowed)
 

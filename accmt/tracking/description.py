@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accmt.durable import flush, flush_directory
 from accmt.rules import (
     CadenceRule,
     Facts,
@@ -24,9 +25,9 @@ from accmt.rules import (
     SavingRule,
     StopCondition,
 )
+from accmt.rules.folder import TEMPORARY, TRAINING
 from accmt.rules.jsonable import from_text, to_text
 
-TRAINING = "training.json"
 SCHEMA = 1
 
 
@@ -104,21 +105,17 @@ def write_description(folder: Path, description: Description) -> None:
     """
     text = json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n"
     path = folder / TRAINING
-    temporary = path.with_name(f".tmp-{TRAINING}-{uuid.uuid4().hex[:12]}")
+    temporary = path.with_name(f"{TEMPORARY}{TRAINING}-{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno(), path)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_directory(folder)
 
 
 def read_description(folder: Path) -> Description | None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-HISTORY = "history.jsonl"
-DECISIONS = "decisions.jsonl"
+from accmt.durable import flush, flush_directory, only_warned
+from accmt.rules.folder import DECISIONS, HISTORY, TEMPORARY
 
 
 class Journal:
@@ -62,13 +62,13 @@ class Journal:
             return
         kept = read_lines(self.path)[:lines] if self.path.exists() else []
         self.lines = len(kept)
-        temporary = self.path.with_name(f".tmp-{self.path.name}-{uuid.uuid4().hex[:12]}")
+        temporary = self.path.with_name(f"{TEMPORARY}{self.path.name}-{uuid.uuid4().hex[:12]}")
         with temporary.open("w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in kept))
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno(), self.path)
         os.replace(temporary, self.path)
-        _flush_folder(self.path)
+        flush_directory(self.path.parent)
 
     def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()
@@ -78,12 +78,13 @@ class Journal:
             try:
                 if file.write(lines) != len(lines):
                     raise OSError(errno.ENOSPC, "it could not be written: the disk may be full")
-                os.fsync(file.fileno())
+                flush(file.fileno(), self.path)
             except OSError as error:
                 file.truncate(end)
                 raise OSError(error.errno, error.strerror or str(error), str(self.path)) from None
         if is_new:
-            _flush_folder(self.path)
+            with only_warned(f"{self.path} is written, but may not survive a power cut"):
+                flush_directory(self.path.parent)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -118,11 +119,3 @@ def _end_of_lines(file: Any) -> int:
         return size
     file.seek(0)
     return int(file.read().rfind(b"\n")) + 1
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

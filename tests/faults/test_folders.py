@@ -137,8 +137,8 @@ def test_two_trainings(tally, trial, workers):
             before = tree(tried.path)
             second = tried.start()
             assert second.end() == 1
-            holder = f"another training works in {tried.path} (process {first.pid})"
-            assert f"{holder}: wait for it, or give another model_path" in second.printed()
+            assert f"another training works in {tried.path} (process {first.pid} on " in second.printed()
+            assert "): wait for it, or give another model_path" in second.printed()
             assert tree(tried.path) == before
             first.kill()
             assert first.end() == -9
