@@ -65,7 +65,7 @@ def _say(what: str, folder: Path, error: OSError) -> None:
     if what not in _said:
         _said.add(what)
         warnings.warn(
-            f"the file system of {folder} cannot flush {what} to the disk ({error.strerror or error}): a killed process "
-            "loses nothing, but what was written last may not survive a power cut",
+            f"the file system of {folder} cannot flush {what} to the disk ({error.strerror or error}): a killed "
+            "process loses nothing, but what was written last may not survive a power cut",
             stacklevel=4,
         )

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoints
-from accmt.checkpoint.publish import flush_directory, move
-from accmt.rules.folder import DECISIONS, EARLIER, HISTORY, TRAINING
+from accmt.checkpoint.publish import move
+from accmt.durable import flush_directory
+from accmt.rules.names import DECISIONS, EARLIER, HISTORY, TRAINING
 
 JOURNALS = (HISTORY, DECISIONS, TRAINING)
 _NAME = re.compile(rf"{EARLIER}([0-9]+)")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accmt.checkpoint import publish
-from accmt.rules.folder import CHECKPOINTS as FOLDER
+from accmt.rules import names
 
+FOLDER = names.CHECKPOINTS
 _NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 
 

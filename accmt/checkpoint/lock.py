@@ -22,7 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.rules.folder import LOCK
+from accmt.rules import names
+
+LOCK = names.LOCK
 
 _LONGEST_TEXT = 400
 _HOST = re.compile(r"[\w.:-]{1,255}", re.ASCII)

@@ -24,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from accmt.durable import flush_directory, flush_file, only_warned
-from accmt.rules.folder import MANIFEST, REPLACED, TEMPORARY, TRASH
+from accmt.rules import names
+
+MANIFEST = names.MANIFEST
+TEMPORARY = names.TEMPORARY
+TRASH = names.TRASH
+REPLACED = names.REPLACED
 
 # File systems take 255 bytes a name: a target may have 240, for no name here is longer by more than 15.
 _UNIQUE = 8

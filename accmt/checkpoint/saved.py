@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from accmt.checkpoint.strict import read_json
-from accmt.rules.folder import SAVING as DESCRIPTION
-from accmt.rules.folder import SAVINGS as INDEX
+from accmt.rules import names
 from accmt.rules.jsonable import count_from, from_text
+
+DESCRIPTION = names.SAVING
+INDEX = names.SAVINGS
 
 KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
 

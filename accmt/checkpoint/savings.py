@@ -16,10 +16,10 @@ from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, DamagedSaving, Savi
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.strict import read_json, write_json
 from accmt.checkpoint.weights import WeightsFormat, write_weights
-from accmt.durable import only_warned
+from accmt.durable import flush_directory, only_warned
 from accmt.rules import Kept, SavingRule, Verdict
-from accmt.rules.folder import TEMPORARY
 from accmt.rules.jsonable import to_text
+from accmt.rules.names import TEMPORARY
 
 
 class Savings:
@@ -130,7 +130,7 @@ def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
     publish.describe([temporary])
     os.replace(temporary, folder / INDEX)
     with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
-        publish.flush_directory(folder)
+        flush_directory(folder)
     with only_warned(f"{folder.name} is complete, but what it no longer keeps could not be deleted"):
         for path in folder.iterdir():
             if KEPT.fullmatch(path.name) and path.name not in names:

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from accmt.checkpoint.together import everywhere, on_main
-from accmt.rules.folder import TEMPORARY
+from accmt.rules.names import TEMPORARY
 
 # Network file systems show what another machine has made only after a while.
 _PATIENCE = 3.0

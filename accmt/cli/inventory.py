@@ -27,7 +27,7 @@ from accmt.cli.seen import (
     size_of,
     steadily,
 )
-from accmt.rules.folder import EARLIER
+from accmt.rules.names import EARLIER
 from accmt.tracking.description import DamagedDescription, read_description
 
 _EARLIER = re.compile(rf"{EARLIER}[0-9]+")

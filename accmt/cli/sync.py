@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError
-from accmt.rules.folder import CHECKPOINTS
+from accmt.rules.names import CHECKPOINTS
 from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER

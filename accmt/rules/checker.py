@@ -9,8 +9,8 @@ from accmt.rules.cadence import never_due, never_passes
 from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import Problem, RuleError, listed, nearest
-from accmt.rules.folder import as_on_disk
 from accmt.rules.form import measures
+from accmt.rules.names import as_on_disk
 from accmt.rules.nodes import (
     Call,
     Comparison,

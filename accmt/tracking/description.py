@@ -24,10 +24,11 @@ from accmt.rules import (
     Rules,
     SavingRule,
     StopCondition,
+    names,
 )
-from accmt.rules.folder import TEMPORARY, TRAINING
 from accmt.rules.jsonable import from_text, to_text
 
+TRAINING = names.TRAINING
 SCHEMA = 1
 
 
@@ -105,7 +106,7 @@ def write_description(folder: Path, description: Description) -> None:
     """
     text = json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n"
     path = folder / TRAINING
-    temporary = path.with_name(f"{TEMPORARY}{TRAINING}-{uuid.uuid4().hex[:12]}")
+    temporary = path.with_name(f"{names.TEMPORARY}{TRAINING}-{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from accmt.durable import flush, flush_directory, only_warned
-from accmt.rules.folder import DECISIONS, HISTORY, TEMPORARY
+from accmt.rules import names
+
+HISTORY = names.HISTORY
+DECISIONS = names.DECISIONS
 
 
 class Journal:
@@ -62,7 +65,7 @@ class Journal:
             return
         kept = read_lines(self.path)[:lines] if self.path.exists() else []
         self.lines = len(kept)
-        temporary = self.path.with_name(f"{TEMPORARY}{self.path.name}-{uuid.uuid4().hex[:12]}")
+        temporary = self.path.with_name(f"{names.TEMPORARY}{self.path.name}-{uuid.uuid4().hex[:12]}")
         with temporary.open("w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in kept))
             file.flush()

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accmt.rules.folder import OUTBOX as FOLDER
+from accmt.rules import names
 from accmt.tracking.entries import Count, Ended, Entry, to_line
 from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment, Unbegun
 from accmt.tracking.tracker import Logged, Resumption
 
+FOLDER = names.OUTBOX
 _LARGE = 1 << 20
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{4,})\.jsonl", re.DOTALL)
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -66,8 +66,8 @@ def held(tmp_path):
 def said_by(folder, process):
     """How a refusal names the holder: with its machine, and since when."""
     since = (folder / ".lock").read_text().split("\n")[2]
-    began = datetime.strptime(since, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=timezone.utc)
-    assert timedelta(0) <= datetime.now(timezone.utc) - began < timedelta(minutes=5)
+    began = datetime.strptime(since, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
+    assert timedelta(0) <= datetime.now(UTC) - began < timedelta(minutes=5)
     return f"process {process} on {socket.gethostname()}, since {since}"
 
 
