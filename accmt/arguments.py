@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from accmt.callbacks import Callback
 from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.paths import resolved, resolved_address
 from accmt.config.rules import RuleSection, read_rules
 from accmt.hyperparameters import Config, ConfigError, load_config
 from accmt.loop.data import DataOptions
@@ -21,7 +22,12 @@ from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
 from accmt.rules import CadenceRule, RuleError, StopCondition
+from accmt.rules.checker import meetings
+from accmt.rules.names import is_taken
+from accmt.tracking.accelerate import FOLDER
 from accmt.tracking.choice import choose_trackers, name_problems
+from accmt.tracking.mlflow import is_address
+from accmt.tracking.places import names_in, places_of
 
 CHECKPOINT_EVERY = "epoch"
 PRECISIONS = ("no", "fp16", "bf16")
@@ -54,7 +60,7 @@ class ArgumentCheck:
             "model": self._model(),
             "step": self._step(config, monitor),
             "loop": self._loop(monitor, section),
-            "tracking": self._tracking(),
+            "tracking": self._tracking(section),
             "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
             "metrics": self._metrics(),
             "callbacks": self._callbacks(),
@@ -289,23 +295,46 @@ class ArgumentCheck:
                 )
         return Monitor(**known)
 
-    def _tracking(self) -> TrackingOptions:
+    def _tracking(self, section: RuleSection) -> TrackingOptions:
         own = [name for name in self._given if name != "kwargs"]
-        location = self._text("logging_dir")
+        location, folder = self._text("logging_dir"), FOLDER
         trackers, problems = choose_trackers(self._given["log_with"], location, self._given["kwargs"], own)
         self._problems += problems
         config = self._given["additional_tracker_config"]
         if config is not None and not isinstance(config, Mapping):
             self._wrong("additional_tracker_config", must_be("a dictionary, or None", config))
-        model_path, track_name = self._given["model_path"], self._given["track_name"]
-        if not isinstance(model_path, str | Path) or not str(model_path):
-            self._wrong("model_path", must_be("a path", model_path))
-            model_path = "model"
-        elif Path(model_path).exists() and not Path(model_path).is_dir():
-            self._wrong("model_path", f"'{model_path}' is a file: give a folder")
-        name = track_name or Path(model_path).resolve().name
-        self._problems += name_problems(trackers, name)
-        return TrackingOptions(trackers, location, name, config or {})
+        if trackers:
+            folder = str(self._resolved("logging_dir", FOLDER, resolved))
+            resolve = resolved_address if is_address(location) else resolved
+            location = str(self._resolved("logging_dir", location, resolve))
+        model_path = self._model_path()
+        name = self._given["track_name"] or model_path.resolve().name
+        self._problems += (found := name_problems(trackers, name))
+        names = frozenset[str]() if found else names_in(model_path, places_of(trackers, location, folder, name))
+        for taken in filter(is_taken, sorted(names)):
+            text = f"a tracker would write to '{taken}' in model_path, which the training itself writes to"
+            self._wrong("logging_dir", f"{text}: give another logging_dir, track_name or run_name")
+        if meeting := list(meetings(section.savings, names)):
+            self._rule_errors.append(RuleError(meeting))
+        return TrackingOptions(trackers, location, folder, name, config or {}, names)
+
+    def _model_path(self) -> Path:
+        given = self._given["model_path"]
+        if not isinstance(given, str | Path) or not str(given):
+            self._wrong("model_path", must_be("a path", given))
+            return Path("model")
+        path = self._resolved("model_path", given, resolved)
+        if path.exists() and not path.is_dir():
+            self._wrong("model_path", f"'{given}' is a file: give a folder")
+        return path
+
+    def _resolved(self, name: str, given: str | Path, resolve: Callable[[Any], _T]) -> _T:
+        """What a path stands for that was given as an argument."""
+        try:
+            return resolve(given)
+        except ValueError as error:
+            self._wrong(name, str(error))
+            return resolve("/")
 
     def _metrics(self) -> dict[str | None, list[Metric]]:
         """Dataset -> metrics; the key None stands for all datasets."""

@@ -44,7 +44,8 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
 from accmt.preparation import Prepared, configure, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
-from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
+from accmt.rules import Facts, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
+from accmt.rules.checker import meetings
 from accmt.states import TrainingState
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
 from accmt.tracking.start import start_trackers
@@ -241,6 +242,8 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     evaluate = options.rules.evaluate if facts.datasets else None
     checkpoint = options.checkpoint.every
     savings = assign_patience(registered, given)
+    if problems := list(meetings(savings, options.tracking.names)):
+        raise RuleError(problems)
     return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=not options.saving.disabled)
 
 
@@ -321,7 +324,8 @@ def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tra
         step = None if checkpoint is None else checkpoint.step
         parameters = {**options.hps.to_dict(), **tracking.config}
         goes_back = type(options.checkpoint.resume) is int and options.checkpoint.resume > 0
-        beginning = Beginning(tracking.logging_dir, tracking.track_name, parameters, former, step, goes_back)
+        names = tracking.logging_dir, tracking.track_name
+        beginning = Beginning(*names, parameters, former, step, goes_back, tracking.folder)
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:

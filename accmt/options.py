@@ -49,12 +49,17 @@ class RuleOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions:
-    """Which trackers, each with the arguments of its run, and what they are told at the start."""
+    """Which trackers, each with the arguments of its run, and what they are told at the start.
+
+    `folder` is for those that need one where `logging_dir` is an address. `names` are what they have in `model_path`.
+    """
 
     trackers: Mapping[str, Mapping[str, Any]]
     logging_dir: str
+    folder: str
     track_name: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

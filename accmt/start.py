@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from accmt.assembly import Plan
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import JOURNALS, move_aside, put_aside
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
-from accmt.checkpoint.saved import savings_in
+from accmt.checkpoint.publish import MANIFEST, REPLACED
+from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, savings_in
 from accmt.checkpoint.together import from_main
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
@@ -36,9 +38,26 @@ def check_folders(plan: Plan) -> None:
     for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
         publish.require_writable(folder)
         durable.flush_directory(folder)  # what is not certain here is said before the first step
+    for rule in plan.rules.savings if plan.rules.writes else ():
+        if rule.keep == 1 and _holds_other_things(path / rule.folder):
+            text = f"its '{rule.folder}' is not what a rule has saved, and the rule '{rule.name}' would replace it"
+            raise OSError(errno.EEXIST, f"{text}: move it away, or give the rule another name", str(path / rule.folder))
     for name in JOURNALS:
         if os.path.lexists(path / name) and not (path / name).is_file():
             raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))
+
+
+def _holds_other_things(folder: Path) -> bool:
+    """Whether a file of somebody else, or a folder with such files, is where a rule keeps its model."""
+    if folder.is_symlink() or not folder.exists():
+        return False
+    if not folder.is_dir():
+        return True
+    names = os.listdir(folder)
+    is_saved = {MANIFEST, DESCRIPTION, INDEX}.intersection(names) or any(map(KEPT.fullmatch, names))
+    is_hidden = all(name.startswith(".") for name in names)
+    replaced = list(folder.parent.glob(f"{glob.escape(f'{REPLACED}{folder.name}-')}*"))
+    return not (is_saved or is_hidden or replaced)
 
 
 def find_checkpoint(plan: Plan) -> Checkpoint | None:

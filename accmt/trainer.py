@@ -16,6 +16,7 @@ from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved import Saving, best_in
 from accmt.checkpoint.shared import require_shared
 from accmt.checkpoint.together import from_main
+from accmt.config.paths import resolved
 from accmt.display.gpu_users import gpu_users
 from accmt.fit_check import check_evaluation, check_fit
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
@@ -32,7 +33,8 @@ from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.preparation import lent
 from accmt.pretrained import resolve
-from accmt.rules import Decision, SavingRule, Stop, canonical_name
+from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
+from accmt.rules.checker import meetings
 from accmt.start import begin, check_folders, find_checkpoint
 from accmt.states import TrainingState
 from accmt.summary import after_training, before_training, interrupted
@@ -178,7 +180,7 @@ class Trainer:
         arguments = dict(locals())
         del arguments["self"]
         self._options = ArgumentCheck(arguments).options()
-        self.model_path = Path(model_path)
+        self.model_path = resolved(model_path)
         self.state = TrainingState()
         self.decisions: list[Decision] = []
         self._savings = list(self._options.rules.savings)
@@ -209,6 +211,8 @@ class Trainer:
         rule = SavingRule.parse(
             model_saving, name=name, patience=patience, saving_below=saving_below, saving_above=saving_above
         )
+        if problems := list(meetings([rule], self._options.tracking.names)):
+            raise RuleError(problems)
         self._savings.append(rule)
 
     def fit(
@@ -328,11 +332,11 @@ class Trainer:
 
     def log_artifact(self, path: str | Path) -> None:
         """Send a file to the current run of the tracker; without a tracker this does nothing."""
-        self._tracker.log_artifact(Path(path))
+        self._tracker.log_artifact(resolved(path))
 
     def log_artifacts(self, path: str | Path) -> None:
         """Send all files of a folder to the current run of the tracker; without a tracker this does nothing."""
-        self._tracker.log_artifacts(Path(path))
+        self._tracker.log_artifacts(resolved(path))
 
     def _attach(self, run: Run) -> None:
         """Let callbacks and the user see the run."""

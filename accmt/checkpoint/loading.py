@@ -11,6 +11,7 @@ from accmt.checkpoint import publish
 from accmt.checkpoint.contents import Mismatch, differences, shortened
 from accmt.checkpoint.saved import Saving, place_of_best
 from accmt.checkpoint.weights import read_weights
+from accmt.config.paths import resolved
 
 
 def load_saving(folder: str | Path, module: Any) -> Saving:
@@ -29,7 +30,7 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
         ValueError: Its files are damaged.
         Mismatch: It is the saving of another model; nothing was loaded.
     """
-    place = place_of_best(Path(folder))
+    place = place_of_best(resolved(folder))
     if place is None:
         raise FileNotFoundError(f"there is no saved model in {folder}")
     problem = publish.problem_of(place)

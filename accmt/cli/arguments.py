@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ def metric(text: str) -> MetricArgument:
     if not argument.name or "" in argument.datasets or len(set(argument.datasets)) < len(argument.datasets):
         raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or stands twice, write accuracy:max@dev,test")
     return argument
+
+
+def path(text: str) -> str:
+    """A path, whose `~` the shell may have left (`--config=~/hps.yaml`)."""
+    return os.path.expanduser(text)
 
 
 def positive(text: str) -> int:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from accmt import __version__
-from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, positive
+from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, path, positive
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 
@@ -104,7 +104,7 @@ def _explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "stopped.",
         "  accmt explain runs/model\n  accmt explain runs/model --rule accuracy@dev\n",
     )
-    parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
     parser.add_argument("--rule", metavar="NAME", help="show this rule only")
 
 
@@ -125,7 +125,7 @@ def _replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "  accmt replay mlflow:0123abcd --tracking-uri logs --rule best_f1 --metric f1:max --dataset dev\n"
         "  accmt replay runs/model --json | diff - runs/model/decisions.jsonl\n",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a model_path, a CSV file, or mlflow:RUN_ID")
+    parser.add_argument("source", type=path, metavar="SOURCE", help="a model_path, a CSV file, or mlflow:RUN_ID")
     parser.add_argument(
         "--rule", dest="rules", action="append", default=[], metavar="RULE", help="a saving rule; may be repeated"
     )
@@ -136,7 +136,9 @@ def _replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "whether higher or lower is better, where the source does not say; the losses are known",
         "for mlflow: a dataset by which its names end, such as dev in accuracy_dev",
     )
-    parser.add_argument("--tracking-uri", metavar="URI", help="for mlflow: the logging_dir of the training, or a link")
+    parser.add_argument(
+        "--tracking-uri", type=path, metavar="URI", help="for mlflow: the logging_dir of the training, or a link"
+    )
 
 
 def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -148,7 +150,7 @@ def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.",
         "  accmt sync runs/model\n  accmt sync runs/model --timeout 60\n",
     )
-    parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
     parser.add_argument(
         "--timeout", type=positive, default=600, metavar="SECONDS", help="how long it may take, 600 by default"
     )
@@ -166,7 +168,7 @@ def _checkpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  accmt checkpoints runs/model --verify\n"
         "  accmt checkpoints runs/model --json\n",
     )
-    parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with its hash")
     parser.add_argument("--json", action="store_true", help="write one JSON object a line")
 
@@ -193,7 +195,9 @@ def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="how many processes to start on this machine; without it one for each GPU, or one with --cpu",
     )
     parser.add_argument("--strat", metavar="NAME", help="how to train, such as ddp (the default) or fsdp2-bf16")
-    parser.add_argument("--config", metavar="FILE", help="an Accelerate configuration, in the place of --strat")
+    parser.add_argument(
+        "--config", type=path, metavar="FILE", help="an Accelerate configuration, in the place of --strat"
+    )
     parser.add_argument("--cpu", action="store_true", help="train on CPUs")
     parser.add_argument(
         "--nodes", type=positive, metavar="N", help="how many machines take part, each with -N processes"
@@ -204,7 +208,7 @@ def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--print", action="store_true", help="show what would be started, as a shell script")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
-    parser.add_argument("script", metavar="SCRIPT", help="the script")
+    parser.add_argument("script", type=path, metavar="SCRIPT", help="the script")
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
     rest.required = False  # by itself it is in some versions of Python, and then named as missing
 
@@ -233,7 +237,7 @@ def _rule_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluations without improvement after which a rule asks to stop; rules with a patience keep theirs",
     )
-    parser.add_argument("--config", metavar="FILE", help="a YAML file with a section 'rules'")
+    parser.add_argument("--config", type=path, metavar="FILE", help="a YAML file with a section 'rules'")
 
 
 def _metric_options(parser: argparse.ArgumentParser, about_metrics: str, about_datasets: str) -> None:

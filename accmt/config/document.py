@@ -41,7 +41,7 @@ def rules_of(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]
 
 def _value(name: str) -> Any:
     try:
-        with open(name, "rb") as file:
+        with open(os.path.expanduser(name), "rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise YamlError(f"is larger than {MAX_BYTES:,} bytes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch.utils.data import Dataset
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from accmt.arguments import ArgumentCheck
 from accmt.checkpoint.rng import random_state
 from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.paths import resolved
 from accmt.display.display import ConsoleDisplay, NoDisplay
 from accmt.fit_check import check_fit, facts_of
 from accmt.hp_search.declaration import read_space
@@ -26,6 +26,7 @@ from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.options import Options
 from accmt.rules import Length, RuleError
+from accmt.tracking.places import places_of
 from accmt.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -78,8 +79,11 @@ class HyperParameterSearch:
         self._options = _checked({**arguments, "metrics": metrics}, problems)
         self._get_module = get_module_fn
         self._train_dataset, self._val_dataset = train_dataset, val_dataset
+        tracking = self._options.tracking
+        if places_of(tracking.trackers, tracking.logging_dir, tracking.folder, ""):
+            arguments["logging_dir"] = tracking.logging_dir
         path = arguments.pop("model_path", None)
-        self._model_path = None if path is None else Path(path)
+        self._model_path = None if path is None else resolved(path)
         arguments.pop("callback", None)
         alone = {"destroy_after_training": False, "resume": False, "metrics": metrics}
         defaults = {"disable_model_saving": True, "enable_checkpointing": False, "quiet": True}

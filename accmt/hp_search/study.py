@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from accmt.checkpoint.together import from_main
 from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.paths import resolved_address
 from accmt.hp_search.objective import Direction
 from accmt.hp_search.space import Choices, Fixed, Parameter, Range, Space
 
@@ -219,7 +220,7 @@ def _open(options: StudyOptions, direction: Direction) -> Study:
     optuna = load_optuna()
     try:
         study: Study = optuna.create_study(
-            storage=options.storage,
+            storage=resolved_address(options.storage) if isinstance(options.storage, str) else options.storage,
             sampler=options.sampler,
             pruner=options.pruner or optuna.pruners.NopPruner(),
             study_name=options.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from accmt.rules.cadence import never_due, never_passes
@@ -130,6 +130,17 @@ def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
                 "give the rule a name: name=...",
             )
         names[rule.name] = folders[folder] = rule
+
+
+def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[Problem]:
+    """Rules whose folders have a name that something else in the folder of the training has, such as a tracker's."""
+    taken = {as_on_disk(name) for name in names}
+    for rule in savings:
+        if as_on_disk(rule.folder) in taken:
+            yield Problem(
+                f"the rule '{rule.name}' would save into '{rule.folder}', which a tracker of this training writes to",
+                allowed="give the rule a name of its own: name=..., or the tracker another logging_dir",
+            )
 
 
 class _Check:

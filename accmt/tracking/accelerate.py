@@ -18,7 +18,7 @@ from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plai
 
 TENSORBOARD = "tensorboard"
 FOLDER = "logs"
-_ARTIFACTS = "artifacts"
+ARTIFACTS = "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,12 @@ class TensorBoardTracker(AccelerateTracker):
         super().__init__(TENSORBOARD, beginning, arguments)
 
     def log_artifact(self, path: Path) -> None:
-        artifacts = self._location / self._folder / _ARTIFACTS
+        artifacts = self._location / self._folder / ARTIFACTS
         artifacts.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, artifacts)
 
     def log_artifacts(self, folder: Path) -> None:
-        shutil.copytree(folder, self._location / self._folder / _ARTIFACTS, dirs_exist_ok=True)
+        shutil.copytree(folder, self._location / self._folder / ARTIFACTS, dirs_exist_ok=True)
 
     def _run(self, beginning: Beginning, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         name = given.pop("run_name", None)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accmt.config.paths import resolved
 from accmt.tracking.backlog import Backlog
 from accmt.tracking.entries import Count, Ended, Entry, File
 from accmt.tracking.outbox import Outbox
@@ -132,11 +133,11 @@ class BackgroundTracker:
 
     def log_artifact(self, path: Path) -> None:
         """Send a file after what was logged before. It waits for a while, so that the file may change afterwards."""
-        self._put_file(Path(path).absolute(), is_folder=False)
+        self._put_file(resolved(path), is_folder=False)
 
     def log_artifacts(self, folder: Path) -> None:
         """Send all files of a folder after what was logged before, waiting as `log_artifact` does."""
-        self._put_file(Path(folder).absolute(), is_folder=True)
+        self._put_file(resolved(folder), is_folder=True)
 
     def state(self) -> dict[str, Any]:
         """What a training needs that is continued from here: whose values these are, and when the last one came."""

@@ -168,7 +168,7 @@ def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
     """A place that none of the trackers can use."""
     if MLFLOW in names or location == FOLDER:
         return []
-    writing = [name for name in names if _writes(name)]
+    writing = [name for name in names if writes(name)]
     if not writing:
         return [Problem("logging_dir", f"{' and '.join(names)} would not use it: leave it out")]
     if is_address(location):
@@ -178,7 +178,7 @@ def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
 
 def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) -> list[Problem]:
     """Names that would lead out of `logging_dir`, where a tracker writes to a folder that has them."""
-    writing = [tracker for tracker in trackers if _writes(tracker)]
+    writing = [tracker for tracker in trackers if writes(tracker)]
     names = [("track_name", track_name)] if writing else []
     names += [("run_name", trackers[tracker]["run_name"]) for tracker in writing if "run_name" in trackers[tracker]]
     problems = [
@@ -189,6 +189,7 @@ def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) ->
     return list(dict.fromkeys(problems))
 
 
-def _writes(name: str) -> bool:
+def writes(name: str) -> bool:
+    """Whether a tracker writes to a folder that has the name of the experiment."""
     tool = TOOLS.get(name)
     return bool(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory) or (tool is not None and tool.folder is not None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param
 
 NAME = "mlflow"
+STORE = "mlflow.db"
 RUN_ARGUMENTS = ("run_name", "tags", "description", "start_time")
 
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
@@ -285,7 +286,7 @@ def _store(location: str) -> tuple[str, str | None]:
     if is_address(location):
         return (location if "://" in location else f"http://{location}"), None
     folder = Path(location).resolve()
-    store = sqlite_address(folder / "mlflow.db")
+    store = sqlite_address(folder / STORE)
     folder.mkdir(parents=True, exist_ok=True)
     return store, (folder / "artifacts").as_uri()
 

@@ -78,7 +78,7 @@ def _outbox(name: str, arguments: Mapping[str, Any], beginning: Beginning, model
     resumption = None
     if known is not None and beginning.step is not None:
         resumption = Resumption(beginning.step, former.until, max(now, former.until), beginning.goes_back)
-    location = _location(name, beginning.location)
+    location = _location(name, beginning)
     recipient = Recipient(
         *(name, former.training, location, beginning.experiment, plain(beginning.parameters)),
         arguments=_written(name, arguments),
@@ -89,9 +89,10 @@ def _outbox(name: str, arguments: Mapping[str, Any], beginning: Beginning, model
     return outbox
 
 
-def _location(name: str, location: str) -> str:
+def _location(name: str, beginning: Beginning) -> str:
+    location = beginning.location
     if mlflow.is_address(location):
-        return location if name == MLFLOW else str(Path(accelerate.FOLDER).absolute())
+        return location if name == MLFLOW else beginning.folder
     return str(Path(location).absolute())
 
 

@@ -71,6 +71,7 @@ class Beginning:
         former: Tracker -> its `state()` when the checkpoint was made that is continued from.
         step: The step of that checkpoint, None for a new training.
         goes_back: Whether the user chose that checkpoint by its number.
+        folder: The folder of trackers that need one where `location` is an address.
     """
 
     location: str
@@ -79,6 +80,7 @@ class Beginning:
     former: Mapping[str, Any]
     step: int | None
     goes_back: bool = False
+    folder: str = ""
 
 
 class Tracker(Protocol):

@@ -1,0 +1,36 @@
+"""Paths as users give them, resolved once, where they are given: the current folder may be another one later."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+# A file of SQLite after three slashes is relative, after four absolute.
+_SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?):///(?P<file>(?!/|file:|:memory:)[^?]+)(?P<rest>.*)", re.DOTALL)
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The absolute path: `~` is the home of the user, and what is relative begins at the current folder. Links stay.
+
+    Raises:
+        ValueError: There is no such user, or the current folder is gone; the message is for the argument.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        name = expanded.partition("/")[0]
+        raise ValueError(f"'{expanded}': there is no user {name[1:]}; a folder of this name is './{expanded}'")
+    try:
+        return Path(expanded).absolute()
+    except FileNotFoundError:
+        raise ValueError(f"'{path}' is relative, and the current folder is gone: give an absolute path") from None
+
+
+def resolved_address(address: str) -> str:
+    """The address of a database with its file absolute, if it is one of SQLite; all others as they are.
+
+    Raises:
+        ValueError: As `resolved`.
+    """
+    match = _SQLITE.fullmatch(address)
+    return address if match is None else f"{match['scheme']}:///{resolved(match['file'])}{match['rest']}"
