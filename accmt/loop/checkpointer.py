@@ -249,7 +249,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
     """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
     the data."""
     notes: list[str] = []
-    run.position.restore(trainer["position"], trainer["processes"], PartialState().num_processes)
+    run.position.restore(trainer["position"], trainer["processes"])
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
@@ -268,7 +268,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
         run.stepper.take_up(_prefixed("gradient.", own.random))
         if own.process["data"] is not None:
             data = unpack(own.process["data"], _prefixed("data.", own.random))
-            notes += run.data.restore(data["reading"])
+            notes += run.data.restore(data["reading"], moved=run.position.moved)
             run.generators.restore(data["generators"])
     return changes, notes
 
