@@ -80,7 +80,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All arguments of a trainer."""
+    """All arguments of a trainer; `given` holds them as they were given, by name."""
 
     hps: HyperParameters
     checkpoint: CheckpointOptions
@@ -96,3 +96,4 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    given: Mapping[str, Any] = field(default_factory=dict)

@@ -164,13 +164,13 @@ class TrainingData:
         self.seed = seed
         sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
         self._samples = _length(sampler)
-        self._samplers = tuple(_samplers(sampler))
-        self._own_seeds = [_initial_seed(part) for part in self._samplers]
+        self.samplers = tuple(_samplers(sampler))
+        self._own_seeds = [_initial_seed(part) for part in self.samplers]
         state = PartialState()
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
         self._batch_size: int = size * state.num_processes
         self.unit = _unit(loader, size, state.num_processes)
-        self._reader = Reader(loader, self._samplers, state.process_index, state.num_processes)
+        self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
         self._resumed: Mapping[str, Any] | None = None
         self._ahead: Mapping[str, Any] | None = None
         self._is_last = True
@@ -274,7 +274,7 @@ class TrainingData:
         self._ahead, self._is_last = None, False
         is_sized = self.batches_per_epoch is not None
         seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
-        reset = partial(_seed_samplers, self._samplers, [_mixed(seed, epoch) for seed in seeds])
+        reset = partial(_seed_samplers, self.samplers, [_mixed(seed, epoch) for seed in seeds])
         place = Place(epoch, self.seed, skip, reset, skipped, resumed, offset)
         batches, length = self._reader.read(place, ahead=not is_sized), self.batches_after(offset)
         return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
