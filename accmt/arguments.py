@@ -69,7 +69,7 @@ class ArgumentCheck:
         }
         self._raise()
         assert config is not None
-        return Options(hps=config.hps, **parts)
+        return Options(hps=config.hps, given=self._given, **parts)
 
     def _raise(self) -> None:
         if self._rule_errors and not self._problems:

@@ -22,6 +22,7 @@ from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
+from accmt.configuration import configuration
 from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
@@ -32,11 +33,13 @@ from accmt.loop.engines import PLAIN, is_deepspeed
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
+from accmt.loop.identity import identity_of, order_of
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import join_processes
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
+from accmt.loop.schedule import Schedule
 from accmt.loop.signals import Signals
 from accmt.loop.step import ManualStepper, StepOptions, Stepper
 from accmt.loop.utilization import begin_measuring
@@ -66,7 +69,7 @@ class Plan:
     rules: Rules
     facts: Facts
     optimizer: Any
-    scheduler: Any | None
+    schedule: Schedule
     parts: Parts
     warnings: tuple[str, ...]
 
@@ -96,7 +99,7 @@ def plan(
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
-    optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
+    optimizer, schedule = _optimizer(options, module, data, position, accelerator)
     if not options.saving.disabled:
         check_extras(module, options)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
@@ -113,8 +116,8 @@ def plan(
         rules,
         facts,
         optimizer,
-        scheduler,
-        _parts(module, optimizer, scheduler, accelerator),
+        schedule,
+        _parts(module, optimizer, schedule, accelerator),
         tuple(warnings),
     )
 
@@ -131,7 +134,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     module.tracker = _tracker(plan, checkpoint, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
-    stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
+    stepper = _stepper(module, prepared, plan.schedule, options.step, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
@@ -157,6 +160,9 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         tracker=module.tracker,
         display=display,
         generators=generators_of(module, parts.model, plan.loaders),
+        schedule=plan.schedule,
+        record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
+        insists=options.checkpoint.resume is not None,
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     state.patience_left = run.engine.patience_left()
@@ -179,6 +185,14 @@ def assemble_evaluation(
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
 
 
+def _record(plan: Plan) -> dict[str, Any]:
+    """What a checkpoint keeps of the settings and the data."""
+    device = plan.accelerator.device
+    data = from_main(lambda: identity_of(plan.data.loader.dataset, device))
+    settings = configuration(plan.options, plan.module)
+    return {"settings": settings, "data": data, "order": order_of(plan.data.samplers)}
+
+
 def _display(options: Options) -> Display:
     return QuietDisplay() if options.quiet else ConsoleDisplay()
 
@@ -192,13 +206,13 @@ def _savings(plan: Plan) -> Savings | None:
 
 
 def _stepper(
-    module: AcceleratorModule, prepared: Prepared, scheduler: Any, options: StepOptions, hooks: Hooks
+    module: AcceleratorModule, prepared: Prepared, schedule: Schedule, options: StepOptions, hooks: Hooks
 ) -> Stepper:
     model, optimizer = prepared.model, prepared.optimizer
     if not isinstance(module, ExtendedAcceleratorModule):
         kind = ClosureStepper if needs_closure(optimizer.optimizer) else Stepper
-        return kind(module, model, optimizer, scheduler, options, hooks)
-    module._updates = stepper = ManualStepper(module, model, optimizer, scheduler, options, hooks)
+        return kind(module, model, optimizer, schedule, options, hooks)
+    module._updates = stepper = ManualStepper(module, model, optimizer, schedule, options, hooks)
     return stepper
 
 
@@ -258,14 +272,23 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 
 def _optimizer(
     options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
-) -> tuple[Any, Any | None]:
+) -> tuple[Any, Schedule]:
     optimizer = module.get_optimizer() or options.hps.build_optimizer(module.model.named_parameters())
     _check_optimizer(optimizer, options, module, accelerator)
-    epochs = position.total_epochs or options.hps.epochs
-    scheduler = module.get_scheduler(optimizer, data.steps_per_epoch, epochs) or options.hps.build_scheduler(
-        optimizer, steps_per_epoch=data.steps_per_epoch, total_steps=position.total_steps, epochs=epochs
-    )
-    return optimizer, scheduler
+
+    def length() -> list[int | None]:
+        return [position.total_steps, data.steps_per_epoch, position.total_epochs or options.hps.epochs]
+
+    def make() -> Any | None:
+        epochs = position.total_epochs or options.hps.epochs
+        return module.get_scheduler(optimizer, data.steps_per_epoch, epochs) or options.hps.build_scheduler(
+            optimizer, steps_per_epoch=data.steps_per_epoch, total_steps=position.total_steps, epochs=epochs
+        )
+
+    names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+    is_own = type(module).get_scheduler is not AcceleratorModule.get_scheduler
+    per_epoch = options.step.scheduler_per_epoch
+    return optimizer, Schedule(optimizer, names, make, length, per_epoch=per_epoch, is_own=is_own)
 
 
 def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:
@@ -289,8 +312,8 @@ def _has_sparse_gradients(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad
 
 
-def _parts(module: AcceleratorModule, optimizer: Any, scheduler: Any | None, accelerator: Accelerator) -> Parts:
-    stateful = {"optimizer": optimizer, "scheduler": scheduler, "scaler": accelerator.scaler}
+def _parts(module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator) -> Parts:
+    stateful = {"optimizer": optimizer, "scheduler": schedule, "scaler": accelerator.scaler}
     stateful = {name: part for name, part in stateful.items() if part is not None}
     for name, part in stateful.items():
         try:

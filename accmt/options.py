@@ -85,7 +85,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All arguments of a trainer."""
+    """All arguments of a trainer; `given` holds them as they were given, by name."""
 
     hps: HyperParameters
     checkpoint: CheckpointOptions
@@ -101,3 +101,4 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    given: Mapping[str, Any] = field(default_factory=dict)

@@ -42,6 +42,26 @@ def after_training(
     return [*parts, "", savings_table(rows), "", Text(f"{why}, after {run.position.step} steps", "bold")]
 
 
+def nothing_done(plan: Plan, stop: Stop | None) -> str:
+    """Why a training that was continued made no step, and how to make some."""
+    position, hps = plan.position, plan.options.hps
+    if stop is not None:
+        return (
+            f"nothing was done: the training was stopped already, at step {position.step} ({stop.reason}). "
+            f"Change what stops it to go on, or give resume=False to start from scratch"
+        )
+    given, done = ("max_steps", hps.max_steps), position.step
+    if hps.max_steps is None:
+        given, done = ("epochs", hps.epochs), position.epoch
+    name, wanted = given
+    more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
+    return (
+        f"nothing was done:{more} the training is finished already, after {position.epoch} epochs and "
+        f"{position.step} steps. Give more {'steps (max_steps)' if name == 'max_steps' else name} to go on, "
+        f"or resume=False to start from scratch"
+    )
+
+
 def interrupted(run: Run) -> Text:
     """Where the training would go on."""
     step = run.position.step

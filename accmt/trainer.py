@@ -37,7 +37,7 @@ from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
 from accmt.start import begin, check_folders, find_checkpoint
 from accmt.states import TrainingState
-from accmt.summary import after_training, before_training, interrupted
+from accmt.summary import after_training, before_training, interrupted, nothing_done
 from accmt.tracking.tracker import NoTracker, Status, Tracker
 
 
@@ -308,8 +308,11 @@ class Trainer:
                     run.tracker.close("FAILED")
                     raise
                 run.display.show(*before_training(planned, notes))
+                start = run.position.step
                 with signals.watched():
                     stop = self._train(run)
+                if run.resumed and run.position.step == start:
+                    run.display.warn(nothing_done(planned, stop))
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.accelerator.free_memory()

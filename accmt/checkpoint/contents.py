@@ -28,6 +28,7 @@ from accmt.checkpoint.files import Files, read_tensors
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
 from accmt.checkpoint.strict import as_json, read_json
+from accmt.config.errors import ConfigError
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -41,7 +42,8 @@ class Parts:
 
     Attributes:
         model: The model, in no wrapper.
-        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`.
+        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One with an attribute
+            `adapts` that is true decides for itself what it takes of a state, or of None where there is none.
         engine: Where DeepSpeed keeps model and optimizer: its own state, in the place of these two.
     """
 
@@ -72,7 +74,7 @@ def understood(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (Mismatch, NoCheckpoint):
+    except (ConfigError, Mismatch, NoCheckpoint):
         raise
     except Exception as error:
         raise NoCheckpoint(
@@ -159,7 +161,7 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
 
 def _load_states(parts: Parts, states: Mapping[str, Any]) -> None:
     for name, part in parts.stateful.items():
-        part.load_state_dict(states[name])
+        part.load_state_dict(states.get(name))
 
 
 def _described(engine: DeepSpeedState | None) -> dict[str, Any] | None:
@@ -217,9 +219,10 @@ def shortened(lines: list[str]) -> list[str]:
 def _compare_parts(
     folder: Path, stateful: Mapping[str, Any], states: Mapping[str, Any], kinds: Mapping[str, str]
 ) -> None:
-    lines = [f"there is no {name} in the checkpoint" for name in stateful if name not in states]
+    fixed = {name: part for name, part in stateful.items() if not getattr(part, "adapts", False)}
+    lines = [f"there is no {name} in the checkpoint" for name in fixed if name not in states]
     lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name not in stateful]
-    for name, kind in _kinds(stateful).items():
+    for name, kind in _kinds(fixed).items():
         if kinds.get(name, kind) != kind:
             lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
     if "optimizer" in stateful and "optimizer" in states:
@@ -240,7 +243,7 @@ def _refuse(folder: Path, what: str, lines: list[str]) -> None:
 
 
 def _kinds(stateful: Mapping[str, Any]) -> dict[str, str]:
-    return {name: type(part).__name__ for name, part in stateful.items()}
+    return {name: getattr(part, "kind", type(part).__name__) for name, part in stateful.items()}
 
 
 def _shape(value: Any) -> Any:

@@ -19,16 +19,20 @@ from accelerate import PartialState
 
 from accmt.checkpoint import contents, publish
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.contents import Own, Parts
+from accmt.checkpoint.contents import Mismatch, Own, Parts
 from accmt.checkpoint.files import Files, size_of, write_files
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.rng import check_random_state, random_state
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
+from accmt.config.errors import ConfigError, Problem
+from accmt.loop.identity import difference
 from accmt.loop.position import COUNTERS
 from accmt.loop.processes import leave_group, side_group
 from accmt.loop.run import Run
+from accmt.loop.schedule import Count
+from accmt.loop.settings import changes as changes_of
 from accmt.rules import Decision
 from accmt.rules.jsonable import count_from
 from accmt.states import TrainingState
@@ -190,6 +194,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
 
     Raises:
         Mismatch: The checkpoint belongs to another training; nothing was touched.
+        ConfigError: It is the end of a training on other data, or the settings of now cannot go on from it.
         NoCheckpoint: It holds what no checkpoint does; nothing of the model or the folder was touched.
     """
     with contents.understood(folder):
@@ -197,7 +202,9 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
         _check(trainer)
         own = contents.read_own(folder, PartialState().process_index)
         changes, notes = _take_up(run, trainer, own)
-        contents.load_parts(folder, run.parts, trainer)
+        notes += _compare(run, trainer)
+        with run.schedule.applied():
+            contents.load_parts(folder, run.parts, trainer)
     run.history.cut(trainer["history"])
     run.decision_log.cut(trainer["decisions"])
     run.decisions[:] = _decisions(run)
@@ -249,7 +256,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
     """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
     the data."""
     notes: list[str] = []
-    run.position.restore(trainer["position"], trainer["processes"], PartialState().num_processes)
+    run.position.restore(trainer["position"], trainer["processes"])
     run.position.stopwatch.set(trainer["elapsed"])
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
@@ -268,9 +275,52 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
         run.stepper.take_up(_prefixed("gradient.", own.random))
         if own.process["data"] is not None:
             data = unpack(own.process["data"], _prefixed("data.", own.random))
-            notes += run.data.restore(data["reading"])
+            notes += run.data.restore(data["reading"], moved=run.position.moved)
             run.generators.restore(data["generators"])
     return changes, notes
+
+
+def _compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:
+    """Compare settings and data with those of a checkpoint, refuse what cannot go on, and say what has changed."""
+    then, position = trainer.get("configuration") or {}, run.position
+    lines = changes_of(then["settings"], run.record["settings"]) if then else []
+    said = {line.split(" was ")[0] for line in lines}
+    other = difference(then["data"], run.record["data"]) if then else ""
+    if other and not run.insists:
+        _refuse_other_data(run, other, trainer["elapsed"])
+    if then and position.is_within_epoch and not other and then["order"] != run.record["order"]:
+        raise Mismatch(_OTHER_ORDER)
+    count = Count(position.step, position.epoch, position.passed_end, position.is_finished)
+    former = {"groups": then["groups"], "schedule": then["schedule"]} if then else None
+    state = trainer["parts"].get("scheduler") or {}
+    for line in run.schedule.prepare(former, state, trainer["kinds"].get("scheduler", ""), count):
+        if line.split(" was ")[0].split(" of parameter group ")[0] not in said:
+            lines.append(line)
+    return lines + ([f"the training data are not those of the checkpoint: {other}"] if other else [])
+
+
+_OTHER_ORDER = (
+    "the checkpoint was made in the middle of an epoch, and the samplers of the training data are others now "
+    "(shuffle_train, sampler, or those of get_train_dataloader): samples would be trained on twice, or never. "
+    "Nothing was loaded.\n"
+    "Put them back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+    "or start from scratch with resume=False."
+)
+
+
+def _refuse_other_data(run: Run, other: str, elapsed: float) -> None:
+    """Hand nobody the model of other data: a training that would do nothing here is the end of another one.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if run.position.is_finished or run.engine.standing_stop(run.position.progress(elapsed)) is not None:
+        text = (
+            f"holds a training that is finished, on other data ({other}): nothing would be trained. "
+            f"Give another model_path to train on these, resume=False to start from scratch here, "
+            f"or resume=True (or more epochs) to continue that training all the same"
+        )
+        raise ConfigError([Problem("model_path", text)], "fit(...)")
 
 
 def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
@@ -286,7 +336,7 @@ def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
     if trainer["processes"] != processes:
         notes.append(
             f"the checkpoint was made by {trainer['processes']} process(es) and {processes} continue: "
-            f"from the same sample on, in whole rounds of batches, but not bit by bit"
+            f"from the same sample on, but not bit by bit"
         )
     return notes
 
@@ -305,6 +355,7 @@ def _trainer(run: Run) -> dict[str, Any]:
         "data_seed": run.data.seed,
         "processes": PartialState().num_processes,
         "steps_per_epoch": run.data.steps_per_epoch,
+        "configuration": {**run.record, **run.schedule.record()},
         "versions": {"torch": str(torch.__version__)},
     }
 

@@ -17,12 +17,16 @@ from accelerate import PartialState
 from accelerate.data_loader import get_sampler, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
+from accmt.checkpoint.contents import Mismatch
 from accmt.loop.draws import END
 from accmt.loop.reading import Place, Reader, ReaderState
+from accmt.loop.rest import makes_plain_batches
 from accmt.loop.workers import outlast_signals
 from accmt.module import AcceleratorModule
+from accmt.rules.jsonable import count_from
 
 Collate = Callable[[list[Any]], Any]
+SAMPLES, BATCHES = "samples", "batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,38 @@ class Window:
     batches: Iterator[Any]
     size: int
     is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a place in an epoch is counted in.
+
+    Attributes:
+        counts: "samples"; or "batches", where a batch sampler of the user's makes them.
+        batch_size: Samples of a batch of one process; None where it is not known.
+        processes: How many processes share the data.
+        readers: For a stream: the workers that read it, each with a share of its own, and 1 where they are fewer.
+    """
+
+    counts: str
+    batch_size: int | None
+    processes: int
+    readers: int
+
+    @property
+    def size(self) -> int:
+        """What one batch of each process brings forward."""
+        return self.processes * ((self.batch_size or 1) if self.counts == SAMPLES else 1)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Unit:
+        """
+        Raises:
+            ValueError, KeyError, TypeError: It is none.
+        """
+        size = None if data["batch_size"] is None else max(1, count_from(data["batch_size"]))
+        counts = SAMPLES if data["counts"] == SAMPLES else BATCHES
+        return cls(counts, size, max(1, count_from(data["processes"])), count_from(data["readers"]))
 
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
@@ -128,12 +164,13 @@ class TrainingData:
         self.seed = seed
         sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
         self._samples = _length(sampler)
-        self._samplers = tuple(_samplers(sampler))
-        self._own_seeds = [_initial_seed(part) for part in self._samplers]
+        self.samplers = tuple(_samplers(sampler))
+        self._own_seeds = [_initial_seed(part) for part in self.samplers]
         state = PartialState()
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
         self._batch_size: int = size * state.num_processes
-        self._reader = Reader(loader, self._samplers, state.process_index, state.num_processes)
+        self.unit = _unit(loader, size, state.num_processes)
+        self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
         self._resumed: Mapping[str, Any] | None = None
         self._ahead: Mapping[str, Any] | None = None
         self._is_last = True
@@ -149,10 +186,52 @@ class TrainingData:
         """The most samples that one optimizer step takes, of all processes together."""
         return self._batch_size * self.accumulation
 
-    def samples_after(self, batches: int) -> int:
-        """The samples of the first `batches` batches of an epoch, of all processes, without padding."""
-        samples: int = batches * self._batch_size
+    def samples_after(self, batches: int, offset: int = 0) -> int:
+        """The samples of the first `batches` batches of an epoch, of all processes, without padding, and of what is
+        left out before them."""
+        samples: int = batches * self._batch_size + offset * (self._batch_size // self.unit.size)
         return samples if self._samples is None else min(samples, self._samples)
+
+    def batches_after(self, offset: int) -> int | None:
+        """The batches of this process in an epoch without its first `offset` samples, None where that is not known."""
+        is_known = self.batches_per_epoch is not None
+        return self._reader.length_after(offset) if offset and is_known else self.batches_per_epoch
+
+    def steps_left(self, batch: int, offset: int) -> int | None:
+        """Optimizer steps of an epoch from a place on, None where the length of the data is not known."""
+        batches = self.batches_after(offset)
+        return None if batches is None else max(0, -(-(batches - batch) // self.accumulation))
+
+    def locate(self, place: int, then: Unit) -> tuple[int, int]:
+        """Where a place in an epoch lies that was counted in another unit.
+
+        Returns:
+            Batches of this process that are passed over, and what is left out before them.
+
+        Raises:
+            Mismatch: There is no such place: samples would be trained on twice, or never.
+        """
+        batch, offset = divmod(place, self.unit.size)
+        if place and then != self.unit:
+            self._check_move(then, offset)
+        return batch, offset
+
+    def _check_move(self, then: Unit, offset: int) -> None:
+        """Refuse what cannot start at a place that others have left."""
+        now, why = self.unit, ""
+        if now.counts != then.counts or (now.counts == BATCHES and now.batch_size != then.batch_size):
+            why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
+        elif max(now.readers, then.readers) > 1:
+            why = "several workers read the stream, and which samples they have read depends on it"
+        elif offset and not self._reader.reads_from_anywhere:
+            why = "the stream can only be read on from the end of a batch"
+        if why:
+            raise Mismatch(
+                f"the checkpoint was made in the middle of an epoch, with {_in_words(then)}, and there are "
+                f"{_in_words(now)} now: {why}. Nothing was loaded.\n"
+                f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+                f"or start from scratch with resume=False."
+            )
 
     def state(self) -> dict[str, Any]:
         """What this process has to know, beside epoch and batch, to read on after the windows that were taken.
@@ -165,8 +244,12 @@ class TrainingData:
         state = self._reader.state(at_end=self._is_last) if self._ahead is None else self._ahead
         return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
 
-    def restore(self, state: Mapping[str, Any]) -> list[str]:
+    def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
         """Let the next `windows` read on from a state, at the place where it was taken.
+
+        Args:
+            state: What `state` gave.
+            moved: The place is counted in another unit now: what a loader tells of its batches holds no longer.
 
         Returns:
             What will not be as it was, one line each.
@@ -179,21 +262,22 @@ class TrainingData:
             self._own_seeds = list(state["seeds"])
         if state["processes"] != PartialState().num_processes:
             return []  # each read another share
-        self._resumed = state
+        self._resumed = {**state, "loader": None} if moved else state
         return self._reader.changes(state)
 
-    def windows(self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None) -> Iterator[Window]:
-        """The windows of an epoch after its first `skip` batches; `skipped` is called once these are passed over."""
+    def windows(
+        self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None, offset: int = 0
+    ) -> Iterator[Window]:
+        """The windows of an epoch without its first `offset` samples and then its first `skip` batches; `skipped` is
+        called once these are passed over."""
         resumed, self._resumed = self._resumed, None
         self._ahead, self._is_last = None, False
         is_sized = self.batches_per_epoch is not None
         seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
-        reset = partial(_seed_samplers, self._samplers, [_mixed(seed, epoch) for seed in seeds])
-        place = Place(epoch, self.seed, skip, reset, skipped, resumed)
-        batches = self._reader.read(place, ahead=not is_sized)
-        if self.batches_per_epoch is None:
-            return self._windows_of_unknown(batches)
-        return self._windows_of_known(batches, self.batches_per_epoch - skip)
+        reset = partial(_seed_samplers, self.samplers, [_mixed(seed, epoch) for seed in seeds])
+        place = Place(epoch, self.seed, skip, reset, skipped, resumed, offset)
+        batches, length = self._reader.read(place, ahead=not is_sized), self.batches_after(offset)
+        return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
 
     def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
         while remaining > 0:
@@ -273,6 +357,19 @@ def _workers(dataset: Dataset[Any], options: DataOptions) -> int:
     if options.workers is not None:
         return options.workers
     return 0 if isinstance(dataset, IterableDataset) else PartialState().num_processes
+
+
+def _unit(loader: DataLoader[Any], size: int, processes: int) -> Unit:
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    counts = SAMPLES if is_stream or makes_plain_batches(loader) else BATCHES
+    known = size if counts == SAMPLES else getattr(loader.batch_sampler, "batch_size", None)
+    return Unit(counts, known, processes, max(1, loader.num_workers) if is_stream else 1)
+
+
+def _in_words(unit: Unit) -> str:
+    size = "batches" if unit.batch_size is None else f"batches of {unit.batch_size}"
+    workers = f" and {unit.readers} workers" if unit.readers > 1 else ""
+    return f"{size} on {unit.processes} process(es){workers}"
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

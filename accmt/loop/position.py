@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-from accmt.loop.data import TrainingData, Window
+from accmt.loop.data import TrainingData, Unit, Window
 from accmt.rules import Progress
+from accmt.rules.jsonable import count_from
 
 COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
 
@@ -46,6 +48,8 @@ class Position:
         self.step_in_epoch = 0
         self.evaluation = 0
         self.samples_before = 0
+        self.offset = 0  # what the batches of an epoch that is continued in another unit do not begin with
+        self.moved = self.passed_end = False
         self.ended_epoch = False
         self.stopwatch = Stopwatch()
         # Steps that epochs of another length have had more than those of the length of now.
@@ -74,6 +78,11 @@ class Position:
         return self.epoch >= self._epochs
 
     @property
+    def is_within_epoch(self) -> bool:
+        """Whether some of the epoch was trained on already."""
+        return self.batch > 0 or self.offset > 0
+
+    @property
     def ends(self) -> bool:
         """Whether the step that was just done is the last of an epoch; the last of the training counts as one."""
         return self.ended_epoch or (self.batch > 0 and self.step == self.total_steps)
@@ -93,9 +102,9 @@ class Position:
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
-        self.samples_before += self._data.samples_after(self.batch)
+        self.samples_before += self._samples
         self.epoch += 1
-        self.batch = self.step_in_epoch = 0
+        self.batch = self.step_in_epoch = self.offset = 0
         self.ended_epoch = False
 
     def progress(self, elapsed: float) -> Progress:
@@ -105,7 +114,7 @@ class Position:
             epoch=self.epoch + self.ends,
             step_in_epoch=0 if self.ends else self.step_in_epoch,
             evaluation=self.evaluation,
-            samples=self.samples_before + self._data.samples_after(self.batch),
+            samples=self.samples_before + self._samples,
             elapsed=elapsed,
         )
 
@@ -118,21 +127,42 @@ class Position:
             "batch": 0 if at_end else self.batch,
             "step_in_epoch": 0 if at_end else self.step_in_epoch,
             "evaluation": self.evaluation,
-            "samples_before": self.samples_before + (self._data.samples_after(self.batch) if at_end else 0),
+            "samples_before": self.samples_before + (self._samples if at_end else 0),
+            "place": 0 if at_end else self.batch * self._data.unit.size + self.offset,
+            "unit": asdict(self._data.unit),
         }
 
-    def restore(self, data: Mapping[str, Any], processes: int, processes_now: int) -> None:
-        """Go on from a position.
+    def restore(self, data: Mapping[str, Any], processes: int) -> None:
+        """Go on from a position: at the same sample, whatever a batch is now.
+
+        `moved` says whether batches are others than then; `passed_end`, that what is left of the epoch gives no whole
+        batch of them, so that the next one follows.
 
         Args:
             data: What `to_json` gave.
             processes: How many processes trained then.
-            processes_now: And now; each has passed over its share of the batches, in whole rounds.
+
+        Raises:
+            Mismatch: These data cannot be read on from there.
+            ValueError, KeyError, TypeError: `data` are no position.
         """
         for name in COUNTERS:
             setattr(self, name, int(data[name]))
-        if processes != processes_now:
-            self.batch = self.batch * processes // processes_now
-            self.step_in_epoch = -(-self.batch // self._data.accumulation)
-        if self._data.steps_per_epoch is not None:
-            self._more = self.step - self.epoch * self._data.steps_per_epoch - self.step_in_epoch
+        # Checkpoints of before say how many batches were read, and not of what size.
+        then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
+        place = count_from(data["place"]) if "place" in data else self.batch * then.size
+        self.batch, self.offset = self._data.locate(place, then)
+        self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
+        left = self._data.steps_left(self.batch, self.offset)
+        if left is None or per_epoch is None:
+            return
+        if not left:
+            self.next_epoch()
+            self.passed_end, left = True, per_epoch
+        self.step_in_epoch = max(0, per_epoch - left)
+        self._more = self.step + left - (self.epoch + 1) * per_epoch
+
+    @property
+    def _samples(self) -> int:
+        """The samples of the epoch so far."""
+        return self._data.samples_after(self.batch, self.offset)

@@ -26,6 +26,7 @@ from torch.utils.data import (
 
 from accmt.loop.draws import END, Indices, apart, fewer, has_state, mixed, read_apart
 from accmt.loop.exactness import Generators, keeps_state
+from accmt.loop.rest import Rest, rest_of
 from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import outlast_signals
 
@@ -69,6 +70,8 @@ class Place:
         skipped: Called once, before a batch is loaded that is not passed over.
         state: What `Reader.state` gave there; None where it is not known. At the start of an epoch, that of the end of
             the one before.
+        offset: The samples of all processes that are left out before the first of those batches (batches, where a batch
+            sampler of the user's makes them): a training that was continued with other batches stands between two.
     """
 
     epoch: int
@@ -77,6 +80,12 @@ class Place:
     reset: Callable[[], None]
     skipped: Callable[[], None]
     state: Mapping[str, Any] | None
+    offset: int = 0
+
+    @property
+    def is_within(self) -> bool:
+        """Whether some of the epoch is passed over."""
+        return self.skip > 0 or self.offset > 0
 
 
 class Reader:
@@ -99,9 +108,11 @@ class Reader:
         self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
         self._indices: Indices | None = None
         self._course: Course | None = None
+        self._rest: Rest | None = None
         draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
-            self._indices = _indices(loader, draws, process, processes)
+            self._rest, batches = rest_of(loader)
+            self._indices = _indices(loader, batches, draws, process, processes)
             vars(self._loader)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
         elif processes > 1 or _has_course(loader):
             self._course = _course(loader, process, processes)
@@ -118,8 +129,23 @@ class Reader:
         """Processes that load batches."""
         return self._loader.num_workers
 
+    @property
+    def reads_from_anywhere(self) -> bool:
+        """Whether it can start at any sample of an epoch, and not only between two of its batches."""
+        return self._rest is not None or (self._course is not None and not self.workers)
+
     def __len__(self) -> int:
         return len(self._loader)
+
+    def length_after(self, offset: int) -> int:
+        """The batches of this process in an epoch whose first samples are left out, as `Place.offset` counts them."""
+        if self._rest is not None:
+            with self._rest.after(offset):
+                return len(self)
+        if self._course is None or not offset:
+            return len(self)
+        samples, size = self._course.length(offset), self._loader.batch_size or 1
+        return samples // size if self._loader.drop_last else -(-samples // size)
 
     def read(self, place: Place, *, ahead: bool) -> Iterator[Any]:
         """The batches of an epoch from a place on; `ahead` if they are not trained on one by one as they are read."""
@@ -128,7 +154,7 @@ class Reader:
         assert generator is not None
         generator.manual_seed(seed)
         self._tell(place.epoch)
-        moment = None if place.state is None else place.state["start" if place.skip else "now"]
+        moment = None if place.state is None else place.state["start" if place.is_within else "now"]
         if moment is not None:
             self._take_up(moment)
         # Samplers that have not begun have nothing to tell, nor have those that just took up what others told.
@@ -137,6 +163,8 @@ class Reader:
         if self._keeps_dataset and place.state is not None and place.state["dataset"] is not None:
             self._dataset.load_state_dict(place.state["dataset"])
         self._is_open, self._has_ended = True, False
+        if self._rest is not None:
+            self._rest.offset = place.offset
         if self._course is not None:
             return self._read_course(self._course, place, seed)
         if self._indices is None:
@@ -208,7 +236,7 @@ class Reader:
         if state is not None:
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
         batches = iter(self._loader)
-        if place.skip and not skip:
+        if place.is_within and not skip:
             _go_on(self._generators, place.state)
         place.skipped()
         return batches
@@ -225,14 +253,14 @@ class Reader:
             return batches
         state = None if place.state is None else place.state["course"]
         with apart(seed):
-            if state is not None and place.skip:
+            if state is not None and place.is_within:
                 course.resume(state)
             elif state is not None:
                 course.carry_over(state)
-            elif place.skip:
-                course.resume_after(place.skip)
+            elif place.is_within:
+                course.resume_after(place.skip, place.offset)
             batches = iter(self._loader)
-        if place.skip:
+        if place.is_within:
             _go_on(self._generators, place.state)
         place.skipped()
         return read_apart(batches, mixed(seed, self._process), place.skip)
@@ -277,8 +305,7 @@ def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
     return copied
 
 
-def _indices(loader: DataLoader[Any], draws: bool, process: int, processes: int) -> Indices:
-    batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+def _indices(loader: DataLoader[Any], batches: Any, draws: bool, process: int, processes: int) -> Indices:
     if processes > 1:
         share = _Turns if loader.batch_sampler is None else BatchSamplerShard
         batches = share(batches, processes, process)

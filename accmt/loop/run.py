@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from accmt.loop.exactness import Generators
 from accmt.loop.hooks import Hooks
 from accmt.loop.position import Position
 from accmt.loop.pulse import Pulse
+from accmt.loop.schedule import Schedule
 from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
@@ -99,7 +101,8 @@ class Run:
     module, model and validation data keep for themselves. `evaluated_at` and
     `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none. `epoch_random` is the
     random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
-    continued have been passed over.
+    continued have been passed over. `record` holds the settings and the data as checkpoints keep them, and `insists`
+    says that a checkpoint was asked for, whatever its data.
     """
 
     options: LoopOptions
@@ -122,6 +125,9 @@ class Run:
     display: Display
     pulse: Pulse
     generators: Generators
+    schedule: Schedule
+    record: Mapping[str, Any]
+    insists: bool
     decisions: list[Decision] = field(default_factory=list)
     evaluated_at: int = -1
     checkpointed_at: int = -1

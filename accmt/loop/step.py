@@ -18,6 +18,7 @@ from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.losses import LossMeter
 from accmt.loop.memory import free, is_out_of_memory
 from accmt.loop.placement import Placement
+from accmt.loop.schedule import Schedule
 from accmt.loop.updates import updates_of
 from accmt.module import AcceleratorModule
 
@@ -52,7 +53,7 @@ class Stepper:
         module: The module, which knows its Accelerator and its state.
         model: The prepared model.
         optimizer: The prepared optimizer.
-        scheduler: The scheduler, if there is one.
+        schedule: The scheduler, if there is one.
         options: How a step is made.
         hooks: The callbacks.
     """
@@ -62,7 +63,7 @@ class Stepper:
         module: AcceleratorModule,
         model: nn.Module,
         optimizer: Any,
-        scheduler: Any | None,
+        schedule: Schedule,
         options: StepOptions,
         hooks: Hooks,
     ) -> None:
@@ -71,7 +72,7 @@ class Stepper:
         self._accelerator = accelerator = module.accelerator
         self._state = module.state
         self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._schedule = schedule
         self._options = options
         self._hooks = hooks
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -212,11 +213,12 @@ class Stepper:
         self.zero_grad(self._options.set_to_none)
 
     def _step_scheduler(self) -> None:
-        if self._scheduler is None:
+        scheduler = self._schedule.scheduler
+        if scheduler is None:
             return
-        self._hooks.on_before_scheduler_step(self._scheduler)
-        self._scheduler.step()
-        self._hooks.on_after_scheduler_step(self._scheduler)
+        self._hooks.on_before_scheduler_step(scheduler)
+        scheduler.step()
+        self._hooks.on_after_scheduler_step(scheduler)
 
 
 class ManualStepper(Stepper):

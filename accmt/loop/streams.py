@@ -108,9 +108,9 @@ class Course:
         """Let the next reading go on from a state."""
         self._resumed = state
 
-    def resume_after(self, batches: int) -> None:
-        """Let the next reading go on after the first batches of the epoch, whose samples are read again."""
-        self._resumed = {**_UNREAD, "read": batches * self.group}
+    def resume_after(self, batches: int, samples: int = 0) -> None:
+        """Let the next reading go on after the first batches and samples of the epoch, which are read again."""
+        self._resumed = {**_UNREAD, "read": batches * self.group + samples}
 
     def finish(self) -> None:
         """Let a dataset that keeps a state come to its end, as a loop over all of it would; one that is longer than its
@@ -127,13 +127,13 @@ class Course:
         elif state["dataset"] is not None:
             self.dataset.load_state_dict(state["dataset"])
 
-    def length(self) -> int:
-        """The samples of this process.
+    def length(self, offset: int = 0) -> int:
+        """The samples of this process, where `offset` of all are left out.
 
         Raises:
             TypeError: The dataset does not know.
         """
-        samples = len(self.dataset)
+        samples = max(0, len(self.dataset) - offset)
         if self._processes == 1:
             return samples
         return self._size * (samples // self.group if self._drop_last else -(-samples // self.group))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.data import Window
@@ -74,16 +75,17 @@ def _windows(run: Run) -> Iterator[Window]:
     state.is_last_epoch = position.epoch + 1 == position.total_epochs
     resumed, run.resumed_random = run.resumed_random, None
     run.next_stop = _next_stop(run)
-    if position.batch == 0:
+    if not position.is_within_epoch:
         if resumed is not None:
             set_random_state(resumed, run.device)
         run.hooks.on_epoch_start()
         run.epoch_random = random_state(run.device)
         return run.data.windows(position.epoch)
     if resumed is None or not run.epoch_random:
-        return run.data.windows(position.epoch, position.batch)
+        return run.data.windows(position.epoch, position.batch, offset=position.offset)
     set_random_state(run.epoch_random, run.device)
-    return run.data.windows(position.epoch, position.batch, lambda: set_random_state(resumed, run.device))
+    go_on = partial(set_random_state, resumed, run.device)
+    return run.data.windows(position.epoch, position.batch, go_on, position.offset)
 
 
 def _settle(run: Run) -> Stop | None:

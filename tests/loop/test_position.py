@@ -1,9 +1,10 @@
 """Where a training is, when what it is counted in changes."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
+from accmt.loop.data import Unit
 from accmt.loop.position import Position
 
 
@@ -13,13 +14,25 @@ class Data:
 
     batches: int
     accumulation: int = 1
+    processes: int = 1
+
+    @property
+    def unit(self):
+        return Unit("samples", 2, self.processes, 1)
 
     @property
     def steps_per_epoch(self):
         return -(-self.batches // self.accumulation)
 
-    def samples_after(self, batches):
-        return 2 * batches
+    def samples_after(self, batches, offset=0):
+        return 2 * batches * self.processes + offset
+
+    def locate(self, place, then):
+        return divmod(place, self.unit.size)
+
+    def steps_left(self, batch, offset):
+        samples = self.batches * self.unit.size - offset
+        return max(0, -(-(-(-samples // self.unit.size) - batch) // self.accumulation))
 
 
 def at(step, epoch, batch, step_in_epoch):
@@ -32,15 +45,17 @@ def at(step, epoch, batch, step_in_epoch):
     [
         (2, 2, 6, 4, 18),  # nothing changes
         (2, 1, 12, 8, 26),  # 10 steps, 4 and 12 still to come
-        (2, 3, 4, 2, 16),  # 10 steps, 2 and 4 still to come; the last round was not whole
+        (2, 3, 4, 2, 16),  # 10 steps, 2 and 4 still to come; 4 of the samples of a round of 6 are left out before
         (2, 4, 3, 2, 14),
     ],
 )
 def test_another_number_of_processes(before, now, per_epoch, batch, total):
     """After the first epoch of three and 4 of 6 batches each of two processes."""
-    position = Position(Data(per_epoch), 3, None)
-    position.restore(at(10, 1, 4, 4), before, now)
+    position = Position(Data(per_epoch, processes=now), 3, None)
+    position.restore(at(10, 1, 4, 4), before)
     assert (position.batch, position.step_in_epoch) == (batch, batch)
+    assert position.batch * 2 * now + position.offset == 16  # samples
+    assert position.moved == (before != now)
     assert position.total_steps == total
     assert position.total_steps - position.step == 2 * per_epoch - batch
     assert not position.ends
@@ -48,18 +63,27 @@ def test_another_number_of_processes(before, now, per_epoch, batch, total):
 
 def test_other_data():
     position = Position(Data(9), 3, None)
-    position.restore(at(12, 2, 0, 0), 1, 1)  # two epochs of six
+    position.restore(at(12, 2, 0, 0), 1)  # two epochs of six
     assert position.total_steps == 21
 
 
 def test_a_limit_of_steps_stays():
     position = Position(Data(9), 3, 40)
-    position.restore(at(12, 2, 0, 0), 1, 1)
+    position.restore(at(12, 2, 0, 0), 1)
     assert position.total_steps == 40
     assert position.total_epochs == 6  # two, three whole ones, and one step more
 
 
 def test_steps_of_several_batches():
-    position = Position(Data(8, accumulation=4), 2, None)
-    position.restore(at(1, 0, 4, 1), 4, 1)
+    position = Position(Data(24, accumulation=4), 2, None)
+    position.restore(at(1, 0, 4, 1), 4)
     assert (position.batch, position.step_in_epoch) == (16, 4)
+    assert position.total_steps == 1 + 2 + 6
+
+
+def test_nothing_is_left_of_an_epoch():
+    """The three samples that are left are no whole round of batches: the next epoch follows."""
+    position = Position(Data(2, processes=2), 3, None)
+    position.restore({**at(3, 1, 0, 0), "place": 8, "unit": asdict(Unit("samples", 2, 1, 1))}, 1)
+    assert (position.epoch, position.batch, position.offset, position.passed_end) == (2, 0, 0, True)
+    assert (position.progress(0).samples, position.total_steps) == (8, 5)

@@ -1,0 +1,63 @@
+"""Settings in the form that a checkpoint keeps of them: plain values that are equal exactly if they mean the same.
+
+What is long is kept as a digest, and what an address holds as a secret is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from accmt.hyperparameters.catalogue import qualified_name
+from accmt.hyperparameters.plain import comparable, plain
+
+_LONGEST_LIST, _LONGEST_TEXT = 32, 300
+_LOGIN = re.compile(r"://[^/@\s]+@")
+_SECRET = re.compile(r"token|secret|passw|api_?key|credential", re.IGNORECASE)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def recorded(value: object) -> Any:
+    """A value as JSON knows it; an object of a class without a text of its own by its class, and its name if it has
+    one."""
+    value = comparable(value)
+    if isinstance(value, Mapping):
+        return {str(key): "***" if _SECRET.search(str(key)) else recorded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [recorded(item) for item in value]
+        return items if len(items) <= _LONGEST_LIST else f"{len(items)} values ({digest(items)})"
+    if isinstance(value, str):
+        value = _LOGIN.sub("://***@", value)
+        return value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}... ({digest(value)})"
+    if value is None or isinstance(value, int | float) or callable(value):
+        return plain(value)
+    text = repr(value)
+    if not _ADDRESS.search(text):
+        return recorded(text)
+    name = getattr(value, "name", None)
+    return f"{qualified_name(value)} '{name}'" if isinstance(name, str) else qualified_name(value)
+
+
+def described(function: object, depth: int = 4) -> Any:
+    """A function by its name and its constants, and by those of the functions that it calls from around it: what it
+    computes, as far as that can be seen without calling it."""
+    if isinstance(function, partial):
+        arguments = [described(item, depth - 1) for item in (*function.args, *function.keywords.values())]
+        return [described(function.func, depth - 1), list(function.keywords), *arguments]
+    if isinstance(function, MethodType):
+        return [described(function.__func__, depth - 1), recorded(getattr(function.__self__, "__dict__", {}))]
+    if not isinstance(function, FunctionType) or depth == 0:
+        return recorded(function)
+    constants = [item for item in function.__code__.co_consts if isinstance(item, int | float | str)]
+    cells = [described(cell.cell_contents, depth - 1) for cell in function.__closure__ or ()]
+    defaults = [described(item, depth - 1) for item in function.__defaults__ or ()]
+    return [qualified_name(function), *constants, *cells, *defaults]
+
+
+def digest(value: object) -> str:
+    """A short text that other values do not give."""
+    return hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).hexdigest()
