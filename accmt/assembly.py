@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
@@ -28,7 +28,7 @@ from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
-from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
+from accmt.loop.data import TrainingData, is_several, training_loader, without_workers
 from accmt.loop.engines import PLAIN, is_deepspeed
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
@@ -40,9 +40,11 @@ from accmt.loop.processes import join_processes
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.schedule import Schedule
+from accmt.loop.sharding import check_alike, whole
 from accmt.loop.signals import Signals
 from accmt.loop.step import ManualStepper, StepOptions, Stepper
 from accmt.loop.utilization import begin_measuring
+from accmt.loop.validation import ValidationData, validation_loaders
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
 from accmt.preparation import Prepared, configure, prepare, prepare_teacher
@@ -64,7 +66,7 @@ class Plan:
     module: AcceleratorModule
     accelerator: Accelerator
     data: TrainingData
-    loaders: Mapping[str, DataLoader[Any]]
+    loaders: Mapping[str, ValidationData]
     position: Position
     rules: Rules
     facts: Facts
@@ -72,6 +74,12 @@ class Plan:
     schedule: Schedule
     parts: Parts
     warnings: tuple[str, ...]
+
+    def close(self) -> None:
+        """End the processes that load data, also where the traceback of an error holds them."""
+        self.data.close()
+        for data in self.loaders.values():
+            data.close()
 
 
 def plan(
@@ -93,12 +101,14 @@ def plan(
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
     data = _training_data(options, module, train_dataset)
+    loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
     facts = facts_of(options.metrics, tuple(datasets), length)
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
+    warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
     optimizer, schedule = _optimizer(options, module, data, position, accelerator)
     if not options.saving.disabled:
         check_extras(module, options)
@@ -111,7 +121,7 @@ def plan(
         module,
         accelerator,
         data,
-        validation_loaders(options.data, module, datasets),
+        loaders,
         position,
         rules,
         facts,
@@ -159,10 +169,10 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
         tracker=module.tracker,
         display=display,
-        generators=generators_of(module, parts.model, plan.loaders),
         schedule=plan.schedule,
         record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
         insists=options.checkpoint.resume is not None,
+        generators=generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()}),
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     state.patience_left = run.engine.patience_left()
@@ -181,7 +191,8 @@ def assemble_evaluation(
     step = options.step
     place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
-    loaders = validation_loaders(options.data, module, datasets)
+    seed = _agreed_seed()
+    loaders = validation_loaders(options.data, module, datasets, lambda: seed)
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
 
 
@@ -226,14 +237,21 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
         _check_sampler(options.data.sampler, dataset)
         collate = module.collate_fn_train or options.data.collate_train
         loader = training_loader(dataset, options.data, collate)
-    seed = [torch.initial_seed() % 2**31]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(seed)
-    data = TrainingData(loader, options.accumulation, seed[0])
+    loader = whole(loader, "train_dataset")
+    check_alike(loader, "train_dataset")
+    data = TrainingData(loader, options.accumulation, _agreed_seed())
     if data.batches_per_epoch == 0:
         text = "has no whole batch: with dataloader_drop_last the batch must not be larger than the dataset"
         raise ConfigError([Problem("train_dataset", text)], "fit(...)")
     return data
+
+
+def _agreed_seed() -> int:
+    """The seed of the main process, on all."""
+    seed = [torch.initial_seed() % 2**31]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(seed)
+    return seed[0]
 
 
 def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:

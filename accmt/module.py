@@ -106,6 +106,15 @@ class AcceleratorModule:
         """A loader for a validation dataset instead of the trainer's; None for that one."""
         return None
 
+    def batch_size(self, batch: Any) -> int | None:
+        """The number of samples of a batch, for loaders that do not know it: those that take batches as they come
+        (`batch_size=None`), or are of a kind of their own. Other loaders are not asked about.
+
+        Mean losses are weighted by it. None, the default, for the first dimension of the tensors in the batch; where
+        they leave a doubt, that is an error.
+        """
+        return None
+
     @property
     def status_dict(self) -> dict[str, int]:
         """`epoch_step`: the index of the current batch in its epoch, from 0."""

@@ -28,6 +28,7 @@ from accmt.loop.processes import leave_processes
 from accmt.loop.run import Run
 from accmt.loop.signals import END, Signals, Terminated, end_by_signal
 from accmt.loop.train import train
+from accmt.loop.workers import refuse_run_again
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
@@ -241,6 +242,7 @@ class Trainer:
             Terminated: SIGTERM ended the training, and a handler of the script let the process live.
             PeerFailed: Another of several processes failed before this one, and shows its error.
         """
+        refuse_run_again()
         resolved = resolve(module, kwargs, self._options)
         datasets = check_fit(self._options, resolved, train_dataset, val_dataset)
         signals, failures = Signals(), Failures()
@@ -277,13 +279,17 @@ class Trainer:
             ConfigError: With all problems of what is given. On several processes it comes before the training, or after
                 one with `destroy_after_training=False`.
         """
+        refuse_run_again()
         named = check_evaluation(self._options, module, datasets)
         with lent(module):
             state = TrainingState()
             evaluation = assemble_evaluation(self._options, module, named, state)
             self._introduce(module, state)
             evaluation.hooks.on_evaluation_start()
-            state.additional_metrics = values = evaluate(evaluation)
+            try:
+                state.additional_metrics = values = evaluate(evaluation)
+            finally:
+                evaluation.close()
             evaluation.hooks.on_evaluation_end()
             return values
 
@@ -315,6 +321,7 @@ class Trainer:
                     run.display.warn(nothing_done(planned, stop))
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
+            planned.close()
             planned.accelerator.free_memory()
             lock.release()
 

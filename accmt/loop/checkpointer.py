@@ -266,7 +266,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
     run.checkpointed_at = run.position.step
     run.nan_reported = set(trainer["nan_reported"])
     if own is not None:
-        run.stepper.losses.restore(own.process["losses"])
+        run.stepper.losses.restore(own.process["losses"], run.data.batch_size)
         run.epoch_random = _prefixed("epoch.", own.random)
         run.resumed_random = _prefixed("now.", own.random)
         check_random_state(run.resumed_random, run.device)

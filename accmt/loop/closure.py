@@ -16,6 +16,7 @@ from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.data import Window
 from accmt.loop.engines import REPLICATED
 from accmt.loop.memory import free, is_out_of_memory
+from accmt.loop.sizes import samples_of
 from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
@@ -57,6 +58,7 @@ class ClosureStepper(Stepper):
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
         batches, first = list(window.batches), self._state.train_step
+        samples = [samples_of(batch, told, self._module) for batch, told in zip(batches, window.samples, strict=True)]
         random = random_state(self._accelerator.device)
 
         def evaluate() -> Tensor:
@@ -65,8 +67,8 @@ class ClosureStepper(Stepper):
 
         losses = evaluate()
         grad_norm = self.grad_norm
-        for loss in losses:
-            self.losses.add(loss)
+        for loss, number in zip(losses, samples, strict=True):
+            self.losses.add(loss, number)
         # LBFGS begins with the parameters that it finds: that evaluation is there already.
         known = [losses] if isinstance(self._optimizer.optimizer, torch.optim.LBFGS) else []
         self._hooks.on_before_optimizer_step(self._optimizer)

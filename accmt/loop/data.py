@@ -6,23 +6,23 @@ the same on every process and after every resume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeGuard
 
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import get_sampler, prepare_data_loader
+from accelerate.data_loader import get_sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
 from accmt.checkpoint.contents import Mismatch
 from accmt.loop.draws import END
+from accmt.loop.in_memory import is_ready
 from accmt.loop.reading import Place, Reader, ReaderState
 from accmt.loop.rest import makes_plain_batches
-from accmt.loop.workers import outlast_signals
-from accmt.module import AcceleratorModule
+from accmt.loop.workers import ADVICE, forks, main_is_unguarded
 from accmt.rules.jsonable import count_from
 
 Collate = Callable[[list[Any]], Any]
@@ -46,11 +46,15 @@ class DataOptions:
 
 @dataclass(slots=True)
 class Window:
-    """The batches of one optimizer step, and whether they are the last of their epoch."""
+    """The batches of one optimizer step, and whether they are the last of their epoch.
+
+    `samples` are the numbers of samples of the batches that were taken so far, None where the loader does not know.
+    """
 
     batches: Iterator[Any]
     size: int
     is_last: bool
+    samples: list[int | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,39 +99,7 @@ def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collat
 
 def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
     """The loader for a validation dataset, in its own order, before it is shared among processes."""
-    loader = _loader(dataset, options, options.eval_batch_size, None, collate, False)
-    outlast_signals(loader)
-    return loader
-
-
-def validation_loaders(
-    options: DataOptions, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]]
-) -> dict[str, DataLoader[Any]]:
-    """Dataset -> the loader of this process: its share of the batches, in the dataset's own order."""
-    loaders: dict[str, DataLoader[Any]] = {}
-    for key, dataset in datasets.items():
-        collate = module.collate_fn_val or options.collate_val
-        loader = module.get_validation_dataloader(dataset) or validation_loader(dataset, options, collate)
-        loaders[key] = _share(loader)
-    return loaders
-
-
-def _share(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """The part of a loader's batches that is this process's, every n-th of n processes. No sample is repeated."""
-    processes = PartialState().num_processes
-    if processes == 1:
-        return loader
-    if isinstance(loader.dataset, IterableDataset):
-        return _Turns(loader, processes, PartialState().process_index)  # type: ignore[return-value]
-    shared = prepare_data_loader(
-        loader,
-        num_processes=processes,
-        process_index=PartialState().process_index,
-        put_on_device=False,
-        dispatch_batches=False,
-        even_batches=False,
-    )
-    return shared.base_dataloader  # type: ignore[no-any-return]
+    return _loader(dataset, options, options.eval_batch_size, None, collate, False)
 
 
 def is_several(sampler: Any) -> TypeGuard[Sequence[Sampler[int]]]:
@@ -174,12 +146,17 @@ class TrainingData:
         self._resumed: Mapping[str, Any] | None = None
         self._ahead: Mapping[str, Any] | None = None
         self._is_last = True
-        self.batches_per_epoch = _length(self._reader)
+        self.batches_per_epoch = self._first_length = _length(self._reader)
 
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch; None where the length of the data is not known."""
         return None if self.batches_per_epoch is None else -(-self.batches_per_epoch // self.accumulation)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of one process, unless batches differ."""
+        return self._batch_size // int(PartialState().num_processes)
 
     @property
     def samples_per_step(self) -> int:
@@ -272,28 +249,58 @@ class TrainingData:
         called once these are passed over."""
         resumed, self._resumed = self._resumed, None
         self._ahead, self._is_last = None, False
-        is_sized = self.batches_per_epoch is not None
         seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
         reset = partial(_seed_samplers, self.samplers, [_mixed(seed, epoch) for seed in seeds])
         place = Place(epoch, self.seed, skip, reset, skipped, resumed, offset)
-        batches, length = self._reader.read(place, ahead=not is_sized), self.batches_after(offset)
+        batches, length = self._reader.read(place), self.batches_after(offset)
+        self._check_length(epoch)
         return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._reader.close()
+
+    def _check_length(self, epoch: int) -> None:
+        """Find out whether the epoch is as long as the training was told that epochs are.
+
+        Raises:
+            RuntimeError: It is not.
+        """
+        length = self._reader.length_of_epoch
+        if length != self._first_length:
+            raise RuntimeError(
+                f"epoch {epoch} of the training data has {length} batches of this process, and {self._first_length} "
+                f"were counted at first: the steps of the training, its schedules and its rules rest on epochs of one "
+                f"length. Make all epochs as long, or remove __len__ from the sampler or the dataset that changes: "
+                f"then each epoch is read to its end"
+            )
 
     def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
         while remaining > 0:
             size = min(self.accumulation, remaining)
             remaining -= size
             self._is_last = remaining == 0
-            yield Window(self._promised(batches, size, self._is_last), size, self._is_last)
+            yield self._window(self._promised(batches, size, self._is_last), size, self._is_last)
 
-    def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[Any]:
+    @staticmethod
+    def _window(batches: Iterator[tuple[int | None, Any]], size: int, is_last: bool) -> Window:
+        samples: list[int | None] = []
+
+        def taken() -> Iterator[Any]:
+            for number, batch in batches:
+                samples.append(number)
+                yield batch
+
+        return Window(taken(), size, is_last, samples)
+
+    def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[tuple[int | None, Any]]:
         """The next batches, which the length of the data has promised.
 
         Raises:
             RuntimeError: There are not as many.
         """
         for _ in range(size):
-            batch = next(batches, END)
+            batch: Any = next(batches, END)
             if batch is END:
                 promised = f"{self.batches_per_epoch} batches of this process in each epoch"
                 raise RuntimeError(f"the training data end early: their length stands for {promised}")
@@ -310,7 +317,7 @@ class TrainingData:
             if not following:
                 self._reader.finish(batches)
                 self._ahead, self._is_last = None, True
-            yield Window(iter(window), len(window), not following)
+            yield self._window(iter(window), len(window), not following)
             window = following
 
 
@@ -319,17 +326,6 @@ class _State(ReaderState):
 
     processes: int
     seeds: list[int | None]
-
-
-class _Turns:
-    """Every n-th batch of a stream. Each process reads all of it, so that no sample is repeated to make shares even."""
-
-    def __init__(self, loader: DataLoader[Any], processes: int, process: int) -> None:
-        self.dataset = loader.dataset
-        self._loader, self._processes, self._process = loader, processes, process
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self._loader, self._process, None, self._processes)
 
 
 def _loader(
@@ -347,16 +343,37 @@ def _loader(
         sampler=sampler,
         collate_fn=collate,
         drop_last=drop_last,
-        num_workers=_workers(dataset, options),
+        num_workers=_workers(dataset, options, collate),
         pin_memory=options.pin_memory and state.device.type == "cuda",
     )
 
 
-def _workers(dataset: Dataset[Any], options: DataOptions) -> int:
-    """As many as processes by default, but none for a stream: each of its workers would read all of it."""
+def _workers(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> int:
+    """As many as processes by default, where loading is work and workers can be started.
+
+    A stream gets none, because each of its workers would read all of it.
+    """
     if options.workers is not None:
         return options.workers
-    return 0 if isinstance(dataset, IterableDataset) else PartialState().num_processes
+    if isinstance(dataset, IterableDataset) or is_ready(dataset, collate) or _cannot_start():
+        return 0
+    return int(PartialState().num_processes)
+
+
+def _cannot_start() -> bool:
+    return not forks() and main_is_unguarded()
+
+
+def without_workers(options: DataOptions, loaders: Iterable[DataLoader[Any]]) -> list[str]:
+    """Say that loaders have no workers because none can be started; nothing where that makes no difference."""
+    slow = [loader for loader in loaders if not loader.num_workers and not is_ready(loader.dataset, loader.collate_fn)]
+    if options.workers is not None or not _cannot_start() or all(map(_is_stream, slow)):
+        return []
+    return [f"the data are loaded without workers, which would run the script of the training again. {ADVICE}"]
+
+
+def _is_stream(loader: DataLoader[Any]) -> bool:
+    return isinstance(loader.dataset, IterableDataset)
 
 
 def _unit(loader: DataLoader[Any], size: int, processes: int) -> Unit:

@@ -1,13 +1,15 @@
 """What data draw at random: a function of seed, epoch and batch, wherever and however far ahead a batch is read.
 
-Samplers that draw from the process-wide generators, streams, and batches that are read ahead draw *apart*: from
-generators that are seeded anew for each batch, while those of the process stay as they were. Workers, whose generators
-are their own, seed them when the indices of a batch arrive. So nothing of it has to be kept in a checkpoint.
+Samplers that draw from the process-wide generators, and batches that this process loads, draw *apart*: from generators
+that are seeded for each batch, while those of the process stay as they were. Workers, whose generators are their own,
+seed them when the indices of a batch arrive. So any number of workers, none included, draws alike, and nothing of it
+has to be kept in a checkpoint.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
@@ -23,9 +25,9 @@ _WORD = 2**32
 END = object()
 
 
-def mixed(*numbers: int) -> int:
-    """A seed that other numbers do not give, nor neighbours of it."""
-    digest = blake2b(repr(numbers).encode(), digest_size=8).digest()
+def mixed(*parts: int | str) -> int:
+    """A seed that other parts do not give, nor neighbours of it."""
+    digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 
 
@@ -49,14 +51,14 @@ def apart(seed: int) -> Iterator[None]:
         torch.set_rng_state(former[2])
 
 
-def read_apart(batches: Iterator[Any], seed: int, number: int) -> Iterator[Any]:
-    """The batches, each of them read apart; `number` is that of the first one in its epoch."""
+def read_apart(batches: Iterator[Any], seed: int, step: int = 1) -> Iterator[Any]:
+    """The batches, each of them read apart: from the seed on, in steps."""
     while True:
-        with apart(seed + number):
+        with apart(seed):
             batch = next(batches, END)
         if batch is END:
             return
-        number += 1
+        seed += step
         yield batch
 
 
@@ -85,6 +87,8 @@ class Indices:
         self.seed, self.skip, self._samples_seed = 1, 0, 1
         self._reset: Callable[[], None] = lambda: None
         self.skipped: Callable[[], None] = lambda: None
+        # Of the batches that were asked for and not yet loaded; None where the index is a single one.
+        self.sizes: deque[int | None] = deque()
 
     def begin(self, seed: int, reset: Callable[[], None], skip: int, skipped: Callable[[], None]) -> None:
         """What the next iterators are: an epoch that draws from `seed`, after its first `skip` batches.
@@ -100,9 +104,16 @@ class Indices:
 
     def sent(self, batch: Any, number: int) -> Any:
         """A batch of this process as it is handed to the loader."""
-        if not self.for_workers:
-            return batch
-        return _Sent(batch, self._samples_seed + number * self.processes + self.process)
+        self.sizes.append(_size_of(batch))
+        return _Sent(batch, self._seed_of(number)) if self.for_workers else batch
+
+    def read_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches that this process loads itself, drawn as workers would draw."""
+        return read_apart(batches, self._seed_of(self.skip), self.processes)
+
+    def _seed_of(self, number: int) -> int:
+        """The seed of what is drawn while a batch of this process is loaded: that of its number among all batches."""
+        return self._samples_seed + number * self.processes + self.process
 
     def __iter__(self) -> Iterator[Any]:
         self._reset()
@@ -134,6 +145,7 @@ class _Reading:
 
     def _next(self) -> Any:
         if self._batches is None:
+            self._indices.sizes.clear()
             with self._indices.drawing(-1):
                 self._batches = iter(self._indices.batches)
         with self._indices.drawing(self._number):
@@ -165,6 +177,13 @@ def _received(batch: Any, seed: int) -> Any:
     if get_worker_info() is not None:
         draw_from(seed)
     return batch
+
+
+def _size_of(batch: Any) -> int | None:
+    """How many indices there are; a tuple may be a single one."""
+    if isinstance(batch, np.ndarray | torch.Tensor):
+        return len(batch) if batch.ndim else None
+    return len(batch) if isinstance(batch, list | range) else None
 
 
 def has_state(part: Any) -> bool:

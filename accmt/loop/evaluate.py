@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, find_batch_size
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.utils.data import DataLoader
 
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.together import Failed
@@ -22,6 +21,8 @@ from accmt.loop.hooks import Hooks, noted
 from accmt.loop.lockstep import in_step
 from accmt.loop.memory import tried_again
 from accmt.loop.placement import Placement
+from accmt.loop.sizes import samples_of
+from accmt.loop.validation import ValidationData
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
@@ -35,7 +36,7 @@ class Evaluation:
     Attributes:
         module: The module, which knows its Accelerator and its state.
         model: The model that the module calls meanwhile.
-        loaders: Dataset -> the loader of this process.
+        loaders: Dataset -> the batches of this process.
         metrics: Dataset -> metrics.
         hooks: The callbacks.
         place: Puts batches where they belong.
@@ -44,7 +45,7 @@ class Evaluation:
 
     module: AcceleratorModule
     model: nn.Module
-    loaders: Mapping[str, DataLoader[Any]]
+    loaders: Mapping[str, ValidationData]
     metrics: Mapping[str, Sequence[Metric]]
     hooks: Hooks
     place: Placement
@@ -52,6 +53,11 @@ class Evaluation:
 
     def __bool__(self) -> bool:
         return bool(self.loaders)
+
+    def close(self) -> None:
+        """End the processes that load data, also where the traceback of an error holds them."""
+        for loader in self.loaders.values():
+            loader.close()
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
@@ -76,10 +82,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             meter = _LossMeter(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
             for batch, counts in _batches(evaluation, loader):
+                samples = samples_of(batch, loader.samples, evaluation.module)
                 outputs = _outputs(evaluation, key, batch)
                 if not counts:
                     continue
-                meter.add(outputs["loss"], batch, key)
+                meter.add(outputs["loss"], samples, key)
                 for metric, gatherer in gatherers.items():
                     with noted(f"metric '{metric.name}' on '{key}'", state):
                         gatherer.add(_arguments(outputs, metric, key))
@@ -111,9 +118,9 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         module.model = used
 
 
-def _batches(evaluation: Evaluation, loader: Any) -> Iterator[tuple[Any, bool]]:
+def _batches(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[Any, bool]]:
     """The batches of a dataset, on the device, and whether they count, with the state telling where we are."""
-    total = len(loader) if hasattr(loader, "__len__") and not _is_iterable(loader) else None
+    total = loader.length
     state, accelerator = evaluation.module.state, evaluation.module.accelerator
     state.val_step = 0
     shares = is_sharded(accelerator) and accelerator.num_processes > 1
@@ -121,10 +128,6 @@ def _batches(evaluation: Evaluation, loader: Any) -> Iterator[tuple[Any, bool]]:
         state.is_last_validation_batch = state.val_step + 1 == total
         yield evaluation.place(batch), counts
         state.val_step += counts
-
-
-def _is_iterable(loader: Any) -> bool:
-    return isinstance(loader.dataset, torch.utils.data.IterableDataset)
 
 
 def _outputs(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
@@ -224,26 +227,15 @@ class _LossMeter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=dtype, device=device)
 
-    def add(self, loss: Any, batch: Any, key: str) -> None:
+    def add(self, loss: Any, samples: int, key: str) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss of validation_step for '{key}' must be a scalar tensor, not {shape}")
-        size = _batch_size(batch)
-        self._sums[0] += loss.detach().reshape(()).to(self._sums.dtype) * size
-        self._sums[1] += size
+        self._sums[0] += loss.detach().reshape(()).to(self._sums.dtype) * samples
+        self._sums[1] += samples
 
     def mean(self) -> float:
         if PartialState().num_processes > 1:
             dist.all_reduce(self._sums)
         total, count = self._sums.tolist()
         return total / count if count else float("nan")
-
-
-def _batch_size(batch: Any) -> int:
-    try:
-        size = find_batch_size(batch)
-    except (TypeError, IndexError):
-        size = None
-    if size is None:
-        size = len(batch) if isinstance(batch, Sequence) and not isinstance(batch, str) else 1
-    return int(size)

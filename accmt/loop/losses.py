@@ -1,4 +1,4 @@
-"""The mean training loss of an interval, without reading the device at every step."""
+"""The mean training loss of an interval over its samples, without reading the device at every step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from accmt.rules.jsonable import count_from, from_text, to_text
+
+_UNIT = "samples"
 
 
 class LossMeter:
@@ -27,41 +29,44 @@ class LossMeter:
         self._log = _Interval()
         self._evaluation = _Interval()
 
-    def add(self, loss: Tensor) -> None:
-        """Count the loss of a batch."""
-        self._sum += loss.detach()
-        self._count += 1
+    def add(self, loss: Tensor, samples: int = 1) -> None:
+        """Count the mean loss of a batch of so many samples."""
+        self._sum.add_(loss.detach().to(self._sum.dtype), alpha=samples)
+        self._count += samples
 
     def since_log(self) -> float:
-        """The mean loss since this was last asked, over all processes; NaN if there was no batch."""
+        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
         self._read()
         return self._log.take()
 
     def since_evaluation(self) -> float:
-        """The mean loss since this was last asked, over all processes; NaN if there was no batch."""
+        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
         self._read()
         return self._evaluation.take()
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "unit": _UNIT,
             "sum": to_text(self._sum.item()),
             "count": self._count,
             "log": self._log.to_json(),
             "evaluation": self._evaluation.to_json(),
         }
 
-    def restore(self, data: Mapping[str, Any]) -> None:
-        self._sum.fill_(from_text(data["sum"]))
-        self._count = count_from(data["count"])
-        self._log.restore(data["log"])
-        self._evaluation.restore(data["evaluation"])
+    def restore(self, data: Mapping[str, Any], batch_size: int = 1) -> None:
+        """Go on from what `to_json` gave. Checkpoints of before counted batches, not samples: each of `batch_size`."""
+        scale = 1 if data.get("unit") == _UNIT else batch_size
+        self._sum.fill_(from_text(data["sum"]) * scale)
+        self._count = count_from(data["count"]) * scale
+        self._log.restore(data["log"], scale)
+        self._evaluation.restore(data["evaluation"], scale)
 
     def _read(self) -> None:
-        if self._count == 0:
-            return
+        total, count = self._sum.item(), self._count
         if PartialState().num_processes > 1:
-            dist.all_reduce(self._sum)
-        total, count = self._sum.item(), self._count * PartialState().num_processes
+            sums = torch.stack([self._sum, torch.full_like(self._sum, count)])
+            dist.all_reduce(sums)
+            total, count = sums[0].item(), int(sums[1].item())
         self._log.add(total, count)
         self._evaluation.add(total, count)
         self._sum.zero_()
@@ -84,5 +89,5 @@ class _Interval:
     def to_json(self) -> list[float | str]:
         return [to_text(self._sum), self._count]
 
-    def restore(self, data: list[float | str]) -> None:
-        self._sum, self._count = from_text(data[0]), count_from(data[1])
+    def restore(self, data: list[float | str], scale: int) -> None:
+        self._sum, self._count = from_text(data[0]) * scale, count_from(data[1]) * scale

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
+from weakref import ref
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -26,9 +27,12 @@ from torch.utils.data import (
 
 from accmt.loop.draws import END, Indices, apart, fewer, has_state, mixed, read_apart
 from accmt.loop.exactness import Generators, keeps_state
+from accmt.loop.in_memory import is_ready
 from accmt.loop.rest import Rest, rest_of
+from accmt.loop.sharding import check_workers, warn, warn_of_differences
+from accmt.loop.sizes import Sizes
 from accmt.loop.streams import Course, Stream
-from accmt.loop.workers import outlast_signals
+from accmt.loop.workers import end_workers, outlast_signals
 
 # Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
 _SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
@@ -98,7 +102,9 @@ class Reader:
     """
 
     def __init__(self, loader: DataLoader[Any], samplers: Sequence[Any], process: int, processes: int) -> None:
-        self._loader = _copy(loader)
+        self._loader = copied(loader)
+        self._sizes = Sizes(self._loader)
+        self._draws = not is_ready(loader.dataset, loader.collate_fn)
         self._dataset: Any = loader.dataset
         self._process = process
         self._samplers = (*samplers, loader.batch_sampler)
@@ -122,7 +128,8 @@ class Reader:
             roots |= {f"{_SAMPLER}.{place}": sampler for place, sampler in enumerate(self._samplers)}
         self._generators = Generators(roots)
         self._start: dict[str, Any] = {}
-        self._is_open = self._has_ended = False
+        self._is_open = self._has_ended = self._are_compared = False
+        self._reading: Callable[[], Any] = lambda: None
 
     @property
     def workers(self) -> int:
@@ -147,8 +154,16 @@ class Reader:
         samples, size = self._course.length(offset), self._loader.batch_size or 1
         return samples // size if self._loader.drop_last else -(-samples // size)
 
-    def read(self, place: Place, *, ahead: bool) -> Iterator[Any]:
-        """The batches of an epoch from a place on; `ahead` if they are not trained on one by one as they are read."""
+    @property
+    def length_of_epoch(self) -> int | None:
+        """The batches of this process in the whole epoch that is being read, None where that is not known."""
+        try:
+            return self.length_after(0)
+        except TypeError:
+            return None
+
+    def read(self, place: Place) -> Iterator[tuple[int | None, Any]]:
+        """The batches of an epoch from a place on, each with its number of samples, None where that is not known."""
         seed = mixed(place.seed, place.epoch)
         generator = self._loader.generator
         assert generator is not None
@@ -166,11 +181,19 @@ class Reader:
         if self._rest is not None:
             self._rest.offset = place.offset
         if self._course is not None:
-            return self._read_course(self._course, place, seed)
-        if self._indices is None:
-            return self._read_through(place, seed)
-        batches = self._read_indices(self._indices, place, seed)
-        return read_apart(batches, mixed(seed, self._process), place.skip) if ahead and not self.workers else batches
+            batches = self._read_course(self._course, place, seed)
+        elif self._indices is None:
+            batches = self._read_through(place, seed)
+        else:
+            batches = self._read_indices(self._indices, place, seed)
+        if self._indices is None and self.workers > 1 and not self._are_compared:
+            batches = check_workers(batches, self.workers, "the training data", warn)
+        self._are_compared = True
+        return self._sizes.beside(batches, self._indices)
+
+    def close(self) -> None:
+        """End the workers."""
+        end_workers(self._loader, self._reading())
 
     def finish(self, batches: Iterator[Any]) -> None:
         """After the last batch of an epoch: let what keeps a state come to its end as well."""
@@ -235,11 +258,11 @@ class Reader:
         indices.begin(seed, place.reset, skip, partial(_go_on, self._generators, place.state))
         if state is not None:
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
-        batches = iter(self._loader)
+        batches = self._begin()
         if place.is_within and not skip:
             _go_on(self._generators, place.state)
         place.skipped()
-        return batches
+        return indices.read_apart(batches) if self._draws and not self.workers else batches
 
     def _read_course(self, course: Course, place: Place, seed: int) -> Iterator[Any]:
         course.begin(place.seed, place.epoch)
@@ -248,7 +271,7 @@ class Reader:
             if state is None:
                 return self._read_through(place, seed)
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
-            batches = iter(self._loader)
+            batches = self._begin()
             place.skipped()
             return batches
         state = None if place.state is None else place.state["course"]
@@ -263,21 +286,26 @@ class Reader:
         if place.is_within:
             _go_on(self._generators, place.state)
         place.skipped()
-        return read_apart(batches, mixed(seed, self._process), place.skip)
+        return read_apart(batches, mixed(seed, self._process) + place.skip)
 
     def _read_through(self, place: Place, seed: int) -> Iterator[Any]:
         """Batches of a stream, those that are passed over included."""
         batches: Iterator[Any]
         if self.workers:
-            batches = iter(self._loader)
+            batches = self._begin()
         else:
             with apart(seed):
                 batches = iter(self._loader)
-            batches = read_apart(batches, mixed(seed, self._process), 0)
+            batches = read_apart(batches, mixed(seed, self._process))
         passed = sum(1 for _ in islice(batches, place.skip))
         if passed < place.skip:
             raise fewer(place.skip, passed)
         place.skipped()
+        return batches
+
+    def _begin(self) -> Iterator[Any]:
+        batches = iter(self._loader)
+        self._reading = ref(batches)
         return batches
 
     def _state_of_loader(self, place: Place) -> Any:
@@ -295,14 +323,14 @@ def _go_on(generators: Generators, state: Mapping[str, Any] | None) -> None:
         generators.restore(state["now"]["generators"], but=_SAMPLER)
 
 
-def _copy(loader: DataLoader[Any]) -> DataLoader[Any]:
+def copied(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader of the same kind that has not begun."""
-    copied = copy.copy(loader)
-    copied.generator = torch.Generator()
+    other = copy.copy(loader)
+    other.generator = torch.Generator()
     fresh = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
-    vars(copied).update({name: value for name, value in fresh.items() if name in vars(copied)})
-    outlast_signals(copied)
-    return copied
+    vars(other).update({name: value for name, value in fresh.items() if name in vars(other)})
+    outlast_signals(other)
+    return other
 
 
 def _indices(loader: DataLoader[Any], batches: Any, draws: bool, process: int, processes: int) -> Indices:
@@ -320,7 +348,7 @@ def _has_course(loader: DataLoader[Any]) -> bool:
 
 
 def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
-    return Course(
+    course = Course(
         loader.dataset,
         loader.batch_size or 1,
         drop_last=loader.drop_last,
@@ -328,6 +356,9 @@ def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
         processes=processes,
         for_workers=loader.num_workers > 0,
     )
+    if processes > 1 and not loader.num_workers:
+        course.seen = warn_of_differences
+    return course
 
 
 def _is_plain(sampler: Any) -> bool:

@@ -19,6 +19,7 @@ from accmt.loop.losses import LossMeter
 from accmt.loop.memory import free, is_out_of_memory
 from accmt.loop.placement import Placement
 from accmt.loop.schedule import Schedule
+from accmt.loop.sizes import samples_of
 from accmt.loop.updates import updates_of
 from accmt.module import AcceleratorModule
 
@@ -96,13 +97,13 @@ class Stepper:
         """Train on the batches of a window and update the parameters once."""
         done: list[Any] = []
         for number, batch in enumerate(window.batches, start=1):
-            last = number == window.size
+            last, samples = number == window.size, samples_of(batch, window.samples[-1], self._module)
             self._state.is_last_training_batch = last and window.is_last
             try:
                 loss = self._learn(batch, window.size, last)
             except RuntimeError as error:
                 loss = self._learn_again(error, [*done, batch], window.size)
-            self.losses.add(loss)
+            self.losses.add(loss, samples)
             if not last:
                 done.append(batch)
             self._state.train_step += 1
@@ -230,6 +231,7 @@ class ManualStepper(Stepper):
     def step(self, window: Window) -> None:
         """Train on the batch of a window."""
         for batch in window.batches:
+            samples = samples_of(batch, window.samples[-1], self._module)
             self._state.is_last_training_batch = window.is_last
             self._has_begun = False
             try:
@@ -240,7 +242,7 @@ class ManualStepper(Stepper):
                     raise
                 free(error)
                 loss = self._forward(batch)
-            self.losses.add(loss)
+            self.losses.add(loss, samples)
             self._state.train_step += 1
 
     def gradients(self) -> dict[str, Tensor]:

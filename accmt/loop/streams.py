@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -80,6 +80,8 @@ class Course:
         self._size, self._drop_last = size, drop_last
         self._process, self._processes = process, processes
         self._resumed: Any = None
+        # What is done once with the first group that this process reads, if no worker reads it.
+        self.seen: Callable[[list[Any]], None] | None = None
         # Seed and epoch. Workers that outlive an epoch hear of the next one only through shared memory.
         self._place = torch.zeros(2, dtype=torch.int64)
         if for_workers:
@@ -235,6 +237,9 @@ class _Reading:
         group: list[Any] = []
         while len(group) < self._course.group and (sample := self._next_sample()) is not END:
             group.append(sample)
+        seen, self._course.seen = self._course.seen, None
+        if seen is not None:
+            seen(group)
         return group
 
     def _next_sample(self) -> Any:

@@ -5,9 +5,12 @@ SIGTERM to all of them would end the workers first, and with them the training, 
 
 from __future__ import annotations
 
+import ast
+import inspect
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -15,13 +18,20 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from accmt.config.errors import ConfigError, Problem
+
 # What a worker that is asked to end waits at most for the end of its training.
 _PATIENCE = 60.0
 _HELD = (signal.SIGTERM, signal.SIGUSR1)
+ADVICE = (
+    'Put what trains below `if __name__ == "__main__":`, because a process that is not forked runs the script from its '
+    "first line; or load without workers (dataloader_num_workers=0)"
+)
 
 _Begin = Callable[[int], None] | None
 
@@ -34,6 +44,7 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     """
     if not loader.num_workers:
         return
+    _check_guard(loader)
     loader.worker_init_fn = partial(_begin, _end_of(os.getpid()), loader.worker_init_fn)
     context = loader.multiprocessing_context or multiprocessing.get_context()
     loader.multiprocessing_context = _HOLDING.get(type(context), context)
@@ -93,3 +104,68 @@ def _end_later(end: Connection, number: int, frame: Any) -> None:
 def _wait_and_end(end: Connection, code: int) -> None:
     end.poll(_PATIENCE)  # nobody reads it: all workers see it
     os._exit(code)
+
+
+def end_workers(loader: DataLoader[Any], batches: Any) -> None:
+    """End the workers that load batches, whoever still holds them: a traceback that is kept does.
+
+    Persistent workers belong to their loader, the others to the iterator over it. Torch ends them only when nobody
+    holds these any more, and by no public name.
+    """
+    for part in (batches, getattr(loader, "_iterator", None)):
+        end = getattr(part, "_shutdown_workers", None) or getattr(part, "close", None)
+        if end is not None:
+            end()
+
+
+def main_is_unguarded() -> bool:
+    """Whether a process that is not forked would train too: it runs the script again, and what trains there stands
+    below no `if __name__ == "__main__":`."""
+    main = sys.modules.get("__main__")
+    frame, script = inspect.currentframe(), getattr(main, "__file__", None)
+    while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)):
+        frame = frame.f_back
+    name = getattr(getattr(main, "__spec__", None), "name", "")
+    if frame is None or script is None or name.endswith("__main__"):
+        return False  # there is no script that would be run
+    try:
+        statements = ast.parse(Path(script).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return False
+    # An `if` before, such as `if __name__ != "__main__": raise SystemExit`, may guard all that follows.
+    until = [statement for statement in statements if statement.lineno <= frame.f_lineno]
+    return not any(isinstance(statement, ast.If) and _asks(statement.test) for statement in until)
+
+
+def forks(loader: DataLoader[Any] | None = None) -> bool:
+    """Whether workers are forked, those of a loader or by default."""
+    context = None if loader is None else loader.multiprocessing_context
+    default = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return (default if context is None else context.get_start_method()) == "fork"
+
+
+def refuse_run_again() -> None:
+    """End a process that was made to load data, and came to train because it runs the script of the training again.
+
+    Raises:
+        SystemExit: This is such a process.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            raise SystemExit(f"a process that loads data runs the script of the training again. {ADVICE}")
+        frame = frame.f_back
+
+
+def _asks(test: ast.expr) -> bool:
+    """Whether a condition asks which process this is."""
+    names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
+    return bool(names & {"__name__", "parent_process", "current_process"})
+
+
+def _check_guard(loader: DataLoader[Any]) -> None:
+    if forks(loader) or not main_is_unguarded():
+        return
+    text = f"the {loader.num_workers} worker(s) of a loader would run the script of the training again. {ADVICE}"
+    raise ConfigError([Problem("dataloader_num_workers", text)], "the loading of data")

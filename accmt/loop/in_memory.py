@@ -1,0 +1,28 @@
+"""Data that lie in memory: to load them is no work, and draws nothing at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset, default_collate, default_convert
+
+_PLAIN = (TensorDataset, list, tuple, range, torch.Tensor, np.ndarray)
+
+
+def is_ready(dataset: Any, collate: Any) -> bool:
+    """Whether the samples of a dataset lie in memory, and become batches as torch stacks them (no `collate_fn`)."""
+    return collate in (None, default_collate, default_convert) and _lies_in_memory(dataset)
+
+
+def _lies_in_memory(dataset: Any) -> bool:
+    if type(dataset) is Subset:
+        return _lies_in_memory(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        return all(map(_lies_in_memory, dataset.datasets))
+    if type(dataset) is StackDataset:
+        parts = dataset.datasets
+        return all(map(_lies_in_memory, parts.values() if isinstance(parts, Mapping) else parts))
+    return type(dataset) in _PLAIN
