@@ -39,6 +39,7 @@ from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.signals import Signals
 from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
@@ -91,7 +92,7 @@ def plan(
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    facts = facts_of(options.metrics, tuple(datasets), length)
+    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
@@ -128,7 +129,8 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     prepared = prepare(module, plan.optimizer, options.model)
     display = _display(options) if main else NoDisplay()
     module.tracker = _tracker(plan, checkpoint, display)
-    module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
+    module._log_every, module._logged = _log_every(plan), None
+    module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
     hooks = Hooks(options.callbacks, state)
     stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
@@ -145,6 +147,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         data=plan.data,
         evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
         stepper=stepper,
+        training_metrics=training,
         position=plan.position,
         engine=RuleEngine(plan.rules, plan.facts),
         state=state,
@@ -158,6 +161,8 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         generators=generators_of(module, parts.model, plan.loaders),
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
+    if run.engine.watches:
+        stepper.losses.watch()
     state.patience_left = run.engine.patience_left()
     return run
 
@@ -176,6 +181,14 @@ def assemble_evaluation(
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     loaders = validation_loaders(options.data, module, datasets)
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
+
+
+def _log_every(plan: Plan) -> int | str | None:
+    """The steps between two logs of the module; a text where only the loop knows when it logs."""
+    if plan.rules.log is not None:
+        return plan.rules.log.text
+    every = plan.options.loop.log_every
+    return every if every != -1 else plan.data.steps_per_epoch or "epoch"
 
 
 def _display(options: Options) -> Display:
@@ -241,7 +254,8 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     evaluate = options.rules.evaluate if facts.datasets else None
     checkpoint = options.checkpoint.every
     savings = assign_patience(registered, given)
-    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=not options.saving.disabled)
+    writes = not options.saving.disabled
+    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=writes, log=options.rules.log)
 
 
 def _without_effect(options: Options, facts: Facts) -> list[str]:

@@ -45,6 +45,7 @@ class RuleOptions:
     savings: tuple[SavingRule, ...]
     evaluate: CadenceRule
     stop_when: tuple[StopCondition, ...]
+    log: CadenceRule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Options:
     loop: LoopOptions
     tracking: TrackingOptions
     accumulation: int
+    training_metrics: Mapping[str, bool]
     metrics: Mapping[str | None, Sequence[Metric]]
     callbacks: tuple[Callback, ...]
     destroy: bool

@@ -24,6 +24,8 @@ class LossMeter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros((), dtype=dtype, device=device)
         self._count = 0
+        self._looked: Tensor | None = None
+        self._looked_count = 0
         self._log = _Interval()
         self._evaluation = _Interval()
 
@@ -31,6 +33,24 @@ class LossMeter:
         """Count the loss of a batch."""
         self._sum += loss.detach()
         self._count += 1
+        if self._looked is not None:
+            self._looked += loss.detach()
+            self._looked_count += 1
+
+    def watch(self) -> None:
+        """Keep an interval of looks as well: a sum of its own, so that they change no rounding of the others."""
+        self._looked = torch.zeros_like(self._sum)
+
+    def since_look(self) -> float:
+        """The mean loss since this was last asked, over all processes; NaN if there was no batch."""
+        if self._looked is None or self._looked_count == 0:
+            return math.nan
+        if PartialState().num_processes > 1:
+            dist.all_reduce(self._looked)
+        mean: float = self._looked.item() / (self._looked_count * PartialState().num_processes)
+        self._looked.zero_()
+        self._looked_count = 0
+        return mean
 
     def since_log(self) -> float:
         """The mean loss since this was last asked, over all processes; NaN if there was no batch."""
