@@ -156,9 +156,14 @@ class ArgumentCheck:
         in_background = self._flag("checkpoint_async")
         if in_background and not enabled:
             self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
+        on_exception = self._flag("checkpoint_on_exception")
+        if on_exception and not enabled:
+            self._wrong("checkpoint_on_exception", "there are no checkpoints to make: they are switched off")
         trusts = self._flag("trust_checkpoint")
         keep = most if many else 1
-        return CheckpointOptions(enabled, cadence if enabled else None, keep, resume, in_background, trusts)
+        return CheckpointOptions(
+            enabled, cadence if enabled else None, keep, resume, in_background, trusts, on_exception
+        )
 
     def _saving(self) -> SavingOptions:
         patience = self._given["patience"]

@@ -28,10 +28,11 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
-from accmt.loop.engines import PLAIN, is_deepspeed
+from accmt.loop.engines import PLAIN, is_deepspeed, is_sharded
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
+from accmt.loop.last_step import LastStep, NoLastStep
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import join_processes
@@ -89,6 +90,9 @@ def plan(
     if options.checkpoint.in_background and is_deepspeed(accelerator):
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
+    if options.checkpoint.on_exception and (is_deepspeed(accelerator) or is_sharded(accelerator)):
+        text = "what a failed step leaves of a model that processes divide is no whole model: leave it out"
+        raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")
     data = _training_data(options, module, train_dataset)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
@@ -159,6 +163,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         tracker=module.tracker,
         display=display,
         generators=generators_of(module, parts.model, plan.loaders),
+        steps=LastStep() if options.checkpoint.on_exception else NoLastStep(),
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     if run.engine.watches:

@@ -113,6 +113,10 @@ class Trainer:
         checkpoint_async: Write checkpoints while the training goes on: it waits only until its state is copied, which
             takes as much main memory as the state. One that is still being written is waited for before the next, and
             at the end.
+        checkpoint_on_exception: When an exception (or Ctrl-C) ends the training, make a checkpoint of the last complete
+            step. None is made, which is said, where the step that failed had begun to change the weights, or where not
+            all processes failed in the same step. To be able to, a few numbers and copies of the model's buffers are
+            kept of each step.
         trust_checkpoint: With DeepSpeed, which reads its part of a checkpoint by unpickling: read it also if it names
             what DeepSpeed does not write. Other checkpoints hold nothing that can be executed.
         quiet: Print warnings only.
@@ -178,6 +182,7 @@ class Trainer:
         training_metrics: dict[str, str] | None = None,
         mixed_precision: str | None = None,
         checkpoint_async: bool = False,
+        checkpoint_on_exception: bool = False,
         trust_checkpoint: bool = False,
         quiet: bool = False,
         **kwargs: Any,
@@ -391,6 +396,8 @@ class Trainer:
         except (KeyboardInterrupt, Terminated) as error:
             status = "KILLED"
             self._finish_checkpoint(run)
+            if isinstance(error, KeyboardInterrupt):
+                self._checkpoint_last_step(run)
             run.display.stop()
             run.display.show(interrupted(run))
             hooks = run.hooks
@@ -398,6 +405,7 @@ class Trainer:
             raise
         except Exception as error:
             self._finish_checkpoint(run)
+            self._checkpoint_last_step(run)
             if self._options.step.repeats and is_out_of_memory(error):
                 run.display.stop()
                 run.display.show(gpu_users())
@@ -414,6 +422,16 @@ class Trainer:
             run.checkpointer.finish(run)
         except Exception as error:
             run.display.warn(f"the last checkpoint could not be made: {error}")
+
+    @staticmethod
+    def _checkpoint_last_step(run: Run) -> None:
+        """Make a checkpoint of the last complete step, if that was asked for, without hiding why the training ends."""
+        try:
+            if run.steps.put_back(run):
+                run.checkpointer.save(run)
+                run.checkpointer.finish(run)
+        except Exception as error:
+            run.display.warn(f"no checkpoint was made of the last complete step: {error}")
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]

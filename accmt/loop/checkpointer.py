@@ -250,6 +250,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
     notes: list[str] = []
     run.position.restore(trainer["position"], trainer["processes"], PartialState().num_processes)
     run.position.stopwatch.set(trainer["elapsed"])
+    run.is_settled = trainer.get("settled", True)
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
     _restore_state(run.state, trainer["state"])
@@ -292,7 +293,8 @@ def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
 
 def _trainer(run: Run) -> dict[str, Any]:
     return {
-        "position": run.position.to_json(),
+        "position": run.position.to_json() if run.is_settled else run.position.counters(),
+        "settled": run.is_settled,
         "elapsed": run.position.stopwatch.elapsed(),
         "engine": run.engine.state(),
         "state": pack(asdict(run.state))[0],

@@ -121,16 +121,21 @@ class Position:
             "samples_before": self.samples_before + (self._data.samples_after(self.batch) if at_end else 0),
         }
 
+    def counters(self) -> dict[str, Any]:
+        """The counters as they are, to continue from before what is due at this step is done."""
+        return {name: getattr(self, name) for name in (*COUNTERS, "ended_epoch")}
+
     def restore(self, data: Mapping[str, Any], processes: int, processes_now: int) -> None:
         """Go on from a position.
 
         Args:
-            data: What `to_json` gave.
+            data: What `to_json` or `counters` gave.
             processes: How many processes trained then.
             processes_now: And now; each has passed over its share of the batches, in whole rounds.
         """
         for name in COUNTERS:
             setattr(self, name, int(data[name]))
+        self.ended_epoch = bool(data.get("ended_epoch", False))
         if processes != processes_now:
             self.batch = self.batch * processes // processes_now
             self.step_in_epoch = -(-self.batch // self._data.accumulation)

@@ -77,6 +77,23 @@ class Checkpointer(Protocol):
         ...
 
 
+class Steps(Protocol):
+    """Notes each complete step, where a checkpoint is to be made of it when the next one fails."""
+
+    def note(self, run: Run, *, is_settled: bool) -> None:
+        """Note a step: before what is due at it is done, or once that is done."""
+        ...
+
+    def settle(self) -> None:
+        """Nothing was due at the step that was noted."""
+        ...
+
+    def put_back(self, run: Run) -> bool:
+        """Put the run back to the last complete step, and say whether there is anything of it that no checkpoint
+        holds."""
+        ...
+
+
 class NoCheckpointer:
     """Checkpointing is off."""
 
@@ -98,8 +115,8 @@ class Run:
     """All parts of a training.
 
     `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
-    module, model and validation data keep for themselves. `checkpointed_at`
-    is the step of the last checkpoint, -1 if there was none. `epoch_random` is the
+    module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
+    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is the
     random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
     continued have been passed over.
     """
@@ -125,6 +142,7 @@ class Run:
     display: Display
     pulse: Pulse
     generators: Generators
+    steps: Steps
     decisions: list[Decision] = field(default_factory=list)
     checkpointed_at: int = -1
     resumed: bool = False
@@ -135,6 +153,7 @@ class Run:
     data_state_refused: bool = False
     next_stop: float = 0
     next_look: float = 0
+    is_settled: bool = True
 
     @property
     def device(self) -> torch.device:

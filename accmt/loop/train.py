@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 from accmt.checkpoint.rng import random_state, set_random_state
@@ -37,6 +38,8 @@ def train(run: Run) -> Stop | None:
     if run.resumed:
         run.hooks.on_resume()
         stop = run.engine.standing_stop(run.position.progress(elapsed))
+        if stop is None and not run.is_settled:
+            stop = _resume_within_step(run)
     elif run.options.eval_when_start and run.evaluation:
         observe(run, initial=True)
     while stop is None and not run.position.is_finished:
@@ -44,6 +47,18 @@ def train(run: Run) -> Stop | None:
     run.checkpointer.finish(run)
     run.state.finished = True
     run.hooks.on_fit_end()
+    return stop
+
+
+def _resume_within_step(run: Run) -> Stop | None:
+    """Do what was due at a step whose checkpoint was made because that failed."""
+    with warnings.catch_warnings():
+        # torch takes a scheduler that steps first for a mistake: this one follows the step before the resume.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        stop = _settle(run)
+    run.is_settled = True
+    if run.position.ended_epoch:
+        run.position.next_epoch()
     return stop
 
 
@@ -56,10 +71,13 @@ def _train_epoch(run: Run) -> Stop | None:
         run.training_metrics.commit()
         position.advance(window)
         state.global_step = position.step
+        run.steps.note(run, is_settled=False)
         strikes = _strikes(run)  # asked at every step, whatever else is due
         if position.step < run.next_stop and not window.is_last and not strikes:
+            run.steps.settle()
             continue
         stop = _settle(run)
+        run.steps.note(run, is_settled=True)
         run.next_stop = _next_stop(run)
         if stop is not None or position.step == position.total_steps:
             break
