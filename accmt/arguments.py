@@ -24,6 +24,7 @@ from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions,
 from accmt.rules import CadenceRule, RuleError, StopCondition
 from accmt.rules.checker import meetings
 from accmt.rules.names import is_taken
+from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.tracking.accelerate import FOLDER
 from accmt.tracking.choice import choose_trackers, name_problems
 from accmt.tracking.mlflow import is_address
@@ -62,6 +63,7 @@ class ArgumentCheck:
             "loop": self._loop(monitor, section),
             "tracking": self._tracking(section),
             "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
+            "training_metrics": self._training_metrics(),
             "metrics": self._metrics(),
             "callbacks": self._callbacks(),
             "destroy": self._flag("destroy_after_training"),
@@ -160,9 +162,14 @@ class ArgumentCheck:
         in_background = self._flag("checkpoint_async")
         if in_background and not enabled:
             self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
+        on_exception = self._flag("checkpoint_on_exception")
+        if on_exception and not enabled:
+            self._wrong("checkpoint_on_exception", "there are no checkpoints to make: they are switched off")
         trusts = self._flag("trust_checkpoint")
         keep = most if many else 1
-        return CheckpointOptions(enabled, cadence if enabled else None, keep, resume, in_background, trusts)
+        return CheckpointOptions(
+            enabled, cadence if enabled else None, keep, resume, in_background, trusts, on_exception
+        )
 
     def _saving(self) -> SavingOptions:
         patience = self._given["patience"]
@@ -183,12 +190,19 @@ class ArgumentCheck:
 
     def _rules(self, section: RuleSection) -> RuleOptions:
         every = self._evaluate() or section.evaluate or CadenceRule.parse("epoch")
-        stop_when = self._given["stop_when"]
+        stop_when, log = self._given["stop_when"], self._log_cadence()
         if stop_when is None:
-            return RuleOptions(section.savings, every, section.stop_when)
+            return RuleOptions(section.savings, every, section.stop_when, log)
         texts = stop_when if isinstance(stop_when, list | tuple) else [stop_when]
         conditions = [self._parsed(StopCondition.parse, text, "stop_when") for text in texts]
-        return RuleOptions(section.savings, every, tuple(filter(None, conditions)))
+        return RuleOptions(section.savings, every, tuple(filter(None, conditions)), log)
+
+    def _log_cadence(self) -> CadenceRule | None:
+        """How often to log, where that is given as a text, and is no number of steps."""
+        text = self._given["log_every"]
+        parse = partial(CadenceRule.parse, logs=True)
+        rule = self._parsed(parse, text, "log_every") if isinstance(text, str) else None
+        return None if rule is None or _in_steps(rule) is not None else rule
 
     def _evaluate(self) -> CadenceRule | None:
         """How often to evaluate, None where the arguments do not say."""
@@ -262,13 +276,13 @@ class ArgumentCheck:
     def _loop(self, monitor: Monitor, section: RuleSection) -> LoopOptions:
         every = self._given["log_every"]
         counted = isinstance(every, int) and not isinstance(every, bool) and (every == -1 or every >= 1)
-        if every is not None and not counted:
+        if every is not None and not counted and not isinstance(every, str):
             self._wrong("log_every", must_be("a whole number from 1, -1 for every epoch, or None", every))
         names = self._text("train_loss_metric_name"), self._text("val_loss_metric_name")
         apart = any(self._given[name] is not None for name in ("evaluate_every_n_steps", "evaluate_every"))
         apart = apart or section.evaluate is not None
         return LoopOptions(
-            log_every=every,
+            log_every=_log_every(every),
             eval_when_start=self._flag("eval_when_start"),
             eval_when_finish=self._flag("eval_when_finish") and apart,
             train_loss_name=names[0],
@@ -336,6 +350,22 @@ class ArgumentCheck:
             self._wrong(name, str(error))
             return resolve("/")
 
+    def _training_metrics(self) -> dict[str, bool]:
+        """Training metric -> whether greater is better."""
+        given = self._given["training_metrics"]
+        if not isinstance(given, Mapping | None):
+            self._wrong("training_metrics", must_be('a dictionary such as {"kl": "min"}', given))
+            return {}
+        for name, direction in (given or {}).items():
+            place = f"training_metrics[{name!r}]"
+            if not isinstance(name, str) or not name.strip():
+                self._wrong(place, "its name must be a text, as it is given to self.log")
+            elif name in (TRAIN_LOSS, VALID_LOSS):
+                self._wrong(place, "the name is taken by a loss, which rules know anyway")
+            if direction not in ("min", "max"):
+                self._wrong(place, must_be('"min" or "max", for which way is better', direction))
+        return {str(name): direction == "max" for name, direction in (given or {}).items()}
+
     def _metrics(self) -> dict[str | None, list[Metric]]:
         """Dataset -> metrics; the key None stands for all datasets."""
         given = self._given["metrics"]
@@ -359,6 +389,26 @@ class ArgumentCheck:
                 hint = ": give an object of it, not the class" if isinstance(callback, type) else ""
                 self._wrong("callback", f"{must_be('a Callback', callback)}{hint}")
         return tuple(listed)
+
+
+def _in_steps(rule: CadenceRule) -> int | None:
+    """The number that `log_every` can be given instead of a text: steps, or -1 for every epoch; None if it cannot."""
+    quantity = rule.cadence.every[0]
+    if rule.cadence.after is not None or len(rule.cadence.every) > 1:
+        return None
+    if quantity.unit == "step":
+        return int(quantity.value)
+    return -1 if quantity.unit == "epoch" and quantity.value == 1 else None
+
+
+def _log_every(given: Any) -> int | None:
+    """The number of steps, None where a cadence says when it is."""
+    if not isinstance(given, str):
+        return given  # type: ignore[no-any-return]
+    try:
+        return _in_steps(CadenceRule.parse(given))
+    except RuleError:  # it is told where cadences are read
+        return None
 
 
 def _how_to_wrap(metric: Any) -> str:

@@ -29,11 +29,12 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, without_workers
-from accmt.loop.engines import PLAIN, is_deepspeed
+from accmt.loop.engines import PLAIN, is_deepspeed, is_sharded
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
 from accmt.loop.identity import identity_of, order_of
+from accmt.loop.last_step import LastStep, NoLastStep
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import join_processes
@@ -43,6 +44,7 @@ from accmt.loop.schedule import Schedule
 from accmt.loop.sharding import check_alike, whole
 from accmt.loop.signals import Signals
 from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.loop.validation import ValidationData, validation_loaders
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
@@ -100,11 +102,14 @@ def plan(
     if options.checkpoint.in_background and is_deepspeed(accelerator):
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
+    if options.checkpoint.on_exception and (is_deepspeed(accelerator) or is_sharded(accelerator)):
+        text = "what a failed step leaves of a model that processes divide is no whole model: leave it out"
+        raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")
     data = _training_data(options, module, train_dataset)
     loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
     position = Position(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    facts = facts_of(options.metrics, tuple(datasets), length)
+    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
@@ -142,7 +147,8 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     prepared = prepare(module, plan.optimizer, options.model)
     display = _display(options) if main else NoDisplay()
     module.tracker = _tracker(plan, checkpoint, display)
-    module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
+    module._log_every, module._logged = _log_every(plan), None
+    module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
     hooks = Hooks(options.callbacks, state)
     stepper = _stepper(module, prepared, plan.schedule, options.step, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
@@ -159,6 +165,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         data=plan.data,
         evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
         stepper=stepper,
+        training_metrics=training,
         position=plan.position,
         engine=RuleEngine(plan.rules, plan.facts),
         state=state,
@@ -173,8 +180,11 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
         insists=options.checkpoint.resume is not None,
         generators=generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()}),
+        steps=LastStep() if options.checkpoint.on_exception else NoLastStep(),
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
+    if run.engine.watches:
+        stepper.losses.watch()
     state.patience_left = run.engine.patience_left()
     return run
 
@@ -202,6 +212,14 @@ def _record(plan: Plan) -> dict[str, Any]:
     data = from_main(lambda: identity_of(plan.data.loader.dataset, device))
     settings = configuration(plan.options, plan.module)
     return {"settings": settings, "data": data, "order": order_of(plan.data.samplers)}
+
+
+def _log_every(plan: Plan) -> int | str | None:
+    """The steps between two logs of the module; a text where only the loop knows when it logs."""
+    if plan.rules.log is not None:
+        return plan.rules.log.text
+    every = plan.options.loop.log_every
+    return every if every != -1 else plan.data.steps_per_epoch or "epoch"
 
 
 def _display(options: Options) -> Display:
@@ -276,7 +294,8 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     savings = assign_patience(registered, given)
     if problems := list(meetings(savings, options.tracking.names)):
         raise RuleError(problems)
-    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=not options.saving.disabled)
+    writes = not options.saving.disabled
+    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=writes, log=options.rules.log)
 
 
 def _without_effect(options: Options, facts: Facts) -> list[str]:

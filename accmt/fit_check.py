@@ -31,6 +31,7 @@ def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: An
     for key, dataset in datasets.items():
         problems += _dataset_problems("val_dataset" if dataset is val_dataset else f"val_dataset['{key}']", dataset)
     problems += _metric_problems(options.metrics, datasets)
+    problems += _training_metric_problems(options, datasets)
     if problems:
         raise ConfigError(problems, "fit(...)")
     return datasets
@@ -165,7 +166,19 @@ def _metric_problems(
     return problems
 
 
-def facts_of(metrics: Mapping[str | None, Sequence[Metric]], datasets: tuple[str, ...], length: Length) -> Facts:
+def _training_metric_problems(options: Options, datasets: Mapping[str, Dataset[Any]]) -> list[Problem]:
+    """The names of training metrics that validation metrics have too."""
+    measured = {name for key in datasets for metric in metrics_on(options.metrics, key) for name in metric.directions}
+    text = "is also computed by a metric on validation data: log it under another name"
+    return [Problem(f"training_metrics['{name}']", text) for name in options.training_metrics if name in measured]
+
+
+def facts_of(
+    metrics: Mapping[str | None, Sequence[Metric]],
+    datasets: tuple[str, ...],
+    length: Length,
+    training: Mapping[str, bool] | None = None,
+) -> Facts:
     """What a training reports, for the check of its rules."""
     reported: dict[str, Reported] = {}
     for key in datasets:
@@ -175,7 +188,7 @@ def facts_of(metrics: Mapping[str | None, Sequence[Metric]], datasets: tuple[str
                 reported[name] = Reported((*before.datasets, key), greater)
     if datasets:
         reported[VALID_LOSS] = Reported(datasets, greater_is_better=False)
-    return Facts(reported, datasets, length)
+    return Facts(reported, datasets, length, training or {})
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
 
     from accmt.states import TrainingState
     from accmt.tracking.tracker import Tracker
+    from accmt.trainer import Trainer
+
+
+class TrainerLink:
+    """A reference to the trainer that keeps it from nothing: it is left behind where a module is pickled or copied."""
+
+    def __init__(self, trainer: Trainer | None = None) -> None:
+        self._trainer = None if trainer is None else weakref.ref(trainer)
+
+    def __call__(self) -> Trainer | None:
+        return None if self._trainer is None else self._trainer()
+
+    def __reduce__(self) -> tuple[type[TrainerLink], tuple[()]]:
+        return TrainerLink, ()
+
+
+class _Trainer:
+    """Gives a module its trainer. A module that sets an attribute `trainer` of its own keeps it."""
+
+    def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> Trainer:
+        return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
 
 
 class AcceleratorModule:
@@ -35,6 +57,7 @@ class AcceleratorModule:
         device: The device of this process.
         accelerator: The Accelerator.
         tracker: The tracker, with `log(values, step)`.
+        trainer: The trainer, for `self.trainer.stop(reason)`; None where nothing was trained yet.
         status_dict: `epoch_step`, the index of the current batch in its epoch.
     """
 
@@ -44,9 +67,13 @@ class AcceleratorModule:
     device: torch.device = torch.device("cpu")
     accelerator: Accelerator = None
     tracker: Tracker = None  # type: ignore[assignment]
+    trainer = _Trainer()
     collate_fn_train: Callable[[list[Any]], Any] | None = None
     collate_fn_val: Callable[[list[Any]], Any] | None = None
-    _log_every: int | None = None
+    _log_every: int | str | None = None
+    _logged: dict[str, tuple[Tensor | float, int, Literal["sum", "mean"]]] | None = None
+    _training_metrics: _TrainingMetrics | None = None
+    _trainer = TrainerLink()
 
     def training_step(self, batch: Any) -> Tensor:
         """The loss of one batch, a scalar tensor."""
@@ -125,6 +152,10 @@ class AcceleratorModule:
     ) -> None:
         """Send values to the tracker, at the trainer's logging steps (`log_every`); call it on every process.
 
+        Values of names that `training_metrics` of the trainer declares count for rules at every call, while the module
+        trains. Of several values of one name for one batch the last counts. Where `log_every` is a text such as "10
+        seconds", it is known only after a step that it is a logging step: the latest values are sent then.
+
         Args:
             values: Name -> value. Tensors are reduced over the processes; of other values the main process's is sent.
             step: The step to log at, such as `self.state.global_step`.
@@ -135,10 +166,26 @@ class AcceleratorModule:
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is {reduction!r}: it is 'sum' or 'mean'")
-        if self._log_every is None or step % self._log_every != 0:
-            return
-        scalars = {name: self._reduced(name, value, reduction) for name, value in values.items()}
-        self.tracker.log(scalars, step)
+        declared = () if self._training_metrics is None else self._training_metrics.names
+        for name in values.keys() & set(declared):
+            assert self._training_metrics is not None
+            _single(name, values[name])
+            self._training_metrics.add(name, values[name], self.state.train_step, reduction)
+        if isinstance(self._log_every, str):
+            self._logged = {} if self._logged is None else self._logged
+            self._logged |= {name: (_kept(name, value), step, reduction) for name, value in values.items()}
+        elif self._log_every is not None and step % self._log_every == 0:
+            scalars = {name: self._reduced(name, value, reduction) for name, value in values.items()}
+            self.tracker.log(scalars, step)
+
+    def _send_logged(self) -> None:
+        """Send the latest values of `log`, where only the loop knows when it is time to."""
+        by_step: dict[int, dict[str, float]] = {}
+        for name, (value, step, reduction) in (self._logged or {}).items():
+            by_step.setdefault(step, {})[name] = self._reduced(name, value, reduction)
+        self._logged = None
+        for step, scalars in by_step.items():
+            self.tracker.log(scalars, step)
 
     def pad(
         self,
@@ -168,12 +215,41 @@ class AcceleratorModule:
         return pad(tensor, value, padding, max_length, side, op)
 
     def _reduced(self, name: str, value: Tensor | float, reduction: str) -> float:
+        value = _single(name, value)
         if not isinstance(value, Tensor):
             return float(value)
-        if value.numel() != 1:
-            raise ValueError(f"'{name}' has the shape {tuple(value.shape)}: only single values can be logged")
         reduced = self.accelerator.reduce(value.detach().to(self.device), reduction=reduction)
         return float(reduced)
+
+
+def _single(name: str, value: Tensor | float) -> Tensor | float:
+    """The value that was logged, if it is one.
+
+    Raises:
+        ValueError: It is a tensor of several elements.
+    """
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"'{name}' has the shape {tuple(value.shape)}: only single values can be logged")
+    return value
+
+
+def _kept(name: str, value: Tensor | float) -> Tensor | float:
+    """The value as it is now, without its graph."""
+    value = _single(name, value)
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class _TrainingMetrics(Protocol):
+    """What takes the values that rules may use."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The declared names."""
+        ...
+
+    def add(self, name: str, value: Tensor | float, batch: int, reduction: str) -> None:
+        """Take what was logged for a batch."""
+        ...
 
 
 class Updates(Protocol):

@@ -18,7 +18,8 @@ from accmt.rules import CadenceRule, SavingRule, StopCondition
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
     """Whether and how often to checkpoint, how many to keep, what to continue from, whether to write them while the
-    training goes on, and whether those of DeepSpeed are read whatever they execute."""
+    training goes on, whether those of DeepSpeed are read whatever they execute, and whether one is made when an
+    exception ends the training."""
 
     enabled: bool
     every: CadenceRule | None
@@ -26,6 +27,7 @@ class CheckpointOptions:
     resume: bool | int | None
     in_background: bool
     trusts: bool
+    on_exception: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class RuleOptions:
     savings: tuple[SavingRule, ...]
     evaluate: CadenceRule
     stop_when: tuple[StopCondition, ...]
+    log: CadenceRule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Options:
     loop: LoopOptions
     tracking: TrackingOptions
     accumulation: int
+    training_metrics: Mapping[str, bool]
     metrics: Mapping[str | None, Sequence[Metric]]
     callbacks: tuple[Callback, ...]
     destroy: bool

@@ -106,7 +106,7 @@ def _cleared(plan: Plan, run: Run) -> Path | None:
     aside = put_aside(plan.model_path, savings_in(plan.model_path))
     run.history.cut(0)
     run.decision_log.cut(0)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every))
+    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan)))
     return aside
 
 
@@ -135,8 +135,12 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     except DamagedDescription as error:
         former, notes = None, [f"what was changed before is not known any more: {error}"]
     said = (*(former.changes if former is not None else ()), *changes)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.loop.log_every, said))
+    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan), said))
     return notes
+
+
+def _log_every(plan: Plan) -> int | str | None:
+    return plan.options.loop.log_every if plan.rules.log is None else plan.rules.log.text
 
 
 def _settle_savings(run: Run) -> list[str]:

@@ -20,7 +20,7 @@ class TrainingState:
         is_last_training_batch: Whether the current training batch is the last of its epoch.
         is_last_validation_batch: Whether the current validation batch is the last of its dataset.
         is_last_epoch: Whether the current epoch is the last one.
-        evaluations_done: Evaluations done, the one before the first step not counted.
+        evaluations_done: Evaluations done, the one before the first step too.
         additional_metrics: Dataset -> metric -> latest value, `valid_loss` among them; the same on every process.
         model_savings: Rule -> the values of its objectives when it last saved its best model.
         patience_left: Rule -> evaluations without improvement that are left, -1 for a rule without patience.

@@ -25,12 +25,13 @@ from accmt.loop.failures import Failures
 from accmt.loop.hooks import tell
 from accmt.loop.memory import is_out_of_memory
 from accmt.loop.processes import leave_processes
+from accmt.loop.pulse import Pulse
 from accmt.loop.run import Run
 from accmt.loop.signals import END, Signals, Terminated, end_by_signal
 from accmt.loop.train import train
 from accmt.loop.workers import refuse_run_again
 from accmt.metrics.metric import Metric
-from accmt.module import AcceleratorModule
+from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
 from accmt.preparation import lent
 from accmt.pretrained import resolve
@@ -65,7 +66,8 @@ class Trainer:
         checkpoint_every: How often to checkpoint, such as "epoch", "500 steps", "2 evaluations"; None for never.
         logging_dir: For the tracker: a folder, an address, or a link.
         log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate knows, such as "tensorboard".
-        log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never.
+        log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never. Or a text,
+            such as "100 steps", "0.5 epochs", "10 seconds".
         grad_accumulation_steps: Batches per optimizer step.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them; the model needs
             a method `gradient_checkpointing_enable`, as those of transformers have.
@@ -106,10 +108,18 @@ class Trainer:
         enable_prepare_logging: Let libraries log what they do while they prepare the model.
         evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
         stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
+            They are asked after every evaluation; those on counters and the clock also at every step, and those on
+            training losses and metrics about once a second.
+        training_metrics: What rules may use of what the module logs by `self.log`: name -> "min" or "max", for which
+            way is better. Like `train_loss` it is the mean since the previous evaluation.
         mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
         checkpoint_async: Write checkpoints while the training goes on: it waits only until its state is copied, which
             takes as much main memory as the state. One that is still being written is waited for before the next, and
             at the end.
+        checkpoint_on_exception: When an exception (or Ctrl-C) ends the training, make a checkpoint of the last complete
+            step. None is made, which is said, where the step that failed had begun to change the weights, or where not
+            all processes failed in the same step. To be able to, a few numbers and copies of the model's buffers are
+            kept of each step.
         trust_checkpoint: With DeepSpeed, which reads its part of a checkpoint by unpickling: read it also if it names
             what DeepSpeed does not write. Other checkpoints hold nothing that can be executed.
         quiet: Print warnings only.
@@ -136,7 +146,7 @@ class Trainer:
         checkpoint_every: str | None = "epoch",
         logging_dir: str = "logs",
         log_with: str | list[str] | None = None,
-        log_every: int | None = -1,
+        log_every: int | str | None = -1,
         grad_accumulation_steps: int | None = None,
         gradient_checkpointing: bool = False,
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -172,8 +182,10 @@ class Trainer:
         *,
         evaluate_every: str | None = None,
         stop_when: str | list[str] | None = None,
+        training_metrics: dict[str, str] | None = None,
         mixed_precision: str | None = None,
         checkpoint_async: bool = False,
+        checkpoint_on_exception: bool = False,
         trust_checkpoint: bool = False,
         quiet: bool = False,
         **kwargs: Any,
@@ -187,6 +199,7 @@ class Trainer:
         self._savings = list(self._options.rules.savings)
         self._fitted: tuple[SavingRule, ...] = ()
         self._tracker: Tracker = NoTracker()
+        self._pulse: Pulse | None = None
 
     def register_model_saving(
         self,
@@ -322,6 +335,7 @@ class Trainer:
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.close()
+            self._pulse = None
             planned.accelerator.free_memory()
             lock.release()
 
@@ -340,6 +354,27 @@ class Trainer:
             return None
         return best_in(self.model_path / rules[name].folder)
 
+    def stop(self, reason: str = "the script asked for it") -> None:
+        """Stop the training that is under way between two steps, as a rule would: a last evaluation and checkpoint,
+        `on_fit_end`, and `fit` returns. The reason is recorded with the decisions.
+
+        Callbacks and modules call it as `self.trainer.stop(...)`; any thread may. With several processes it is enough
+        that one of them calls it: all stop at the same step, within about a second. From a hook at an evaluation or at
+        the end of an epoch the training stops before the next step. If it is run again, it goes on.
+
+        Raises:
+            TypeError, ValueError: The reason is not a text, or empty.
+            RuntimeError: Nothing is being trained.
+        """
+        if not isinstance(reason, str):
+            raise TypeError(f"the reason of stop must be a text, not {type(reason).__name__}")
+        if not reason.strip():
+            raise ValueError("the reason of stop is empty: say why the training stops")
+        pulse = self._pulse
+        if pulse is None:
+            raise RuntimeError("nothing is being trained: stop(...) is for the time while fit(...) runs")
+        pulse.ask_to_stop(reason)
+
     def log_artifact(self, path: str | Path) -> None:
         """Send a file to the current run of the tracker; without a tracker this does nothing."""
         self._tracker.log_artifact(resolved(path))
@@ -352,12 +387,14 @@ class Trainer:
         """Let callbacks and the user see the run."""
         self.decisions = run.decisions
         self._tracker = run.tracker
+        self._pulse = run.pulse
         self._fitted = run.engine.rules.savings
         self._introduce(run.module, run.state)
 
     def _introduce(self, module: AcceleratorModule, state: TrainingState) -> None:
         for callback in self._options.callbacks:
             callback.module, callback.trainer, callback.state = module, self, state
+        module._trainer = TrainerLink(self)
 
     def _train(self, run: Run) -> Stop | None:
         """Run the loop; an exception is told to the callbacks, once, and goes on to the caller."""
@@ -373,6 +410,8 @@ class Trainer:
         except (KeyboardInterrupt, Terminated) as error:
             status = "KILLED"
             self._finish_checkpoint(run)
+            if isinstance(error, KeyboardInterrupt):
+                self._checkpoint_last_step(run)
             run.display.stop()
             run.display.show(interrupted(run))
             hooks = run.hooks
@@ -380,6 +419,7 @@ class Trainer:
             raise
         except Exception as error:
             self._finish_checkpoint(run)
+            self._checkpoint_last_step(run)
             if self._options.step.repeats and is_out_of_memory(error):
                 run.display.stop()
                 run.display.show(gpu_users())
@@ -396,6 +436,16 @@ class Trainer:
             run.checkpointer.finish(run)
         except Exception as error:
             run.display.warn(f"the last checkpoint could not be made: {error}")
+
+    @staticmethod
+    def _checkpoint_last_step(run: Run) -> None:
+        """Make a checkpoint of the last complete step, if that was asked for, without hiding why the training ends."""
+        try:
+            if run.steps.put_back(run):
+                run.checkpointer.save(run)
+                run.checkpointer.finish(run)
+        except Exception as error:
+            run.display.warn(f"no checkpoint was made of the last complete step: {error}")
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]

@@ -14,6 +14,7 @@ from accmt.cli.report import moment, stop_of, summaries, write_table
 from accmt.cli.source import Source
 from accmt.cli.sources import open_source
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.rules.decision import REQUESTED
 from accmt.rules.replay import asked_late, replay, unanswerable
 
 
@@ -30,11 +31,13 @@ def run(options: argparse.Namespace) -> int:
     source = open_source(options)
     rules = _rules(given, options.patience, source)
     _check(rules, source)
+    is_own = given == Rules(()) and options.patience is None
     history = replace(source.history, failures={}) if given.savings else source.history
+    if not is_own:
+        history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))
     decisions = replay(rules, source.facts, history)
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
         sys.stderr.write(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known\n")
-    is_own = given == Rules(()) and options.patience is None
     for change in source.description.changes if is_own and source.description is not None else ():
         sys.stderr.write(f"note: when the training was continued, {change}\n")
     if options.json:

@@ -36,8 +36,9 @@ def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None
 
 
 def stop_of(decisions: Sequence[Decision]) -> Decision | None:
-    """The decision that stopped the training, if the last one did."""
-    return decisions[-1] if decisions and decisions[-1].stop is not None else None
+    """The decision that stopped the training, if one at its last step did; an evaluation may have followed it."""
+    last = [decision for decision in decisions if decision.progress.step == decisions[-1].progress.step]
+    return next((decision for decision in reversed(last) if decision.stop is not None), None)
 
 
 def moment(decision: Decision) -> str:

@@ -46,10 +46,11 @@ def facts_seen(
         for dataset, metrics in observation.values.items():
             for metric in metrics:
                 seen.setdefault(metric, {})[dataset] = None
+    trained = dict.fromkeys(name for observation in observations for name in observation.training)
     given = {metric.name: metric.greater_is_better for metric in directions}
-    names = [name for name in seen if name != VALID_LOSS]
+    names = [*(name for name in seen if name != VALID_LOSS), *trained]
     for name in given:
-        if name not in seen:
+        if name not in names:
             shown = ", ".join(names) or "none"
             raise CommandError(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
     reported = dict(known.metrics)
@@ -59,4 +60,5 @@ def facts_seen(
         before = known.metrics[name].datasets if name in known.metrics else ()
         reported[name] = Reported(tuple(dict.fromkeys([*before, *datasets])), direction)
     keys = dict.fromkeys([*known.datasets, *(key for datasets in seen.values() for key in datasets)])
-    return Facts(reported, tuple(keys), known.length)
+    training = {name: given.get(name, known.training.get(name)) for name in dict.fromkeys([*known.training, *trained])}
+    return Facts(reported, tuple(keys), known.length, training)

@@ -31,7 +31,6 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     except DamagedDescription as error:
         raise CommandError(str(error)) from None
     stops = tuple(decision for decision in decisions if decision.stop is not None and not decision.verdicts)
-    log_every = description.log_every if description is not None else None
     facts = facts_seen(observations, directions, None if description is None else description.facts)
     failures = {
         (decision.progress.evaluation, verdict.rule): verdict.reason
@@ -40,7 +39,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
         if verdict.outcome is Outcome.FAILED
     }
     checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
-    return Source(History(observations, stops, log_every, failures, checkpoints), facts, {}, description, decisions)
+    return Source(History(observations, stops, failures, checkpoints), facts, {}, description, decisions)
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:

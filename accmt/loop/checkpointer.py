@@ -227,7 +227,6 @@ def tracker_state(folder: Path) -> dict[str, Any]:
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "elapsed": (float, int),
-    "evaluated_at": (int,),
     "nan_reported": (list,),
     "tracker": (dict,),
     "data_seed": (int,),
@@ -258,15 +257,16 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
     notes: list[str] = []
     run.position.restore(trainer["position"], trainer["processes"])
     run.position.stopwatch.set(trainer["elapsed"])
+    run.is_settled = trainer.get("settled", True)
     run.data.seed = trainer["data_seed"]
     changes = run.engine.restore(trainer["engine"])
     _restore_state(run.state, trainer["state"])
     run.state.patience_left = run.engine.patience_left()
-    run.evaluated_at = trainer["evaluated_at"]
     run.checkpointed_at = run.position.step
     run.nan_reported = set(trainer["nan_reported"])
     if own is not None:
         run.stepper.losses.restore(own.process["losses"], run.data.batch_size)
+        run.training_metrics.restore(own.process.get("training", {}))
         run.epoch_random = _prefixed("epoch.", own.random)
         run.resumed_random = _prefixed("now.", own.random)
         check_random_state(run.resumed_random, run.device)
@@ -343,11 +343,11 @@ def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
 
 def _trainer(run: Run) -> dict[str, Any]:
     return {
-        "position": run.position.to_json(),
+        "position": run.position.to_json() if run.is_settled else run.position.counters(),
+        "settled": run.is_settled,
         "elapsed": run.position.stopwatch.elapsed(),
         "engine": run.engine.state(),
         "state": pack(asdict(run.state))[0],
-        "evaluated_at": run.evaluated_at,
         "nan_reported": sorted(run.nan_reported),
         "history": run.history.lines,
         "decisions": run.decision_log.lines,
@@ -368,7 +368,8 @@ def _own(run: Run) -> Own:
     random |= {f"gradient.{name}": value for name, value in run.stepper.gradients().items()}
     data, tensors = _packed(run)
     random |= {f"data.{name}": value for name, value in tensors.items()}
-    return Own({"losses": run.stepper.losses.to_json(), "data": data}, random)
+    process = {"losses": run.stepper.losses.to_json(), "training": run.training_metrics.to_json(), "data": data}
+    return Own(process, random)
 
 
 def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -102,8 +102,8 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
     the model that is saved.
     """
-    used = module.model
-    module.model = model
+    used, training = module.model, module._training_metrics
+    module.model, module._training_metrics = model, None  # what is logged meanwhile is not of the training
     if holds_replicas(module.accelerator):
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -115,7 +115,7 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     finally:
         for part, is_training in modes:
             part.training = is_training
-        module.model = used
+        module.model, module._training_metrics = used, training
 
 
 def _batches(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[Any, bool]]:

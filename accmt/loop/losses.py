@@ -26,6 +26,8 @@ class LossMeter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros((), dtype=dtype, device=device)
         self._count = 0
+        self._looked: Tensor | None = None
+        self._looked_count = 0
         self._log = _Interval()
         self._evaluation = _Interval()
 
@@ -33,6 +35,22 @@ class LossMeter:
         """Count the mean loss of a batch of so many samples."""
         self._sum.add_(loss.detach().to(self._sum.dtype), alpha=samples)
         self._count += samples
+        if self._looked is not None:
+            self._looked.add_(loss.detach().to(self._sum.dtype), alpha=samples)
+            self._looked_count += samples
+
+    def watch(self) -> None:
+        """Keep an interval of looks as well: a sum of its own, so that they change no rounding of the others."""
+        self._looked = torch.zeros_like(self._sum)
+
+    def since_look(self) -> float:
+        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
+        if self._looked is None:
+            return math.nan
+        total, count = _over_processes(self._looked, self._looked_count)
+        self._looked.zero_()
+        self._looked_count = 0
+        return total / count if count else math.nan
 
     def since_log(self) -> float:
         """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
@@ -62,15 +80,20 @@ class LossMeter:
         self._evaluation.restore(data["evaluation"], scale)
 
     def _read(self) -> None:
-        total, count = self._sum.item(), self._count
-        if PartialState().num_processes > 1:
-            sums = torch.stack([self._sum, torch.full_like(self._sum, count)])
-            dist.all_reduce(sums)
-            total, count = sums[0].item(), int(sums[1].item())
+        total, count = _over_processes(self._sum, self._count)
         self._log.add(total, count)
         self._evaluation.add(total, count)
         self._sum.zero_()
         self._count = 0
+
+
+def _over_processes(total: Tensor, count: int) -> tuple[float, int]:
+    """A sum of losses and the number of its samples, over all processes."""
+    if PartialState().num_processes == 1:
+        return total.item(), count
+    sums = torch.stack([total, torch.full_like(total, count)])
+    dist.all_reduce(sums)
+    return sums[0].item(), int(sums[1].item())
 
 
 class _Interval:

@@ -15,16 +15,32 @@ from accmt.loop.utilization import utilization
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 
+LOOK_EVERY = 1.0
 
-def log(run: Run, progress: Progress) -> Stop | None:
-    """Send the mean training loss of the logging interval on its way, and ask whether it is a reason to stop."""
+
+def log(run: Run, progress: Progress) -> None:
+    """Send the mean training loss of the logging interval on its way."""
     loss = run.stepper.losses.since_log()
     _warn_of(loss, run, progress)
     run.display.logged(progress, loss)
     values = _monitored(run, progress, loss)
     if values:
         run.tracker.log(values, progress.step)
-    return run.engine.after_logging(progress, loss)
+    run.module._send_logged()
+
+
+def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
+    """Whether a condition on counters, the clock and the training alone asks to stop.
+
+    What stands on the device is read about once a second, and where the loss was just read to be logged.
+    """
+    engine = run.engine
+    if not engine.watches or (progress.elapsed < run.next_look and not is_logged):
+        return engine.stop_at(progress)
+    run.next_look = progress.elapsed + LOOK_EVERY
+    loss = run.stepper.losses.since_look()
+    _warn_of(loss, run, progress)
+    return engine.after_logging(progress, loss, run.training_metrics.since_look())
 
 
 def observe(run: Run, initial: bool = False) -> Decision:
@@ -32,15 +48,14 @@ def observe(run: Run, initial: bool = False) -> Decision:
     position, state = run.position, run.state
     run.hooks.on_evaluation_start()
     values = evaluate(run.evaluation) if run.evaluation else {}
-    if not initial:
-        position.evaluation += 1
-        state.evaluations_done += bool(run.evaluation)
-        run.evaluated_at = position.step
+    state.evaluations_done += bool(run.evaluation)
+    position.evaluation += not initial
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
     if run.options.log_every is None and not initial:
         _warn_of(train_loss, run, progress)
-    observation = Observation(progress, values, train_loss, initial)
+    training = {} if initial else _training_metrics(run)
+    observation = Observation(progress, values, train_loss, initial, training)
     from_each(lambda: run.history.append(observation.to_json()))
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)
@@ -50,6 +65,19 @@ def observe(run: Run, initial: bool = False) -> Decision:
     clean_caches()
     run.hooks.on_evaluation_end()
     return decision
+
+
+def _training_metrics(run: Run) -> dict[str, float]:
+    """The means of the training metrics since the previous evaluation; one that is missing is said once."""
+    means = run.training_metrics.since_evaluation()
+    for name in run.training_metrics.names:
+        if name not in means and name not in run.nan_reported:
+            run.nan_reported.add(name)
+            run.display.warn(
+                f"the training metric '{name}' was not logged since the last evaluation: "
+                f"call self.log({{'{name}': value}}, self.state.global_step) in training_step"
+            )
+    return means
 
 
 def _warn_of(loss: float, run: Run, progress: Progress) -> None:

@@ -128,9 +128,14 @@ class Position:
             "step_in_epoch": 0 if at_end else self.step_in_epoch,
             "evaluation": self.evaluation,
             "samples_before": self.samples_before + (self._samples if at_end else 0),
-            "place": 0 if at_end else self.batch * self._data.unit.size + self.offset,
+            "place": 0 if at_end else self._place,
             "unit": asdict(self._data.unit),
         }
+
+    def counters(self) -> dict[str, Any]:
+        """The counters as they are, to continue from before what is due at this step is done."""
+        counters = {name: getattr(self, name) for name in (*COUNTERS, "ended_epoch")}
+        return {**counters, "place": self._place, "unit": asdict(self._data.unit)}
 
     def restore(self, data: Mapping[str, Any], processes: int) -> None:
         """Go on from a position: at the same sample, whatever a batch is now.
@@ -139,7 +144,7 @@ class Position:
         batch of them, so that the next one follows.
 
         Args:
-            data: What `to_json` gave.
+            data: What `to_json` or `counters` gave.
             processes: How many processes trained then.
 
         Raises:
@@ -153,6 +158,11 @@ class Position:
         place = count_from(data["place"]) if "place" in data else self.batch * then.size
         self.batch, self.offset = self._data.locate(place, then)
         self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
+        self.ended_epoch = bool(data.get("ended_epoch", False))
+        if self.ended_epoch and per_epoch is not None:
+            self._more = self.step - self.epoch * per_epoch - self.step_in_epoch
+        if self.ended_epoch:
+            return
         left = self._data.steps_left(self.batch, self.offset)
         if left is None or per_epoch is None:
             return
@@ -161,6 +171,11 @@ class Position:
             self.passed_end, left = True, per_epoch
         self.step_in_epoch = max(0, per_epoch - left)
         self._more = self.step + left - (self.epoch + 1) * per_epoch
+
+    @property
+    def _place(self) -> int:
+        """How far the epoch is, in the unit of the data."""
+        return self.batch * self._data.unit.size + self.offset
 
     @property
     def _samples(self) -> int:

@@ -1,8 +1,9 @@
 """What a single process alone can know, and all have to act on at the same step.
 
-That is: the time, by the clock of the main process; a signal, whichever process got it; and that a checkpoint in the
-background is written, once it is everywhere. A single process looks at each step. Several exchange three numbers about
-once a second, without waiting for them: what was asked at one step is known at the next.
+That is: the time, by the clock of the main process; a signal, whichever process got it; a stop that the script asks for
+on any of them; and that a checkpoint in the background is written, once it is everywhere. A single process looks at
+each step. Several exchange a few numbers about twice a second, without waiting for them: what was asked at one step is
+known at the next. Where steps are so long that this would be late, they wait for the answer at each step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import distributed as dist
 
 from accmt.loop.processes import leave_group, side_group
 from accmt.loop.signals import Signals
+
+_ASK_EVERY = 0.5  # seconds
 
 
 class Writer(Protocol):
@@ -47,6 +50,8 @@ class Pulse:
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
         self._ask_at, self._interval = 0, 1
         self._former = (0, 0.0)
+        self._reason: str | None = None
+        self._is_stopped = False
         self._weight = 0
         self._has_news = False
 
@@ -60,14 +65,36 @@ class Pulse:
         """Whether what was written in the background is written, as all processes know it."""
         return self._writer.has_news if self._is_alone else self._has_news
 
-    def strikes(self, moment: float, step: int) -> bool:
-        """Whether the moment (in seconds of training) has come, a signal, or the end of a checkpoint's writing."""
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the script asks to stop, as all processes know it."""
+        return self._reason is not None if self._is_alone else self._is_stopped
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Leave the word that the training shall stop; any thread of any process may. The first reason counts."""
+        if self._reason is None:
+            self._reason = reason
+
+    def asked_to_stop(self) -> str | None:
+        """Why the script asks to stop, on whichever process; None if it does not. All processes have to ask alike."""
         if self._is_alone:
-            return self.weight > 0 or self.has_news or (moment != math.inf and self._elapsed() >= moment)
+            return self._reason
+        reasons: list[str | None] = [None] * PartialState().num_processes
+        dist.all_gather_object(reasons, self._reason)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def strikes(self, moment: float, step: int) -> bool:
+        """Whether the moment (in seconds of training) has come, a signal, a stop that the script asks for, or the end
+        of a checkpoint's writing."""
+        if self._is_alone:
+            if self.weight > 0 or self.has_news or self.is_stopped:
+                return True
+            return moment != math.inf and self._elapsed() >= moment
         if self._asked is not None:
             return self._answer(moment, step)
         if step >= self._ask_at:
             self._ask()
+            return self._interval == 1 and self._answer(moment, step)
         return False
 
     def forget(self, weight: int) -> None:
@@ -86,22 +113,22 @@ class Pulse:
     def _ask(self) -> None:
         """Send what this process knows; the largest of each number comes back."""
         elapsed = self._elapsed() if PartialState().is_main_process else 0.0
-        known = [float(self._signals.weight), elapsed, float(self._writer.is_writing)]
-        numbers = torch.tensor([*known, float(self._writer.has_news)], dtype=torch.float64)
+        known = [float(self._signals.weight), elapsed, float(self._writer.is_writing), float(self._writer.has_news)]
+        numbers = torch.tensor([*known, float(self._reason is not None)], dtype=torch.float64)
         work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._asked = work, numbers
 
     def _answer(self, moment: float, step: int) -> bool:
-        """Take what came back; the next question is due in about a second, by the pace since the last."""
+        """Take what came back; the next question is due in about half a second, by the pace since the last."""
         assert self._asked is not None
         work, numbers = self._asked
         work.wait()
         self._asked = None
-        weight, now, is_writing, has_news = numbers.tolist()
-        self._weight = int(weight)
+        weight, now, is_writing, has_news, is_stopped = numbers.tolist()
+        self._weight, self._is_stopped = int(weight), bool(is_stopped)
         self._has_news = bool(has_news and not is_writing)
         former_step, former_time = self._former
         pace = (step - former_step) / max(now - former_time, 1e-3)
-        self._interval = max(1, min(int(pace), 2 * self._interval))
+        self._interval = max(1, min(int(pace * _ASK_EVERY), 2 * self._interval))
         self._former, self._ask_at = (step, now), step + self._interval
-        return weight > 0 or self._has_news or now >= moment
+        return weight > 0 or self._has_news or self._is_stopped or now >= moment

@@ -21,6 +21,7 @@ from accmt.loop.position import Position
 from accmt.loop.pulse import Pulse
 from accmt.loop.schedule import Schedule
 from accmt.loop.step import Stepper
+from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.rules import Decision, RuleEngine
@@ -34,7 +35,8 @@ class LoopOptions:
     """What the loop itself has to know.
 
     Attributes:
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never.
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or where a rule says
+            when it is.
         eval_when_start: Evaluate before the first step.
         eval_when_finish: Evaluate after the last step, if evaluations do not happen at the end of epochs anyway.
         train_loss_name, val_loss_name: What trackers call the losses.
@@ -77,6 +79,23 @@ class Checkpointer(Protocol):
         ...
 
 
+class Steps(Protocol):
+    """Notes each complete step, where a checkpoint is to be made of it when the next one fails."""
+
+    def note(self, run: Run, *, is_settled: bool) -> None:
+        """Note a step: before what is due at it is done, or once that is done."""
+        ...
+
+    def settle(self) -> None:
+        """Nothing was due at the step that was noted."""
+        ...
+
+    def put_back(self, run: Run) -> bool:
+        """Put the run back to the last complete step, and say whether there is anything of it that no checkpoint
+        holds."""
+        ...
+
+
 class NoCheckpointer:
     """Checkpointing is off."""
 
@@ -98,8 +117,8 @@ class Run:
     """All parts of a training.
 
     `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
-    module, model and validation data keep for themselves. `evaluated_at` and
-    `checkpointed_at` are the steps of the last evaluation and checkpoint, -1 if there was none. `epoch_random` is the
+    module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
+    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is the
     random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
     continued have been passed over. `record` holds the settings and the data as checkpoints keep them, and `insists`
     says that a checkpoint was asked for, whatever its data.
@@ -113,6 +132,7 @@ class Run:
     data: TrainingData
     evaluation: Evaluation
     stepper: Stepper
+    training_metrics: TrainingMetrics
     position: Position
     engine: RuleEngine
     state: TrainingState
@@ -128,8 +148,8 @@ class Run:
     schedule: Schedule
     record: Mapping[str, Any]
     insists: bool
+    steps: Steps
     decisions: list[Decision] = field(default_factory=list)
-    evaluated_at: int = -1
     checkpointed_at: int = -1
     resumed: bool = False
     epoch_random: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -138,6 +158,8 @@ class Run:
     failed_savings: set[str] = field(default_factory=set)
     data_state_refused: bool = False
     next_stop: float = 0
+    next_look: float = 0
+    is_settled: bool = True
 
     @property
     def device(self) -> torch.device:

@@ -125,6 +125,12 @@ class Stepper:
             parameter = self._parameters[int(number)]
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
 
+    def put_back(self, gradients: Mapping[str, Tensor]) -> None:
+        """Go back to the gradients of between two steps."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self.take_up(gradients)
+
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss."""
         self._hooks.on_before_backward(loss)
@@ -248,6 +254,11 @@ class ManualStepper(Stepper):
     def gradients(self) -> dict[str, Tensor]:
         """Those that an optimizer step has still to use."""
         return {} if self._is_stepped else super().gradients()
+
+    def put_back(self, gradients: Mapping[str, Tensor]) -> None:
+        """Go back to the gradients of between two steps."""
+        super().put_back(gradients)
+        self._is_stepped = False
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss; those of before the last optimizer step are gone."""

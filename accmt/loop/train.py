@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.data import Window
 from accmt.loop.memory import clean_caches
-from accmt.loop.observe import log, observe, record
+from accmt.loop.observe import LOOK_EVERY, ask, log, observe, record
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
 from accmt.loop.signals import CHECKPOINT, END, Terminated
-from accmt.rules import Decision, Due, Stop
+from accmt.rules import Decision, Due, Progress, Stop
+from accmt.rules.decision import REQUESTED
 
 
 def train(run: Run) -> Stop | None:
@@ -32,9 +34,13 @@ def train(run: Run) -> Stop | None:
     """
     run.hooks.on_fit_start()
     stop = None
+    elapsed = agreed(run.position.stopwatch.elapsed())
+    run.next_look = elapsed + LOOK_EVERY
     if run.resumed:
         run.hooks.on_resume()
-        stop = run.engine.standing_stop(run.position.progress(agreed(run.position.stopwatch.elapsed())))
+        stop = run.engine.standing_stop(run.position.progress(elapsed))
+        if stop is None and not run.is_settled:
+            stop = _resume_within_step(run)
     elif run.options.eval_when_start and run.evaluation:
         observe(run, initial=True)
     while stop is None and not run.position.is_finished:
@@ -45,18 +51,34 @@ def train(run: Run) -> Stop | None:
     return stop
 
 
+def _resume_within_step(run: Run) -> Stop | None:
+    """Do what was due at a step whose checkpoint was made because that failed."""
+    with warnings.catch_warnings():
+        # torch takes a scheduler that steps first for a mistake: this one follows the step before the resume.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        stop = _settle(run)
+    run.is_settled = True
+    if run.position.ended_epoch:
+        run.position.next_epoch()
+    return stop
+
+
 def _train_epoch(run: Run) -> Stop | None:
     """Train the rest of the epoch that the run stands in."""
     position, stepper, state = run.position, run.stepper, run.state
     stop, before = None, position.step
     for window in _windows(run):
         stepper.step(window)
+        run.training_metrics.commit()
         position.advance(window)
         state.global_step = position.step
+        run.steps.note(run, is_settled=False)
         strikes = _strikes(run)  # asked at every step, whatever else is due
         if position.step < run.next_stop and not window.is_last and not strikes:
+            run.steps.settle()
             continue
         stop = _settle(run)
+        run.steps.note(run, is_settled=True)
         run.next_stop = _next_stop(run)
         if stop is not None or position.step == position.total_steps:
             break
@@ -95,30 +117,68 @@ def _settle(run: Run) -> Stop | None:
         run.checkpointer.finish(run)
     ends = run.state.is_end_of_epoch = position.ends
     progress = position.progress(agreed(position.stopwatch.elapsed()))
-    stop = log(run, progress) if _logs(run, ends) else None
-    if stop is not None:
-        run.engine.stay_stopped(stop)
-        record(run, Decision(progress, stop=stop))
     due = run.engine.after_step(progress)
-    checkpoint = due.checkpoint
-    if _evaluates(run, due, stop):
-        decision = observe(run)
-        stop, checkpoint = stop or decision.stop, checkpoint or decision.checkpoint
-    elif ends or _cleans(run):
+    is_logged = due.log or _logs(run, ends)
+    if is_logged:
+        log(run, progress)
+    stop = _stop_before(run, progress, is_logged=is_logged)
+    evaluates = _evaluates(run, due, stop)
+    decision = observe(run) if evaluates else None
+    if decision is None and (ends or _cleans(run)):
         clean_caches()
     if position.ended_epoch:
         run.stepper.end_epoch()
     if ends:
         run.hooks.on_epoch_end()
-    is_end = stop is not None or position.is_last_step
-    asked = run.pulse.weight
-    if checkpoint or is_end or asked:
+    if decision is not None:
+        stop = stop or decision.stop
+    if stop is None and (evaluates or ends):
+        stop = _stop_of_hooks(run, has_evaluated=evaluates)
+    _checkpoint(run, is_due=due.checkpoint or (decision is not None and decision.checkpoint), stop=stop)
+    return stop
+
+
+def _stop_before(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
+    """The stop that is asked for at this step, by a condition or by the script, whatever an evaluation may bring."""
+    stop = ask(run, progress, is_logged=is_logged)
+    if stop is None:
+        return _requested(run) if run.pulse.is_stopped else None
+    run.engine.stay_stopped(stop)
+    record(run, Decision(progress, stop=stop))
+    return stop
+
+
+def _stop_of_hooks(run: Run, *, has_evaluated: bool) -> Stop | None:
+    """The stop that a callback has just asked for, at an evaluation or the end of an epoch."""
+    stop = _requested(run)
+    if stop is not None and not has_evaluated and _evaluates(run, Due(), stop):
+        observe(run)
+    return stop
+
+
+def _requested(run: Run) -> Stop | None:
+    """The stop that the script asks for, written down; None if it does not ask."""
+    reason = run.pulse.asked_to_stop()
+    if reason is None:
+        return None
+    stop = Stop(REQUESTED, reason)
+    record(run, Decision(run.position.progress(agreed(run.position.stopwatch.elapsed())), stop=stop))
+    return stop
+
+
+def _checkpoint(run: Run, *, is_due: bool, stop: Stop | None) -> None:
+    """Make a checkpoint if one is due, at the end, or where a signal asks for it.
+
+    Raises:
+        Terminated: SIGTERM asks for the end.
+    """
+    asked, is_end = run.pulse.weight, stop is not None or run.position.is_last_step
+    if is_due or is_end or asked:
         run.checkpointer.save(run)
     if asked == CHECKPOINT:
         run.pulse.forget(asked)
     if asked == END and not is_end:
         raise Terminated
-    return stop
 
 
 def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
@@ -152,4 +212,5 @@ def _next_stop(run: Run) -> float:
 
 def _strikes(run: Run) -> bool:
     """Whether something has come that no number of steps says."""
-    return run.pulse.strikes(run.engine.next_elapsed, run.position.step)
+    moment = run.engine.next_elapsed
+    return run.pulse.strikes(min(moment, run.next_look) if run.engine.watches else moment, run.position.step)

@@ -53,10 +53,10 @@ def next_elapsed(cadence: Cadence, now: Progress, fired: Progress) -> float:
         if quantity.unit in SECONDS:
             seconds = amount(quantity, Length())
             begin = _times(quantity, now, Length()) * seconds if len(cadence.every) == 1 else Fraction(fired.elapsed)
-            moments.append(_at_most(begin + seconds))
+            moments.append(at_most(begin + seconds))
     awaited = _awaited(cadence)
     if awaited is not None and awaited.unit in SECONDS and not has_passed(awaited, now, Length()):
-        moments.append(_at_most(amount(awaited, Length())))
+        moments.append(at_most(amount(awaited, Length())))
     return min(moments)
 
 
@@ -180,7 +180,7 @@ def _counts_steps_of_epochs(quantity: Quantity) -> bool:
     return quantity.unit == "epoch" and not quantity.value.is_integer()
 
 
-def _at_most(moment: Exact) -> float:
+def at_most(moment: Exact) -> float:
     """The moment as a float that is not above it, so that the question is never asked too late."""
     try:
         nearest = float(moment)

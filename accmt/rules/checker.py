@@ -10,6 +10,7 @@ from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import Problem, RuleError, listed, nearest
 from accmt.rules.form import measures
+from accmt.rules.functions import FUNCTIONS
 from accmt.rules.names import as_on_disk
 from accmt.rules.nodes import (
     Call,
@@ -22,6 +23,7 @@ from accmt.rules.nodes import (
     Node,
     Quantity,
     Saving,
+    Span,
     quote,
     walk,
 )
@@ -58,7 +60,7 @@ def check(rules: Rules, facts: Facts) -> list[Problem]:
         _Check(rule.text, facts, findings).saving(rule.saving)
     for stop in rules.stop_when:
         _Check(stop.text, facts, findings).condition(stop.condition)
-    for cadence, evaluates in ((rules.evaluate, True), (rules.checkpoint, False)):
+    for cadence, evaluates in ((rules.evaluate, True), (rules.checkpoint, False), (rules.log, False)):
         if cadence is not None:
             _Check(cadence.text, facts, findings).cadence(cadence, evaluates=evaluates)
     if findings.problems:
@@ -219,21 +221,34 @@ class _Check:
         before = len(self._findings.problems)
         for measure in measures(node):
             self._measure(measure)
+        calls = [call for call in walk(node) if isinstance(call, Call)]
+        for call in calls:
+            self._has_datasets(call)
         if len(self._findings.problems) == before:
-            for call in walk(node):
-                if isinstance(call, Call) and call.function in DIRECTED:
+            for call in calls:
+                if call.function in DIRECTED:
                     self._has_direction(call)
         return len(self._findings.problems) == before
 
+    def _has_datasets(self, call: Call) -> None:
+        """Check that a function over datasets does not stand around a training metric."""
+        subject = call.arguments[0]
+        if isinstance(subject, Measure) and subject.metric.text in self._facts.training:
+            name = subject.metric.text
+            if FUNCTIONS[call.function].over == "datasets" and not subject.datasets:
+                message = f"'{call.function}' runs over datasets, and '{name}' has none"
+                self._problem(message, subject, f"write {quoted(name)} alone")
+
     def _measure(self, measure: Measure) -> None:
-        metric = measure.metric.text
-        if metric == TRAIN_LOSS:
+        metric, of_training = measure.metric.text, [TRAIN_LOSS, *self._facts.training]
+        if metric in of_training:
             if measure.datasets:
-                self._problem(f"'{TRAIN_LOSS}' has no dataset", measure, f"write {TRAIN_LOSS} alone")
+                self._problem(f"'{metric}' has no dataset", measure, f"write {quoted(metric)} alone")
             return
         if not self._facts.datasets:
-            allowed = f"this training has no validation data: only {TRAIN_LOSS} is reported"
-            near = nearest(metric, [TRAIN_LOSS])
+            are = "is" if len(of_training) == 1 else "are"
+            allowed = f"this training has no validation data: only {listed(of_training)} {are} reported"
+            near = nearest(metric, of_training)
             self._problem(f"'{metric}' is measured on validation data", measure.metric, allowed, near)
             return
         if metric not in self._facts.metrics:
@@ -270,13 +285,13 @@ class _Check:
 
     def _reports(self) -> str:
         reported = self._facts.metrics
-        names = [*(name for name in reported if name != VALID_LOSS), TRAIN_LOSS]
+        names = [*(name for name in reported if name != VALID_LOSS), *self._facts.training, TRAIN_LOSS]
         names += [VALID_LOSS] if VALID_LOSS in reported else []
         shown = [f"{n} ({listed(reported[n].datasets, 6)})" if n in reported else n for n in names]
         return f"this training reports: {listed(shown)}"
 
     def _meant(self, metric: str) -> str | None:
-        names = [*self._facts.metrics, TRAIN_LOSS]
+        names = [*self._facts.metrics, *self._facts.training, TRAIN_LOSS]
         parts = metric.split("-")
         return " - ".join(parts) if all(part in names for part in parts) else nearest(metric, names)
 
@@ -311,6 +326,11 @@ def _in_one_name(measure: Measure, facts: Facts) -> str | None:
     """The metric in quotes, where a part of its name was taken for a dataset: "recall@10"."""
     name = "@".join([measure.metric.text, *(d.text if isinstance(d, Name) else "*" for d in measure.datasets)])
     return quote(name) if name in facts.metrics else None
+
+
+def quoted(name: str) -> str:
+    """A metric as it is written in a rule."""
+    return str(Measure(Name(name, span=Span(0, 0)), (), span=Span(0, 0)))
 
 
 def _number(count: int, unit: str) -> str:

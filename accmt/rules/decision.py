@@ -10,6 +10,9 @@ from typing import Any
 from accmt.rules.jsonable import EqualAsJson, count_from, from_text, to_text
 from accmt.rules.progress import Progress
 
+REQUESTED = "trainer.stop"
+"""The asker of a stop that the script asks for, not a rule."""
+
 
 class Outcome(StrEnum):
     """What became of one evaluation under one rule."""
@@ -148,3 +151,4 @@ class Due:
 
     evaluate: bool = False
     checkpoint: bool = False
+    log: bool = False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from accmt.rules.constants import constant
-from accmt.rules.form import measures
-from accmt.rules.nodes import Call, Expression, Measure, Node, Product, Sum
+from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Product, Sum, walk
 from accmt.rules.rule import Facts
 from accmt.rules.store import TRAIN_LOSS
 
@@ -34,7 +33,8 @@ def _direction(node: Node, greater: dict[str, bool | None]) -> bool | None:
         case Measure():
             return False if node.metric.text == TRAIN_LOSS else greater.get(node.metric.text)
         case Call(function="max" | "min"):
-            return node.function == "max" if any(measures(node)) else None
+            varies = any(isinstance(part, Measure | Counter) for part in walk(node))
+            return node.function == "max" if varies else None
         case Call():
             return _direction(node.arguments[0], greater)
         case Sum():

@@ -1,17 +1,18 @@
 """The engine: (rules, store, progress) -> Decision.
 
-It is asked at moments that the loop knows (a step, a logging step, an evaluation) and answers from what it was told:
-no clock, no file, no torch. Its whole state is JSON, so after a resume it decides as if nothing had happened.
+It is asked at moments that the loop knows (a step, a look at the losses, an evaluation) and answers from what it was
+told: no clock, no file, no torch. Its whole state is JSON, so after a resume it decides as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from accmt.rules import cadence
+from accmt.rules.between import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
 from accmt.rules.direction import DIRECTED, direction_of
 from accmt.rules.evaluator import Scene, Value, evaluate
@@ -22,7 +23,7 @@ from accmt.rules.memory import Memory, memory_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node, walk
 from accmt.rules.progress import Progress
 from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
-from accmt.rules.store import TRAIN_LOSS, MetricsStore, Observation
+from accmt.rules.store import MetricsStore, Observation
 
 SCHEMA = 1
 _START = Progress()
@@ -48,13 +49,16 @@ class RuleEngine:
         self._remembered: dict[Call, Value] = {}
         self._cadences = {
             role: rule.cadence
-            for role, rule in (("evaluate", rules.evaluate), ("checkpoint", rules.checkpoint))
+            for role, rule in (("evaluate", rules.evaluate), ("checkpoint", rules.checkpoint), ("log", rules.log))
             if rule is not None
         }
         self._asked: dict[str, Progress] = {}
         self._fired: dict[str, Progress] = {}
         self._stopped: str | None = None
-        self._loggable = tuple(stop for stop in rules.stop_when if is_loggable(stop.condition))
+        stops = rules.stop_when
+        self._counted = [(stop, part) for stop in stops for part in counted(stop.condition)]
+        self._watched = [(stop, part) for stop in stops for part in watched(stop.condition, facts.training)]
+        self._now = _START
         self._schedule()
 
     @property
@@ -66,22 +70,46 @@ class RuleEngine:
         """Rule name -> evaluations without improvement that are left, -1 without patience."""
         return {ranked.name: self._patience_left(ranked) for ranked in self._ranked}
 
-    def after_step(self, progress: Progress) -> Due:
-        """What is due at this step: an evaluation, a checkpoint.
+    @property
+    def watches(self) -> bool:
+        """Whether a condition asks for training losses or metrics between evaluations."""
+        return bool(self._watched)
 
-        It need not be asked before `next_step`, nor before `next_elapsed` seconds: nothing is due until one of them, an
-        end of an epoch, or an evaluation.
+    def after_step(self, progress: Progress) -> Due:
+        """What is due at this step: an evaluation, a checkpoint, a log.
+
+        Neither it nor `stop_at` need be asked before `next_step`, nor before `next_elapsed` seconds: nothing is due,
+        and no condition on counters and the clock begins to hold, until one of them, an end of an epoch, or an
+        evaluation.
         """
-        due = Due(evaluate=self._comes_due("evaluate", progress), checkpoint=self._comes_due("checkpoint", progress))
+        due = Due(*(self._comes_due(role, progress) for role in ("evaluate", "checkpoint", "log")))
+        self._now = progress
         self._schedule()
         return due
 
-    def after_logging(self, progress: Progress, train_loss: float) -> Stop | None:
-        """Whether a condition on counters and `train_loss` alone asks to stop, given the interval's loss."""
-        return self._stop_of(self._loggable, self._scene(progress, train_loss))
+    def stop_at(self, progress: Progress, *, is_timed: bool = True) -> Stop | None:
+        """Whether a condition on counters and the clock alone asks to stop; without `is_timed`, on counters alone."""
+        scene = self._scene(progress, math.nan)
+        asked = self._counted
+        if not is_timed:
+            asked = [(stop, part) for stop, part in asked if not asks_for(part, "elapsed")]
+        return _first_holding(asked, scene)
+
+    def after_logging(
+        self, progress: Progress, train_loss: float, training: Mapping[str, float] | None = None
+    ) -> Stop | None:
+        """Whether a condition on counters, the clock, training losses and training metrics alone asks to stop.
+
+        Args:
+            progress: The counters.
+            train_loss: The mean training loss since this was last asked.
+            training: Training metric -> mean since this was last asked.
+        """
+        scene = replace(self._scene(progress, train_loss), training=training or {})
+        return _first_holding([*self._counted, *self._watched], scene)
 
     def stay_stopped(self, stop: Stop) -> None:
-        """Hold on to a stop of `after_logging` that is followed: the loss of its interval will not be seen again."""
+        """Hold on to a stop between evaluations that is followed: the loss of its interval will not be seen again."""
         self._stopped = stop.asked_by
 
     def after_evaluation(self, observation: Observation) -> Decision:
@@ -129,16 +157,18 @@ class RuleEngine:
     def standing_stop(self, progress: Progress) -> Stop | None:
         """Whether what is known already asks to stop: patience that has run out, or a condition that holds.
 
-        Before the first evaluation nothing is known, but a stop that was asked for since the start.
+        Before the first evaluation nothing is known but the counters and the clock, and a stop that was asked for since
+        the start.
         """
         for stop in self.rules.stop_when if self._stopped is not None else ():
             if str(stop.condition) == self._stopped:
                 return _holding(stop)
         if self.store.is_empty:
-            return None
+            return self.stop_at(progress) if progress.step else None
         if self._patient and all(self._patience_left(ranked) == 0 for ranked in self._patient):
             return _out_of_patience(self._patient)
-        return self._stop_of(self.rules.stop_when, self._scene(progress, self.store.train_loss))
+        scene = self._scene(progress, self.store.train_loss)
+        return _first_holding([(stop, stop.condition) for stop in self.rules.stop_when], scene)
 
     def state(self) -> dict[str, Any]:
         """Everything that it remembers, as JSON."""
@@ -152,6 +182,7 @@ class RuleEngine:
                 for call, memory in self._memories
             },
             "stopped": self._stopped,
+            "now": self._now.to_json(),
             "asked": {role: progress.to_json() for role, progress in self._asked.items()},
             "fired": {role: progress.to_json() for role, progress in self._fired.items()},
         }
@@ -172,6 +203,7 @@ class RuleEngine:
         notes += [f"the dataset '{name}' is new" for name in now if name not in before]
         reported = {name: metric.datasets for name, metric in self.facts.metrics.items()}
         self.store = MetricsStore.from_json(state["store"]).restricted(reported)
+        self.store.training = {name: v for name, v in self.store.training.items() if name in self.facts.training}
         saved = dict(state["rules"])
         for ranked in self._ranked:
             notes += self._restore_rule(ranked, saved.pop(ranked.name, None))
@@ -187,6 +219,7 @@ class RuleEngine:
         self._stopped = state["stopped"] if state["stopped"] in asked else None
         self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
         self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
+        self._now = Progress.from_json(state.get("now", {}))
         self._schedule()
         return notes
 
@@ -221,7 +254,9 @@ class RuleEngine:
         }
 
     def _scene(self, progress: Progress, train_loss: float) -> Scene:
-        return Scene(self.store, progress, self.facts.length, train_loss, self._remembered, self._greater)
+        return Scene(
+            self.store, progress, self.facts.length, train_loss, self._remembered, self._greater, self.store.training
+        )
 
     def _judge(self, ranked: RankedRule, scene: Scene) -> Verdict:
         rule = ranked.rule
@@ -240,12 +275,6 @@ class RuleEngine:
     def _patience_left(self, ranked: RankedRule) -> int:
         return self._states[ranked.name].patience_left(ranked.rule.patience)
 
-    def _stop_of(self, conditions: tuple[StopCondition, ...], scene: Scene) -> Stop | None:
-        for stop in conditions:
-            if evaluate(stop.condition, scene):
-                return _holding(stop)
-        return None
-
     def _comes_due(self, role: str, progress: Progress) -> bool:
         if role not in self._cadences:
             self._asked[role] = self._fired[role] = progress  # from here counts a cadence that only a resume brings
@@ -258,9 +287,13 @@ class RuleEngine:
         return due
 
     def _schedule(self) -> None:
-        """Work out when something can be due next."""
-        steps: list[int] = []
+        """Work out when something can be due next, or a condition on counters and the clock can begin to hold."""
+        steps = [1] if self._counted and not self._now.step else []
         self.next_elapsed = math.inf
+        for _, part in self._counted:
+            at, moment = next_change(part, self._now, self.facts.length)
+            steps += [] if at is None else [at]
+            self.next_elapsed = min(self.next_elapsed, moment)
         for role, every in self._cadences.items():
             asked, fired = self._asked.get(role, _START), self._fired.get(role, _START)
             step = cadence.next_step(every, asked, fired, self.facts.length)
@@ -268,6 +301,11 @@ class RuleEngine:
                 steps.append(step)
             self.next_elapsed = min(self.next_elapsed, cadence.next_elapsed(every, asked, fired))
         self.next_step: int | None = min(steps, default=None)
+
+
+def _first_holding(asked: Iterable[tuple[StopCondition, Expression]], scene: Scene) -> Stop | None:
+    """The stop of the first condition of which this part holds."""
+    return next((_holding(stop) for stop, part in asked if evaluate(part, scene)), None)
 
 
 def _holding(stop: StopCondition) -> Stop:
@@ -308,12 +346,6 @@ def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str |
         text = str(condition)
         return f"blocked by if {text}" if len(text) <= _LONGEST_REASON else "blocked by its condition"
     return None
-
-
-def is_loggable(condition: Expression) -> bool:
-    """Whether a condition asks for nothing but counters and the training loss."""
-    timeless = all(FUNCTIONS[n.function].over != "time" for n in walk(condition) if isinstance(n, Call))
-    return timeless and all(measure.metric.text == TRAIN_LOSS for measure in measures(condition))
 
 
 def _datasets_of(node: Node, facts: Facts) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -43,6 +43,7 @@ class Scene:
         progress: The counters.
         length: The length of the training, for per cent.
         train_loss: The mean training loss of the interval that is asked about.
+        training: Training metric -> its mean in this interval.
         remembered: The current values of the functions over time.
         greater_is_better: Metric -> direction, for `worst`.
     """
@@ -53,6 +54,7 @@ class Scene:
     train_loss: float
     remembered: Mapping[Call, Value]
     greater_is_better: Mapping[str, bool | None]
+    training: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(node: Expression, scene: Scene) -> Value:
@@ -63,6 +65,8 @@ def evaluate(node: Expression, scene: Scene) -> Value:
 def _measure(node: Measure, scene: Scene) -> float:
     if node.metric.text == TRAIN_LOSS:
         return scene.train_loss
+    if node.metric.text in scene.training:
+        return scene.training[node.metric.text]
     return mean(_values(node, scene))
 
 
@@ -108,7 +112,7 @@ def _product(node: Product, scene: Scene) -> float:
 def _comparison(node: Comparison, scene: Scene) -> bool:
     left = evaluate(node.left, scene)
     right: Any = (
-        _in_counts(node.right, node.left, scene.length)
+        in_counts(node.right, node.left, scene.length)
         if isinstance(node.right, Quantity)
         else evaluate(node.right, scene)
     )
@@ -117,7 +121,7 @@ def _comparison(node: Comparison, scene: Scene) -> bool:
     return bool(_OPERATORS[node.operator](left, right))
 
 
-def _in_counts(quantity: Quantity, counter: Expression, length: Length) -> Exact:
+def in_counts(quantity: Quantity, counter: Expression, length: Length) -> Exact:
     """A quantity in the unit of the counter that it is compared with; exact, as in cadences."""
     if quantity.unit == "epoch":
         return exact(quantity.value)

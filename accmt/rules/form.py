@@ -79,7 +79,7 @@ class Form:
     def _objective(self, objective: Expression) -> None:
         if isinstance(objective, Call) and _over(objective) == "objective":
             self._arity(objective, FUNCTIONS[objective.function])
-            self._subject(objective, counters=False)
+            self._subject(objective, counters=True)
         else:
             self._expression(objective, "number", counters=False)
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from accmt.rules.arithmetic import exceeds
 from accmt.rules.decision import Kept, Outcome, Verdict
 from accmt.rules.jsonable import count_from, from_text, to_text
 from accmt.rules.nodes import Amount, Expression
@@ -174,9 +175,9 @@ def _better(objective: Objective, value: float, other: float) -> bool:
 
 
 def _enough(by: Amount | None, value: float, other: float) -> bool:
-    if by is None or math.isinf(other):
+    if by is None:
         return True
-    return abs(value - other) > by.value * (abs(other) / 100 if by.relative else 1)
+    return exceeds(value, other, by.value * (abs(other) / 100 if by.relative else 1))
 
 
 def _nan(ranked: RankedRule, values: Values) -> str:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from typing import Any, Protocol
 
-from accmt.rules.arithmetic import mean
+from accmt.rules.arithmetic import exceeds, mean
 from accmt.rules.jsonable import count_from, from_text, to_text
 from accmt.rules.nodes import Call, Number, Quantity
 
@@ -122,11 +122,14 @@ class Stalled:
         return self._waited >= self._patience
 
     def update(self, value: float) -> None:
-        improved = math.isnan(self._reference) or self._sign * value > self._sign * self._reference + self._delta
-        if improved and not math.isnan(value):
+        if not math.isnan(value) and (math.isnan(self._reference) or self._improves(value)):
             self._reference, self._waited = value, 0
         else:
             self._waited += 1
+
+    def _improves(self, value: float) -> bool:
+        better = self._sign * value > self._sign * self._reference
+        return better and (self._delta == 0 or exceeds(value, self._reference, self._delta))
 
     def to_json(self) -> dict[str, Any]:
         return {"reference": to_text(self._reference), "waited": self._waited}

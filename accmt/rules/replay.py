@@ -6,16 +6,15 @@ rules that need it, `asked_late` the conditions that a training asks between eva
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from accmt.rules.decision import Decision
-from accmt.rules.engine import RuleEngine, is_loggable
+from accmt.rules.between import asks_for, counted, watched
+from accmt.rules.decision import REQUESTED, Decision
+from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import Problem
-from accmt.rules.form import measures
-from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Quantity, walk
+from accmt.rules.nodes import Counter, Expression, Measure, Node, Quantity, walk
 from accmt.rules.progress import Progress
 from accmt.rules.rule import CadenceRule, Facts, Rules, StopCondition
 from accmt.rules.store import TRAIN_LOSS, Observation
@@ -39,8 +38,7 @@ class History:
 
     Attributes:
         observations: What its evaluations brought, in their order.
-        stops: The decisions to stop that it took at logging steps, between evaluations.
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None where unknown or never.
+        stops: The decisions to stop that it took between evaluations.
         failures: (Evaluation, name of a rule) -> why the model that the rule saved could not be written.
         checkpoints: The evaluations at which a checkpoint was due. Where the clock has a part in that, only the
             training itself knew.
@@ -48,7 +46,6 @@ class History:
 
     observations: tuple[Observation, ...]
     stops: tuple[Decision, ...] = ()
-    log_every: int | None = None
     failures: Mapping[tuple[int, str], str] = field(default_factory=dict)
     checkpoints: frozenset[int] = frozenset()
 
@@ -60,8 +57,9 @@ def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
         pass the steps before it, where a condition may stop the training
         decide
 
-    Conditions on counters are asked at logging steps too, as in a training, except on `elapsed`, which is known at
-    evaluations only. A stop that was decided at a logging step is decided again if its condition is among the rules.
+    Conditions on counters are asked at every step, as in a training, except on `elapsed`, which is known at evaluations
+    only. A stop that was decided between evaluations is decided again if its condition is among the rules; one that the
+    script asked for ends nothing that was recorded after it.
     Samples and time between evaluations count as of the evaluation before. The rules must have passed `check`.
     """
     player = _Player(rules, facts, history)
@@ -72,11 +70,11 @@ def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
         if not observation.initial:
             decisions += player.pass_steps(before, replace(now, evaluation=now.evaluation - 1))
             before = now
-        if decisions and decisions[-1].stop and decisions[-1].progress.step < now.step:
+        stopped = bool(decisions and _ends(decisions[-1]))
+        if stopped and decisions[-1].progress.step < now.step:
             return decisions
-        stopped = bool(decisions and decisions[-1].stop)
         decisions.append(player.decide(observation))
-        if stopped or decisions[-1].stop:
+        if stopped or _ends(decisions[-1]):
             return decisions
     last = max(history.stops, key=lambda decision: decision.progress.step, default=None)
     return decisions if last is None else [*decisions, *player.pass_steps(before, last.progress)]
@@ -95,40 +93,39 @@ def asked_late(rules: Rules, history: History, recorded: Rules | None) -> tuple[
     Those of the training itself (`recorded`) are not among them: when they stopped it, that is known.
     """
     known = {stop.condition for stop in recorded.stop_when} if recorded is not None else set()
-    return tuple(
-        stop
-        for stop in rules.stop_when
-        if is_loggable(stop.condition)
-        and stop.condition not in known
-        and (history.log_every is None or not _counts(stop.condition))
-    )
+    training = {name for observation in history.observations for name in observation.training}
+
+    def is_late(condition: Expression) -> bool:
+        return any(watched(condition, training)) or any(asks_for(part, "elapsed") for part in counted(condition))
+
+    return tuple(stop for stop in rules.stop_when if stop.condition not in known and is_late(stop.condition))
 
 
 class _Player:
     """Goes through a training again."""
 
     def __init__(self, rules: Rules, facts: Facts, history: History) -> None:
-        self.engine = RuleEngine(replace(rules, evaluate=None), facts)
+        self.engine = RuleEngine(replace(rules, evaluate=None, log=None), facts)
         self._length = facts.length
-        self._log_every, self._failures = history.log_every, history.failures
-        counted = tuple(stop for stop in rules.stop_when if _counts(stop.condition))
-        self._counted = RuleEngine(Rules((), counted), facts) if counted and history.log_every is not None else None
-        asked = {str(stop.condition) for stop in rules.stop_when}
+        self._failures = history.failures
+        self._counts = any(any(counted(stop.condition)) for stop in rules.stop_when)
+        asked = {REQUESTED, *(str(stop.condition) for stop in rules.stop_when)}
         self._checkpoints = history.checkpoints if _is_clocked(rules.checkpoint) else None
         self._stops = {d.progress.step: d for d in history.stops if d.stop is not None and d.stop.asked_by in asked}
 
     def pass_steps(self, before: Progress, now: Progress) -> list[Decision]:
-        """Go from one moment to another, and give the decision to stop on the way, if there is one."""
-        step = before.step
+        """Go from one moment to another, and give the decisions on the way, up to one that stops the training."""
+        step, passed = before.step, []
         while step < now.step:
             step = min([now.step, *self._moments(step)])
             progress = now if step == now.step else self._between(before, step)
             stop = self._stop_at(progress)
             self.engine.after_step(progress)
-            if stop is not None and stop.stop is not None:
+            passed += [] if stop is None else [stop]
+            if stop is not None and stop.stop is not None and _ends(stop):
                 self.engine.stay_stopped(stop.stop)
-                return [stop]
-        return []
+                break
+        return passed
 
     def decide(self, observation: Observation) -> Decision:
         """What follows from an evaluation. What could not be saved then is not saved now."""
@@ -145,11 +142,9 @@ class _Player:
         """The steps after this one at which something may be decided."""
         if self.engine.next_step is not None and self.engine.next_step > step:
             yield self.engine.next_step
-        per_epoch, every = self._length.steps_per_epoch, self._log_every
-        if per_epoch is not None and (self._counted is not None or self.engine.rules.checkpoint is not None):
+        per_epoch = self._length.steps_per_epoch
+        if per_epoch is not None and (self._counts or self.engine.rules.checkpoint is not None):
             yield (step // per_epoch + 1) * per_epoch
-        if self._counted is not None and every is not None and every > 0:
-            yield (step // every + 1) * every
         yield from (at for at in self._stops if at > step)
 
     def _between(self, before: Progress, step: int) -> Progress:
@@ -162,28 +157,18 @@ class _Player:
     def _stop_at(self, progress: Progress) -> Decision | None:
         if progress.step in self._stops:
             return self._stops[progress.step]
-        if self._counted is None or not self._logs(progress.step):
-            return None
-        stop = self._counted.after_logging(progress, math.nan)
+        stop = self.engine.stop_at(progress, is_timed=False)
         return None if stop is None else Decision(progress, stop=stop)
 
-    def _logs(self, step: int) -> bool:
-        every, per_epoch = self._log_every, self._length.steps_per_epoch
-        if every == -1:
-            return step == self._length.total_steps or (per_epoch is not None and step % per_epoch == 0)
-        return every is not None and step % every == 0
+
+def _ends(decision: Decision) -> bool:
+    """Whether a decision stops the training for as long as its rules are the same."""
+    return decision.stop is not None and decision.stop.asked_by != REQUESTED
 
 
 def _is_clocked(rule: CadenceRule | None) -> bool:
     """Whether the clock has a part in when the cadence comes due."""
     return rule is not None and any(isinstance(n, Quantity) and n.unit in SECONDS for n in walk(rule.cadence))
-
-
-def _counts(condition: Expression) -> bool:
-    """Whether a condition asks for nothing but the counters that are known at every step."""
-    nodes = list(walk(condition))
-    timed = any(isinstance(node, Call) or (isinstance(node, Counter) and node.name == "elapsed") for node in nodes)
-    return not timed and not any(measures(condition))
 
 
 def _lacked(text: str, root: Node, lacking: Mapping[Need, str]) -> Iterator[Problem]:

@@ -119,19 +119,20 @@ class CadenceRule:
     text: str
 
     @classmethod
-    def parse(cls, text: str, *, evaluates: bool = False) -> CadenceRule:
-        """Raises RuleError with every mistake in the text; a cadence that `evaluates` cannot count evaluations."""
+    def parse(cls, text: str, *, evaluates: bool = False, logs: bool = False) -> CadenceRule:
+        """Raises RuleError with every mistake in the text; a cadence that `evaluates` or `logs` cannot count
+        evaluations."""
         rule = cls(_checked(text, parse_cadence, Form.cadence), text)
-        if evaluates and (problems := rule.circular()):
+        if (evaluates or logs) and (problems := rule.circular("evaluations" if evaluates else "logs")):
             raise RuleError(problems)
         return rule
 
-    def circular(self) -> list[Problem]:
-        """What is wrong with it as a cadence of evaluations."""
+    def circular(self, counted: str = "evaluations") -> list[Problem]:
+        """What is wrong with it as a cadence of evaluations, or of what comes before them at a step."""
         after = self.cadence.after
         return [
             Problem(
-                "evaluations cannot be counted in evaluations",
+                f"{counted} cannot be counted in evaluations",
                 self.text,
                 quantity.span,
                 "use steps, epochs, samples, time or %",
@@ -143,13 +144,17 @@ class CadenceRule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All rules of a training. Without `writes` its saving rules decide as ever, and no model is written."""
+    """All rules of a training. Without `writes` its saving rules decide as ever, and no model is written.
+
+    `log` is how often the training loss is logged, where that is said by a text.
+    """
 
     savings: tuple[SavingRule, ...]
     stop_when: tuple[StopCondition, ...] = ()
     evaluate: CadenceRule | None = None
     checkpoint: CadenceRule | None = None
     writes: bool = True
+    log: CadenceRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +173,18 @@ class Facts:
         metrics: Name -> what is known of it, `valid_loss` among them; `train_loss` always exists and is not listed.
         datasets: The keys of the validation datasets; empty without validation data.
         length: How long the training is going to be.
+        training: Training metric -> its direction (None where it has none); like `train_loss` they have no dataset.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     length: Length = field(default_factory=Length)
+    training: Mapping[str, bool | None] = field(default_factory=dict)
 
     @property
     def greater_is_better(self) -> dict[str, bool | None]:
         """Metric -> direction."""
-        return {name: metric.greater_is_better for name, metric in self.metrics.items()}
+        return {**{name: metric.greater_is_better for name, metric in self.metrics.items()}, **self.training}
 
 
 def is_patience(value: object) -> bool:

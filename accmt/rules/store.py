@@ -24,23 +24,28 @@ class Observation(EqualAsJson):
         values: Dataset -> metric -> value. Empty where there is no validation data.
         train_loss: Mean training loss since the previous evaluation; NaN if no step was done since.
         initial: Whether it was done before the first step: it is recorded and decides nothing.
+        training: Training metric -> mean since the previous evaluation; NaN if it was not logged since.
     """
 
     progress: Progress
     values: Values = field(default_factory=dict)
     train_loss: float = float("nan")
     initial: bool = False
+    training: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         values = {key: {m: to_text(v) for m, v in metrics.items()} for key, metrics in self.values.items()}
         data = {**self.progress.to_json(), "train_loss": to_text(self.train_loss), "values": values}
+        if self.training:
+            data["training"] = {name: to_text(value) for name, value in self.training.items()}
         return {**data, "initial": True} if self.initial else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Observation:
         counters = {name: data[name] for name in Progress.__dataclass_fields__}
         values = {key: {m: from_text(v) for m, v in metrics.items()} for key, metrics in data["values"].items()}
-        return cls(Progress(**counters), values, from_text(data["train_loss"]), data.get("initial", False))
+        training = {name: from_text(value) for name, value in data.get("training", {}).items()}
+        return cls(Progress(**counters), values, from_text(data["train_loss"]), data.get("initial", False), training)
 
 
 class MetricsStore:
@@ -49,6 +54,7 @@ class MetricsStore:
     def __init__(self) -> None:
         self._latest: dict[str, dict[str, float]] = {}
         self.train_loss = float("nan")
+        self.training: Mapping[str, float] = {}
         self.is_empty = True
 
     def record(self, observation: Observation) -> None:
@@ -56,16 +62,18 @@ class MetricsStore:
         for dataset, metrics in observation.values.items():
             for metric, value in metrics.items():
                 self._latest.setdefault(metric, {})[dataset] = value
-        self.train_loss = observation.train_loss
+        self.train_loss, self.training = observation.train_loss, dict(observation.training)
 
     def restricted(self, reported: Mapping[str, Collection[str]]) -> MetricsStore:
         """The store without the values of metrics and datasets that are not reported any more."""
-        self._latest = {
+        store = MetricsStore()
+        store._latest = {
             metric: {dataset: value for dataset, value in values.items() if dataset in reported[metric]}
             for metric, values in self._latest.items()
             if metric in reported
         }
-        return self
+        store.train_loss, store.training, store.is_empty = self.train_loss, self.training, self.is_empty
+        return store
 
     def on(self, metric: str) -> Mapping[str, float]:
         """Dataset -> latest value of a metric; empty if it was never reported."""
@@ -73,13 +81,17 @@ class MetricsStore:
 
     def to_json(self) -> dict[str, Any]:
         latest = {m: {d: to_text(v) for d, v in values.items()} for m, values in self._latest.items()}
-        return {"latest": latest, "train_loss": to_text(self.train_loss), "is_empty": self.is_empty}
+        data: dict[str, Any] = {"latest": latest, "train_loss": to_text(self.train_loss), "is_empty": self.is_empty}
+        if self.training:
+            data["training"] = {name: to_text(value) for name, value in self.training.items()}
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MetricsStore:
         store = cls()
         store._latest = {m: {d: from_text(v) for d, v in values.items()} for m, values in data["latest"].items()}
         store.train_loss = from_text(data["train_loss"])
+        store.training = {name: from_text(value) for name, value in data.get("training", {}).items()}
         store.is_empty = bool(data["is_empty"])
         return store
 

@@ -43,13 +43,13 @@ class Description:
     Attributes:
         rules: Its rules, each with the patience that it has.
         facts: What it reports, and how long it is.
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never.
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or a cadence's text.
         changes: What was changed each time it was continued, in words.
     """
 
     rules: Rules
     facts: Facts
-    log_every: int | None
+    log_every: int | str | None
     changes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +58,7 @@ class Description:
             "schema": SCHEMA,
             "datasets": list(facts.datasets),
             "metrics": {name: _reported(metric) for name, metric in facts.metrics.items()},
+            "training_metrics": dict(facts.training),
             "length": asdict(facts.length),
             "log_every": self.log_every,
             "changes": list(self.changes),
@@ -92,7 +93,7 @@ class Description:
                 _cadence(rules["checkpoint_every"]),
                 rules["writes"],
             ),
-            Facts(metrics, tuple(data["datasets"]), Length(**data["length"])),
+            Facts(metrics, tuple(data["datasets"]), Length(**data["length"]), dict(data.get("training_metrics", {}))),
             data["log_every"],
             tuple(data["changes"]),
         )

@@ -1,6 +1,7 @@
 """Replay: the same engine over what was recorded, and what a history cannot tell."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -70,33 +71,34 @@ def test_nothing_recorded():
 
 
 @pytest.mark.parametrize(
-    ("condition", "log_every", "step"),
+    ("condition", "step"),
     [
-        ("step > 13", None, 20),
-        ("step > 13", 3, 15),
-        ("step > 13", 1, 14),
-        ("step > 13", -1, 20),
-        ("epoch >= 3", 1, 30),
-        ("epoch >= 3", 7, 30),
-        ("step > 25%", 4, 16),
-        ("evaluation >= 2", 8, 20),
-        ("evaluation >= 1 and step > 11", 4, 12),
-        ("elapsed > 1.5 seconds", 1, 20),
-        ("train_loss < 0.55", 1, 20),
+        ("step > 13", 14),
+        ("13 < step", 14),
+        ("step * 2 >= 27", 14),
+        ("epoch >= 3", 30),
+        ("step > 25%", 16),
+        ("evaluation >= 2", 20),
+        ("evaluation >= 1 and step > 11", 12),
+        ("step - 10 * epoch > 6", 7),
+        ("step > 13 or accuracy > 0.45", 14),
+        ("elapsed > 1.5 seconds", 20),
+        ("train_loss < 0.55", 20),
     ],
 )
-def test_conditions_on_counters_are_asked_at_logging_steps(condition, log_every, step):
+def test_conditions_on_counters_are_asked_at_every_step(condition, step):
     rules = rules_of("accuracy", stop_when=[condition])
-    decisions = decided(rules, History(observed(0.4, 0.5, 0.6, 0.7), log_every=log_every))
+    decisions = decided(rules, History(observed(0.4, 0.5, 0.6, 0.7)))
     assert decisions[-1].stop is not None
     assert decisions[-1].progress.step == step
+    assert decisions[-1].stop.asked_by == str(rules.stop_when[0].condition)
 
 
 def test_the_end_of_the_last_epoch_counts():
     facts = dataclasses.replace(FACTS, length=Length(8, 5, 4))
-    rules = rules_of("accuracy", stop_when=["step > 5"])
+    rules = rules_of("accuracy", stop_when=["epoch > 1"])
     last = Observation(Progress(8, 2, 0, 1), {"dev": {"accuracy": 0.5}})
-    decisions = decided(rules, History((last,), log_every=-1), facts)
+    decisions = decided(rules, History((last,)), facts)
     assert [(d.progress.step, d.stop is not None) for d in decisions] == [(8, True), (8, True)]
 
 
@@ -107,21 +109,21 @@ def stop_at(step, condition):
 
 def test_a_recorded_stop_between_evaluations_is_decided_again():
     recorded = stop_at(17, "train_loss < 0.3")
-    history = History(observed(0.5, 0.6), (recorded,), 1)
+    history = History(observed(0.5, 0.6), (recorded,))
     assert decided(rules_of("accuracy", stop_when=["train_loss<0.3"]), history)[1:] == [recorded]
     assert len(decided(rules_of("accuracy", stop_when=["train_loss < 0.2"]), history)) == 2
 
 
 def test_a_recorded_stop_after_the_last_evaluation():
     recorded = stop_at(27, "train_loss < 0.3")
-    history = History(observed(0.5, 0.6), (recorded,), 1)
+    history = History(observed(0.5, 0.6), (recorded,))
     decisions = decided(rules_of("accuracy", stop_when=["train_loss < 0.3"]), history)
     assert [decision.progress.step for decision in decisions] == [10, 20, 27]
 
 
 def test_the_evaluation_that_follows_a_stop_belongs_to_it():
     recorded = stop_at(20, "train_loss < 0.3")
-    history = History(observed(0.5, 0.6, 0.7), (recorded,), 1)
+    history = History(observed(0.5, 0.6, 0.7), (recorded,))
     decisions = decided(rules_of("accuracy", stop_when=["train_loss < 0.3"]), history)
     assert [(decision.progress.step, len(decision.verdicts)) for decision in decisions] == [(10, 1), (20, 0), (20, 1)]
 
@@ -175,11 +177,27 @@ def test_what_a_history_lacks():
 
 def test_what_is_asked_late():
     rules = rules_of("accuracy", stop_when=["step > 3", "train_loss < 1", "elapsed > 1 hour", "stalled(accuracy, 2)"])
-    late = asked_late(rules, History((), log_every=5), None)
+    late = asked_late(rules, History(()), None)
     assert [stop.text for stop in late] == ["train_loss < 1", "elapsed > 1 hour"]
-    assert [stop.text for stop in asked_late(rules, History(()), None)] == [
-        "step > 3",
-        "train_loss < 1",
-        "elapsed > 1 hour",
-    ]
     assert asked_late(rules, History(()), rules) == ()
+
+
+def test_a_stop_that_the_script_asked_for_ends_nothing_that_was_recorded_after_it():
+    asked = stop_at(17, "trainer.stop")
+    decisions = decided(rules_of("accuracy"), History(observed(0.5, 0.6, 0.7), (asked,)))
+    assert [decision.progress.step for decision in decisions] == [10, 17, 20, 30]
+    assert decisions[1] == asked
+
+
+def test_training_metrics_are_decided_again():
+    facts = dataclasses.replace(FACTS, training={"kl": False})
+    observations = tuple(
+        dataclasses.replace(observation, training={"kl": kl})
+        for observation, kl in zip(observed(0.5, 0.6, 0.7), (0.3, 0.4, 0.2), strict=True)
+    )
+    again = tuple(Observation.from_json(json.loads(json.dumps(each.to_json()))) for each in observations)
+    assert again == observations
+    decisions = decided(rules_of("kl", stop_when=["kl < 0.25"]), History(again), facts)
+    assert [len(decision.saved) for decision in decisions] == [1, 0, 1]
+    assert decisions[-1].stop.asked_by == "kl < 0.25"
+    assert [stop.text for stop in asked_late(rules_of("kl", stop_when=["kl < 1"]), History(again), None)] == ["kl < 1"]
