@@ -337,4 +337,4 @@ def _how_to_wrap(metric: Any) -> str:
         return ": give an object of it, not the class"
     if type(metric).__module__.startswith("torchmetrics"):
         return ': wrap it, TorchMetric("name", metric)'
-    return ': wrap it, FunctionMetric("name", function)' if callable(metric) else ""
+    return ': wrap it, FunctionMetric("name", function, greater_is_better=...)' if callable(metric) else ""
