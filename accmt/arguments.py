@@ -14,13 +14,15 @@ from accmt.callbacks import Callback
 from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.config.rules import RuleSection, read_rules
 from accmt.hyperparameters import Config, ConfigError, load_config
+from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
 from accmt.loop.data import DataOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
+from accmt.method_check import function_problems
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
-from accmt.rules import CadenceRule, RuleError, StopCondition
+from accmt.rules import CadenceRule, FollowedScore, RuleError, StopCondition
 from accmt.tracking.choice import choose_trackers, name_problems
 
 CHECKPOINT_EVERY = "epoch"
@@ -53,7 +55,7 @@ class ArgumentCheck:
             "data": self._data(config),
             "model": self._model(),
             "step": self._step(config, monitor),
-            "loop": self._loop(monitor, section),
+            "loop": self._loop(monitor, section, config),
             "tracking": self._tracking(),
             "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
             "metrics": self._metrics(),
@@ -100,6 +102,8 @@ class ArgumentCheck:
         value = self._given[name]
         if value is not None and not callable(value):
             self._wrong(name, must_be("a function, or None", value))
+        elif value is not None:
+            self._problems += function_problems(name, value, ("samples",))
         return value  # type: ignore[no-any-return]
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
@@ -253,7 +257,7 @@ class ArgumentCheck:
             self._wrong(name, f"is given, and {switch} is not: give {switch}=True")
         return None if value is None else dict(value)
 
-    def _loop(self, monitor: Monitor, section: RuleSection) -> LoopOptions:
+    def _loop(self, monitor: Monitor, section: RuleSection, config: Config | None) -> LoopOptions:
         every = self._given["log_every"]
         counted = isinstance(every, int) and not isinstance(every, bool) and (every == -1 or every >= 1)
         if every is not None and not counted:
@@ -269,7 +273,18 @@ class ArgumentCheck:
             val_loss_name=names[1],
             monitor=monitor,
             clean_every=self._whole("cleanup_cache_every_n_steps", none=True),
+            sanity_check=self._flag("sanity_check"),
+            followed=self._followed(config),
         )
+
+    def _followed(self, config: Config | None) -> FollowedScore | None:
+        """The score that the scheduler follows. Whether the module brings one that follows none, `fit` finds out."""
+        text = self._given["scheduler_metric"]
+        if text is not None:
+            return self._parsed(FollowedScore.parse, text, "scheduler_metric")
+        if config is not None and is_plateau(config.hps.scheduler):
+            self._wrong("scheduler_metric", NEEDS_METRIC.format("ReduceLROnPlateau"))
+        return None
 
     def _monitor(self) -> Monitor:
         monitor = self._given["monitor"]
@@ -329,6 +344,9 @@ class ArgumentCheck:
             if not isinstance(callback, Callback):
                 hint = ": give an object of it, not the class" if isinstance(callback, type) else ""
                 self._wrong("callback", f"{must_be('a Callback', callback)}{hint}")
+            elif sum(other is callback for other in listed) > 1:
+                self._wrong("callback", f"{type(callback).__name__} is given twice, and would be called twice")
+                break
         return tuple(listed)
 
 

@@ -268,7 +268,10 @@ def test_a_configuration_file_is_named(tmp_path):
 
 
 def test_metrics(refused, regression, data):
-    one, other = FunctionMetric("error", abs, greater_is_better=True), FunctionMetric("error", abs, greater_is_better=False)
+    one, other = (
+        FunctionMetric("error", abs, greater_is_better=True),
+        FunctionMetric("error", abs, greater_is_better=False),
+    )
     refused(
         "1 mistake in fit(...):\n  metrics: 'dve' is no dataset, did you mean 'dev'? There are: dev, test",
         regression(),

@@ -113,10 +113,10 @@ class FunctionMetric(Metric):
         super().__init__(name, greater_is_better, cast=cast, pad=pad)
         if not callable(function):
             raise ValueError(f"'{name}' needs a function, not {function!r}")
-        self._function = function
+        self.function = function
 
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        value = self._function(*args)
+        value = self.function(*args)
         return value if isinstance(value, Mapping) else {self.name: value}
 
 
