@@ -115,7 +115,7 @@ class _Slot:
 
 
 def _common_dtype(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """The dtype that holds the values of two: double precision for whole numbers and others, where torch takes single."""
+    """The dtype for values of two dtypes: for whole numbers and others double precision, where torch takes single."""
     common = torch.promote_types(one, other)
     if common.is_floating_point and one.is_floating_point != other.is_floating_point and torch.bool not in (one, other):
         return torch.promote_types(common, torch.float64)
