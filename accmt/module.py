@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from accmt.earlier import Gone
 from accmt.padding import pad
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class AcceleratorModule:
     collate_fn_train: Callable[[list[Any]], Any] | None = None
     collate_fn_val: Callable[[list[Any]], Any] | None = None
     _log_every: int | None = None
+    from_hf = Gone('give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)')
 
     def training_step(self, batch: Any) -> Tensor:
         """The loss of one batch, a scalar tensor."""

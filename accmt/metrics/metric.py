@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accmt.earlier import answering
+
 Argument = Tensor | Mapping[Any, Tensor]
+
+
+answering_earlier = answering(
+    comparator='give greater_is_better=True for ">", False for "<"',
+    higher_is_better="give greater_is_better",
+    pad_value="give pad",
+)
 
 
 class Metric:
@@ -29,6 +38,7 @@ class Metric:
             of all batches. None: tensors that differ in more than their number of samples are an error.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
@@ -78,6 +88,7 @@ class MetricParallel(Metric):
     Cheaper than `Metric` where predictions are large, and exact only for metrics that are means over samples.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
@@ -101,6 +112,7 @@ class FunctionMetric(Metric):
         cast, pad: As of `Metric`.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
