@@ -9,9 +9,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from accmt.earlier import NAMES, refuse
+
 if TYPE_CHECKING:
     from accmt.callbacks import Callback
     from accmt.checkpoint.loading import load_saving
+    from accmt.collate_fns import (
+        DataCollatorForLanguageModeling,
+        DataCollatorForLongestSequence,
+        DataCollatorForSeq2Seq,
+    )
+    from accmt.decorators import (
+        on_last_process,
+        on_local_main_process,
+        on_local_process,
+        on_main_process,
+        on_process,
+    )
     from accmt.hp_search import HyperParameterSearch
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
     from accmt.loop.failures import PeerFailed
@@ -30,6 +44,9 @@ _HOMES = {
     "AcceleratorModule": "accmt.module",
     "Callback": "accmt.callbacks",
     "ConfigError": "accmt.config.errors",
+    "DataCollatorForLanguageModeling": "accmt.collate_fns",
+    "DataCollatorForLongestSequence": "accmt.collate_fns",
+    "DataCollatorForSeq2Seq": "accmt.collate_fns",
     "ExtendedAcceleratorModule": "accmt.module",
     "FunctionMetric": "accmt.metrics",
     "HyperParameterSearch": "accmt.hp_search",
@@ -46,6 +63,11 @@ _HOMES = {
     "Trainer": "accmt.trainer",
     "TrainingState": "accmt.states",
     "load_saving": "accmt.checkpoint.loading",
+    "on_last_process": "accmt.decorators",
+    "on_local_main_process": "accmt.decorators",
+    "on_local_process": "accmt.decorators",
+    "on_main_process": "accmt.decorators",
+    "on_process": "accmt.decorators",
     "set_seed": "accmt.seeding",
 }
 
@@ -53,6 +75,9 @@ __all__ = [
     "AcceleratorModule",
     "Callback",
     "ConfigError",
+    "DataCollatorForLanguageModeling",
+    "DataCollatorForLongestSequence",
+    "DataCollatorForSeq2Seq",
     "ExtendedAcceleratorModule",
     "FunctionMetric",
     "HyperParameterSearch",
@@ -70,11 +95,18 @@ __all__ = [
     "TrainingState",
     "__version__",
     "load_saving",
+    "on_last_process",
+    "on_local_main_process",
+    "on_local_process",
+    "on_main_process",
+    "on_process",
     "set_seed",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        refuse(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'accmt' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -15,13 +15,15 @@ from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.config.paths import resolved, resolved_address
 from accmt.config.rules import RuleSection, read_rules
 from accmt.hyperparameters import Config, ConfigError, load_config
+from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
 from accmt.loop.data import DataOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
+from accmt.method_check import function_problems
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
-from accmt.rules import CadenceRule, RuleError, StopCondition
+from accmt.rules import CadenceRule, FollowedScore, RuleError, StopCondition
 from accmt.rules.checker import meetings
 from accmt.rules.names import is_taken
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
@@ -60,7 +62,7 @@ class ArgumentCheck:
             "data": self._data(config),
             "model": self._model(),
             "step": self._step(config, monitor),
-            "loop": self._loop(monitor, section),
+            "loop": self._loop(monitor, section, config),
             "tracking": self._tracking(section),
             "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
             "training_metrics": self._training_metrics(),
@@ -108,6 +110,8 @@ class ArgumentCheck:
         value = self._given[name]
         if value is not None and not callable(value):
             self._wrong(name, must_be("a function, or None", value))
+        elif value is not None:
+            self._problems += function_problems(name, value, ("samples",))
         return value  # type: ignore[no-any-return]
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
@@ -177,7 +181,8 @@ class ArgumentCheck:
         for rule, value in by_name.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 place = f"patience[{rule!r}]" if rule else "patience"
-                self._wrong(place, must_be("a whole number from 1", value))
+                none = "; for no patience leave it out" if value in (-1, 0, None) else ""
+                self._wrong(place, must_be("a whole number from 1", value) + none)
         disabled, safe = self._flag("disable_model_saving"), self._flag("safe_serialization")
         return SavingOptions(disabled, safe, self._shard_size(), patience)
 
@@ -273,7 +278,7 @@ class ArgumentCheck:
             self._wrong(name, f"is given, and {switch} is not: give {switch}=True")
         return None if value is None else dict(value)
 
-    def _loop(self, monitor: Monitor, section: RuleSection) -> LoopOptions:
+    def _loop(self, monitor: Monitor, section: RuleSection, config: Config | None) -> LoopOptions:
         every = self._given["log_every"]
         counted = isinstance(every, int) and not isinstance(every, bool) and (every == -1 or every >= 1)
         if every is not None and not counted and not isinstance(every, str):
@@ -289,7 +294,18 @@ class ArgumentCheck:
             val_loss_name=names[1],
             monitor=monitor,
             clean_every=self._whole("cleanup_cache_every_n_steps", none=True),
+            sanity_check=self._flag("sanity_check"),
+            followed=self._followed(config),
         )
+
+    def _followed(self, config: Config | None) -> FollowedScore | None:
+        """The score that the scheduler follows. Whether the module brings one that follows none, `fit` finds out."""
+        text = self._given["scheduler_metric"]
+        if text is not None:
+            return self._parsed(FollowedScore.parse, text, "scheduler_metric")
+        if config is not None and is_plateau(config.hps.scheduler):
+            self._wrong("scheduler_metric", NEEDS_METRIC.format("ReduceLROnPlateau"))
+        return None
 
     def _monitor(self) -> Monitor:
         monitor = self._given["monitor"]
@@ -388,6 +404,9 @@ class ArgumentCheck:
             if not isinstance(callback, Callback):
                 hint = ": give an object of it, not the class" if isinstance(callback, type) else ""
                 self._wrong("callback", f"{must_be('a Callback', callback)}{hint}")
+            elif sum(other is callback for other in listed) > 1:
+                self._wrong("callback", f"{type(callback).__name__} is given twice, and would be called twice")
+                break
         return tuple(listed)
 
 
@@ -416,4 +435,4 @@ def _how_to_wrap(metric: Any) -> str:
         return ": give an object of it, not the class"
     if type(metric).__module__.startswith("torchmetrics"):
         return ': wrap it, TorchMetric("name", metric)'
-    return ': wrap it, FunctionMetric("name", function)' if callable(metric) else ""
+    return ': wrap it, FunctionMetric("name", function, greater_is_better=...)' if callable(metric) else ""

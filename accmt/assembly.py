@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from accmt.configuration import configuration
 from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
+from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
 from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, without_workers
@@ -51,7 +52,7 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
 from accmt.preparation import Prepared, configure, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
-from accmt.rules import Facts, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
+from accmt.rules import Facts, FollowedScore, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
 from accmt.states import TrainingState
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
@@ -115,6 +116,7 @@ def plan(
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
     optimizer, schedule = _optimizer(options, module, data, position, accelerator)
+    _check_scheduler(schedule.scheduler, options, facts)
     if not options.saving.disabled:
         check_extras(module, options)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
@@ -145,7 +147,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
     configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
-    display = _display(options) if main else NoDisplay()
+    display = display_of(options)
     module.tracker = _tracker(plan, checkpoint, display)
     module._log_every, module._logged = _log_every(plan), None
     module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
@@ -222,7 +224,10 @@ def _log_every(plan: Plan) -> int | str | None:
     return every if every != -1 else plan.data.steps_per_epoch or "epoch"
 
 
-def _display(options: Options) -> Display:
+def display_of(options: Options) -> Display:
+    """The display of this process."""
+    if not PartialState().is_main_process:
+        return NoDisplay()
     return QuietDisplay() if options.quiet else ConsoleDisplay()
 
 
@@ -310,7 +315,10 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 def _optimizer(
     options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
 ) -> tuple[Any, Schedule]:
-    optimizer = module.get_optimizer() or options.hps.build_optimizer(module.model.named_parameters())
+    optimizer = module.get_optimizer()
+    if optimizer is None:
+        optimizer = options.hps.build_optimizer(module.model.named_parameters())
+    _require_kind("get_optimizer", optimizer, "a torch.optim.Optimizer, or None", ("param_groups", "step", "zero_grad"))
     _check_optimizer(optimizer, options, module, accelerator)
 
     def length() -> list[int | None]:
@@ -318,7 +326,11 @@ def _optimizer(
 
     def make() -> Any | None:
         epochs = position.total_epochs or options.hps.epochs
-        return module.get_scheduler(optimizer, data.steps_per_epoch, epochs) or options.hps.build_scheduler(
+        scheduler = module.get_scheduler(optimizer, data.steps_per_epoch, epochs)
+        if scheduler is not None:
+            _require_kind("get_scheduler", scheduler, "one scheduler, or None", ("step", "state_dict"))
+            return scheduler
+        return options.hps.build_scheduler(
             optimizer, steps_per_epoch=data.steps_per_epoch, total_steps=position.total_steps, epochs=epochs
         )
 
@@ -326,6 +338,52 @@ def _optimizer(
     is_own = type(module).get_scheduler is not AcceleratorModule.get_scheduler
     per_epoch = options.step.scheduler_per_epoch
     return optimizer, Schedule(optimizer, names, make, length, per_epoch=per_epoch, is_own=is_own)
+
+
+def _require_kind(method: str, given: Any, wanted: str, names: Sequence[str]) -> None:
+    """Find out whether what a method of the module returned can be used.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if isinstance(given, type) or not all(hasattr(given, name) for name in names):
+        raise ConfigError([Problem(method, f"what it returns {must_be(wanted, given)}")], "fit(...)")
+
+
+def _check_scheduler(scheduler: Any | None, options: Options, facts: Facts) -> None:
+    """Check what the scheduler follows.
+
+    Raises:
+        ConfigError, RuleError: With all problems.
+    """
+    followed, name = options.loop.followed, type(scheduler).__name__
+    follows = scheduler is not None and follows_metric(scheduler)
+    problems: list[Problem] = []
+    if follows and followed is None:
+        problems.append(Problem("scheduler_metric", NEEDS_METRIC.format(name)))
+    elif not follows and followed is not None:
+        text = "there is no scheduler" if scheduler is None else f"{name} does not follow a metric"
+        problems.append(Problem("scheduler_metric", f"is given, and {text}: leave it out"))
+    elif not follows and scheduler is not None and (required := required_in_step(scheduler)):
+        text = f"{name}.step needs {', '.join(required)}, and is called without: take another scheduler"
+        problems.append(Problem("scheduler", text))
+    elif followed is not None:
+        followed.check(facts)
+        problems += _followed_problems(followed, scheduler, options, facts)
+    if problems:
+        raise ConfigError(problems, "Trainer(...)")
+
+
+def _followed_problems(followed: FollowedScore, scheduler: Any, options: Options, facts: Facts) -> Iterator[Problem]:
+    greater, name = followed.greater_is_better(facts), type(scheduler).__name__
+    mode, wanted = getattr(scheduler, "mode", None), "max" if greater else "min"
+    if mode in ("min", "max") and mode != wanted:
+        text = f"{'higher' if greater else 'lower'} is better for {followed}, and the mode of {name} is '{mode}'"
+        yield Problem("scheduler_metric", f"{text}: give it mode='{wanted}'")
+    evaluates = str(options.rules.evaluate.cadence)
+    if facts.datasets and options.step.scheduler_per_epoch and evaluates != "1 epoch":
+        text = f"{name} steps after each evaluation, which comes every {evaluates}: leave it out"
+        yield Problem("step_scheduler_per_epoch", text)
 
 
 def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:

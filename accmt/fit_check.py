@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.method_check import method_problems, overrides
 from accmt.metrics.metric import Metric
+from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
 from accmt.rules import Facts, Length, Reported
@@ -25,6 +27,8 @@ def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: An
         ConfigError: With all problems.
     """
     problems = _kind_problems(module) or _module_problems(options, module, train_dataset, val_dataset)
+    if isinstance(module, AcceleratorModule):
+        problems += method_problems(module, options.callbacks)
     datasets = _named(val_dataset, problems)
     if train_dataset is not None:
         problems += _dataset_problems("train_dataset", train_dataset)
@@ -48,10 +52,11 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
         raise ConfigError(problems, "evaluate(...)")
     if not isinstance(getattr(module, "model", None), nn.Module):
         problems.append(Problem(type(module).__name__, NO_MODEL))
-    elif type(module).validation_step is AcceleratorModule.validation_step:
+    elif not overrides(module, AcceleratorModule, "validation_step"):
         problems.append(Problem(type(module).__name__, "has no validation_step(self, key, batch)"))
-    named = _named(datasets, problems)
-    if not named:
+    problems += method_problems(module, options.callbacks)
+    named = _named(datasets, problems, "datasets")
+    if not named and not problems:
         problems.append(Problem("datasets", "is empty: there is nothing to evaluate"))
     for key, dataset in named.items():
         problems += _dataset_problems("datasets" if dataset is datasets else f"datasets['{key}']", dataset)
@@ -75,12 +80,12 @@ def _module_problems(
     options: Options, module: AcceleratorModule, train_dataset: Any, val_dataset: Any
 ) -> list[Problem]:
     kind, problems = type(module), _model_problems(options, module)
-    if kind.training_step is AcceleratorModule.training_step:
+    if not overrides(module, AcceleratorModule, "training_step"):
         problems.append(Problem(kind.__name__, "has no training_step(self, batch)"))
-    if val_dataset is not None and kind.validation_step is AcceleratorModule.validation_step:
+    if val_dataset is not None and not overrides(module, AcceleratorModule, "validation_step"):
         problems.append(Problem(kind.__name__, "has no validation_step(self, key, batch), and val_dataset is given"))
     problems += _collate_problems(options, module)
-    if train_dataset is None and kind.get_train_dataloader is AcceleratorModule.get_train_dataloader:
+    if train_dataset is None and not overrides(module, AcceleratorModule, "get_train_dataloader"):
         problems.append(Problem("train_dataset", "is missing, and the module has no get_train_dataloader"))
     return problems
 
@@ -101,6 +106,10 @@ def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem
     model, problems = getattr(module, "model", None), []
     if not isinstance(model, nn.Module):
         return [Problem(type(module).__name__, NO_MODEL)]
+    if module.teacher is not None and not isinstance(module.teacher, nn.Module):
+        problems.append(
+            Problem(f"{type(module).__name__}.teacher", must_be("a torch.nn.Module, or None", module.teacher))
+        )
     names = ("gradient_checkpointing_enable", "activation_checkpointing_enable")
     if options.model.gradient_checkpointing and not any(hasattr(model, name) for name in names):
         text = f"needs a method gradient_checkpointing_enable, and {type(model).__name__} has none"
@@ -111,7 +120,7 @@ def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem
     return problems
 
 
-def _named(val_dataset: Any, problems: list[Problem]) -> dict[str, Dataset[Any]]:
+def _named(val_dataset: Any, problems: list[Problem], name: str = "val_dataset") -> dict[str, Dataset[Any]]:
     """Key -> dataset; keys are text, a list has "0", "1", ..., and a single dataset "0"."""
     if val_dataset is None:
         return {}
@@ -119,18 +128,47 @@ def _named(val_dataset: Any, problems: list[Problem]) -> dict[str, Dataset[Any]]
         named: dict[str, Dataset[Any]] = {}
         for key, dataset in val_dataset.items():
             if str(key) in named:
-                problems.append(Problem("val_dataset", f"has two keys that read '{key}'"))
+                problems.append(Problem(name, f"has two keys that read '{key}'"))
             named[str(key)] = dataset
         return named
     listed = val_dataset if isinstance(val_dataset, list | tuple) else [val_dataset]
+    if listed is val_dataset and (not listed or not all(map(_is_a_dataset, listed))):
+        problems.append(Problem(name, _no_datasets(listed)))
+        return {}
     return {str(index): dataset for index, dataset in enumerate(listed)}
+
+
+def _is_a_dataset(item: Any) -> bool:
+    """Whether an item of a list is a dataset, or something that is refused as one; a sample is neither."""
+    if isinstance(item, Dataset | DataLoader | str):
+        return True
+    is_sample = isinstance(item, Tensor | list | tuple | Mapping) or hasattr(item, "__array__")
+    return not is_sample and hasattr(item, "__getitem__") and hasattr(item, "__len__")
+
+
+def _no_datasets(listed: Sequence[Any]) -> str:
+    if not listed:
+        return "is an empty list: give a dataset, or None"
+    kind = type(next(item for item in listed if not _is_a_dataset(item))).__name__
+    return (
+        f"is a list, which stands for several datasets, and holds a {kind}, which is not one. "
+        f"If these are the samples of one dataset, give it a key: {{'dev': [...]}}"
+    )
 
 
 def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
     if isinstance(dataset, DataLoader):
         return [Problem(name, "is a DataLoader: give its dataset, or return the loader from the module's hook")]
+    if isinstance(dataset, type):
+        return [Problem(name, f"is the class {dataset.__name__}: give an object of it")]
     if isinstance(dataset, IterableDataset):
         return []
+    if isinstance(dataset, tuple) and any(isinstance(item, Tensor) or hasattr(item, "__array__") for item in dataset):
+        return [Problem(name, "is a tuple of arrays, whose samples lie in all of them: give TensorDataset(*tensors)")]
+    if hasattr(dataset, "iloc"):
+        return [
+            Problem(name, f"is a {type(dataset).__name__}, whose items are its columns: give a dataset of its rows")
+        ]
     if isinstance(dataset, str | Mapping) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         wanted = "a dataset with __getitem__ and __len__, or a torch IterableDataset"
         return [Problem(name, must_be(wanted, dataset))]
@@ -148,6 +186,7 @@ def _metric_problems(
                 Problem("metrics", f"'{key}' is no dataset{did_you_mean(key, datasets)} There are: {known}")
             )
     directions: dict[str, bool] = {}
+    problems += _shared_states(metrics)
     for key in datasets:
         seen: set[str] = set()
         for metric in metrics_on(metrics, key):
@@ -171,6 +210,21 @@ def _training_metric_problems(options: Options, datasets: Mapping[str, Dataset[A
     measured = {name for key in datasets for metric in metrics_on(options.metrics, key) for name in metric.directions}
     text = "is also computed by a metric on validation data: log it under another name"
     return [Problem(f"training_metrics['{name}']", text) for name in options.training_metrics if name in measured]
+
+
+def _shared_states(metrics: Mapping[str | None, Sequence[Metric]]) -> list[Problem]:
+    """Objects of torchmetrics that several metrics update: each would see the samples of all of them."""
+    owners: dict[int, Metric] = {}
+    problems = []
+    for metric in dict.fromkeys(metric for listed in metrics.values() for metric in listed):
+        if not isinstance(metric, TorchMetric):
+            continue
+        for part in metric.metric.modules():
+            owner = owners.setdefault(id(part), metric)
+            if owner is not metric:
+                text = f"'{owner.name}' and '{metric.name}' share one {type(part).__name__} object, and its state"
+                problems.append(Problem("metrics", f"{text}: give each its own"))
+    return problems
 
 
 def facts_of(

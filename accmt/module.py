@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from accmt.earlier import Gone
 from accmt.padding import pad
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class AcceleratorModule:
     _logged: dict[str, tuple[Tensor | float, int, Literal["sum", "mean"]]] | None = None
     _training_metrics: _TrainingMetrics | None = None
     _trainer = TrainerLink()
+    from_hf = Gone('give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)')
 
     def training_step(self, batch: Any) -> Tensor:
         """The loss of one batch, a scalar tensor."""

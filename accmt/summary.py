@@ -10,7 +10,7 @@ from accmt.assembly import Plan
 from accmt.checkpoint.saved import Saving
 from accmt.display.tables import decision_table, savings_table
 from accmt.loop.run import Run
-from accmt.rules import Decision, SavingRule, Stop
+from accmt.rules import Decision, Facts, SavingRule, Stop
 from accmt.rules.words import cadence_in_words, in_words
 
 _MOST_ROWS = 100
@@ -88,12 +88,26 @@ def _facts(plan: Plan) -> dict[str, str]:
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} steps, {_epochs(position.total_epochs)}",
     }
+    if plan.facts.metrics:
+        facts["metrics"] = _directions(plan.facts)
+    if plan.options.loop.followed is not None:
+        facts["scheduler"] = f"{type(plan.schedule.scheduler).__name__}, follows {plan.options.loop.followed}"
     if plan.rules.evaluate is not None:
         facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
     checkpoint = plan.rules.checkpoint
     facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
     facts["writes to"] = str(plan.model_path)
     return facts
+
+
+def _directions(facts: Facts) -> str:
+    """Each metric, which way it is better, and on which datasets where it is not reported on all."""
+    words: dict[bool | None, list[str]] = {}
+    for name, metric in facts.metrics.items():
+        on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"
+        words.setdefault(metric.greater_is_better, []).append(name + on)
+    said = {True: "higher is better", False: "lower is better", None: "without direction"}
+    return "; ".join(f"{', '.join(words[greater])}: {text}" for greater, text in said.items() if greater in words)
 
 
 def _epochs(count: int | None) -> str:

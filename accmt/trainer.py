@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.arguments import ArgumentCheck
-from accmt.assembly import Plan, assemble, assemble_evaluation, plan
+from accmt.assembly import Plan, assemble, assemble_evaluation, display_of, plan
 from accmt.callbacks import Callback
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved import Saving, best_in
@@ -29,7 +29,9 @@ from accmt.loop.pulse import Pulse
 from accmt.loop.run import Run
 from accmt.loop.signals import END, Signals, Terminated, end_by_signal
 from accmt.loop.train import train
+from accmt.loop.trial import try_out
 from accmt.loop.workers import refuse_run_again
+from accmt.method_check import uncalled
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
@@ -123,6 +125,10 @@ class Trainer:
         trust_checkpoint: With DeepSpeed, which reads its part of a checkpoint by unpickling: read it also if it names
             what DeepSpeed does not write. Other checkpoints hold nothing that can be executed.
         quiet: Print warnings only.
+        sanity_check: Before the first step, try one batch of each validation dataset: `validation_step`, and the
+            metrics with what it returns. No hook is called, and everything is left as it was. False leaves that out.
+        scheduler_metric: What a scheduler follows that needs a metric, such as ReduceLROnPlateau: "valid_loss", or a
+            rule with one objective, such as "best_accuracy@dev". The scheduler steps after each evaluation.
         **kwargs: For the trackers' runs: `run_name`, `tags` and what else they take; a dictionary with the name of a
             tracker is for that one alone.
 
@@ -188,6 +194,8 @@ class Trainer:
         checkpoint_on_exception: bool = False,
         trust_checkpoint: bool = False,
         quiet: bool = False,
+        sanity_check: bool = True,
+        scheduler_metric: str | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -300,6 +308,8 @@ class Trainer:
             self._introduce(module, state)
             evaluation.hooks.on_evaluation_start()
             try:
+                for warning in try_out(evaluation) if self._options.loop.sanity_check else ():
+                    display_of(self._options).warn(warning)
                 state.additional_metrics = values = evaluate(evaluation)
             finally:
                 evaluation.close()
@@ -328,6 +338,8 @@ class Trainer:
                     raise
                 run.display.show(*before_training(planned, notes))
                 start = run.position.step
+                for warning in uncalled(planned.module, self._options.callbacks, self._options.data.collates):
+                    run.display.warn(warning)
                 with signals.watched():
                     stop = self._train(run)
                 if run.resumed and run.position.step == start:

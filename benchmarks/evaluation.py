@@ -175,7 +175,7 @@ def of_accmt(model: Any, arguments: argparse.Namespace, with_torchmetrics: bool 
             loss = functional.cross_entropy(logits, batch["labels"])
             return {"loss": loss, "accuracy": (logits, batch["labels"])}
 
-    metric: Any = FunctionMetric("accuracy", lambda logits, labels: (logits.argmax(1) == labels).double().mean())
+    metric: Any = FunctionMetric("accuracy", lambda logits, labels: (logits.argmax(1) == labels).double().mean(), True)
     if with_torchmetrics:
         from torchmetrics.classification import MulticlassAccuracy
 

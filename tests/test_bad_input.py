@@ -55,7 +55,7 @@ def constructor(match, error=ConfigError, **arguments):
         ({"metrics": "accuracy"}, "metrics: str is no Metric object"),
         (
             {"metrics": {"dev": [len]}},
-            "metrics['dev']: builtin_function_or_method is no Metric object: wrap it, FunctionMetric(\"name\", function)",
+            "metrics['dev']: builtin_function_or_method is no Metric object: wrap it, FunctionMetric(\"name\", function, greater_is_better=...)",
         ),
         (
             {"callback": Callback},
@@ -268,7 +268,10 @@ def test_a_configuration_file_is_named(tmp_path):
 
 
 def test_metrics(refused, regression, data):
-    one, other = FunctionMetric("error", abs), FunctionMetric("error", abs, greater_is_better=False)
+    one, other = (
+        FunctionMetric("error", abs, greater_is_better=True),
+        FunctionMetric("error", abs, greater_is_better=False),
+    )
     refused(
         "1 mistake in fit(...):\n  metrics: 'dve' is no dataset, did you mean 'dev'? There are: dev, test",
         regression(),
@@ -293,7 +296,7 @@ def test_metrics(refused, regression, data):
 
 
 def test_rules_against_the_training(refused, regression, data):
-    metrics = {"dev": FunctionMetric("accuracy", abs), "test": [FunctionMetric("f1", abs)]}
+    metrics = {"dev": FunctionMetric("accuracy", abs, True), "test": [FunctionMetric("f1", abs, True)]}
     refused(
         "unknown metric 'acuracy'\n"
         "    best_acuracy@dev/f1@test\n"
@@ -348,7 +351,7 @@ class TestFirstEvaluation:
 
     def test_a_metric_that_gets_nothing(self, trainer, regression, data):
         text = "validation_step for 'dev' returned nothing for the metric 'accuracy'; it returned: loss, error"
-        self.fails(trainer, regression(), data, text, KeyError, FunctionMetric("accuracy", abs))
+        self.fails(trainer, regression(), data, text, KeyError, FunctionMetric("accuracy", abs, True))
 
     def test_no_loss(self, trainer, regression, data):
         class NoLoss(regression):
@@ -374,7 +377,7 @@ class TestFirstEvaluation:
         self.fails(trainer, regression(), data, text, KeyError, Other("error"))
 
     def test_a_metric_that_is_no_number(self, trainer, regression, data):
-        metric = FunctionMetric("error", lambda p, t: (p - t).flatten())
+        metric = FunctionMetric("error", lambda p, t: (p - t).flatten(), greater_is_better=False)
         text = "the metric 'error' computed 'error' with 4 elements: a metric is one number"
         self.fails(trainer, regression(), data, text, ValueError, metric)
 

@@ -154,6 +154,6 @@ def test_two_metrics_that_compute_one_name(trainer, regression, data):
             return {**outputs, "first": outputs["error"], "second": outputs["error"]}
 
     metrics = [Several("first", main_metric="mean", greater_is_better=False)]
-    metrics.append(FunctionMetric("second", lambda p, t: {"second": 1.0, "worst": 2.0}))
+    metrics.append(FunctionMetric("second", lambda p, t: {"second": 1.0, "worst": 2.0}, True))
     with pytest.raises(ValueError, match="two metrics on '0' computed 'worst'; 'second' is the second of them"):
         trainer(metrics=metrics).fit(Doubled(), data(20), data(7, 1))

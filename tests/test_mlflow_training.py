@@ -77,7 +77,7 @@ def test_one_dataset_has_plain_names_and_an_error_ends_the_run(trainer, regressi
     breaks = Breaks()
     for error, status in ((ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
         breaks.error = error
-        score = FunctionMetric("recall@10", lambda p, t: 0.5)
+        score = FunctionMetric("recall@10", lambda p, t: 0.5, greater_is_better=True)
         module = regression()
         module.validation_step = lambda key, batch: {"loss": batch[0].mean(), "recall@10": batch}
         training = trainer(

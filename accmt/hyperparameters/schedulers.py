@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Scheduler:
     Each attribute is a class of torch or a function of `accmt.hyperparameters.schedules`, so an editor shows its
     arguments, which go into `scheduler_kwargs`. The optimizer is given by the trainer, and so are num_training_steps,
     total_steps and T_max unless they are given. Schedules with num_warmup_steps take warmup_ratio instead, too.
+    ReduceLROnPlateau steps after each evaluation, with what `scheduler_metric` of the trainer names.
     """
 
     Constant = staticmethod(schedules.constant)
@@ -42,6 +44,7 @@ class Scheduler:
     LinearWithWarmup = staticmethod(schedules.linear_with_warmup)
     OneCycleLR = lr_scheduler.OneCycleLR
     PolynomialDecayWithWarmup = staticmethod(schedules.polynomial_decay_with_warmup)
+    ReduceLROnPlateau = lr_scheduler.ReduceLROnPlateau
     StepLR = lr_scheduler.StepLR
 
     def __init__(self) -> None:
@@ -49,6 +52,8 @@ class Scheduler:
 
 
 SCHEDULERS = Catalogue.of("scheduler", LRScheduler, "torch.optim.lr_scheduler.LRScheduler", "optimizer", Scheduler)
+
+NEEDS_METRIC = '{} follows a metric: give scheduler_metric="valid_loss", or a rule such as "best_accuracy@dev"'
 
 _TOTALS = ("num_training_steps", "total_steps", "T_max")
 _LENGTHS = ("steps_per_epoch", "epochs")
@@ -101,10 +106,30 @@ def scheduler_problems(choice: SchedulerChoice | None, kwargs: Mapping[str, Any]
         problems = [problem for problem in problems if problem.path != "scheduler_kwargs.warmup_ratio"]
         problems += _warmup_problems(given, warms_up)
     problems += _half_given_length(given, arguments)
-    if isinstance(factory, type) and issubclass(factory, lr_scheduler.ReduceLROnPlateau):
-        text = "ReduceLROnPlateau follows a metric, but the trainer only counts steps. Take another scheduler"
-        problems.append(Problem("scheduler", text))
     return problems
+
+
+def is_plateau(choice: SchedulerChoice | None) -> bool:
+    """Whether a choice is ReduceLROnPlateau, or a subclass of it."""
+    factory = None if choice is None else SCHEDULERS.resolve(choice)
+    return isinstance(factory, type) and issubclass(factory, lr_scheduler.ReduceLROnPlateau)
+
+
+def follows_metric(scheduler: Any) -> bool:
+    """Whether a scheduler steps with the value of a metric, as ReduceLROnPlateau does."""
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        return True
+    return any("metric" in name for name in required_in_step(scheduler))
+
+
+def required_in_step(scheduler: Any) -> list[str]:
+    """The arguments without which a scheduler does not step."""
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in parameters if one.default is one.empty and one.kind not in several]
 
 
 def build_scheduler(

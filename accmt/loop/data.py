@@ -43,6 +43,11 @@ class DataOptions:
     pin_memory: bool
     drop_last: bool
 
+    @property
+    def collates(self) -> tuple[Collate | None, ...]:
+        """The functions that make batches."""
+        return self.collate_train, self.collate_val
+
 
 @dataclass(slots=True)
 class Window:

@@ -26,6 +26,7 @@ from accmt.loop.validation import ValidationData
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
+from accmt.rules.errors import nearest
 from accmt.rules.store import VALID_LOSS
 
 
@@ -77,26 +78,26 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     error: Exception | None = None
     state, device = evaluation.module.state, evaluation.module.device
-    with _inference(evaluation.module, evaluation.model):
+    with inference(evaluation.module, evaluation.model):
         for key, loader in evaluation.loaders.items():
-            meter = _LossMeter(device)
+            meter = ValidationLoss(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
-            for batch, counts in _batches(evaluation, loader):
+            for batch, counts in batches_of(evaluation, loader):
                 samples = samples_of(batch, loader.samples, evaluation.module)
-                outputs = _outputs(evaluation, key, batch)
+                outputs = outputs_of(evaluation, key, batch)
                 if not counts:
                     continue
                 meter.add(outputs["loss"], samples, key)
                 for metric, gatherer in gatherers.items():
                     with noted(f"metric '{metric.name}' on '{key}'", state):
-                        gatherer.add(_arguments(outputs, metric, key))
+                        gatherer.add(arguments_of(outputs, metric, key))
             values[key] = {VALID_LOSS: meter.mean()}
             error = _compute(values[key], gatherers, key, error)
-    return _agreed(values, error, device)
+    return agreed_values(values, error, device)
 
 
 @contextmanager
-def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
+def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
     """Evaluation mode.
 
     Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
@@ -118,7 +119,7 @@ def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         module.model, module._training_metrics = used, training
 
 
-def _batches(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[Any, bool]]:
+def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[Any, bool]]:
     """The batches of a dataset, on the device, and whether they count, with the state telling where we are."""
     total = loader.length
     state, accelerator = evaluation.module.state, evaluation.module.accelerator
@@ -130,7 +131,7 @@ def _batches(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[A
         state.val_step += counts
 
 
-def _outputs(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
+def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
     module, hooks = evaluation.module, evaluation.hooks
     hooks.on_before_validation_step(batch)
     with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state):
@@ -146,13 +147,16 @@ def _outputs(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
     return outputs
 
 
-def _arguments(outputs: Mapping[str, Any], metric: Metric, key: str) -> tuple[Any, ...]:
+def arguments_of(outputs: Mapping[str, Any], metric: Metric, key: str) -> tuple[Any, ...]:
     for name in (metric.name, metric.main_metric):
         if name in outputs:
             given = outputs[name]
             return tuple(given) if isinstance(given, tuple | list) else (given,)
+    near = nearest(metric.name, [str(name) for name in outputs if name != "loss"])
+    meant = "" if near is None else f"; is '{near}' meant for it?"
     raise KeyError(
-        f"validation_step for '{key}' returned nothing for the metric '{metric.name}'; it returned: {_listed(outputs)}"
+        f"validation_step for '{key}' returned nothing for the metric '{metric.name}'; "
+        f"it returned: {_listed(outputs)}{meant}"
     )
 
 
@@ -164,14 +168,14 @@ def _compute(
         try:
             computed = gatherer.values()
             if PartialState().is_main_process:
-                _add(values, computed or {}, metric, key)
+                add_values(values, computed or {}, metric, key)
         except Exception as raised:
             raised.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{key}'")
             error = error or raised
     return error
 
 
-def _add(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, key: str) -> None:
+def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, key: str) -> None:
     for name in metric.directions:
         if name not in computed:
             how = "give main_metric=..." if name == metric.main_metric else "its direction is declared"
@@ -194,7 +198,7 @@ def _number(value: Any, metric: Metric, name: str) -> float:
         raise TypeError(text) from None
 
 
-def _agreed(
+def agreed_values(
     values: dict[str, dict[str, float]], error: Exception | None, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """The values of the main process on every process, by one broadcast. An error on any of them is one everywhere."""
@@ -220,7 +224,7 @@ def _listed(outputs: Mapping[str, Any]) -> str:
     return ", ".join(map(str, outputs)) or "nothing"
 
 
-class _LossMeter:
+class ValidationLoss:
     """The mean loss over the samples of a dataset."""
 
     def __init__(self, device: torch.device) -> None:

@@ -45,7 +45,8 @@ class Hooks:
 
     def __init__(self, callbacks: Sequence[Callback], state: TrainingState) -> None:
         for name in HOOKS:
-            overriding = [c for c in callbacks if getattr(type(c), name, None) is not getattr(Callback, name)]
+            own = getattr(Callback, name)
+            overriding = [c for c in callbacks if getattr(getattr(c, name), "__func__", None) is not own]
             setattr(self, name, _calling(name, overriding, state) if overriding else _nothing)
 
 

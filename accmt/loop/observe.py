@@ -62,6 +62,8 @@ def observe(run: Run, initial: bool = False) -> Decision:
     _update_state(run, observation, decision)
     _report(run, observation, decision)
     _send(run, observation)
+    if run.options.followed is not None and not initial:
+        run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
     clean_caches()
     run.hooks.on_evaluation_end()
     return decision

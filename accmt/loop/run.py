@@ -24,7 +24,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
-from accmt.rules import Decision, RuleEngine
+from accmt.rules import Decision, FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.journal import Journal
 from accmt.tracking.tracker import Tracker
@@ -42,6 +42,8 @@ class LoopOptions:
         train_loss_name, val_loss_name: What trackers call the losses.
         monitor: What trackers are told.
         clean_every: Optimizer steps after which caches are cleaned, besides at evaluations and ends of epochs.
+        sanity_check: Try one batch of each validation dataset before the first step.
+        followed: The score that the scheduler follows; None where it follows none.
     """
 
     log_every: int | None
@@ -51,6 +53,8 @@ class LoopOptions:
     val_loss_name: str
     monitor: Monitor
     clean_every: int | None
+    sanity_check: bool
+    followed: FollowedScore | None
 
 
 class Checkpointer(Protocol):

@@ -9,7 +9,6 @@ further step has the rate of an undisturbed training with the settings of now.
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
 from accmt.hyperparameters.recorded import described, digest, recorded
+from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.settings import said
 
 _NO_SETTINGS = ("params", "param_names")
@@ -187,7 +187,7 @@ class Schedule:
         matched: list[Mapping[str, Any] | None],
     ) -> None:
         """Bring a fresh schedule to where the training is."""
-        if self.scheduler is not None and _answers_to_metric(self.scheduler):
+        if self.scheduler is not None and follows_metric(self.scheduler):
             self._adopt(was, state, matched)
             return
         steps = count.epoch if self._per_epoch else count.step
@@ -280,16 +280,6 @@ def _described(scheduler: Any) -> dict[str, Any]:
         "functions": [described(function) for function in getattr(scheduler, "lr_lambdas", ())],
         "parts": [_described(part) for part in getattr(scheduler, "_schedulers", ())],
     }
-
-
-def _answers_to_metric(scheduler: Any) -> bool:
-    """Whether its steps need a value."""
-    try:
-        parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(parameter.default is inspect.Parameter.empty and parameter.kind in kinds for parameter in parameters)
 
 
 def _cycles(scheduler: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.data import Window
 from accmt.loop.engines import REPLICATED, alike, local
 from accmt.loop.hooks import Hooks, add_note
@@ -74,6 +75,7 @@ class Stepper:
         self._state = module.state
         self._optimizer = optimizer
         self._schedule = schedule
+        self._follows = follows_metric(schedule.scheduler)
         self._options = options
         self._hooks = hooks
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -111,8 +113,12 @@ class Stepper:
 
     def end_epoch(self) -> None:
         """Step a scheduler that steps once an epoch."""
-        if self._options.scheduler_per_epoch:
+        if self._options.scheduler_per_epoch and not self._follows:
             self._step_scheduler()
+
+    def follow(self, value: float) -> None:
+        """Step a scheduler that follows a metric, after an evaluation."""
+        self._step_scheduler(value)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients that are there between two steps, by the number of the parameter; part of a checkpoint."""
@@ -147,8 +153,10 @@ class Stepper:
         self._hooks.on_after_optimizer_step(self._optimizer)
 
     def step_scheduler(self) -> None:
-        """Step a scheduler that does not step by itself at the end of epochs, after an optimizer step that was made."""
+        """Step a scheduler that steps with the optimizer, unless the optimizer's step was skipped."""
         was_skipped = self._updates.was_skipped
+        if self._follows:
+            return
         if not self._options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
             self._step_scheduler()
 
@@ -219,12 +227,12 @@ class Stepper:
         self.step_scheduler()
         self.zero_grad(self._options.set_to_none)
 
-    def _step_scheduler(self) -> None:
+    def _step_scheduler(self, *values: float) -> None:
         scheduler = self._schedule.scheduler
         if scheduler is None:
             return
         self._hooks.on_before_scheduler_step(scheduler)
-        scheduler.step()
+        scheduler.step(*values)
         self._hooks.on_after_scheduler_step(scheduler)
 
 

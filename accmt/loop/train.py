@@ -14,6 +14,7 @@ from accmt.loop.observe import LOOK_EVERY, ask, log, observe, record
 from accmt.loop.processes import agreed
 from accmt.loop.run import Run
 from accmt.loop.signals import CHECKPOINT, END, Terminated
+from accmt.loop.trial import try_out
 from accmt.rules import Decision, Due, Progress, Stop
 from accmt.rules.decision import REQUESTED
 
@@ -21,6 +22,7 @@ from accmt.rules.decision import REQUESTED
 def train(run: Run) -> Stop | None:
     """Train from where the run stands to its end.
 
+    try one batch of each validation dataset
     for each epoch:
         for each window of batches:             # of one optimizer step
             step
@@ -39,9 +41,12 @@ def train(run: Run) -> Stop | None:
     if run.resumed:
         run.hooks.on_resume()
         stop = run.engine.standing_stop(run.position.progress(elapsed))
-        if stop is None and not run.is_settled:
-            stop = _resume_within_step(run)
-    elif run.options.eval_when_start and run.evaluation:
+    if run.options.sanity_check and stop is None and not run.position.is_finished:
+        for warning in try_out(run.evaluation):
+            run.display.warn(warning)
+    if run.resumed and stop is None and not run.is_settled:
+        stop = _resume_within_step(run)
+    if not run.resumed and run.options.eval_when_start and run.evaluation:
         observe(run, initial=True)
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -71,6 +72,17 @@ class ValidationData:
             return None if self.is_stream else len(self._copy)
         except TypeError:
             return None
+
+    def __len__(self) -> int:
+        return len(self._copy)
+
+    def with_workers(self, workers: int) -> ValidationData:
+        """The same batches, loaded by another number of workers."""
+        loader = copy.copy(self.loader)
+        settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
+        settings |= {} if workers else {"timeout": 0}
+        vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
+        return ValidationData(loader, self._key, self._seed)
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)

@@ -109,8 +109,7 @@ def _kept(arguments: Arguments, metric: Metric) -> Arguments:
             return {key: keep(value) for key, value in argument.items()}
         if not isinstance(argument, Tensor):
             argument = _as_tensor(argument, metric)
-        casts = metric.cast is not None and argument.is_floating_point()
-        return argument.detach().to("cpu", metric.cast if casts else argument.dtype, copy=True)
+        return argument.detach().to("cpu", metric.kept_as(argument.dtype), copy=True)
 
     kept = tuple(keep(argument) for argument in arguments)
     if metric.do_checks:
@@ -120,7 +119,10 @@ def _kept(arguments: Arguments, metric: Metric) -> Arguments:
 
 def _as_tensor(argument: Any, metric: Metric) -> Tensor:
     try:
-        return torch.as_tensor(argument)
+        tensor = torch.as_tensor(argument)
+        # Python's numbers are of double precision, and torch makes single ones of them.
+        is_narrowed = isinstance(argument, float | list | tuple) and tensor.is_floating_point()
+        return torch.as_tensor(argument, dtype=torch.float64) if is_narrowed else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"metric '{metric.name}' was given a {type(argument).__name__} that is no tensor: {error}; "

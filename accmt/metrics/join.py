@@ -88,7 +88,7 @@ class _Slot:
             )
         self._starts = list(accumulate((shape[0] for shape in shapes), initial=0))
         whole = (self._starts[-1], *map(max, zip(*(shape[1:] for shape in shapes), strict=True)))
-        dtype = reduce(torch.promote_types, (dtype for _, dtype in parts))
+        dtype = reduce(_common_dtype, (dtype for _, dtype in parts))
         self.tensor = torch.empty(whole, dtype=dtype)
         if not is_even and metric.pad is not None:
             self.tensor.fill_(metric.pad)
@@ -112,6 +112,14 @@ class _Slot:
         for dimension, size in enumerate(shape[1:], 1):
             part = part.narrow(dimension, 0, size)
         return part
+
+
+def _common_dtype(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The dtype for values of two dtypes: for whole numbers and others double precision, where torch takes single."""
+    common = torch.promote_types(one, other)
+    if common.is_floating_point and one.is_floating_point != other.is_floating_point and torch.bool not in (one, other):
+        return torch.promote_types(common, torch.float64)
+    return common
 
 
 def _room(descriptions: Sequence[Sequence[Any]], metric: Metric) -> tuple[Any, ...]:

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accmt.earlier import answering
+
 Argument = Tensor | Mapping[Any, Tensor]
+
+
+answering_earlier = answering(
+    comparator='give greater_is_better=True for ">", False for "<"',
+    higher_is_better="give greater_is_better",
+    pad_value="give pad",
+)
 
 
 class Metric:
@@ -22,11 +31,14 @@ class Metric:
             main one among them: rules can then ask for each of them.
         main_metric: The key of the main value in what `compute` returns; by default `name`. It is the name in rules.
         do_checks: Check in every batch that all arguments have the same number of samples.
-        cast: What floating point tensors are converted to before they are kept; None leaves them as they are.
+        cast: What floating point tensors are converted to before they are kept. `torch.float32`, the default, raises
+            what is less precise and leaves float64 as it is; any other dtype is taken at its word. None leaves all
+            tensors as they are.
         pad: The number with which tensors are filled up, at the ends of their dimensions but the first, to the longest
             of all batches. None: tensors that differ in more than their number of samples are an error.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
@@ -53,6 +65,12 @@ class Metric:
         """The direction of the main value."""
         return self.directions[self.main_metric]
 
+    def kept_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which tensors of a dtype are kept."""
+        if self.cast is None or not dtype.is_floating_point:
+            return dtype
+        return dtype if self.cast is torch.float32 and torch.finfo(dtype).bits > 32 else self.cast
+
     def compute(self, *args: Any) -> Mapping[str, Any]:
         """The values of the metric, given the arguments of all samples: at least those whose direction is given.
 
@@ -70,6 +88,7 @@ class MetricParallel(Metric):
     Cheaper than `Metric` where predictions are large, and exact only for metrics that are means over samples.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
@@ -88,25 +107,28 @@ class FunctionMetric(Metric):
     Args:
         name: The name of the metric.
         function: Called as `function(predictions, targets, ...)`.
-        greater_is_better: The direction of the value, or those of several by name.
-        pad: As of `Metric`.
+        greater_is_better: The direction of the value, or those of several by name. It has no default: an error measure
+            would be taken for an accuracy, and the worst model kept.
+        cast, pad: As of `Metric`.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,
         function: Callable[..., Any],
-        greater_is_better: bool | Mapping[str, bool] = True,
+        greater_is_better: bool | Mapping[str, bool],
         *,
+        cast: torch.dtype | str | None = torch.float32,
         pad: float | None = None,
     ) -> None:
-        super().__init__(name, greater_is_better, pad=pad)
+        super().__init__(name, greater_is_better, cast=cast, pad=pad)
         if not callable(function):
             raise ValueError(f"'{name}' needs a function, not {function!r}")
-        self._function = function
+        self.function = function
 
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        value = self._function(*args)
+        value = self.function(*args)
         return value if isinstance(value, Mapping) else {self.name: value}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from accmt.metrics.metric import Metric
+from accmt.metrics.metric import Metric, answering_earlier
 
 if TYPE_CHECKING:
     from torchmetrics import Metric as TorchmetricsMetric
@@ -27,6 +27,7 @@ class TorchMetric(Metric):
         ValueError: The object does not say its direction and none is given.
     """
 
+    @answering_earlier
     def __init__(
         self,
         name: str,

@@ -14,6 +14,8 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.earlier import ARGUMENTS
+from accmt.hyperparameters import HyperParameters
 from accmt.rules.errors import nearest
 from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import NAME as MLFLOW
@@ -26,6 +28,8 @@ _WANTED: dict[str, tuple[type, str]] = {
     "description": (str, "a text"),
     "start_time": (int, "a whole number of milliseconds since 1970"),
 }
+
+_HYPERPARAMETERS = tuple(inspect.signature(HyperParameters).parameters)
 
 Arguments = dict[str, dict[str, Any]]
 
@@ -52,7 +56,7 @@ def choose_trackers(
     """
     names, problems = _names(log_with)
     if problems:
-        return {}, problems
+        return {}, problems + [answer for key in given if (answer := _answer(key))]
     if not names:
         return {}, [_without_tracker(name, own) for name in given]
     arguments, problems = _shared_out(names, given, own)
@@ -73,7 +77,7 @@ def _shared_out(names: Sequence[str], given: Mapping[str, Any], own: Sequence[st
             arguments[key] |= value
             continue
         takers = [name for name in names if _takes(name, key, taken)]
-        if all(taken[name] is None for name in takers) and nearest(key, own) is not None:
+        if all(taken[name] is None for name in takers) and (_answer(key) or nearest(key, own) is not None):
             takers = []  # one takes anything, and this is more likely a misspelling
         for name in takers:
             arguments[name].setdefault(key, value)
@@ -88,7 +92,9 @@ def _names(log_with: Any) -> tuple[list[str], list[Problem]]:
     for entry in listed:
         name = entry.value if isinstance(entry, Enum) else entry
         if not isinstance(name, str):
+            kind = name if isinstance(name, type) else type(name)
             text = must_be("the name of a tracker, a list of names, or None", name)
+            text += f": give log_with='{MLFLOW}'" if kind.__name__.casefold() == MLFLOW else ""
             problems.append(Problem("log_with", text))
         elif name not in known:
             text = f"unknown tracker '{name}'{did_you_mean(name, known)} Allowed are {', '.join(known)}, or None"
@@ -141,6 +147,8 @@ def _takes(name: str, key: str, taken: Mapping[str, Sequence[str] | None]) -> bo
 
 
 def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[str]) -> Problem:
+    if (answer := _answer(key)) is not None:
+        return answer
     for name in taken:
         if name in TOOLS and key in TOOLS[name].ours:
             return Problem(key, f"{name} is given {TOOLS[name].ours[key]} for it: give that")
@@ -151,7 +159,18 @@ def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[
 def _without_tracker(key: str, own: Iterable[str]) -> Problem:
     if key in (*RUN_ARGUMENTS, *known_trackers()):
         return Problem(key, "is for a tracker, and none is asked for: give log_with")
+    if (answer := _answer(key)) is not None:
+        return answer
     return Problem(key, f"unknown argument{did_you_mean(key, own)}")
+
+
+def _answer(key: str) -> Problem | None:
+    """The answer to an argument of earlier versions, and to one that belongs to the hyperparameters."""
+    if key in ARGUMENTS:
+        return Problem(key, f"is not an argument any more: {ARGUMENTS[key]}")
+    if key in _HYPERPARAMETERS:
+        return Problem(key, f"belongs to the hyperparameters: HyperParameters({key}=...)")
+    return None
 
 
 def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:

@@ -52,7 +52,7 @@ def fit(trainer, regression, data):
 
     def train(rules=(), path="model", validation=True, **arguments):
         error = FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False)
-        close = FunctionMetric("accuracy", lambda p, t: ((p - t).abs() < 0.8).float().mean())
+        close = FunctionMetric("accuracy", lambda p, t: ((p - t).abs() < 0.8).float().mean(), True)
         arguments.setdefault("metrics", {"dev": [error, close], "test": close})
         training = trainer(path, **{"epochs": 5, "lr": 0.2, **arguments})
         for rule in rules:

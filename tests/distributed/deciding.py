@@ -57,7 +57,7 @@ def data(count):
 trainer = Trainer(
     {"epochs": 10_000, "batch_size": (2, 4), "optimizer": "SGD"},
     folder,
-    metrics=[FunctionMetric("score", lambda values: drawn()), Own("own")],
+    metrics=[FunctionMetric("score", lambda values: drawn(), True), Own("own")],
     evaluate_every="3 steps or 0.5 seconds",
     checkpoint_every="0.4 seconds",
     stop_when="elapsed > 4 seconds",

@@ -99,7 +99,7 @@ def make(number, seed):
 
 set_seed(seed)
 hps = {"epochs": 3, "batch_size": 4, "optimizer": {"type": "AdamW", "lr": 1e-2}, "scheduler": "CosineAnnealingLR"}
-accuracy = FunctionMetric("accuracy", lambda predictions, labels: (predictions == labels).float().mean())
+accuracy = FunctionMetric("accuracy", lambda predictions, labels: (predictions == labels).float().mean(), True)
 trainer = Trainer(
     hps,
     folder,

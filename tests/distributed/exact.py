@@ -89,18 +89,18 @@ def evaluate(size, metrics, counts):
 values = {}
 for size in BATCHES:
     metrics = [
-        *(FunctionMetric(name, checksum) for name in ("floats", "whole", "truths")),
-        FunctionMetric("named", named),
-        FunctionMetric("ragged", checksum, pad=-1),
+        *(FunctionMetric(name, checksum, True) for name in ("floats", "whole", "truths")),
+        FunctionMetric("named", named, True),
+        FunctionMetric("ragged", checksum, True, pad=-1),
         Mean("mean"),
         TorchMetric("accuracy", torchmetrics.classification.BinaryAccuracy()),
         TorchMetric("order", torchmetrics.SpearmanCorrCoef(), greater_is_better=True),
     ]
-    halves = FunctionMetric("halves", checksum)
+    halves = FunctionMetric("halves", checksum, True)
     halves.cast = None
     values[size] = evaluate(size, [*metrics, halves], SIZES)
 try:
-    evaluate(2, [FunctionMetric("ragged", checksum)], [22])
+    evaluate(2, [FunctionMetric("ragged", checksum, True)], [22])
 except Exception as error:
     refused = f"{type(error).__name__}: {error}"
 found = {"values": values, "refused": refused}

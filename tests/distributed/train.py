@@ -97,8 +97,8 @@ trainer = Trainer(
     HyperParameters(epochs, batch_size=(4, 4), optimizer="AdamW", optim_kwargs={"lr": 0.01}),
     folder,
     metrics=[
-        FunctionMetric("accuracy", lambda p, t: (p == t).float().mean()),
-        FunctionMetric("order", is_ordered),
+        FunctionMetric("accuracy", lambda p, t: (p == t).float().mean(), True),
+        FunctionMetric("order", is_ordered, True),
         TorchMetric("same", torchmetrics.classification.BinaryAccuracy()),
         Parallel("parallel"),
     ],

@@ -174,7 +174,7 @@ def used(use, name):
         case "a dataset":
             return {}, f"best_valid_loss@{quoted}", None
         case "a metric":
-            return {"metrics": FunctionMetric(name, lambda p, t: (p - t).abs().mean())}, f"best_{quoted}", None
+            return {"metrics": FunctionMetric(name, lambda p, t: (p - t).abs().mean(), True)}, f"best_{quoted}", None
         case "a rule":
             return {}, "best_valid_loss keep 2", name
         case _:

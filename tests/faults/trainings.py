@@ -96,7 +96,9 @@ def train(
         "log_every": 3,
         "metrics": [
             FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False),
-            FunctionMetric("age", lambda steps: steps.double().mean()),  # the newest model is always the best
+            FunctionMetric(
+                "age", lambda steps: steps.double().mean(), greater_is_better=True
+            ),  # the newest model is always the best
         ],
     }
     trainer = Trainer(settings, folder, callback=callbacks, **settled | arguments)

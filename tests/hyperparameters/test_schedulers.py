@@ -270,11 +270,12 @@ def test_factories_get_what_they_name():
             ["scheduler_kwargs: given without a scheduler, remove them or set scheduler"],
         ),
         (
-            lr_scheduler.ReduceLROnPlateau,
-            {},
+            "ReduceLROnPlateau",
+            {"patiense": 3, "factor": "half"},
             [
-                "scheduler: ReduceLROnPlateau follows a metric, but the trainer only counts steps. "
-                "Take another scheduler"
+                "scheduler_kwargs.patiense: ReduceLROnPlateau has no such argument, did you mean 'patience'? "
+                "It takes mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps",
+                "scheduler_kwargs.factor: must be a number, not 'half' (str)",
             ],
         ),
     ],

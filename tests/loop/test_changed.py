@@ -11,7 +11,7 @@ import torch
 
 from accmt import FunctionMetric
 
-ACCURACY = FunctionMetric("accuracy", lambda values: values.mean())
+ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ class Scores:
         return Scored()
 
 
-ACCURACY = FunctionMetric("accuracy", lambda values: values.mean())
+ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
 
 
 def fail_once(monkeypatch, times):

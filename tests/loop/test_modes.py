@@ -11,7 +11,7 @@ from accmt import AcceleratorModule, ExtendedAcceleratorModule, FunctionMetric
 from accmt.checkpoint.aside import put_aside
 from accmt.checkpoint.contents import Mismatch
 
-ACCURACY = FunctionMetric("accuracy", lambda values: values.mean())
+ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
 
 
 class Backbone(AcceleratorModule):
@@ -97,7 +97,10 @@ def test_the_loss_does_not_depend_on_its_precision(trainer, data):
 
 
 def test_a_part_of_the_datasets_can_be_evaluated(trainer, data, regression):
-    metrics = {"dev": FunctionMetric("a", lambda *args: 1.0), "test": FunctionMetric("error", lambda *args: 2.0)}
+    metrics = {
+        "dev": FunctionMetric("a", lambda *args: 1.0, True),
+        "test": FunctionMetric("error", lambda *args: 2.0, True),
+    }
     values = trainer(metrics=metrics).evaluate(regression(), {"test": data(4)})
     assert values["test"]["error"] == 2.0
 

@@ -267,7 +267,7 @@ def test_rules_save_the_model_of_their_moment(trainer, regression, data):
             return {"loss": torch.tensor(1.0), "score": torch.full((len(batch[0]),), score)}
 
     weights = Weights()
-    metric = FunctionMetric("score", lambda values: values.mean())
+    metric = FunctionMetric("score", lambda values: values.mean(), greater_is_better=True)
     training = trainer(epochs=3, metrics=metric, callback=weights)
     training.register_model_saving("best_score")
     training.fit(Worsening(), data(20), data(4))

@@ -56,7 +56,7 @@ def test_values_do_not_depend_on_the_batches(sizes):
         return np.corrcoef(p.numpy(), t.numpy())[0, 1]
 
     expected = correlation(predictions, targets)
-    metric = FunctionMetric("r", correlation)
+    metric = FunctionMetric("r", correlation, greater_is_better=True)
     assert values(metric, *split(sizes, predictions, targets)) == {"r": expected}
 
 
@@ -93,7 +93,8 @@ def test_lists_arrays_and_numbers_become_tensors():
         (None, torch.float64, torch.float64),
         (torch.float32, torch.float16, torch.float32),
         (torch.float32, torch.bfloat16, torch.float32),
-        (torch.float32, torch.float64, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.float16, torch.float64, torch.float16),
         ("float64", torch.float16, torch.float64),
         ("torch.bfloat16", torch.float32, torch.bfloat16),
         (torch.float32, torch.int64, torch.int64),
@@ -113,6 +114,25 @@ def test_cast_is_for_floating_point_only(cast, given, kept):
 def test_default_cast_and_that_of_parallel_metrics():
     assert Metric("x").cast == torch.float32
     assert MetricParallel("x").cast is None
+
+
+def test_nothing_is_computed_in_less_than_it_was_given():
+    seconds = [1.7e9 + index for index in range(4)]
+    late = [second + 0.5 for second in seconds]
+    error = FunctionMetric("mae", lambda p, t: (p - t).abs().mean(), greater_is_better=False)
+    for of in (lambda given: torch.tensor(given, dtype=torch.float64), list, np.array):
+        assert values(error, (of(late), of(seconds))) == {"mae": 0.5}
+    whole = FunctionMetric("age", lambda p: p.max(), greater_is_better=False)
+    large = 2**53 - 1
+    assert values(whole, (torch.tensor([large]),), (torch.tensor([1.0]),)) == {"age": large}
+    half = FunctionMetric("dtype", lambda p: p.element_size(), True, cast="bfloat16")
+    assert values(half, (torch.ones(2, dtype=torch.float64),)) == {"dtype": 2}
+
+
+def test_a_function_needs_a_direction():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'greater_is_better'"):
+        FunctionMetric("mae", lambda p, t: (p - t).abs().mean())
+    assert FunctionMetric("mae", abs, greater_is_better=False).greater_is_better is False
 
 
 @pytest.mark.parametrize("cast", ["float", "float31", "load", "Tensor", 3, ["float32"]])
@@ -236,7 +256,7 @@ def test_a_buffer_that_is_used_again_changes_nothing(make):
 
 
 def test_nothing_is_kept_after_the_values():
-    gatherer = gatherer_of(FunctionMetric("x", lambda p: p.sum()), CPU)
+    gatherer = gatherer_of(FunctionMetric("x", lambda p: p.sum(), greater_is_better=True), CPU)
     gatherer.add((torch.ones(7, 11, 13),))
     gatherer.values()
     gc.collect()
@@ -258,7 +278,7 @@ def test_main_metric():
 def test_a_function_of_one_number_or_several():
     batch = (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     assert values(FunctionMetric("mse", lambda p, t: (p - t).square().mean(), False), batch) == {"mse": 2}
-    assert values(FunctionMetric("mae", lambda p, t: {"mae": 1, "max": 2}), batch) == {"mae": 1, "max": 2}
+    assert values(FunctionMetric("mae", lambda p, t: {"mae": 1, "max": 2}, False), batch) == {"mae": 1, "max": 2}
 
 
 class Mean(MetricParallel):

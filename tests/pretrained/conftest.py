@@ -135,7 +135,7 @@ def accuracy():
         kept = labels != -100
         return (logits.argmax(-1)[kept] == labels[kept]).float().mean()
 
-    return lambda: FunctionMetric("accuracy", compute)
+    return lambda: FunctionMetric("accuracy", compute, greater_is_better=True)
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ class Scored:
         return Module()
 
 
-def score(**options):
-    return FunctionMetric("score", lambda values: values.mean(), **options)
+def score(greater_is_better=True):
+    return FunctionMetric("score", lambda values: values.mean(), greater_is_better)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Names of earlier versions, and what to write now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+
+_Parameters = ParamSpec("_Parameters")
+_Self = TypeVar("_Self")
+
+_RULES = 'declare when to save by trainer.register_model_saving("best_valid_loss"{})'
+_ALWAYS = "leave it out: {}"
+
+ARGUMENTS: Mapping[str, str] = {
+    "model_saving": _RULES.format(""),
+    "model_saving_below": _RULES.format(", saving_below=..."),
+    "model_saving_above": _RULES.format(", saving_above=..."),
+    "saving_below": _RULES.format(", saving_below=..."),
+    "saving_above": _RULES.format(", saving_above=..."),
+    "checkpoint": _ALWAYS.format("checkpoints lie below model_path"),
+    "checkpoint_path": _ALWAYS.format("checkpoints lie below model_path"),
+    "hps_file_dir": "give hps_config",
+    "hps_file": "give hps_config",
+    "track_with": 'give log_with, such as log_with="mlflow"',
+    "tracker": 'give log_with, such as log_with="mlflow"',
+    "inference_mode": _ALWAYS.format("evaluations compute no gradients"),
+    "callbacks": "give callback, one or a list",
+    "handlers": "give callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception of a Callback",
+    "additional_metrics": "give metrics",
+    "samplers": "give sampler, one or a list",
+    "shuffle_validation": _ALWAYS.format("validation data are read in their own order"),
+    "shuffle_test": _ALWAYS.format("validation data are read in their own order"),
+    "report_loss_after_eval": _ALWAYS.format("log_every says when the training loss is logged"),
+    "report_train_loss_per_epoch": "give log_every=-1",
+    "report_every": "give log_every",
+    "eval_on_start": "give eval_when_start",
+    "eval_on_finish": "give eval_when_finish",
+    "verbose": "give quiet=True for warnings only",
+    "scale_learning_rate": _ALWAYS.format("give the learning rate itself in the hyperparameters"),
+    "dataloader_workers": "give dataloader_num_workers",
+    "seed": "call accmt.set_seed before",
+}
+"""Arguments of the trainer."""
+
+NAMES: Mapping[str, str] = {
+    "accelerator": "a module has its Accelerator as self.accelerator while it is trained; "
+    "elsewhere use accelerate.PartialState",
+    "AsyncDiskTracker": 'give the trainer log_with="mlflow"',
+    "Evaluator": "call Trainer.evaluate(module, datasets)",
+    "Handler": "write a Callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception",
+    "MLFlow": 'give the trainer log_with="mlflow"',
+    "tracker": 'give the trainer log_with="mlflow"; in a module self.tracker is its tracker',
+    "utility": "use accelerate.PartialState for ranks and processes, and accmt.decorators to run on one of them",
+}
+"""Names that could be imported from `accmt`."""
+
+
+def refuse(name: str) -> NoReturn:
+    """Answer an import.
+
+    Raises:
+        ImportError: Always, with what to write now.
+    """
+    raise ImportError(f"accmt has no '{name}' any more: {NAMES[name]}", name=f"accmt.{name}")
+
+
+def answering(
+    **names: str,
+) -> Callable[
+    [Callable[Concatenate[_Self, _Parameters], None]],
+    Callable[Concatenate[_Self, _Parameters], None],
+]:
+    """Let a constructor answer arguments of earlier versions: name -> what to write now."""
+
+    def decorate(
+        function: Callable[Concatenate[_Self, _Parameters], None],
+    ) -> Callable[Concatenate[_Self, _Parameters], None]:
+        @wraps(function)
+        def construct(self: _Self, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+            for name in kwargs:
+                if name in names:
+                    raise TypeError(f"{type(self).__name__} has no '{name}' any more: {names[name]}")
+            function(self, *args, **kwargs)
+
+        return construct  # type: ignore[return-value]  # by position, `self` has no name
+
+    return decorate
+
+
+class Gone:
+    """Stands for a method that is gone: whoever asks for it is told what to write now.
+
+    Raises:
+        AttributeError: On every access.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"{owner.__name__}.{name}"
+
+    def __get__(self, thing: object, kind: type) -> NoReturn:
+        raise AttributeError(f"there is no {self._name} any more: {self._text}")

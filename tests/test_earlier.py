@@ -1,0 +1,106 @@
+"""Names of earlier versions answer with what to write now."""
+
+import subprocess
+import sys
+
+import pytest
+
+import accmt
+from accmt import AcceleratorModule, ConfigError, FunctionMetric, Metric, MetricParallel, TorchMetric, Trainer
+
+NAMES = {
+    "accelerator": "a module has its Accelerator as self.accelerator while it is trained; elsewhere use accelerate.PartialState",
+    "MLFlow": 'give the trainer log_with="mlflow"',
+    "tracker": 'give the trainer log_with="mlflow"; in a module self.tracker is its tracker',
+    "utility": "use accelerate.PartialState for ranks and processes, and accmt.decorators to run on one of them",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_import(name):
+    said = f"accmt has no '{name}' any more: {NAMES[name]}"
+    statements = [f"from accmt import {name}"]
+    if name != "MLFlow":
+        statements += [f"import accmt.{name}", f"from accmt.{name} import anything"]
+    for statement in statements:
+        with pytest.raises(ImportError) as caught:
+            exec(statement, {})
+        assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"model_saving": "best_valid_loss"}, 'model_saving: is not an argument any more: declare when to save by trainer.register_model_saving("best_valid_loss")'),
+        ({"model_saving_below": 0.1}, 'model_saving_below: is not an argument any more: declare when to save by trainer.register_model_saving("best_valid_loss", saving_below=...)'),
+        ({"checkpoint": "x"}, "checkpoint: is not an argument any more: leave it out: checkpoints lie below model_path"),
+        ({"track_with": "mlflow"}, 'track_with: is not an argument any more: give log_with, such as log_with="mlflow"'),
+        ({"inference_mode": True}, "inference_mode: is not an argument any more: leave it out: evaluations compute no gradients"),
+        ({"callbacks": []}, "callbacks: is not an argument any more: give callback, one or a list"),
+        ({"handlers": "all"}, "handlers: is not an argument any more: give callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception of a Callback"),
+        ({"report_loss_after_eval": True}, "report_loss_after_eval: is not an argument any more: leave it out: log_every says when the training loss is logged"),
+        ({"callbacks": [], "log_with": "mlflow"}, "callbacks: is not an argument any more: give callback, one or a list"),
+        ({"epochs": 3}, "epochs: belongs to the hyperparameters: HyperParameters(epochs=...)"),
+        ({"patience": -1}, "patience: must be a whole number from 1, not -1 (int); for no patience leave it out"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_the_trainer(arguments, problem):
+    with pytest.raises(ConfigError) as caught:
+        Trainer({"epochs": 1}, "nowhere", **arguments)
+    assert str(caught.value) == f"1 mistake in Trainer(...):\n  {problem}"
+
+
+class MLFlow:
+    """What earlier versions had as a tracker."""
+
+
+@pytest.mark.parametrize("given", [MLFlow, MLFlow()])
+def test_the_tracker_as_a_class(given):
+    with pytest.raises(ConfigError) as caught:
+        Trainer({"epochs": 1}, "nowhere", log_with=given, track_with=given)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  log_with: must be the name of a tracker")
+    assert lines[1].endswith(": give log_with='mlflow'")
+    assert lines[2].startswith("  track_with: is not an argument any more")
+
+
+def test_the_comparator_of_a_metric():
+    class Own(Metric):
+        def __init__(self):
+            super().__init__("own", comparator="<")
+
+    for kind, more in ((Metric, ()), (MetricParallel, ()), (FunctionMetric, (abs,)), (TorchMetric, (None,))):
+        with pytest.raises(TypeError) as caught:
+            kind("name", *more, comparator=">")
+        assert str(caught.value) == (
+            f"""{kind.__name__} has no 'comparator' any more: give greater_is_better=True for ">", False for "<\""""
+        )
+    with pytest.raises(TypeError, match="Own has no 'comparator' any more"):
+        Own()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'comparater'"):
+        Metric("name", comparater=">")
+
+
+def test_a_module_of_a_model_of_transformers():
+    said = (
+        "there is no AcceleratorModule.from_hf any more: "
+        'give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)'
+    )
+    with pytest.raises(AttributeError) as caught:
+        AcceleratorModule.from_hf("name")
+    assert str(caught.value) == said
+    assert not hasattr(AcceleratorModule(), "from_hf")
+
+
+def test_collators_and_decorators_can_be_imported_from_the_package():
+    from accmt import DataCollatorForSeq2Seq, collate_fns, decorators, on_main_process
+
+    assert DataCollatorForSeq2Seq is collate_fns.DataCollatorForSeq2Seq
+    assert on_main_process is decorators.on_main_process
+    for module in (collate_fns, decorators):
+        assert all(getattr(accmt, name) is getattr(module, name) for name in module.__all__)
+
+
+def test_the_answers_cost_nothing():
+    code = "import sys, accmt.earlier; print([name for name in ('torch', 'accelerate') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
