@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from pathlib import Path
 
 LOCK = ".lock"
@@ -25,8 +24,11 @@ class Lock:
         self._folder = folder.resolve()
         self._file = -1
 
-    def acquire(self) -> None:
+    def acquire(self) -> str | None:
         """Take the lock.
+
+        Returns:
+            A warning where the file system knows no locks; None if it is locked.
 
         Raises:
             RuntimeError: Another training, in this process or another, works in this folder.
@@ -37,7 +39,7 @@ class Lock:
         self._folder.mkdir(parents=True, exist_ok=True)
         if is_held_here(self._folder):
             raise RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
-        self._file = self._opened()
+        self._file, warning = self._opened(), None
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -47,13 +49,12 @@ class Lock:
                 f"another training works in {self._folder} (process {holder}): wait for it, or give another model_path"
             ) from None
         except OSError as error:
-            warnings.warn(
-                f"{self._folder} cannot be locked ({error.strerror}): see to it that no other training works in it",
-                stacklevel=2,
-            )
+            why = error.strerror
+            warning = f"{self._folder} cannot be locked ({why}): see to it that no other training works in it"
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         _held.add((os.getpid(), self._folder))
+        return warning
 
     def _opened(self) -> int:
         """The file of the lock; no link is followed, for what is behind it would be overwritten."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -27,7 +26,7 @@ from accmt.checkpoint.space import require_space
 from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
 from accmt.loop.position import COUNTERS
-from accmt.loop.processes import leave_group, side_group
+from accmt.loop.processes import side_group
 from accmt.loop.run import Run
 from accmt.rules import Decision
 from accmt.rules.jsonable import count_from
@@ -55,6 +54,7 @@ class DiskCheckpointer:
         self._staging = Staging() if in_background else None
         self._group = side_group() if in_background else None
         self._writing: _Writing | None = None
+        self._begun = 0
         self._failed = False
 
     def save(self, run: Run) -> None:
@@ -82,6 +82,7 @@ class DiskCheckpointer:
         writing.thread = Thread(target=write, name="checkpoint", daemon=True)
         writing.thread.start()
         self._writing = writing
+        self._begun += 1
 
     @property
     def has_news(self) -> bool:
@@ -93,6 +94,11 @@ class DiskCheckpointer:
         """Whether something is being written in the background."""
         writing = self._writing
         return writing is not None and writing.thread is not None and writing.thread.is_alive()
+
+    @property
+    def ended(self) -> int:
+        """How many writings in the background have ended."""
+        return self._begun - self.is_writing
 
     def finish(self, run: Run) -> None:
         """Wait until what is being written in the background is there.
@@ -108,10 +114,9 @@ class DiskCheckpointer:
         self._conclude(run, writing, writing.failure)
 
     def close(self) -> None:
-        """Give back what is held."""
-        self._staging = None
-        leave_group(self._group)
-        self._group = None
+        """Give back what is held. A thread that was not waited for, because of a second Ctrl-C, keeps it."""
+        if not self.is_writing:
+            self._staging = self._group = None
 
     def _collect(self, run: Run) -> Files:
         """What this process writes."""
@@ -159,8 +164,7 @@ class DiskCheckpointer:
             if self._failed or not isinstance(failure, Failed):
                 raise failure
             self._failed = True
-            if PartialState().is_main_process:
-                warnings.warn(f"no checkpoint at step {writing.step}: {failure}", stacklevel=2)
+            run.display.warn(f"no checkpoint at step {writing.step}: {failure}")
             return
         self._failed = False
         run.checkpointed_at = writing.step

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Protocol
 
 import torch
 from accelerate import PartialState
 from torch import distributed as dist
 
-from accmt.loop.processes import leave_group, side_group
+from accmt.loop.processes import side_group
 from accmt.loop.signals import Signals
+
+_PATIENCE = timedelta(seconds=5)
+
+# What other processes never answered. Its end would wait for them: it ends with the process.
+_unanswered: list[tuple[dist.Work, dist.ProcessGroup | None]] = []
 
 
 class Writer(Protocol):
-    """Something that writes in the background: whether it does, and whether it has since that was noted."""
+    """Something that writes in the background, one thing after the other.
 
-    @property
-    def is_writing(self) -> bool: ...
+    Attributes:
+        has_news: Whether a writing has ended here since `finish` was called.
+        ended: How many writings have ended here.
+    """
 
     @property
     def has_news(self) -> bool: ...
+
+    @property
+    def ended(self) -> int: ...
 
 
 class Pulse:
@@ -48,7 +60,7 @@ class Pulse:
         self._ask_at, self._interval = 0, 1
         self._former = (0, 0.0)
         self._weight = 0
-        self._has_news = False
+        self._ended = 0
 
     @property
     def weight(self) -> int:
@@ -57,8 +69,11 @@ class Pulse:
 
     @property
     def has_news(self) -> bool:
-        """Whether what was written in the background is written, as all processes know it."""
-        return self._writer.has_news if self._is_alone else self._has_news
+        """Whether what was written in the background is written everywhere, as all processes know it.
+
+        An answer may be older than the writing that is under way now: it only tells of those that it has counted.
+        """
+        return self._writer.has_news and (self._is_alone or self._ended >= self._writer.ended)
 
     def strikes(self, moment: float, step: int) -> bool:
         """Whether the moment (in seconds of training) has come, a signal, or the end of a checkpoint's writing."""
@@ -76,18 +91,20 @@ class Pulse:
         self._weight = 0
 
     def close(self) -> None:
-        """Wait for what is under way, and leave the other processes."""
+        """Wait, in a bounded time, for what is under way: a process that has failed may never answer."""
         if self._asked is not None:
-            self._asked[0].wait()
-        self._asked = None
-        leave_group(self._group)
-        self._group = None
+            work = self._asked[0]
+            with suppress(RuntimeError):  # nobody needs the answer
+                work.wait(_PATIENCE)
+            if not work.is_completed():
+                _unanswered.append((work, self._group))
+        self._asked = self._group = None
 
     def _ask(self) -> None:
         """Send what this process knows; the largest of each number comes back."""
         elapsed = self._elapsed() if PartialState().is_main_process else 0.0
-        known = [float(self._signals.weight), elapsed, float(self._writer.is_writing)]
-        numbers = torch.tensor([*known, float(self._writer.has_news)], dtype=torch.float64)
+        known = [float(self._signals.weight), elapsed, -float(self._writer.ended)]
+        numbers = torch.tensor(known, dtype=torch.float64)
         work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._asked = work, numbers
 
@@ -97,11 +114,11 @@ class Pulse:
         work, numbers = self._asked
         work.wait()
         self._asked = None
-        weight, now, is_writing, has_news = numbers.tolist()
+        weight, now, ended = numbers.tolist()
         self._weight = int(weight)
-        self._has_news = bool(has_news and not is_writing)
+        self._ended = -int(ended)
         former_step, former_time = self._former
         pace = (step - former_step) / max(now - former_time, 1e-3)
         self._interval = max(1, min(int(pace), 2 * self._interval))
         self._former, self._ask_at = (step, now), step + self._interval
-        return weight > 0 or self._has_news or now >= moment
+        return weight > 0 or self.has_news or now >= moment
