@@ -109,6 +109,11 @@ def _problem(outer: Activity, inner: Activity) -> str | None:
             f"{name} runs in another thread of this process ({outer.thread.name}), and they would share the random "
             f"state and the state of Accelerate. Wait for it to end, or use a process for each"
         )
+    if outer.kind == inner.kind == "evaluate":
+        return (
+            "an evaluation has called it, for hooks are called in evaluations that a callback makes, too. "
+            "Leave it out in those"
+        )
     if (outer.kind, inner.kind) not in _MAY_HOLD:
         return (
             f"{name} is under way, which has called it (in a callback or a method of its module), and they would share "
