@@ -23,7 +23,7 @@ from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
 from accmt.configuration import configuration
-from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
+from accmt.display.display import Display, display_of
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
@@ -38,7 +38,7 @@ from accmt.loop.identity import identity_of, order_of
 from accmt.loop.last_step import LastStep, NoLastStep
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
-from accmt.loop.processes import join_processes
+from accmt.loop.processes import join_processes, require_precision
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.schedule import Schedule
@@ -76,6 +76,7 @@ class Plan:
     optimizer: Any
     schedule: Schedule
     parts: Parts
+    display: Display
     warnings: tuple[str, ...]
 
     def close(self) -> None:
@@ -135,6 +136,7 @@ def plan(
         optimizer,
         schedule,
         _parts(module, optimizer, schedule, accelerator),
+        display_of(is_main=accelerator.is_main_process, quiet=options.quiet),
         tuple(warnings),
     )
 
@@ -144,11 +146,11 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     options, module, accelerator = plan.options, plan.module, plan.accelerator
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
+    module.tracker = NoTracker()
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
     configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
-    display = display_of(options)
-    module.tracker = _tracker(plan, checkpoint, display)
+    module.tracker = _tracker(plan, checkpoint)
     module._log_every, module._logged = _log_every(plan), None
     module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
     hooks = Hooks(options.callbacks, state)
@@ -177,7 +179,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         history=Journal(plan.model_path / HISTORY, writes=main),
         decision_log=Journal(plan.model_path / DECISIONS, writes=main),
         tracker=module.tracker,
-        display=display,
+        display=plan.display,
         schedule=plan.schedule,
         record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
         insists=options.checkpoint.resume is not None,
@@ -192,14 +194,38 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
 
 
 def assemble_evaluation(
-    options: Options, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]], state: TrainingState
+    options: Options,
+    module: AcceleratorModule,
+    datasets: Mapping[str, Dataset[Any]],
+    state: TrainingState,
+    around: Evaluation | None = None,
 ) -> Evaluation:
-    """What an evaluation outside of a training needs."""
-    accelerator = join_processes(options.model.mixed_precision)
+    """What an evaluation needs that a user asks for.
+
+    Args:
+        options: Those of its trainer.
+        module: What is evaluated.
+        datasets: What it is evaluated on.
+        state: The state of the evaluation.
+        around: How the training around it evaluates, which is not disturbed; None outside of a training.
+
+    Raises:
+        ConfigError: It would compute in another precision than the training around it.
+    """
+    if around is None:
+        accelerator = join_processes(options.model.mixed_precision)
+    else:
+        accelerator = around.module.accelerator
+        require_precision(options.model.mixed_precision, accelerator)
     module.state, module.tracker = state, NoTracker()
     module.device, module.accelerator = accelerator.device, accelerator
-    module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
-    prepare_teacher(module, options.model)
+    if around is not None and module.model in (around.model, around.module.model):
+        module.model = around.model
+    else:
+        known = list(accelerator._models)
+        module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
+        accelerator._models[:] = known  # those of the training
+        prepare_teacher(module, options.model)
     step = options.step
     place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
@@ -222,13 +248,6 @@ def _log_every(plan: Plan) -> int | str | None:
         return plan.rules.log.text
     every = plan.options.loop.log_every
     return every if every != -1 else plan.data.steps_per_epoch or "epoch"
-
-
-def display_of(options: Options) -> Display:
-    """The display of this process."""
-    if not PartialState().is_main_process:
-        return NoDisplay()
-    return QuietDisplay() if options.quiet else ConsoleDisplay()
 
 
 def _savings(plan: Plan) -> Savings | None:
@@ -432,7 +451,7 @@ def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> C
     return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep, in_background=options.checkpoint.in_background)
 
 
-def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tracker:
+def _tracker(plan: Plan, checkpoint: Checkpoint | None) -> Tracker:
     """The trackers, on the main process; all processes know when one refuses."""
     options, tracking = plan.options, plan.options.tracking
     started: list[Tracker] = [NoTracker()]
@@ -444,10 +463,10 @@ def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tra
         goes_back = type(options.checkpoint.resume) is int and options.checkpoint.resume > 0
         names = tracking.logging_dir, tracking.track_name
         beginning = Beginning(*names, parameters, former, step, goes_back, tracking.folder)
-        started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, display.warn)
+        started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:
-            display.warn(unmeasured)
+            plan.display.warn(unmeasured)
 
     from_main(start)
     return started[0]

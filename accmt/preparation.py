@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from accmt.callbacks import Callback
 from accmt.loop.engines import holds_replicas, is_deepspeed
 from accmt.loop.replicas import settle_buckets
 from accmt.module import AcceleratorModule
@@ -19,6 +20,9 @@ from accmt.options import ModelOptions
 
 # What Accelerate sets on a model itself, to call it in mixed precision, and to prepare it only once.
 _REPLACED = ("forward", "_original_forward", "_is_accelerate_prepared")
+# What a training or an evaluation sets on a module and on callbacks, for as long as they belong to it.
+_SET_ON_MODULES = {"state", "device", "accelerator", "tracker"}
+_SET_ON_CALLBACKS = {"module", "trainer", "state"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,20 @@ def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
             model.__dict__.pop(name, None)
         model.__dict__.update(own)
         module.model, module.teacher = model, teacher
+
+
+@contextmanager
+def returned(module: AcceleratorModule, callbacks: Sequence[Callback], *, is_due: bool) -> Iterator[None]:
+    """Give a module and callbacks back to the training around an evaluation, if there is one, when that is over."""
+    borrowed = [(module, _SET_ON_MODULES), *((callback, _SET_ON_CALLBACKS) for callback in callbacks)]
+    own = [{name: vars(one)[name] for name in names if name in vars(one)} for one, names in borrowed]
+    try:
+        yield
+    finally:
+        for (one, names), attributes in zip(borrowed, own, strict=True) if is_due else ():
+            for name in names & vars(one).keys():
+                delattr(one, name)
+            vars(one).update(attributes)
 
 
 def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) -> Prepared:

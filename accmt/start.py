@@ -75,8 +75,7 @@ def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
     Raises:
         Mismatch: The checkpoint belongs to another training; nothing was touched.
     """
-    notes = _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
-    return [*notes, *plan.warnings]
+    return _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
 
 
 def _found(plan: Plan) -> Checkpoint | None:
@@ -89,6 +88,8 @@ def _found(plan: Plan) -> Checkpoint | None:
     if resume is not None and not isinstance(resume, bool) and resume != -1:
         return checkpoints.at(resume)
     newest = checkpoints.newest()
+    for line in checkpoints.refused:
+        plan.display.warn(line)
     if newest is not None and newest == checkpoints.all()[-1] and options.enabled:
         checkpoints.prune(options.keep)  # a training that died may not have come to it
     return newest

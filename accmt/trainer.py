@@ -10,21 +10,24 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.arguments import ArgumentCheck
-from accmt.assembly import Plan, assemble, assemble_evaluation, display_of, plan
+from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
+from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved import Saving, best_in
 from accmt.checkpoint.shared import require_shared
 from accmt.checkpoint.together import from_main
 from accmt.config.paths import resolved
+from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
 from accmt.fit_check import check_evaluation, check_fit
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
 from accmt.loop.evaluate import evaluate
+from accmt.loop.exclusive import exclusive, lend
 from accmt.loop.failures import Failures
 from accmt.loop.hooks import tell
 from accmt.loop.memory import is_out_of_memory
-from accmt.loop.processes import leave_processes
+from accmt.loop.processes import leave_processes, leave_side_groups
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Run
 from accmt.loop.signals import END, Signals, Terminated, end_by_signal
@@ -35,7 +38,7 @@ from accmt.method_check import uncalled
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
-from accmt.preparation import lent
+from accmt.preparation import lent, returned
 from accmt.pretrained import resolve
 from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
@@ -260,25 +263,15 @@ class Trainer:
 
         Raises:
             ConfigError, RuleError: With all problems that can be known before the first step.
+            Busy: Another training or evaluation runs in this process; nothing was touched.
             Terminated: SIGTERM ended the training, and a handler of the script let the process live.
             PeerFailed: Another of several processes failed before this one, and shows its error.
         """
         refuse_run_again()
-        resolved = resolve(module, kwargs, self._options)
-        datasets = check_fit(self._options, resolved, train_dataset, val_dataset)
-        signals, failures = Signals(), Failures()
-        try:
-            self._fit(plan(self._options, self.model_path, self._savings, resolved, train_dataset, datasets), signals)
-            ended = Terminated() if signals.weight == END else None
-        except Terminated as error:
-            ended = error
-            PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended
-        except BaseException as error:
-            failures.show_first(error)
-            raise
-        finally:
-            if self._options.destroy:
-                leave_processes()
+        with exclusive("fit"):
+            ended = self._fit_together(
+                lambda: self._planned(resolve(module, kwargs, self._options), train_dataset, val_dataset)
+            )
         if ended is not None:
             end_by_signal(ended)
 
@@ -287,7 +280,10 @@ class Trainer:
         module: AcceleratorModule,
         datasets: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]],
     ) -> dict[str, dict[str, float]]:
-        """Evaluate a module, outside of a training: nothing is decided, recorded or written.
+        """Evaluate a module: nothing is decided, recorded or written.
+
+        A callback of a training may call it, on all processes, outside of the training's own evaluations. The training
+        carries on as if nothing had happened.
 
         Args:
             module: The module, with the weights to evaluate (see `accmt.load_saving`).
@@ -297,24 +293,50 @@ class Trainer:
             Dataset -> metric -> value, `valid_loss` among them.
 
         Raises:
-            ConfigError: With all problems of what is given. On several processes it comes before the training, or after
-                one with `destroy_after_training=False`.
+            ConfigError: With all problems of what is given. On several processes it comes before the training, in one,
+                or after one with `destroy_after_training=False`.
+            Busy: A training or evaluation runs in another thread, or is at a point where this would change it.
         """
         refuse_run_again()
-        named = check_evaluation(self._options, module, datasets)
-        with lent(module):
-            state = TrainingState()
-            evaluation = assemble_evaluation(self._options, module, named, state)
-            self._introduce(module, state)
-            evaluation.hooks.on_evaluation_start()
-            try:
-                for warning in try_out(evaluation) if self._options.loop.sanity_check else ():
-                    display_of(self._options).warn(warning)
-                state.additional_metrics = values = evaluate(evaluation)
-            finally:
-                evaluation.close()
-            evaluation.hooks.on_evaluation_end()
-            return values
+        with exclusive("evaluate") as outer:
+            named = check_evaluation(self._options, module, datasets)
+            around = None if outer is None else outer.evaluation
+            with returned(module, self._options.callbacks, is_due=around is not None), lent(module):
+                state = TrainingState()
+                evaluation = assemble_evaluation(self._options, module, named, state, around)
+                self._introduce(module, state)
+                evaluation.hooks.on_evaluation_start()
+                try:
+                    if self._options.loop.sanity_check and around is None:
+                        display = display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet)
+                        for warning in try_out(evaluation):
+                            display.warn(warning)
+                    state.additional_metrics = values = evaluate(evaluation)
+                finally:
+                    evaluation.close()
+                evaluation.hooks.on_evaluation_end()
+                return values
+
+    def _planned(self, module: AcceleratorModule, train_dataset: Any, val_dataset: Any) -> Plan:
+        datasets = check_fit(self._options, module, train_dataset, val_dataset)
+        return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
+
+    def _fit_together(self, make_plan: Callable[[], Plan]) -> Terminated | None:
+        """Train with all processes, and part from them however it ends. What SIGTERM asks for is given back."""
+        signals, failures = Signals(), Failures()
+        try:
+            self._fit(make_plan(), signals)
+            return Terminated() if signals.weight == END else None
+        except Terminated as error:
+            PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended
+            return error
+        except BaseException as error:
+            failures.show_first(error)
+            raise
+        finally:
+            leave_side_groups()
+            if self._options.destroy:
+                leave_processes()
 
     def _fit(self, planned: Plan, signals: Signals) -> None:
         """Train what is planned, as the only training in this folder."""
@@ -329,27 +351,36 @@ class Trainer:
             with lent(planned.module):
                 self.state = TrainingState()
                 checkpoint = find_checkpoint(planned)
-                run = assemble(planned, self.state, checkpoint, signals)
-                self._attach(run)
+                run = self._begun(planned, checkpoint, signals)
                 try:
-                    notes = begin(planned, run, checkpoint)
-                except BaseException:
-                    run.tracker.close("FAILED")
-                    raise
-                run.display.show(*before_training(planned, notes))
-                start = run.position.step
-                for warning in uncalled(planned.module, self._options.callbacks, self._options.data.collates):
-                    run.display.warn(warning)
-                with signals.watched():
-                    stop = self._train(run)
-                if run.resumed and run.position.step == start:
-                    run.display.warn(nothing_done(planned, stop))
+                    start = run.position.step
+                    with signals.watched():
+                        stop = self._train(run)
+                    if run.resumed and run.position.step == start:
+                        run.display.warn(nothing_done(planned, stop))
+                finally:
+                    run.close()
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.close()
             self._pulse = None
             planned.accelerator.free_memory()
             lock.release()
+
+    def _begun(self, planned: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
+        """A run that stands where it starts. If there is none, its trackers end as well."""
+        try:
+            run = assemble(planned, self.state, checkpoint, signals)
+            self._attach(run)
+            notes = begin(planned, run, checkpoint)
+            run.display.show(*before_training(planned, notes))
+            methods = uncalled(planned.module, self._options.callbacks, self._options.data.collates)
+            for warning in (*planned.warnings, *methods):
+                run.display.warn(warning)
+            return run
+        except BaseException:
+            planned.module.tracker.close("FAILED")
+            raise
 
     def best(self, rule: str) -> Saving | None:
         """The best model that a rule of the last `fit` has saved: values, step, folder. None if it has saved none.
@@ -402,6 +433,7 @@ class Trainer:
         self._pulse = run.pulse
         self._fitted = run.engine.rules.savings
         self._introduce(run.module, run.state)
+        lend(run.evaluation)
 
     def _introduce(self, module: AcceleratorModule, state: TrainingState) -> None:
         for callback in self._options.callbacks:
@@ -416,7 +448,6 @@ class Trainer:
         try:
             stop = train(run)
             run.flush_journals()
-            run.close()
             status = "FINISHED"
             return stop
         except (KeyboardInterrupt, Terminated) as error:
@@ -429,7 +460,7 @@ class Trainer:
             hooks = run.hooks
             (hooks.on_keyboard_interrupt if isinstance(error, KeyboardInterrupt) else hooks.on_exception)(error)
             raise
-        except Exception as error:
+        except BaseException as error:
             self._finish_checkpoint(run)
             self._checkpoint_last_step(run)
             if self._options.step.repeats and is_out_of_memory(error):
@@ -469,8 +500,10 @@ def _occupy(lock: Lock, planned: Plan) -> None:
     Raises:
         OSError: It cannot; the folder is free again.
     """
-    lock.acquire()
+    warning = lock.acquire()
     try:
+        if warning is not None:
+            planned.display.warn(warning)
         check_folders(planned)
     except BaseException:
         lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +27,16 @@ class NoCheckpoint(RuntimeError):
 
 
 class Checkpoints:
-    """The folder of checkpoints below a `model_path`. Names are scanned each time: no file points to the newest."""
+    """The folder of checkpoints below a `model_path`. Names are scanned each time: no file points to the newest.
+
+    Attributes:
+        folder: The folder.
+        refused: Why `newest` passed over those that are newer, one line each.
+    """
 
     def __init__(self, model_path: Path) -> None:
         self.folder = model_path / FOLDER
+        self.refused: list[str] = []
 
     def all(self) -> list[Checkpoint]:
         """All that are there by name, oldest first, verified or not."""
@@ -51,8 +56,7 @@ class Checkpoints:
         for checkpoint in reversed(self.all()):
             problem = publish.problem_of(checkpoint.path)
             if problem is None:
-                for line in refused:
-                    warnings.warn(f"{line}; continuing from {checkpoint.path.name}", stacklevel=2)
+                self.refused = [f"{line}; continuing from {checkpoint.path.name}" for line in refused]
                 return checkpoint
             refused.append(f"{checkpoint.path.name} cannot be used: {problem}")
         if refused:

@@ -17,7 +17,6 @@ import socket
 import struct
 import sys
 import time
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +61,11 @@ class Lock:
         self._file = -1
         self._socket: socket.socket | None = None
 
-    def acquire(self) -> None:
+    def acquire(self) -> str | None:
         """Take the lock.
+
+        Returns:
+            A warning where the file system knows no locks; None if it is locked.
 
         Raises:
             RuntimeError: Another training, in this process or another, works in this folder.
@@ -74,7 +76,7 @@ class Lock:
             raise self._refusal()
         _open.add(self)
         try:
-            self._take()
+            return self._take()
         except BaseException:
             self._close()
             raise
@@ -86,7 +88,9 @@ class Lock:
                 _lock_file(self._file, unlock=True)  # a child that copied the open file by other means holds it too
         self._close()
 
-    def _take(self) -> None:
+    def _take(self) -> str | None:
+        """Take both guards; the result is that of `acquire`."""
+        warning = None
         if not self._named():
             raise self._refusal()
         self._file = self._opened()
@@ -95,13 +99,12 @@ class Lock:
                 raise self._refusal()
         except OSError as error:
             other = "training of another machine" if self._socket is not None else "other training"
-            warnings.warn(
-                f"{self._folder} cannot be locked ({error.strerror}): see to it that no {other} works in it",
-                stacklevel=4,
-            )
+            why = error.strerror
+            warning = f"{self._folder} cannot be locked ({why}): see to it that no {other} works in it"
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n{_host()}\n{started}\n".encode(), 0)
+        return warning
 
     def _named(self) -> bool:
         """Name a socket after the folder; False if another process has. Where there are none, the file has to do."""

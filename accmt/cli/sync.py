@@ -30,13 +30,15 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{folder} holds no training: there is no {HISTORY} and no {FOLDER} in it")
     lock = Lock(folder)
     try:
-        lock.acquire()
+        warning = lock.acquire()
     except RuntimeError:
         text = f"{folder} is in use: a training sends by itself what waits; when it is over, call this again"
         raise CommandError(text) from None
     except OSError as error:
         raise CommandError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
+        if warning is not None:
+            sys.stderr.write(f"warning: {warning}\n")
         return _send(folder, options.timeout)
     finally:
         lock.release()

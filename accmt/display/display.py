@@ -53,6 +53,18 @@ class Display(Protocol):
         ...
 
 
+def display_of(*, is_main: bool, quiet: bool) -> Display:
+    """The display of a process, and the one channel for warnings of a training.
+
+    Warnings are not Python's: a filter that turns those into errors would raise them on the process that has one, in
+    the middle of what all do together, and the others would wait for it. So all processes carry on alike, and the main
+    process prints, also what is found on a thread.
+    """
+    if not is_main:
+        return NoDisplay()
+    return QuietDisplay() if quiet else ConsoleDisplay()
+
+
 class NoDisplay:
     """For all processes but the main one."""
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from accmt.checkpoint.rng import set_random_state
 from accmt.display.display import Display
+from accmt.hp_search.copies import Copies
 from accmt.hp_search.space import Space
 from accmt.hp_search.study import SharedStudy
 from accmt.hp_search.summary import after_search, before_search, ranked, trial_line
 from accmt.hp_search.trial import Experiment, run_trial
 from accmt.loop.memory import clean_caches
 
+SCHEDULERS = "scheduler"
+"""The name of the schedulers among what is copied for each trial."""
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """All parts of a search. `random` is the random state that every trial starts with, before its module is made."""
+    """All parts of a search.
+
+    `copies` makes the arguments of each trainer, with the schedulers to choose from among them. `random` is the random
+    state that every trial starts with, before its module is made.
+    """
 
     experiment: Experiment
+    copies: Copies
     space: Space
     study: SharedStudy
     display: Display
@@ -62,8 +71,9 @@ def _run_trial(search: Search, total: int | None) -> bool:
     asked = study.ask(total)
     if asked is None:
         return False
-    hps = search.space.hyperparameters(asked.values)
-    outcome = run_trial(search.experiment, study, asked.number, hps)
+    arguments = search.copies.make()
+    hps = replace(search.space, schedulers=arguments.pop(SCHEDULERS)).hyperparameters(asked.values)
+    outcome = run_trial(search.experiment, study, asked.number, hps, arguments)
     study.tell(outcome)
     best = next(iter(ranked(study.trials(), objective.direction)), None)
     search.display.show(trial_line(search.space, asked, outcome, objective.name, best))
@@ -72,8 +82,6 @@ def _run_trial(search: Search, total: int | None) -> bool:
 
 def _forget(search: Search) -> None:
     """Let go of the module of a trial before that of the next is made, and start as the first trial did."""
-    for callback in search.experiment.callbacks:
-        callback.module = None  # type: ignore[assignment]  # as it is before a training
     if search.device.type != "cpu":
         clean_caches()  # memory of a device is not freed by need, as main memory is
     set_random_state(search.random, search.device)

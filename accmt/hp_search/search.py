@@ -12,15 +12,17 @@ from accmt.arguments import ArgumentCheck
 from accmt.checkpoint.rng import random_state
 from accmt.config.errors import ConfigError, Problem, must_be
 from accmt.config.paths import resolved
-from accmt.display.display import ConsoleDisplay, NoDisplay
+from accmt.display.display import display_of
 from accmt.fit_check import check_fit, facts_of
+from accmt.hp_search.copies import Copies, Datasets
 from accmt.hp_search.declaration import read_space
 from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, rule_objective
-from accmt.hp_search.run import Search, run_trials
+from accmt.hp_search.run import SCHEDULERS, Search, run_trials
 from accmt.hp_search.study import SharedStudy, StudyOptions, quiet, study_problems
 from accmt.hp_search.trial import PLACE, Experiment, Modules
 from accmt.hyperparameters import HyperParameters
 from accmt.hyperparameters.schedulers import SchedulerChoice
+from accmt.loop.exclusive import exclusive
 from accmt.loop.processes import join_processes, leave_processes
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
@@ -59,7 +61,11 @@ class HyperParameterSearch:
         train_dataset: The training data.
         val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
         metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
-        **trainer_kwargs: Arguments of `Trainer`, but `hps_config` and `resume`. The same callbacks serve all trials.
+        **trainer_kwargs: Arguments of `Trainer`, but `hps_config` and `resume`. Each trial has copies of them and of
+            the metrics, as they are when `optimize` is called: what a callback, sampler or metric gathers in a trial
+            is not seen by the others, nor in the object that was given. An object with a `__deepcopy__` that returns
+            `self` is shared by all trials. Datasets are shared; their random generators and what their `state_dict`
+            holds are put back before each trial.
 
     Raises:
         ConfigError: With all problems of the arguments.
@@ -179,10 +185,23 @@ class HyperParameterSearch:
         Raises:
             ConfigError: With all problems that can be known before the first trial.
             RuleError: The objective is wrong.
+            Busy: A training, an evaluation or another search runs in this process.
             ImportError: Optuna is not installed.
         """
         options = StudyOptions(storage, study_name, load_if_exists, sampler, pruner)
         _check_call(best_metric_fn, objective, direction, options, {"n_trials": n_trials, "total_trials": total_trials})
+        with exclusive("optimize"):
+            return self._optimize(options, best_metric_fn, objective, direction, n_trials, total_trials)
+
+    def _optimize(
+        self,
+        options: StudyOptions,
+        best_metric_fn: Callable[..., Any] | None,
+        objective: str | None,
+        direction: Direction,
+        n_trials: int,
+        total_trials: int | None,
+    ) -> Study:
         accelerator = join_processes(self._options.model.mixed_precision)
         try:
             with quiet():
@@ -192,9 +211,10 @@ class HyperParameterSearch:
                 study = SharedStudy(options, self._space, target.direction, target.text)
                 search = Search(
                     experiment=self._experiment(modules, target),
+                    copies=self._copies(),
                     space=self._space,
                     study=study,
-                    display=ConsoleDisplay() if accelerator.is_main_process else NoDisplay(),
+                    display=display_of(is_main=accelerator.is_main_process, quiet=False),
                     device=accelerator.device,
                     random=random,
                 )
@@ -221,7 +241,18 @@ class HyperParameterSearch:
 
     def _experiment(self, modules: Modules, objective: Objective) -> Experiment:
         data = self._train_dataset, self._val_dataset
-        return Experiment(modules, *data, objective, self._model_path, self._arguments, self._options.callbacks)
+        return Experiment(modules, *data, Datasets(self._datasets()), objective, self._model_path)
+
+    def _copies(self) -> Copies:
+        given = {**self._arguments, "callback": list(self._options.callbacks), SCHEDULERS: self._space.schedulers}
+        return Copies(given, self._datasets())
+
+    def _datasets(self) -> dict[str, Any]:
+        given = self._val_dataset
+        several = (
+            given if isinstance(given, Mapping) else dict(enumerate(given if isinstance(given, list) else [given]))
+        )
+        return {"train_dataset": self._train_dataset, **{f"val_dataset[{key!r}]": one for key, one in several.items()}}
 
 
 def _checked(arguments: Mapping[str, Any], problems: list[Problem]) -> Options:

@@ -18,6 +18,7 @@ from accmt.callbacks import Callback
 from accmt.checkpoint.together import from_main
 from accmt.config.errors import ConfigError, Problem
 from accmt.hp_search.agreement import agreed
+from accmt.hp_search.copies import Datasets
 from accmt.hp_search.objective import Objective
 from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
 from accmt.hyperparameters import HyperParameters
@@ -74,19 +75,17 @@ class Experiment:
     Attributes:
         modules: Makes their modules.
         train_dataset, val_dataset: What `fit` is given.
+        datasets: Puts them back as the first trial found them.
         objective: What a trial is worth.
         model_path: A folder for the folders of the trials; None for temporary ones.
-        arguments: Arguments of the trainers, those that the search sets itself included.
-        callbacks: The user's callbacks.
     """
 
     modules: Modules
     train_dataset: Any
     val_dataset: Any
+    datasets: Datasets
     objective: Objective
     model_path: Path | None
-    arguments: Mapping[str, Any]
-    callbacks: tuple[Callback, ...]
 
 
 class Reporter(Callback):
@@ -116,7 +115,9 @@ class Reporter(Callback):
         return self.last
 
 
-def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: HyperParameters) -> Outcome:
+def run_trial(
+    experiment: Experiment, study: SharedStudy, number: int, hps: HyperParameters, arguments: Mapping[str, Any]
+) -> Outcome:
     """Train once and say what became of it: the same on all processes, once all have ended.
 
     Args:
@@ -124,6 +125,7 @@ def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: Hype
         study: The study that has asked for the trial.
         number: The number of the trial in the study.
         hps: The values to try.
+        arguments: Arguments of the trainer, made for this trial.
 
     Raises:
         RuleError: A rule in the arguments is wrong, which no values can mend.
@@ -132,11 +134,12 @@ def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: Hype
     """
     objective = experiment.objective
     reporter = Reporter(study, objective)
+    callbacks = [*arguments["callback"], reporter]
     outcome = Outcome(State.COMPLETE)
+    experiment.datasets.reset()
     with _folder(experiment.model_path, number) as folder:
         try:
-            arguments = _named(experiment.arguments, study.name, number)
-            trainer = Trainer(hps, folder, callback=[*experiment.callbacks, reporter], **arguments)
+            trainer = Trainer(hps, folder, **{**_named(arguments, study.name, number), "callback": callbacks})
             if objective.rule is not None:
                 trainer.register_model_saving(objective.rule)
             trainer.fit(experiment.modules.make(), experiment.train_dataset, experiment.val_dataset)
@@ -149,7 +152,8 @@ def run_trial(experiment: Experiment, study: SharedStudy, number: int, hps: Hype
         except Exception as error:
             outcome = failed(error)
         outcome = agreed(outcome, f"trial {number} of {study.name}")
-    reporter.module = None  # type: ignore[assignment]  # callbacks know their trainer, which knows this one
+    for callback in callbacks:  # they know their trainer, which knows them: the module is not to wait for that
+        callback.module = None
     if outcome.state is not State.COMPLETE:
         return outcome
     return from_main(lambda: _valued(trainer, objective, reporter.last))

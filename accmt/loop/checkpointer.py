@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -29,7 +28,7 @@ from accmt.checkpoint.together import Failed, everywhere, on_main
 from accmt.config.errors import ConfigError, Problem
 from accmt.loop.identity import difference
 from accmt.loop.position import COUNTERS
-from accmt.loop.processes import leave_group, side_group
+from accmt.loop.processes import side_group
 from accmt.loop.run import Run
 from accmt.loop.schedule import Count
 from accmt.loop.settings import changes as changes_of
@@ -59,6 +58,7 @@ class DiskCheckpointer:
         self._staging = Staging() if in_background else None
         self._group = side_group() if in_background else None
         self._writing: _Writing | None = None
+        self._begun = 0
         self._failed = False
 
     def save(self, run: Run) -> None:
@@ -86,6 +86,7 @@ class DiskCheckpointer:
         writing.thread = Thread(target=write, name="checkpoint", daemon=True)
         writing.thread.start()
         self._writing = writing
+        self._begun += 1
 
     @property
     def has_news(self) -> bool:
@@ -97,6 +98,11 @@ class DiskCheckpointer:
         """Whether something is being written in the background."""
         writing = self._writing
         return writing is not None and writing.thread is not None and writing.thread.is_alive()
+
+    @property
+    def ended(self) -> int:
+        """How many writings in the background have ended."""
+        return self._begun - self.is_writing
 
     def finish(self, run: Run) -> None:
         """Wait until what is being written in the background is there.
@@ -112,10 +118,9 @@ class DiskCheckpointer:
         self._conclude(run, writing, writing.failure)
 
     def close(self) -> None:
-        """Give back what is held."""
-        self._staging = None
-        leave_group(self._group)
-        self._group = None
+        """Give back what is held. A thread that was not waited for, because of a second Ctrl-C, keeps it."""
+        if not self.is_writing:
+            self._staging = self._group = None
 
     def _collect(self, run: Run) -> Files:
         """What this process writes."""
@@ -163,8 +168,7 @@ class DiskCheckpointer:
             if self._failed or not isinstance(failure, Failed):
                 raise failure
             self._failed = True
-            if PartialState().is_main_process:
-                warnings.warn(f"no checkpoint at step {writing.step}: {failure}", stacklevel=2)
+            run.display.warn(f"no checkpoint at step {writing.step}: {failure}")
             return
         self._failed = False
         run.checkpointed_at = writing.step

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.together import Failed
 from accmt.loop.engines import holds_replicas, is_sharded
+from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, noted
 from accmt.loop.lockstep import in_step
 from accmt.loop.memory import tried_again
@@ -78,7 +79,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     error: Exception | None = None
     state, device = evaluation.module.state, evaluation.module.device
-    with inference(evaluation.module, evaluation.model):
+    with evaluating(), inference(evaluation.module, evaluation.model):
         for key, loader in evaluation.loaders.items():
             meter = ValidationLoss(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}

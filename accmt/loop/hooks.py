@@ -77,7 +77,7 @@ def add_note(error: BaseException, where: str, state: TrainingState) -> None:
         error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
 
 
-def tell(hooks: Hooks, error: Exception) -> None:
+def tell(hooks: Hooks, error: BaseException) -> None:
     """Call the one hook that is for this kind of exception."""
     if is_out_of_memory(error):
         hooks.on_cuda_out_of_memory(error)

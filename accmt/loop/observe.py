@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from accmt.checkpoint.together import Failed, from_each, on_main
 from accmt.loop.engines import whole_weights
@@ -14,6 +16,7 @@ from accmt.loop.run import Run
 from accmt.loop.utilization import utilization
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+from accmt.tracking.journal import Journal
 
 LOOK_EVERY = 1.0
 
@@ -56,7 +59,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
         _warn_of(train_loss, run, progress)
     training = {} if initial else _training_metrics(run)
     observation = Observation(progress, values, train_loss, initial, training)
-    from_each(lambda: run.history.append(observation.to_json()))
+    _append(run, run.history, observation.to_json())
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)
     _update_state(run, observation, decision)
@@ -92,7 +95,15 @@ def _warn_of(loss: float, run: Run, progress: Progress) -> None:
 def record(run: Run, decision: Decision) -> None:
     """Write a decision down."""
     run.decisions.append(decision)
-    from_each(lambda: run.decision_log.append(decision.to_json()))
+    _append(run, run.decision_log, decision.to_json())
+
+
+def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
+    """Add a line to a journal, and say so if it has to wait."""
+    said: list[str | None] = []
+    from_each(lambda: said.append(journal.append(entry)))
+    for text in filter(None, said):
+        run.display.warn(text)
 
 
 def _update_state(run: Run, observation: Observation, decision: Decision) -> None:

@@ -18,6 +18,7 @@ from accmt.config.errors import ConfigError, Problem
 from accmt.loop.rendezvous import init_method
 
 _OURS = "made by accmt"
+_side_groups: list[dist.ProcessGroup] = []
 _COMPATIBLE = "__compatible_ops__"
 
 
@@ -68,6 +69,21 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
             AcceleratorState._shared_state[_OURS] = True
 
 
+def require_precision(mixed_precision: str | None, accelerator: Accelerator) -> None:
+    """Find out whether an Accelerator computes in the precision that another of this process would have.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if mixed_precision is None and _OURS in AcceleratorState._shared_state:
+        mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed_precision not in (None, accelerator.mixed_precision):
+        text = (
+            f"is {mixed_precision}, and the training around this evaluation computes in {accelerator.mixed_precision}"
+        )
+        raise ConfigError([Problem("mixed_precision", f"{text}: give the same")], "evaluate(...)")
+
+
 @contextmanager
 def _deepspeed_on_cpus() -> Iterator[str | None]:
     """Where DeepSpeed trains without a GPU: the backend to take, and no operation that is compiled first."""
@@ -111,17 +127,21 @@ def side_group() -> dist.ProcessGroup | None:
     """A group of all processes for what goes on beside their training, on the CPU; None for a single process.
 
     Its messages do not wait behind those of the training, nor do those wait for them. One waits for the others as long
-    as in the group of the training.
+    as in the group of the training. `leave_side_groups` ends it.
     """
     state = PartialState()
     if state.num_processes == 1:
         return None
     assert dist.group.WORLD is not None
     timeout = dist.group.WORLD._get_backend(state.device).options._timeout
-    return dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[no-any-return]
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    _side_groups.append(group)
+    return group  # type: ignore[no-any-return]
 
 
-def leave_group(group: dist.ProcessGroup | None) -> None:
-    """End a side group."""
-    if group is not None and dist.is_initialized():
-        dist.destroy_process_group(group)
+def leave_side_groups() -> None:
+    """End all side groups: those of a training end with it, however it ends."""
+    while _side_groups:
+        group = _side_groups.pop()
+        if dist.is_initialized():
+            dist.destroy_process_group(group)

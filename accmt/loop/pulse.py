@@ -10,26 +10,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Protocol
 
 import torch
 from accelerate import PartialState
 from torch import distributed as dist
 
-from accmt.loop.processes import leave_group, side_group
+from accmt.loop.processes import side_group
 from accmt.loop.signals import Signals
 
 _ASK_EVERY = 0.5  # seconds
+_PATIENCE = timedelta(seconds=5)
+
+# What other processes never answered. Its end would wait for them: it ends with the process.
+_unanswered: list[tuple[dist.Work, dist.ProcessGroup | None]] = []
 
 
 class Writer(Protocol):
-    """Something that writes in the background: whether it does, and whether it has since that was noted."""
+    """Something that writes in the background, one thing after the other.
 
-    @property
-    def is_writing(self) -> bool: ...
+    Attributes:
+        has_news: Whether a writing has ended here since `finish` was called.
+        ended: How many writings have ended here.
+    """
 
     @property
     def has_news(self) -> bool: ...
+
+    @property
+    def ended(self) -> int: ...
 
 
 class Pulse:
@@ -53,7 +64,7 @@ class Pulse:
         self._reason: str | None = None
         self._is_stopped = False
         self._weight = 0
-        self._has_news = False
+        self._ended = 0
 
     @property
     def weight(self) -> int:
@@ -62,8 +73,11 @@ class Pulse:
 
     @property
     def has_news(self) -> bool:
-        """Whether what was written in the background is written, as all processes know it."""
-        return self._writer.has_news if self._is_alone else self._has_news
+        """Whether what was written in the background is written everywhere, as all processes know it.
+
+        An answer may be older than the writing that is under way now: it only tells of those that it has counted.
+        """
+        return self._writer.has_news and (self._is_alone or self._ended >= self._writer.ended)
 
     @property
     def is_stopped(self) -> bool:
@@ -103,18 +117,20 @@ class Pulse:
         self._weight = 0
 
     def close(self) -> None:
-        """Wait for what is under way, and leave the other processes."""
+        """Wait, in a bounded time, for what is under way: a process that has failed may never answer."""
         if self._asked is not None:
-            self._asked[0].wait()
-        self._asked = None
-        leave_group(self._group)
-        self._group = None
+            work = self._asked[0]
+            with suppress(RuntimeError):  # nobody needs the answer
+                work.wait(_PATIENCE)
+            if not work.is_completed():
+                _unanswered.append((work, self._group))
+        self._asked = self._group = None
 
     def _ask(self) -> None:
         """Send what this process knows; the largest of each number comes back."""
         elapsed = self._elapsed() if PartialState().is_main_process else 0.0
-        known = [float(self._signals.weight), elapsed, float(self._writer.is_writing), float(self._writer.has_news)]
-        numbers = torch.tensor([*known, float(self._reason is not None)], dtype=torch.float64)
+        known = [float(self._signals.weight), elapsed, -float(self._writer.ended), float(self._reason is not None)]
+        numbers = torch.tensor(known, dtype=torch.float64)
         work = dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._asked = work, numbers
 
@@ -124,11 +140,11 @@ class Pulse:
         work, numbers = self._asked
         work.wait()
         self._asked = None
-        weight, now, is_writing, has_news, is_stopped = numbers.tolist()
+        weight, now, ended, is_stopped = numbers.tolist()
         self._weight, self._is_stopped = int(weight), bool(is_stopped)
-        self._has_news = bool(has_news and not is_writing)
+        self._ended = -int(ended)
         former_step, former_time = self._former
         pace = (step - former_step) / max(now - former_time, 1e-3)
         self._interval = max(1, min(int(pace * _ASK_EVERY), 2 * self._interval))
         self._former, self._ask_at = (step, now), step + self._interval
-        return weight > 0 or self._has_news or self._is_stopped or now >= moment
+        return weight > 0 or self.has_news or self._is_stopped or now >= moment

@@ -61,8 +61,8 @@ class Checkpointer(Protocol):
     """Makes checkpoints of a run, or does not. Writing may go on in the background."""
 
     @property
-    def is_writing(self) -> bool:
-        """Whether something is being written in the background."""
+    def ended(self) -> int:
+        """How many writings in the background have ended."""
         ...
 
     @property
@@ -103,8 +103,8 @@ class Steps(Protocol):
 class NoCheckpointer:
     """Checkpointing is off."""
 
-    is_writing = False
     has_news = False
+    ended = 0
 
     def save(self, run: Run) -> None:
         """Do nothing."""
@@ -179,6 +179,6 @@ class Run:
         self.decision_log.flush()
 
     def close(self) -> None:
-        """Leave the groups of processes that a training makes for itself."""
+        """Give back what the training holds beside its results."""
         self.pulse.close()
         self.checkpointer.close()

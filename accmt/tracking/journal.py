@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import uuid
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ DECISIONS = names.DECISIONS
 class Journal:
     """An append-only file of JSON lines; each line is on the disk when `append` returns.
 
-    A line that cannot be written is a warning, and waits for the next one, or for `flush`; two failures in a row are an
-    error. Only the main process writes; elsewhere `writes=False` makes it count along.
+    A line that cannot be written waits for the next one, or for `flush`; two failures in a row are an error. Only the
+    main process writes; elsewhere `writes=False` makes it count along.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -31,8 +30,11 @@ class Journal:
         self._waiting = b""
         self.lines = 0
 
-    def append(self, entry: Mapping[str, Any]) -> None:
+    def append(self, entry: Mapping[str, Any]) -> str | None:
         """Add a line.
+
+        Returns:
+            A warning if the line waits; None if it is written.
 
         Raises:
             ValueError: A number is NaN or infinite.
@@ -46,7 +48,8 @@ class Journal:
         except OSError as error:
             if waited:
                 raise
-            warnings.warn(f"{self.path}: line {self.lines} waits to be written: {error.strerror}", stacklevel=2)
+            return f"{self.path}: line {self.lines} waits to be written: {error.strerror}"
+        return None
 
     def flush(self) -> None:
         """Write the lines that wait.

@@ -17,6 +17,9 @@ class Witness(Callback):
         super().__init__()
         self.trainings = []
 
+    def __deepcopy__(self, memo):
+        return self  # one for all trials
+
     @property
     def now(self):
         return self.trainings[-1]

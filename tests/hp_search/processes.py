@@ -42,6 +42,9 @@ class Witness(Callback):
         super().__init__()
         self.used, self.folders, self.evaluations, self.number = [], [], [], -1
 
+    def __deepcopy__(self, memo):
+        return self  # one for all trials
+
     def on_fit_start(self):
         self.number += 1
         self.evaluations.append(0)

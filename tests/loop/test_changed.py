@@ -169,4 +169,4 @@ def test_a_start_anew_overwrites_no_model(scored):
 def test_what_has_no_effect_without_validation_data_is_said(trainer, regression, data, capsys):
     trainer(epochs=1, metrics=ACCURACY, evaluate_every_n_steps=2).fit(regression(), data(8))
     shown = capsys.readouterr().out
-    assert "note: there are no validation data: metrics and evaluate_every have no effect" in shown
+    assert "warning: there are no validation data: metrics and evaluate_every have no effect" in shown

@@ -41,7 +41,7 @@ def test_arguments_of_from_pretrained(fitted, tiny, transformers, assert_same, c
         assert (one.dtype, one.classifier.out_features, one.config.hidden_dropout_prob) == expected
     assert_same(loaded, model)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "note: 2 of 41 weights of BertForSequenceClassification are not in '" in printed
+    assert "warning: 2 of 41 weights of BertForSequenceClassification are not in '" in printed
     assert "/base' and start anew: classifier.bias, classifier.weight" in printed
     assert not caplog.records
 
@@ -51,7 +51,7 @@ def test_another_shape_where_it_is_expected(fitted, tiny, capsys):
     model, _ = fitted(tiny.folder / "bert", tiny.texts(6), kwargs=kwargs)
     assert model.classifier.out_features == 5
     printed = " ".join(capsys.readouterr().out.split())
-    assert "note: 2 of 41 weights of BertForSequenceClassification have another shape in '" in printed
+    assert "warning: 2 of 41 weights of BertForSequenceClassification have another shape in '" in printed
 
 
 def test_metrics_get_logits_and_labels(trainer, tiny, transformers, watcher, accuracy):

@@ -1,0 +1,99 @@
+"""What the trials of a search share, and what each has for itself.
+
+A callback that counts, a sampler with a generator, a metric with a state: what a trial does to them must not change the
+next trial. So each trial has copies of all that was given, as it was when the search began. Datasets are too large for
+that: they are shared, and the random generators that they keep, and what their `state_dict` holds, are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from accmt.callbacks import Callback
+from accmt.config.errors import ConfigError, Problem
+from accmt.loop.draws import has_state
+from accmt.loop.exactness import Generators
+from accmt.module import AcceleratorModule
+
+_REMEDY = (
+    "Let it make what cannot be copied in on_fit_start, or give it a method __deepcopy__: one that returns self shares "
+    "it between the trials"
+)
+
+
+class Copies:
+    """Makes copies of arguments as they are now. What they have in common, the copies have in common too.
+
+    Args:
+        given: Name -> argument.
+        shared: What is not copied, wherever it is found.
+
+    Raises:
+        ConfigError: Something cannot be copied; with the names of all that cannot.
+    """
+
+    def __init__(self, given: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+        self._shared = [*shared.values(), *_referred(given)]
+        problems = [problem for name, value in _parts(given) for problem in self._problems(name, value)]
+        if problems:
+            raise ConfigError(problems, "HyperParameterSearch(...)")
+        self._pristine = self._copied(given)
+
+    def make(self) -> dict[str, Any]:
+        """Fresh copies, by name."""
+        return dict(self._copied(self._pristine))
+
+    def _copied(self, value: Any) -> Any:
+        return deepcopy(value, {id(one): one for one in self._shared})
+
+    def _problems(self, name: str, value: Any) -> list[Problem]:
+        try:
+            self._copied(value)
+        except Exception as error:
+            kind = f"{type(value).__name__} cannot be copied, and each trial needs its own"
+            return [Problem(name, f"{kind}: {type(error).__name__}: {error}. {_REMEDY}")]
+        return []
+
+
+class Datasets:
+    """Puts what datasets keep besides their samples back as it is now.
+
+    Args:
+        datasets: Name -> dataset.
+    """
+
+    def __init__(self, datasets: Mapping[str, Any]) -> None:
+        self._generators = Generators(datasets)
+        self._drawn = deepcopy(self._generators.states())
+        self._stateful = {name: dataset for name, dataset in datasets.items() if has_state(dataset)}
+        self._states = {name: deepcopy(dataset.state_dict()) for name, dataset in self._stateful.items()}
+
+    def reset(self) -> None:
+        """Let a trial find them as the first one did."""
+        for name, dataset in self._stateful.items():
+            dataset.load_state_dict(deepcopy(self._states[name]))
+        self._generators.restore(deepcopy(self._drawn))
+
+
+def _parts(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The arguments one by one, those in lists and dictionaries too."""
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _parts({f"{name}[{key!r}]": item for key, item in value.items()})
+        elif isinstance(value, list | tuple):
+            yield from _parts({f"{name}[{place}]": item for place, item in enumerate(value)})
+        else:
+            yield name, value
+
+
+def _referred(given: Mapping[str, Any]) -> Iterator[Any]:
+    """Datasets and modules that arguments refer to, and what an earlier training has set on callbacks."""
+    for _, value in _parts(given):
+        attributes = dict(getattr(value, "__dict__", {}))
+        if isinstance(value, Callback):
+            yield from (attributes.pop(name) for name in ("module", "trainer", "state") if name in attributes)
+        yield from (held for held in attributes.values() if isinstance(held, Dataset | AcceleratorModule))
