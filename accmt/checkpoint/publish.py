@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from accmt.rules.texts import plain
+
 MANIFEST = "MANIFEST.json"
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -126,9 +128,10 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
     except _UNREADABLE as error:
         return f"its {MANIFEST} cannot be read: {type(error).__name__}"
     try:
-        return _difference(folder, expected, read)
+        problem = _difference(folder, expected, read)
+        return None if problem is None else plain(problem)
     except OSError as error:
-        return f"it cannot be read: {error}"
+        return plain(f"it cannot be read: {error}")
 
 
 def remove(folder: Path) -> None:

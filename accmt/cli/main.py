@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 from accmt import __version__
 from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, positive
+from accmt.cli.output import complain, fitting
+from accmt.rules.texts import shown
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status."""
+    """Run a command and give its exit status. Without arguments they are those of this process, and it is theirs."""
     options = _parser().parse_args(arguments)
     try:
+        if arguments is None:
+            _leave_interrupts_to_the_system(options.command)
         status: int = import_module(f"accmt.cli.{options.command}").run(options)
         sys.stdout.flush()
         return status
@@ -30,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.error(str(error))  # exits
         return 2
     except CommandError as error:
-        sys.stderr.write(f"{error}\n")
+        complain(str(error))
         return 1
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,8 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages repeat what it was given in a form that no terminal obeys."""
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        stream: Any = file or sys.stderr
+        super()._print_message(fitting(shown(message, lines=True), stream), stream)
+
+
+def _leave_interrupts_to_the_system(command: str) -> None:
+    """Let Ctrl-C end the process itself, at any moment.
+
+    As an exception it would be lost where Python is about to end, and where the process was started with interrupts
+    ignored, as shells do for what they run in the background, there would be none. What a command may be writing is
+    made for the end of its process. `launch` passes interrupts on.
+    """
+    if command != "launch":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="accmt",
         description="Check rules, look at what a training decided, and ask what other rules would have decided.",
         allow_abbrev=False,
