@@ -10,7 +10,7 @@ from accmt.checkpoint.checkpoints import FOLDER, Checkpoints
 from accmt.checkpoint.publish import flush_directory
 
 JOURNALS = ("history.jsonl", "decisions.jsonl", "training.json")
-_NAME = re.compile(r"earlier-([0-9]+)")
+_NAME = re.compile(r"earlier-([0-9]{1,9})")
 
 
 def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, Any
+from typing import Any
 
 from accmt import __version__
 from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, positive
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """A parser whose messages repeat what it was given in a form that no terminal obeys."""
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
-        stream: Any = file or sys.stderr
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stream = file or sys.stderr
         super()._print_message(fitting(shown(message, lines=True), stream), stream)
 
 
@@ -64,7 +64,7 @@ def _leave_interrupts_to_the_system(command: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="accmt",
         description="Check rules, look at what a training decided, and ask what other rules would have decided.",
         allow_abbrev=False,
@@ -169,10 +169,29 @@ def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "sync",
         "send what a training could not send to its trackers",
         "Send the values, artifacts and the final status that a training could not send while it went on. What cannot\n"
-        "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.",
-        "  accmt sync runs/model\n  accmt sync runs/model --timeout 60\n",
+        "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.\n"
+        "It is sent only to places that are named here, and files only from MODEL_PATH, unless others are named.",
+        "  accmt sync runs/model --to http://10.0.0.1:5000\n"
+        "  accmt sync runs/model --to logs --artifacts-from plots --timeout 60\n",
     )
     parser.add_argument("model_path", metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument(
+        "--to",
+        dest="destinations",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="where it may be sent: the address or folder that was the logging_dir, and for other trackers than MLflow "
+        "and TensorBoard the name of the tracker besides; may be repeated. MLFLOW_TRACKING_URI names a place too",
+    )
+    parser.add_argument(
+        "--artifacts-from",
+        dest="artifacts",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file, or a folder whose files may be sent, besides those in MODEL_PATH; may be repeated",
+    )
     parser.add_argument(
         "--timeout", type=positive, default=600, metavar="SECONDS", help="how long it may take, 600 by default"
     )

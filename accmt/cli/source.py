@@ -52,7 +52,9 @@ def facts_seen(
     for name in given:
         if name not in seen:
             shown = ", ".join(names) or "none"
-            raise CommandError(plain(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}"))
+            raise CommandError(
+                plain(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
+            )
     reported = dict(known.metrics)
     for name, datasets in seen.items():
         direction = known.metrics[name].greater_is_better if name in known.metrics else None

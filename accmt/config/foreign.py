@@ -16,6 +16,10 @@ from accmt.rules.texts import plain
 MIB = 1 << 20
 
 
+class NotAFile(OSError):
+    """Where a file has to be, there is a link, a pipe or something else; the message says what."""
+
+
 def below(folder: Path, name: str) -> Path:
     """The path of a name from a file.
 
@@ -45,14 +49,13 @@ def problem_of_content(folder: Path, path: Path) -> str | None:
         folder: The folder that it must lie in, through no link.
         path: The file or folder, absolute.
     """
-    own, given = Path(os.path.abspath(folder)), Path(os.path.abspath(path))
-    if own.resolve() != own and not given.is_relative_to(own):
-        own = own.resolve()
-    if given == own or not given.is_relative_to(own):
+    bases = (Path(os.path.abspath(folder)), folder.resolve())
+    own = next((base for base in bases if path != base and path.is_relative_to(base)), None)
+    if own is None or ".." in path.parts:
         return f"lies outside of {folder}"
-    if (link := link_to(own, given)) is not None:
-        return f"is reached through a link, {link}" if link != given else "is a link"
-    return next((problem for entry in _entries(given) if (problem := _problem_of_entry(entry, given))), None)
+    if (link := link_to(own, path)) is not None:
+        return f"is reached through a link, {link}" if link != path else "is a link"
+    return next((problem for entry in _entries(path) if (problem := _problem_of_entry(entry, path))), None)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -60,25 +63,26 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It is not a regular file, is known by several names if it is to be written, or cannot be opened.
+        NotAFile: It is not a regular file; or it is to be written, and has other names, which would be written too.
+        OSError: It cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, and must be a file", str(path)) from None
+            raise NotAFile(errno.ELOOP, "it is a link, and must be a file", str(path)) from None
         if error.errno == errno.ENXIO:
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path)) from None
+            raise NotAFile(errno.EINVAL, "it is not a regular file", str(path)) from None
         raise
     status = os.fstat(descriptor)
     problem = None
     if not stat.S_ISREG(status.st_mode):
         problem = "it is not a regular file"
     elif flags & (os.O_RDWR | os.O_WRONLY) and status.st_nlink > 1:
-        problem = "it has other names (hard links), which would be written too"
+        problem = "it has other names (hard links)"
     if problem is not None:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, problem, str(path))
+        raise NotAFile(errno.EINVAL, problem, str(path))
     return descriptor
 
 
@@ -87,7 +91,8 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It is not a regular file, or cannot be read.
+        NotAFile: It is not a regular file.
+        OSError: It cannot be read.
         ValueError: It is larger than `most` bytes.
     """
     with os.fdopen(open_regular(path), "rb") as file:

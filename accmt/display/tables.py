@@ -38,7 +38,9 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
         for verdict in decision.verdicts:
             if rule in (None, verdict.rule):
                 word = Text(verdict.outcome.value, _STYLES[verdict.outcome])
-                table.add_row(*place, Text(shown(verdict.rule)), _values(verdict.values), word, Text(shown(verdict.reason)))
+                table.add_row(
+                    *place, Text(shown(verdict.rule)), _values(verdict.values), word, Text(shown(verdict.reason))
+                )
                 place = ("", "", "")
         if decision.stop is not None:
             table.add_row(*place, "", "", Text("stop", "bold"), Text(shown(decision.stop.reason)))
@@ -53,7 +55,9 @@ def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | Non
     for rule, values, step, folder in rows:
         best = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         place = "" if folder is None else str(folder)
-        table.add_row(Text(shown(rule)), Text(shown(best or "nothing")), str(step) if values else "", Text(shown(place)))
+        table.add_row(
+            Text(shown(rule)), Text(shown(best or "nothing")), str(step) if values else "", Text(shown(place))
+        )
     return table
 
 

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accmt.config.foreign import MIB, open_regular, read_bytes
+
 HISTORY = "history.jsonl"
 DECISIONS = "decisions.jsonl"
+_LARGEST = 1024 * MIB
 
 
 class Journal:
@@ -72,7 +75,7 @@ class Journal:
 
     def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()
-        with self.path.open("ab+", buffering=0) as file:
+        with os.fdopen(open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+", buffering=0) as file:
             end = _end_of_lines(file)
             file.truncate(end)
             try:
@@ -88,7 +91,7 @@ class Journal:
 
 def read_lines(path: Path) -> list[str]:
     """The complete lines of a journal; a last line without its end was cut off by a crash and is left out."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return read_bytes(path, _LARGEST).decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
