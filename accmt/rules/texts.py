@@ -17,7 +17,7 @@ _JOINERS = "\u200c\u200d"  # several scripts and most emoji need them
 # User and password stand before an '@'; a password that holds a '/' is recognized by not being the number of a port.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/?#@:'\"<>]*:(?!\d{1,5}(?![^\s/?#'\"<>]))[^\s'\"<>]*@)")
 _SECRET = re.compile(
-    r"(?<=[?&;])([\w.-]*(?:token|secret|passw|pwd|credential|signature|sig|auth|key)[\w.-]*=)[^\s&;#'\"<>]+",
+    r"(?<=[?&;])([\w.-]*(?:token|secret|passw|pwd|credential|signature|sig|auth|key)[\w.-]*=)(?!\*{3})[^\s&;#'\"<>]+",
     re.IGNORECASE,
 )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accmt.config.foreign import MIB, open_regular, read_bytes
+from accmt.config.foreign import MIB, read_bytes
 
 HISTORY = "history.jsonl"
 DECISIONS = "decisions.jsonl"
@@ -75,7 +75,7 @@ class Journal:
 
     def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()
-        with os.fdopen(open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+", buffering=0) as file:
+        with self.path.open("ab+", buffering=0) as file:
             end = _end_of_lines(file)
             file.truncate(end)
             try:

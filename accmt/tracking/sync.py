@@ -66,11 +66,13 @@ def _not_named(outbox: Outbox) -> str:
     recipient, left = outbox.recipient, outbox.left()
     outbox.release()
     options = " ".join(f"--to {shlex.quote(name)}" for name in names_of(recipient.tracker, recipient.location))
-    also = f" nor {ENVIRONMENT}" if recipient.tracker == mlflow.NAME else ""
+    nobody = "the command line does not name"
+    if recipient.tracker == mlflow.NAME:
+        nobody = f"neither the command line nor {ENVIRONMENT} names"
     arguments = f"; the arguments of its run: {json.dumps(recipient.arguments)}" if recipient.arguments else ""
     return (
-        f"{recipient.tracker} at {masked(recipient.location)}: still waits: {left or 'nothing'}; it is not sent to a "
-        f"place that neither the command line{also} names: if it is yours, add {options}{arguments}"
+        f"{recipient.tracker} at {masked(recipient.location)}: still waits: {left or 'nothing'}; it is not sent, as "
+        f"{nobody} this place: if it is yours, add {options}{arguments}"
     )
 
 
