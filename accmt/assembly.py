@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
+from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.deepspeed import DeepSpeedState
+from accmt.checkpoint.lock import LOCK
 from accmt.checkpoint.packing import pack
+from accmt.checkpoint.publish import REPLACED, TEMPORARY, TRASH
 from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
@@ -46,7 +49,10 @@ from accmt.preparation import Prepared, configure, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
+from accmt.tracking.choice import meeting_problems
+from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
+from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
 
@@ -311,6 +317,12 @@ def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> C
     return DiskCheckpointer(checkpoints, parts, options.checkpoint.keep, in_background=options.checkpoint.in_background)
 
 
+def _is_taken(rules: Rules, name: str) -> bool:
+    """Whether a training with these rules has a file or a folder of this name."""
+    own = (LOCK, FOLDER, OUTBOX, HISTORY, DECISIONS, TRAINING, *(rule.folder for rule in rules.savings))
+    return name.casefold() in map(str.casefold, own) or name.startswith((TEMPORARY, TRASH, REPLACED, "earlier-"))
+
+
 def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tracker:
     """The trackers, on the main process; all processes know when one refuses."""
     options, tracking = plan.options, plan.options.tracking
@@ -322,6 +334,9 @@ def _tracker(plan: Plan, checkpoint: Checkpoint | None, display: Display) -> Tra
         parameters = {**options.hps.to_dict(), **tracking.config}
         goes_back = type(options.checkpoint.resume) is int and options.checkpoint.resume > 0
         beginning = Beginning(tracking.logging_dir, tracking.track_name, parameters, former, step, goes_back)
+        problems = meeting_problems(tracking.trackers, beginning, plan.model_path, partial(_is_taken, plan.rules))
+        if problems:
+            raise ConfigError(problems, "fit(...)")
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:

@@ -21,7 +21,7 @@ from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plai
 
 TENSORBOARD = "tensorboard"
 FOLDER = "logs"
-_ARTIFACTS = "artifacts"
+ARTIFACTS = "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class TensorBoardTracker(AccelerateTracker):
         Raises:
             ValueError: It, or a folder in it, is a link.
         """
-        artifacts = below(self._location, f"{self._folder}/{_ARTIFACTS}")
+        artifacts = below(self._location, f"{self._folder}/{ARTIFACTS}")
         artifacts.mkdir(parents=True, exist_ok=True)
         for place, folders, _ in os.walk(artifacts):
             for name in folders:

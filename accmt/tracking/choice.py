@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import reduce
 from importlib import import_module
@@ -15,9 +16,10 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.rules.errors import nearest
-from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.accelerate import ARTIFACTS, FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.mlflow import DATABASE, RUN_ARGUMENTS, is_address
 from accmt.tracking.mlflow import NAME as MLFLOW
-from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
+from accmt.tracking.tracker import Beginning
 
 _ALSO = {TENSORBOARD: "tensorboardX"}
 _WANTED: dict[str, tuple[type, str]] = {
@@ -187,6 +189,41 @@ def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) ->
         if isinstance(name, str) and (".." in Path(name).parts or Path(name).is_absolute())
     ]
     return list(dict.fromkeys(problems))
+
+
+def meeting_problems(
+    trackers: Mapping[str, Mapping[str, Any]], beginning: Beginning, model_path: Path, is_taken: Callable[[str], bool]
+) -> list[Problem]:
+    """Places of trackers in the folder of the training that belong to the training itself.
+
+    Args:
+        trackers: Tracker -> the arguments of its run.
+        beginning: What they are told.
+        model_path: The folder of the training.
+        is_taken: Whether a file or a folder there has a name of the training's own.
+    """
+    own = Path(os.path.realpath(model_path))
+    places = [(name, place) for name, arguments in trackers.items() for place in _places(name, arguments, beginning)]
+    names = [(tracker, place.relative_to(own).parts[:1]) for tracker, place in places if place.is_relative_to(own)]
+    return [
+        Problem("logging_dir", f"{tracker} would write to '{name}' in model_path, which is the training's own")
+        for tracker, parts in dict.fromkeys(names)
+        for name in parts
+        if is_taken(name)
+    ]
+
+
+def _places(tracker: str, arguments: Mapping[str, Any], beginning: Beginning) -> list[Path]:
+    """What a tracker writes, with all links followed."""
+    location = beginning.location
+    if tracker == MLFLOW:
+        names = () if is_address(location) else (DATABASE, ARTIFACTS)
+        return [Path(os.path.realpath(location), name) for name in names]
+    if not _writes(tracker):
+        return []
+    run = [arguments["run_name"]] if tracker == TENSORBOARD and "run_name" in arguments else []
+    place = Path(FOLDER if is_address(location) else location, beginning.experiment, *run)
+    return [Path(os.path.realpath(place)), Path(os.path.realpath(place), ARTIFACTS)]
 
 
 def _writes(name: str) -> bool:

@@ -160,7 +160,7 @@ def free_port():
 
 
 def syncing(path: Path) -> list[str]:
-    """The arguments of a sync that names all places to which something waits, and allows artifacts beside the folder."""
+    """The arguments of a sync that names all places to send to, and allows artifacts beside the folder."""
     lines = [file.read_text().split("\n")[0] for file in (path / "outbox").glob("*.jsonl")]
     headers = [json.loads(line) for line in lines if line.startswith("{")]
     places = dict.fromkeys(place for each in headers for place in names_of(each["tracker"], each["location"]))

@@ -75,7 +75,7 @@ def values(*steps):
 
 
 def sync(model, capfd, *arguments):
-    """The exit status, and what was written. All places that wait are named, and artifacts beside the folder allowed."""
+    """The exit status, and what was written. All places are named, and artifacts beside the folder allowed."""
     capfd.readouterr()
     status = main([*syncing(model), *arguments])
     return status, *capfd.readouterr()
