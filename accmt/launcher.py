@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from accmt.cli.output import complain
+
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 # Torchrun wants a signal to handle. This one comes to nobody who has not asked for it.
@@ -109,7 +111,7 @@ def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str],
         return _outcome(error.failures, signals)
     except (ValueError, OSError, ImportError) as error:
         text = str(error).replace(str(file), name)
-        sys.stderr.write(f"accmt launch: Accelerate cannot launch {name}: {text}\n")
+        complain(f"accmt launch: Accelerate cannot launch {name}: {text}")
         return 1
     return 0
 
@@ -123,7 +125,7 @@ def _outcome(failures: Mapping[int, Any], signals: Signals) -> int:
     if signals.asked and not by_themselves:
         return -signals.asked
     causes: dict[int, int] = by_themselves or early
-    sys.stderr.write(f"accmt launch: {', '.join(_in_words(rank, code) for rank, code in causes.items())}\n")
+    complain(f"accmt launch: {', '.join(_in_words(rank, code) for rank, code in causes.items())}")
     return next(iter(causes.values()))
 
 

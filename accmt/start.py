@@ -19,6 +19,7 @@ from accmt.checkpoint.together import from_main
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
 from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
+from accmt.tracking.outbox import FOLDER as OUTBOX
 
 
 def check_folders(plan: Plan) -> None:
@@ -35,6 +36,11 @@ def check_folders(plan: Plan) -> None:
         raise OSError(errno.EILSEQ, "its name is no text, and what is written there could not be read again") from None
     folders = [path / FOLDER] if plan.options.checkpoint.enabled else []
     folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
+    for place in (path / FOLDER, path / OUTBOX, *(path / rule.folder for rule in plan.rules.savings)):
+        if place.is_symlink():
+            raise OSError(
+                errno.ELOOP, f"its {place.name} is a link: everything of a training lies in its folder itself"
+            )
     for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
         publish.require_writable(folder)
         durable.flush_directory(folder)  # what is not certain here is said before the first step
@@ -43,7 +49,7 @@ def check_folders(plan: Plan) -> None:
             text = f"its '{rule.folder}' is not what a rule has saved, and the rule '{rule.name}' would replace it"
             raise OSError(errno.EEXIST, f"{text}: move it away, or give the rule another name", str(path / rule.folder))
     for name in JOURNALS:
-        if os.path.lexists(path / name) and not (path / name).is_file():
+        if os.path.lexists(path / name) and ((path / name).is_symlink() or not (path / name).is_file()):
             raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))
 
 

@@ -11,6 +11,7 @@ from accmt.checkpoint.saved import Saving
 from accmt.display.tables import decision_table, savings_table
 from accmt.loop.run import Run
 from accmt.rules import Decision, Facts, SavingRule, Stop
+from accmt.rules.texts import shown
 from accmt.rules.words import cadence_in_words, in_words
 
 _MOST_ROWS = 100
@@ -20,18 +21,18 @@ def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
     """The model, the device, the length, and each rule in words."""
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(plan).items():
-        table.add_row(Text(name, "bold"), Text(value))
+        table.add_row(Text(name, "bold"), Text(shown(value)))
     for rule in plan.rules.savings:
-        table.add_row(Text(rule.name, "bold"), Text(in_words(rule, plan.facts)))
-    return [table, *(Text(f"note: {note}", "yellow") for note in notes)]
+        table.add_row(Text(shown(rule.name), "bold"), Text(shown(in_words(rule, plan.facts))))
+    return [table, *(Text(shown(f"note: {note}"), "yellow") for note in notes)]
 
 
 def after_training(
     run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
 ) -> list[RenderableType]:
     """What was decided at each evaluation, what was saved and where, and why it ended."""
-    shown, left_out = _worth_showing(run.decisions)
-    parts: list[RenderableType] = ["", decision_table(shown)]
+    listed, left_out = _worth_showing(run.decisions)
+    parts: list[RenderableType] = ["", decision_table(listed)]
     if left_out:
         parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {run.decision_log.path}"))
     rows = [
@@ -39,7 +40,7 @@ def after_training(
         for rule, saving in savings
     ]
     why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
-    return [*parts, "", savings_table(rows), "", Text(f"{why}, after {run.position.step} steps", "bold")]
+    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {run.position.step} steps"), "bold")]
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -117,5 +118,5 @@ def _epochs(count: int | None) -> str:
 def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
     if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
         return decisions, 0
-    shown = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
-    return shown, len(decisions) - len(shown)
+    kept = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
+    return kept, len(decisions) - len(kept)

@@ -154,7 +154,7 @@ def test_a_tracker_that_never_returns_is_left_behind(trainer, regression, data, 
     assert training.state.finished
     assert (
         "warning: mine: not sent yet: 18 values (steps 1 to 8), the status FINISHED; it did not answer in time; "
-        f"later: accmt sync {training.model_path}\n"
+        f"later: accmt sync {training.model_path} --to mine --to {Path('logs').absolute()}\n"
     ) in capsys.readouterr().out
     Mine.free.set()
 
@@ -187,7 +187,7 @@ trainer.fit(Regression(), make_data(8))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert (
         "warning: mine: not sent yet: 2 values (step 2), the status FINISHED; it did not answer in time; "
-        "later: accmt sync model\n"
+        f"later: accmt sync model --to mine --to {tmp_path / 'logs'}\n"
     ) in ran.stdout
 
 
@@ -217,7 +217,7 @@ def test_a_continued_training_goes_on_without_a_tracker_that_refuses(trainer, re
     assert "warning: mine cannot be used: PermissionError: not yours; the training goes on without it\n" in out
     assert (
         "warning: mine: not sent yet: 2 values (step 6), the status FINISHED; PermissionError: not yours; "
-        f"later: accmt sync {longer.model_path}\n"
+        f"later: accmt sync {longer.model_path} --to mine --to {Path('logs').absolute()}\n"
     ) in out
 
 
@@ -271,7 +271,8 @@ def test_another_training_leaves_what_waits_and_says_so(left_behind, trainer, re
         "warning: mine: 18 values (steps 1 to 8), the status FINISHED of an earlier run still wait to be sent; "
         f"when this training is over: {command}\n"
     ) in capsys.readouterr().out
-    assert main(command.split()[1:]) == 0
+    assert main(command.split()[1:]) == 1, "it names no place"
+    assert main([*command.split()[1:], "--to", "mine", "--to", "logs"]) == 0
     assert [step for step, _ in sent(RUNS[-1], "train_loss")] == list(range(1, 9))
 
 

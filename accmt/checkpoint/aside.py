@@ -12,7 +12,7 @@ from accmt.durable import flush_directory
 from accmt.rules.names import DECISIONS, EARLIER, HISTORY, TRAINING
 
 JOURNALS = (HISTORY, DECISIONS, TRAINING)
-_NAME = re.compile(rf"{EARLIER}([0-9]+)")
+_NAME = re.compile(rf"{EARLIER}([0-9]{{1,9}})")
 
 
 def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:

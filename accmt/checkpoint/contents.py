@@ -29,6 +29,7 @@ from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
 from accmt.checkpoint.strict import as_json, read_json
 from accmt.config.errors import ConfigError
+from accmt.rules.texts import plain
 
 SCHEMA = 1
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -79,9 +80,9 @@ def understood(folder: Path) -> Iterator[None]:
     except Exception as error:
         raise NoCheckpoint(
             f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
-            f"({type(error).__name__}: {error!s:.200})\n"
+            f"({type(error).__name__}: {plain(f'{error!s:.200}')})\n"
             f"Nothing was changed. Delete it to continue from the one before, or start anew with resume=False."
-        ) from error
+        ) from (error if plain(error, lines=True) == str(error) else None)
 
 
 def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
@@ -213,7 +214,7 @@ def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], what: s
 def shortened(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return lines[:_LISTED] + more
+    return [*map(plain, lines[:_LISTED]), *more]
 
 
 def _compare_parts(

@@ -25,6 +25,7 @@ from typing import Any
 
 from accmt.durable import flush_directory, flush_file, only_warned
 from accmt.rules import names
+from accmt.rules.texts import plain
 
 MANIFEST = names.MANIFEST
 TEMPORARY = names.TEMPORARY
@@ -134,9 +135,10 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
     except _UNREADABLE as error:
         return f"its {MANIFEST} cannot be read: {type(error).__name__}"
     try:
-        return _difference(folder, expected, read)
+        problem = _difference(folder, expected, read)
+        return None if problem is None else plain(problem)
     except OSError as error:
-        return f"it cannot be read: {error}"
+        return plain(f"it cannot be read: {error}")
 
 
 def remove(folder: Path) -> None:

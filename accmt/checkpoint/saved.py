@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from accmt.checkpoint.strict import read_json
+from accmt.config.foreign import NotAFile
 from accmt.rules import names
 from accmt.rules.jsonable import count_from, from_text
+from accmt.rules.texts import plain
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
@@ -72,8 +74,8 @@ def place_of_best(folder: Path) -> Path | None:
     Raises:
         DamagedSaving: The list of its models cannot be read.
     """
-    place = next((path for name in listed_in(folder) if (path := folder / Path(name).name).is_dir()), folder)
-    return place if (place / DESCRIPTION).is_file() else None
+    place = next((path for name in listed_in(folder) if _is_folder(path := folder / name)), folder)
+    return place if _is_file(place / DESCRIPTION) else None
 
 
 def listed_in(folder: Path) -> list[str]:
@@ -82,22 +84,31 @@ def listed_in(folder: Path) -> list[str]:
     Raises:
         DamagedSaving: The list cannot be read.
     """
-    if not (folder / INDEX).is_file():
+    if not _is_file(folder / INDEX):
         return []
     with _described(folder / INDEX) as data:
-        if not all(type(name) is str for name in data["best_first"]):
-            raise ValueError("a name in it is no text")
+        for name in data["best_first"]:
+            if type(name) is not str or KEPT.fullmatch(name) is None:
+                raise ValueError(f"{name!r:.100} is not the name of a model that a rule keeps")
         return list(data["best_first"])
 
 
 def savings_in(model_path: Path) -> list[Path]:
     """The folders of all rules that have saved a model."""
-    return sorted(path for path in model_path.iterdir() if path.is_dir() and is_saving(path))
+    return sorted(path for path in model_path.iterdir() if _is_folder(path) and is_saving(path))
 
 
 def is_saving(folder: Path) -> bool:
     """Whether a folder holds models that a rule saved."""
-    return (folder / DESCRIPTION).is_file() or (folder / INDEX).is_file()
+    return _is_file(folder / DESCRIPTION) or _is_file(folder / INDEX)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 @contextmanager
@@ -105,5 +116,7 @@ def _described(path: Path) -> Iterator[Any]:
     """Read a description, and tell of what is wrong with it, also of what the block finds."""
     try:
         yield read_json(path)
+    except NotAFile as error:
+        raise DamagedSaving(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedSaving(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        raise DamagedSaving(f"{path} cannot be read: {type(error).__name__}: {plain(error)}") from None

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+from accmt.config.foreign import MIB, read_bytes
+
+_LARGEST = 256 * MIB
+
 
 def as_json(data: Any) -> str:
     """Strict JSON.
@@ -23,12 +27,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read strict JSON.
+    """Read strict JSON from a regular file; no link is followed.
 
     Raises:
-        ValueError: It is not.
+        OSError: There is no such file.
+        ValueError: It is something else, or too large.
     """
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    return json.loads(read_bytes(path, _LARGEST).decode("utf-8"), parse_constant=_refuse)
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 
 from accmt.cli.arguments import UsageError
 from accmt.cli.given import Mistakes, given_facts, given_section, parsed, with_patience
+from accmt.cli.output import complain, write
 from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.checker import clashes
 from accmt.rules.words import cadence_in_words, in_words, stop_in_words
@@ -35,10 +35,10 @@ def run(options: argparse.Namespace) -> int:
         mistakes.of(lambda: _check_names(rules))
     else:
         for warning in mistakes.of(lambda: check(rules, facts)) or []:
-            sys.stderr.write(f"warning: {warning}\n")
+            complain(f"warning: {warning}")
     mistakes.tell()
     for line in _in_words(rules, facts):
-        sys.stdout.write(f"{line}\n")
+        write(line)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +17,11 @@ from accmt.checkpoint.lock import LOCK
 from accmt.cli.arguments import CommandError
 from accmt.cli.inventory import Inventory, take_inventory
 from accmt.cli.inventory_report import report
-from accmt.cli.layout import plain, write_lines
+from accmt.cli.layout import write_lines
+from accmt.cli.output import fitting, write_json
 from accmt.cli.seen import Seen, State
 from accmt.rules.jsonable import to_text
+from accmt.rules.texts import plain
 
 _MOST = 12
 _LONGEST = 60
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         raise _no_training(model_path, names)
     if options.json:
         for entry in _entries(inventory):
-            sys.stdout.write(json.dumps(entry, allow_nan=False) + "\n")
+            write_json(entry)
     else:
         write_lines(report(inventory))
     return 0 if inventory.is_well else 1
@@ -90,7 +91,7 @@ def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
         return
 
     def tell(name: str) -> None:
-        sys.stderr.write(f"\r\x1b[Kreading {plain(name)[:_LONGEST]}")
+        sys.stderr.write(f"\r\x1b[Kreading {fitting(plain(name), sys.stderr)[:_LONGEST]}")
         sys.stderr.flush()
 
     try:

@@ -15,6 +15,7 @@ from accmt.config.errors import did_you_mean
 from accmt.rules import Observation, Progress
 from accmt.rules.replay import History, Need
 from accmt.rules.store import TRAIN_LOSS
+from accmt.rules.texts import plain
 
 _NEEDED = ("step", "epoch")
 _COUNTERS = (*_NEEDED, "dataset", "elapsed")
@@ -66,10 +67,11 @@ def _columns(path: Path, header: list[str]) -> list[str]:
         if name not in columns:
             hint = did_you_mean(name, columns if len(columns) > 1 else [])
             shown = ", ".join(columns) or "none"
-            raise CommandError(f"{path} has no column '{name}'{hint} Its columns, with commas between, are: {shown}")
+            listed = plain(f"{hint} Its columns, with commas between, are: {shown}")
+            raise CommandError(f"{path} has no column '{name}'{listed}")
     for name in columns:
         if not name or columns.count(name) > 1:
-            what = f"the column '{name}' twice" if name else "a column without a name"
+            what = f"the column '{plain(name)}' twice" if name else "a column without a name"
             raise CommandError(f"{path} has {what}")
     if not set(columns) - set(_COUNTERS):
         raise CommandError(f"{path} has no column for a metric")
@@ -132,7 +134,7 @@ def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     for row in group:
         if row.dataset in values:
-            raise CommandError(f"{path}, line {row.line}: step {row.step} has a row for '{row.dataset}' already")
+            raise CommandError(f"{path}, line {row.line}: step {row.step} has a row for '{plain(row.dataset)}' already")
         values[row.dataset] = {name: value for name, value in row.values.items() if name != TRAIN_LOSS}
     return values
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from accmt.cli.arguments import CommandError
+from accmt.cli.output import write
 from accmt.cli.report import moment, stop_of, summaries, write_table
 from accmt.cli.training_source import read_decisions
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
+from accmt.rules.texts import plain
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
     if not decisions:
-        sys.stdout.write(f"{folder}: nothing was decided yet\n")
+        write(f"{folder}: nothing was decided yet")
         return 0
     rule = _rule(options.rule, decisions)
     write_table(decisions, rule)
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
     )
     for line in ("", *summaries(decisions, "saved", rule), why):
-        sys.stdout.write(f"{line}\n")
+        write(plain(line))
     return 0
 
 
@@ -42,4 +43,5 @@ def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
         return name
     if canonical_name(name) in names:
         return canonical_name(name)
-    raise CommandError(f"there is no rule '{name}'{did_you_mean(name, names)} There are: {', '.join(names)}")
+    known = plain(", ".join(names))
+    raise CommandError(f"there is no rule '{name}'{plain(did_you_mean(name, names))} There are: {known}")

@@ -13,6 +13,7 @@ from accmt.config.errors import ConfigError, Problem, did_you_mean
 from accmt.config.rules import RuleSection, read_rules
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
 from accmt.rules.store import VALID_LOSS
+from accmt.rules.texts import plain
 
 _T = TypeVar("_T")
 
@@ -97,7 +98,7 @@ def _section(path: str) -> RuleSection:
     if "rules" not in document:
         keys = [str(key) for key in document]
         near = next((key for key in keys if did_you_mean(key, ["rules"]) != "."), None)
-        hint = f", is '{near}' meant to be it?" if near else f": it has {', '.join(keys) or 'nothing'}"
+        hint = f", is '{plain(near)}' meant to be it?" if near else f": it has {plain(', '.join(keys)) or 'nothing'}"
         raise ConfigError([Problem("rules", f"there is no such section{hint}")], name)
     section, problems = rules_of(document)
     if problems:

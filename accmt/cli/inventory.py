@@ -108,6 +108,9 @@ def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: C
     for name in names:
         if name == FOLDER or Path(name) in paths or not os.path.isdir(model_path / name):
             continue
+        if os.path.islink(model_path / name):
+            paths.append(Path(name))
+            continue
         folder = model_path / name
         rule = steadily(partial(_rule_identity, folder), partial(_see_rule, folder, look))
         rules += [] if rule is None else [rule]
@@ -127,6 +130,9 @@ def _is_newest_known(checkpoints: Sequence[SeenCheckpoint]) -> bool:
 def _scan(model_path: Path, problems: list[str]) -> tuple[list[Checkpoint] | None, list[Path]]:
     """The checkpoints by their names, None if they are not known, and what else lies in their folder."""
     folder = model_path / FOLDER
+    if folder.is_symlink() and folder.is_dir():
+        problems.append(f"{FOLDER} is a link: put the folder in its place, or a training is refused here")
+        return None, []
     try:
         names = os.listdir(folder)
         found = Checkpoints(model_path).all()
@@ -226,6 +232,8 @@ def _may_be_of_rule(model_path: Path, name: str) -> bool:
 def _beside(model_path: Path, path: Path, is_running: bool) -> Beside:
     """What a path below the `model_path` is, if it is neither a checkpoint nor a saving."""
     size, name = size_of(model_path / path), path.name
+    if str(path) == name and os.path.islink(model_path / path):
+        return Beside("other", name, size, "a link: what is behind it is not looked at")
     if str(path) == name and _is_aside(model_path / path):
         return Beside("earlier", str(path), size, _put_aside(model_path / path))
     if not name.startswith(_LEFT):
@@ -243,7 +251,7 @@ def _beside(model_path: Path, path: Path, is_running: bool) -> Beside:
 
 
 def _is_aside(path: Path) -> bool:
-    return _EARLIER.fullmatch(path.name) is not None and os.path.isdir(path)
+    return _EARLIER.fullmatch(path.name) is not None and os.path.isdir(path) and not os.path.islink(path)
 
 
 def _put_aside(folder: Path) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from accmt.cli.inventory import Inventory, SeenRule
-from accmt.cli.layout import Row, age_in_words, bytes_in_words, paragraph, plain, table, terminal_width
+from accmt.cli.layout import Row, age_in_words, bytes_in_words, paragraph, table, terminal_width
 from accmt.cli.seen import Epoch, SeenCheckpoint, State
+from accmt.rules.texts import plain
 
 _STYLES = {State.VERIFIED: "green", State.COMPLETE: "", State.UNLISTED: "yellow"}
 _RESUMED = "  <- resume"

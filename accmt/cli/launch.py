@@ -12,6 +12,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
 from accmt.cli.arguments import CommandError, UsageError
+from accmt.cli.output import complain
 from accmt.cli.plan import Plan, plan
 from accmt.config.errors import did_you_mean
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if options.print:
         sys.stdout.write(_shown(planned, options.module, command[options.module :]))
         return 0
-    sys.stderr.write(f"accmt launch: {_in_words(planned)}\n")
+    complain(f"accmt launch: {_in_words(planned)}")
     _become(planned, command)
     return 0
 

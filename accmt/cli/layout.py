@@ -11,6 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from accmt.cli.output import fitting
+from accmt.display.console import PlainConsole
+
 _GAP = "  "
 _INDENT = " " * 4
 _NARROWEST = 10
@@ -52,20 +55,12 @@ def terminal_width() -> int | None:
 
 def write_lines(lines: Iterable[Text]) -> None:
     """Write lines to stdout, in colours where a terminal shows them."""
-    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console = PlainConsole(file=sys.stdout)
     for line in lines:
         line.rstrip()
         with console.capture() as capture:  # to write by itself, rich would end the program where nobody reads on
             console.print(line, soft_wrap=True)
-        sys.stdout.write(capture.get())
-
-
-def plain(text: object) -> str:
-    """A text from a file or a file's name, as it can be shown: what would steer a terminal, or what it has no sign for,
-    stands there as `\\x1b`."""
-    visible = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
-    encoding = sys.stdout.encoding or "utf-8"
-    return visible.encode(encoding, "backslashreplace").decode(encoding)
+        sys.stdout.write(fitting(capture.get(), sys.stdout))
 
 
 def bytes_in_words(size: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,14 +16,18 @@ from typing import Any
 
 from accmt import __version__
 from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, path, positive
+from accmt.cli.output import complain, fitting
+from accmt.rules.texts import shown
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status."""
+    """Run a command and give its exit status. Without arguments they are those of this process, and it is theirs."""
     options = _parser().parse_args(arguments)
     try:
+        if arguments is None:
+            _leave_interrupts_to_the_system(options.command)
         status: int = import_module(f"accmt.cli.{options.command}").run(options)
         sys.stdout.flush()
         return status
@@ -30,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.error(str(error))  # exits
         return 2
     except CommandError as error:
-        sys.stderr.write(f"{error}\n")
+        complain(str(error))
         return 1
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,8 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages repeat what it was given in a form that no terminal obeys."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stream = file or sys.stderr
+        super()._print_message(fitting(shown(message, lines=True), stream), stream)
+
+
+def _leave_interrupts_to_the_system(command: str) -> None:
+    """Let Ctrl-C end the process itself, at any moment.
+
+    As an exception it would be lost where Python is about to end, and where the process was started with interrupts
+    ignored, as shells do for what they run in the background, there would be none. What a command may be writing is
+    made for the end of its process. `launch` passes interrupts on.
+    """
+    if command != "launch":
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="accmt",
         description="Check rules, look at what a training decided, and ask what other rules would have decided.",
         allow_abbrev=False,
@@ -147,10 +171,29 @@ def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "sync",
         "send what a training could not send to its trackers",
         "Send the values, artifacts and the final status that a training could not send while it went on. What cannot\n"
-        "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.",
-        "  accmt sync runs/model\n  accmt sync runs/model --timeout 60\n",
+        "be sent now waits on; calling this again doubles nothing. The exit status is 1 if something was not sent.\n"
+        "It is sent only to places that are named here, and files only from MODEL_PATH, unless others are named.",
+        "  accmt sync runs/model --to http://10.0.0.1:5000\n"
+        "  accmt sync runs/model --to logs --artifacts-from plots --timeout 60\n",
     )
     parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument(
+        "--to",
+        dest="destinations",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="where it may be sent: the address or folder that was the logging_dir, and for other trackers than MLflow "
+        "and TensorBoard the name of the tracker besides; may be repeated. MLFLOW_TRACKING_URI names a place too",
+    )
+    parser.add_argument(
+        "--artifacts-from",
+        dest="artifacts",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file, or a folder whose files may be sent, besides those in MODEL_PATH; may be repeated",
+    )
     parser.add_argument(
         "--timeout", type=positive, default=600, metavar="SECONDS", help="how long it may take, 600 by default"
     )

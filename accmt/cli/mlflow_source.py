@@ -12,6 +12,7 @@ from accmt.cli.source import Source
 from accmt.rules import Length, Observation, Progress
 from accmt.rules.replay import History, Need
 from accmt.rules.store import VALID_LOSS
+from accmt.rules.texts import plain
 from accmt.tracking.mlflow import is_address, metric_name, quietly, sqlite_address
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
     values = run.values({name: reported.datasets for name, reported in facts.metrics.items()})
     if not values:
         names = ", ".join(run.names) or "nothing"
-        raise CommandError(f"the run {run_id} has no value of these metrics on these datasets; it has: {names}")
+        raise CommandError(plain(f"the run {run_id} has no value of these metrics on these datasets; it has: {names}"))
     per_epoch = run.steps_per_epoch()
     lacking: dict[Need, str] = {
         "elapsed": "MLflow keeps the time of day, not the time of training",
@@ -77,7 +78,7 @@ class _Run:
                 self._client: MlflowClient = MlflowClient(tracking_uri=_address(location))
                 data: Any = self._client.get_run(run_id).data
             except MlflowException as error:
-                raise CommandError(f"the run {run_id} cannot be read: {error}") from None
+                raise CommandError(plain(f"the run {run_id} cannot be read: {error}")) from None
         self.names: tuple[str, ...] = tuple(sorted(data.metrics))
 
     def values(self, wanted: Mapping[str, Sequence[str]]) -> Values:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from accmt.cli.arguments import CommandError
 from accmt.cli.given import Mistakes, given_section, parsed, with_patience
+from accmt.cli.output import complain, write, write_json
 from accmt.cli.report import moment, stop_of, summaries, write_table
 from accmt.cli.source import Source
 from accmt.cli.sources import open_source
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.replay import asked_late, replay, unanswerable
+from accmt.rules.texts import plain
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,18 +37,19 @@ def run(options: argparse.Namespace) -> int:
         history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))
     decisions = replay(rules, source.facts, history)
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
-        sys.stderr.write(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known\n")
+        complain(plain(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known"))
+    is_own = given == Rules(()) and options.patience is None
     for change in source.description.changes if is_own and source.description is not None else ():
-        sys.stderr.write(f"note: when the training was continued, {change}\n")
+        complain(plain(f"note: when the training was continued, {change}"))
     if options.json:
         for decision in decisions:
-            sys.stdout.write(json.dumps(decision.to_json(), allow_nan=False) + "\n")
+            write_json(decision.to_json())
         return 0
     write_table(decisions)
     for line in ("", *summaries(decisions, "would have saved"), _ending(decisions, source)):
-        sys.stdout.write(f"{line}\n")
+        write(plain(line))
     if is_own:
-        sys.stdout.write(f"{_compared(decisions, source.decisions)}\n")
+        write(_compared(decisions, source.decisions))
     return 0
 
 

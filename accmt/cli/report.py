@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from accmt.cli.output import fitting
+from accmt.display.console import PlainConsole
 from accmt.display.tables import decision_table
 from accmt.rules import Decision, Outcome, Verdict
 
@@ -14,15 +16,11 @@ _WIDTH = 200
 
 def write_table(decisions: Sequence[Decision], rule: str | None = None) -> None:
     """Write the table of decisions; where nobody watches, as wide as it needs to be."""
-    from rich.console import Console
-
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False, emoji=False
-    )
+    console = PlainConsole(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
     with console.capture() as capture:
         console.print(decision_table(decisions, rule))
     for line in capture.get().splitlines():
-        sys.stdout.write(f"{line.rstrip()}\n")
+        sys.stdout.write(fitting(f"{line.rstrip()}\n", sys.stdout))
 
 
 def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:

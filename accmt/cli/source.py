@@ -10,6 +10,7 @@ from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, Facts, Observation, Reported
 from accmt.rules.replay import History, Need
 from accmt.rules.store import VALID_LOSS
+from accmt.rules.texts import plain
 from accmt.tracking.description import Description
 
 
@@ -52,7 +53,9 @@ def facts_seen(
     for name in given:
         if name not in names:
             shown = ", ".join(names) or "none"
-            raise CommandError(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
+            raise CommandError(
+                plain(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
+            )
     reported = dict(known.metrics)
     for name, datasets in seen.items():
         direction = known.metrics[name].greater_is_better if name in known.metrics else None

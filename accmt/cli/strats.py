@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from accmt.cli.hardware import gpus, installed
+from accmt.cli.output import write
 from accmt.cli.strategies import PRECISIONS, STRATEGIES, Strategy
 
 
@@ -17,12 +17,12 @@ def run(options: argparse.Namespace) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        write("  ".join(cells).rstrip())
     ends = ", ".join(f"-{end}" for end in PRECISIONS)
     seen = {0: "no NVIDIA GPU", 1: "1 NVIDIA GPU"}.get(there, f"{there} NVIDIA GPUs")
-    sys.stdout.write(
+    write(
         f"\nWith {ends} behind its name, as in fsdp2-bf16, a strategy trains in this precision where the script names\n"
-        f"none. This machine has {seen}.\n"
+        f"none. This machine has {seen}."
     )
     return 0
 

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError
+from accmt.cli.output import complain, write
 from accmt.rules.names import CHECKPOINTS
+from accmt.rules.texts import plain
 from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER
 from accmt.tracking.sync import Sent, send_waiting
+from accmt.tracking.trust import Allowed
 
 _OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, CHECKPOINTS)
 
@@ -38,23 +41,23 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
         if warning is not None:
-            sys.stderr.write(f"warning: {warning}\n")
-        return _send(folder, options.timeout)
+            complain(plain(f"warning: {warning}"))
+        return _send(folder, options.timeout, Allowed(tuple(options.destinations), tuple(map(Path, options.artifacts))))
     finally:
         lock.release()
 
 
-def _send(folder: Path, seconds: float) -> int:
+def _send(folder: Path, seconds: float, allowed: Allowed) -> int:
     status, waited = 0, False
-    for result in send_waiting(folder, seconds):
+    for result in send_waiting(folder, seconds, allowed):
         waited = True
         wrong = [result] if isinstance(result, str) else _told(result)
         for line in wrong:
-            sys.stderr.write(f"{line}\n")
+            complain(plain(line))
             status = 1
         sys.stdout.flush()
     if not waited:
-        sys.stdout.write(f"{folder}: nothing waits to be sent\n")
+        write(f"{folder}: nothing waits to be sent")
     return status
 
 
@@ -62,8 +65,9 @@ def _told(result: Sent) -> list[str]:
     """Say what was sent; give what is wrong, one line each."""
     outcome, who = result.outcome, f"{result.tracker} at {result.place}"
     if outcome.sent or not (outcome.left or outcome.lost):
-        sys.stdout.write(f"{who}: sent {outcome.sent or 'nothing: nothing waited'}\n")
-    wrong = [f"{who}: '{path}' is gone" for path in outcome.lost.files]
+        write(plain(f"{who}: sent {outcome.sent or 'nothing: nothing waited'}"))
+    wrong = [f"{who}: not sent: {reason}" for reason in outcome.refused]
+    wrong += [f"{who}: '{path}' is gone" for path in outcome.lost.files]
     if outcome.lost:
         wrong.append("; ".join(filter(None, [f"{who}: cannot be sent: {outcome.lost}", outcome.why_lost])))
     if outcome.left:

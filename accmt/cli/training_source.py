@@ -10,6 +10,7 @@ from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.source import Source, facts_seen
 from accmt.rules import Decision, Observation, Outcome
 from accmt.rules.replay import History
+from accmt.rules.texts import plain
 from accmt.tracking.description import DamagedDescription, read_description
 from accmt.tracking.journal import DECISIONS, HISTORY, read
 
@@ -52,7 +53,7 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         raise CommandError(f"{folder}: there is no such folder")
     if not (folder / DECISIONS).is_file():
         near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
-        hint = f"; there are trainings in it: {', '.join(near[:12])}" if near else ""
+        hint = f"; there are trainings in it: {plain(', '.join(near[:12]))}" if near else ""
         raise CommandError(f"{folder} holds no training: there is no {DECISIONS} in it{hint}")
     return _entries(folder / DECISIONS, Decision.from_json, "decision")
 
@@ -69,12 +70,12 @@ def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> 
     try:
         entries = read(path)
     except (ValueError, OSError) as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(plain(error)) from None
     made = []
     for number, entry in enumerate(entries, 1):
         try:
             made.append(make(entry))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             text = f"{path}, line {number} is no {what}: {type(error).__name__}: {error}"
-            raise CommandError(text) from None
+            raise CommandError(plain(text)) from None
     return tuple(made)

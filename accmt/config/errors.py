@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from accmt.rules.errors import nearest
+from accmt.rules.texts import shown
 
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60
@@ -20,7 +21,7 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.text}" if self.path else self.text
+        return shown(f"{self.path}: {self.text}" if self.path else self.text, lines=True)
 
 
 class ConfigError(ValueError):

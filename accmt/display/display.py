@@ -19,8 +19,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from accmt.display.console import PlainConsole
 from accmt.rules import Decision, Observation
 from accmt.rules import Progress as Counters
+from accmt.rules.texts import shown
 
 _REFRESHES = 4
 
@@ -150,10 +152,10 @@ class ConsoleDisplay:
 
     def _line(self, text: str, style: str = "") -> None:
         """One line, never wrapped where it may be read by a program."""
-        self._console.print(Text(text, style), soft_wrap=not self._console.is_terminal)
+        self._console.print(Text(shown(text), style), soft_wrap=not self._console.is_terminal)
 
 
-class _Output(Console):
+class _Output(PlainConsole):
     """An output that is full or closed is no reason to end a training: what it does not take is left out."""
 
     def print(self, *objects: Any, **options: Any) -> None:

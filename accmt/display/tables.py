@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accmt.rules import Decision, Outcome
+from accmt.rules.texts import shown
 
 _STYLES = {
     Outcome.SAVED: "green",
@@ -28,8 +29,8 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
         table.add_column(column, justify="right")
     for column in ("rule", "values", "verdict", "why"):
         table.add_column(column, overflow="fold")
-    shown = list(decisions)
-    for decision, following in zip_longest(shown, shown[1:]):
+    rows = list(decisions)
+    for decision, following in zip_longest(rows, rows[1:]):
         if following is not None and _is_repeated(decision, following):
             continue
         progress = decision.progress
@@ -37,10 +38,12 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
         for verdict in decision.verdicts:
             if rule in (None, verdict.rule):
                 word = Text(verdict.outcome.value, _STYLES[verdict.outcome])
-                table.add_row(*place, Text(verdict.rule), _values(verdict.values), word, Text(verdict.reason))
+                table.add_row(
+                    *place, Text(shown(verdict.rule)), _values(verdict.values), word, Text(shown(verdict.reason))
+                )
                 place = ("", "", "")
         if decision.stop is not None:
-            table.add_row(*place, "", "", Text("stop", "bold"), Text(decision.stop.reason))
+            table.add_row(*place, "", "", Text("stop", "bold"), Text(shown(decision.stop.reason)))
     return table
 
 
@@ -50,9 +53,11 @@ def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | Non
     for column in ("rule", "best values", "step", "folder"):
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
     for rule, values, step, folder in rows:
-        shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        best = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         place = "" if folder is None else str(folder)
-        table.add_row(Text(rule), Text(shown or "nothing"), str(step) if values else "", Text(place))
+        table.add_row(
+            Text(shown(rule)), Text(shown(best or "nothing")), str(step) if values else "", Text(shown(place))
+        )
     return table
 
 

@@ -36,6 +36,7 @@ from accmt.rules import Decision
 from accmt.rules.jsonable import count_from
 from accmt.states import TrainingState
 from accmt.tracking import journal
+from accmt.tracking.tracker import check_state
 
 
 class DiskCheckpointer:
@@ -251,6 +252,7 @@ def _check(trainer: Mapping[str, Any]) -> None:
     for name, kinds in _KINDS.items():
         if type(trainer[name]) not in kinds:
             raise ValueError(f"{name} is {trainer[name]!r:.100}")
+    check_state(trainer["tracker"])
     if not all(type(name) is str for name in trainer["nan_reported"]):
         raise ValueError(f"nan_reported is {trainer['nan_reported']!r:.100}")
 

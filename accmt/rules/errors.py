@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from accmt.rules.nodes import Span
+from accmt.rules.texts import plain
 
 _WIDTH = 100
 _MOST_SHOWN = 40
@@ -33,13 +34,13 @@ class Problem:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        lines = [self.message]
+        lines = [plain(self.message, lines=True)]
         if self.text is not None and self.span is not None:
             lines += _pointed(self.text, self.span)
         if self.allowed is not None:
-            lines.append(f"  {self.allowed}")
+            lines.append(f"  {plain(self.allowed, lines=True)}")
         if self.suggestion is not None:
-            lines.append(f"  did you mean '{self.suggestion}'?")
+            lines.append(f"  did you mean '{plain(self.suggestion)}'?")
         return "\n".join(lines)
 
 
@@ -98,7 +99,7 @@ def _visible(character: str) -> str:
     """What a terminal can show in one place: no line break, nothing that would steer it."""
     if character.isspace():
         return " "
-    return "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in ("Cc", "Cs") else character
+    return character if plain(character) == character else "\N{REPLACEMENT CHARACTER}"
 
 
 def _columns(text: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from accmt.config.foreign import below
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain
 
@@ -31,6 +34,7 @@ class Tool:
         run_name: Its argument for the name of a run.
         folder: Its argument for a folder, if Accelerate does not give it one.
         to_continue: A run -> the arguments with which a later process continues it.
+        continued: The names of these arguments.
         finish: Ends a run with its status, before Accelerate does without.
     """
 
@@ -41,33 +45,49 @@ class Tool:
     folder: str | None = None
     to_continue: Callable[[Any], dict[str, Any]] = lambda run: {}
     finish: Callable[[Any, Status], None] = lambda run, status: None
+    continued: tuple[str, ...] = ()
 
 
 TOOLS = {
-    TENSORBOARD: Tool("torch.utils.tensorboard", "SummaryWriter", {"log_dir": "logging_dir"}, "run_name"),
+    TENSORBOARD: Tool(
+        "torch.utils.tensorboard", "SummaryWriter", {"log_dir": "logging_dir"}, "run_name", continued=("folder",)
+    ),
     "wandb": Tool(
         *("wandb", "init", {"project": "track_name"}, "name", "dir"),
         to_continue=lambda run: {"id": run.id, "resume": "allow"},
+        continued=("id", "resume"),
         finish=lambda run, status: run.finish(exit_code=int(status != "FINISHED")),
     ),
     "trackio": Tool(
         *("trackio", "init", {"project": "track_name"}, "name"),
         to_continue=lambda run: {"name": run.name, "resume": "allow"},
+        continued=("name", "resume"),
     ),
     "swanlab": Tool(
         *("swanlab", "init", {"project": "track_name"}, "name", "log_dir"),
         to_continue=lambda run: {"id": run.id, "resume": "allow"},
+        continued=("id", "resume"),
     ),
     "comet_ml": Tool(
         *("comet_ml", "start", {"project_name": "track_name"}),
         to_continue=lambda experiment: {"experiment_key": experiment.get_key()},
+        continued=("experiment_key",),
     ),
-    "aim": Tool("aim", "Run", {"repo": "logging_dir"}, to_continue=lambda run: {"run_hash": run.hash}),
+    "aim": Tool(
+        *("aim", "Run", {"repo": "logging_dir"}),
+        to_continue=lambda run: {"run_hash": run.hash},
+        continued=("run_hash",),
+    ),
     "clearml": Tool(
         *("clearml", "Task.init", {"project_name": "track_name"}, "task_name"),
         to_continue=lambda task: {"continue_last_task": task.id},
+        continued=("continue_last_task",),
     ),
-    "dvclive": Tool("dvclive", "Live", {}, "exp_name", "dir", lambda live: {"resume": True}),
+    "dvclive": Tool(
+        *("dvclive", "Live", {}, "exp_name", "dir"),
+        to_continue=lambda live: {"resume": True},
+        continued=("resume",),
+    ),
 }
 
 
@@ -83,7 +103,7 @@ class AccelerateTracker:
     def __init__(self, name: str, beginning: Beginning, arguments: Mapping[str, Any]) -> None:
         self.name = name
         self._tool = TOOLS.get(name, Tool("", "", {}))
-        self._former: Mapping[str, Any] | None = beginning.former.get(name)
+        self._former = _run_to_continue(name, beginning.former.get(name))
         project, given = self._run(beginning, dict(arguments))
         kind = LOGGER_TYPE_TO_CLASS[name]
         places = [project, beginning.location] if kind.requires_logging_directory else [project]
@@ -117,7 +137,7 @@ class AccelerateTracker:
         if tool.run_name is not None and "run_name" in given:
             given[tool.run_name] = given.pop("run_name")
         if tool.folder is not None and tool.folder not in given:
-            folder = Path(beginning.location, beginning.experiment)
+            folder = below(Path(beginning.location), beginning.experiment)
             folder.mkdir(parents=True, exist_ok=True)
             given[tool.folder] = str(folder)
         return beginning.experiment, {**given, **(self._former or {})}
@@ -139,12 +159,23 @@ class TensorBoardTracker(AccelerateTracker):
         super().__init__(TENSORBOARD, beginning, arguments)
 
     def log_artifact(self, path: Path) -> None:
-        artifacts = self._location / self._folder / ARTIFACTS
-        artifacts.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, artifacts)
+        _copy(path, self._artifacts() / Path(path).name)
 
     def log_artifacts(self, folder: Path) -> None:
-        shutil.copytree(folder, self._location / self._folder / ARTIFACTS, dirs_exist_ok=True)
+        shutil.copytree(folder, self._artifacts(), dirs_exist_ok=True, copy_function=_copy)
+
+    def _artifacts(self) -> Path:
+        """The folder of the artifacts.
+
+        Raises:
+            ValueError: It, or a folder in it, is a link.
+        """
+        artifacts = below(self._location, f"{self._folder}/{ARTIFACTS}")
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for place, folders, _ in os.walk(artifacts):
+            for name in folders:
+                below(artifacts, os.path.relpath(os.path.join(place, name), artifacts))
+        return artifacts
 
     def _run(self, beginning: Beginning, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         name = given.pop("run_name", None)
@@ -152,7 +183,8 @@ class TensorBoardTracker(AccelerateTracker):
             project = beginning.experiment
             self._folder = _unused(self._location, project if name is None else f"{project}/{name}")
             return self._folder, given
-        self._folder = self._former["folder"]
+        self._folder = str(self._former["folder"])
+        below(self._location, self._folder)
         purged = {} if beginning.step is None else {"purge_step": beginning.step + 1}
         return self._folder, {**purged, **given}
 
@@ -184,7 +216,46 @@ def tracker_for(recipient: Recipient, arguments: Mapping[str, Any] | None, run: 
     return kind(beginning, arguments or {})
 
 
+def refuse_places(recipient: Recipient) -> None:
+    """Find out that the arguments of a run, as an outbox tells them, lead nowhere else than the outbox itself says.
+
+    Raises:
+        ValueError: They do.
+    """
+    tool = TOOLS.get(recipient.tracker)
+    places = [] if tool is None else [*tool.ours, tool.folder, "settings", "base_url", "host", "url"]
+    found = [name for name in recipient.arguments or {} if name in places]
+    if found:
+        raise ValueError(f"the arguments of the run say where it goes, by {', '.join(found)}: continue the training")
+
+
 def _unused(location: Path, name: str) -> str:
     """The name, or with a number behind it the first in whose folder no training has logged."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(name for name in names if not any((location / name).glob("events.out.tfevents.*")))
+    return next(name for name in names if not any(below(location, name).glob("events.out.tfevents.*")))
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    """Copy a file in the place of what has the name, be it a link."""
+    temporary = Path(target).with_name(f".tmp-{uuid.uuid4().hex[:12]}")
+    try:
+        shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _run_to_continue(name: str, run: Any) -> dict[str, Any] | None:
+    """A run to continue, as a checkpoint or an outbox tells it.
+
+    Raises:
+        ValueError: No training writes such a thing down.
+    """
+    if run is None:
+        return None
+    allowed = TOOLS[name].continued if name in TOOLS else ()
+    kinds = isinstance(run, Mapping) and all(type(value) in (str, bool) for value in run.values())
+    if not kinds or set(run) != set(allowed):
+        raise ValueError(f"{name} cannot continue the run {run!r:.100}: no training writes such a thing down")
+    return dict(run)

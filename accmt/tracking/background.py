@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from accmt.config.paths import resolved
+from accmt.rules.texts import masked
 from accmt.tracking.backlog import Backlog
 from accmt.tracking.entries import Count, Ended, Entry, File
 from accmt.tracking.outbox import Outbox
@@ -56,6 +59,7 @@ class Outcome:
         left: What waits in the outbox.
         lost: What cannot be sent any more.
         why_left, why_lost: The reasons, as far as they are known.
+        refused: Why an artifact is not sent, one line each.
     """
 
     sent: Count
@@ -63,6 +67,7 @@ class Outcome:
     lost: Count
     why_left: str
     why_lost: str
+    refused: tuple[str, ...] = ()
 
 
 class BackgroundTracker:
@@ -80,6 +85,8 @@ class BackgroundTracker:
         outbox: Where it waits what was not sent yet.
         later: The command that sends it when the training is over.
         limits: How long to wait for what.
+        refuse: A file that an earlier process wrote down -> why it is not sent, None if it may be. A file that is given
+            here is sent whatever it is.
     """
 
     def __init__(
@@ -91,9 +98,10 @@ class BackgroundTracker:
         *,
         later: str,
         limits: Limits | None = None,
+        refuse: Callable[[File], str | None] = lambda file: None,
     ) -> None:
         self.name = name
-        self._make, self._warn, self._later = make, warn, later
+        self._make, self._warn, self._later, self._refuse = make, warn, later, refuse
         self._limits = limits or LIMITS
         self._outbox = outbox
         self._backlog = Backlog(outbox, self._limits.values, self._limits.interval)
@@ -101,9 +109,11 @@ class BackgroundTracker:
         self._thread: threading.Thread | None = None
         self._tried = threading.Event()
         self._refusal: Exception | None = None
-        self._is_closed = self._is_stuck = self._is_killed = False
+        self._is_closed = self._is_stuck = self._is_killed = self._is_slow = False
         self._outage = self._refused = ""
         self._not_taken: list[File] = []
+        self._given: set[File] = set()
+        self._refused_files: list[str] = []
         self._warned: set[str] = set()
 
     def start(self, *, may_be_late: bool) -> None:
@@ -122,22 +132,56 @@ class BackgroundTracker:
             raise self._refusal
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        if self.tell(values, step):
+            self.finish_and_say()
+
+    def tell(self, values: Mapping[str, float], step: int) -> bool:
+        """Do what `log` does, but wait for nothing; True if it is over, so that somebody has to wait."""
         numbers: dict[str, float] = {}
         for name, value in values.items():
             try:
                 numbers[str(name)] = float(value)
             except Exception:
                 self._warn_once(f"value {name}", f"{self.name}: '{name}' is no number at step {step}: it is not sent")
-        if numbers and (number := self._whole(step)) is not None:
-            self._put(Logged(numbers, number, self._backlog.stamp(), self._outbox.resumption))
+        if not numbers or (number := self._whole(step)) is None:
+            return False
+        self._put(Logged(numbers, number, self._backlog.stamp(), self._outbox.resumption))
+        return self._is_closed
 
     def log_artifact(self, path: Path) -> None:
         """Send a file after what was logged before. It waits for a while, so that the file may change afterwards."""
-        self._put_file(resolved(path), is_folder=False)
+        self.await_file(self.tell_file(path, is_folder=False), monotonic())
 
     def log_artifacts(self, folder: Path) -> None:
         """Send all files of a folder after what was logged before, waiting as `log_artifact` does."""
-        self._put_file(resolved(folder), is_folder=True)
+        self.await_file(self.tell_file(folder, is_folder=True), monotonic())
+
+    def tell_file(self, path: Path, *, is_folder: bool) -> tuple[File, threading.Event] | None:
+        """Have a file or a folder sent, and wait for nothing: `await_file` does. None if there is none."""
+        try:
+            place = resolved(path)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            self._warn(f"{self.name}: '{path}' cannot be sent: {_reason(error)}")
+            return None
+        if not _is_there(place, is_folder):
+            self._warn(f"{self.name}: there is no {'folder' if is_folder else 'file'} '{place}' to send")
+            return None
+        file = File(place, is_folder, self._backlog.stamp(own=True))
+        self._given.add(file)
+        return file, self._put(file)
+
+    def await_file(self, told: tuple[File, threading.Event] | None, since: float) -> None:
+        """Wait for a file that was told at this moment, but not again for a tracker that hangs."""
+        if told is None:
+            return
+        if self._is_closed:
+            self.finish_and_say(since)
+            return
+        file, done = told
+        patience = 0.0 if self._outage or self._is_slow else since + self._limits.artifact - monotonic()
+        if not done.wait(max(0.0, patience)):
+            self._is_slow = True
+            self._warn(f"{self.name}: '{file.path}' is not sent yet: leave it as it is while the training goes on")
 
     def state(self) -> dict[str, Any]:
         """What a training needs that is continued from here: whose values these are, and when the last one came."""
@@ -160,11 +204,16 @@ class BackgroundTracker:
         if self._is_closed and not self._is_stuck:
             self.work()
 
-    def finish(self) -> Outcome:
-        """Wait for the thread to end, in a bounded time, after `close_soon`."""
+    def finish(self, since: float | None = None) -> Outcome:
+        """Wait for the thread to end, in a bounded time, after `close_soon`.
+
+        Args:
+            since: The moment from which the time counts, where several are waited for together; None is now.
+        """
         self._is_closed = True
         if self._thread is not None and not self._is_stuck:
-            self._thread.join(self._time_left())
+            waited = 0.0 if since is None else monotonic() - since
+            self._thread.join(max(0.0, self._time_left() - waited))
             self._is_stuck = self._thread.is_alive()
         if self._is_stuck:
             self._backlog.abandon()
@@ -179,16 +228,17 @@ class BackgroundTracker:
         sent, self._backlog.sent = self._backlog.sent, Count()
         lost, self._backlog.lost = self._backlog.lost, Count()
         disk = str(self._backlog.trouble or "")
-        return Outcome(sent, left, lost, self._outage or self._refused, self._refused or disk)
+        refused, self._refused_files = tuple(self._refused_files), []
+        return Outcome(sent, left, lost, self._outage or self._refused, self._refused or disk, refused)
 
     def _time_left(self) -> float:
         if self._is_killed:
             return self._limits.end_when_killed
         return self._limits.end_with_artifacts if self._backlog.has_files else self._limits.end
 
-    def finish_and_say(self) -> None:
+    def finish_and_say(self, since: float | None = None) -> None:
         """Wait as `finish` does, and say what was not sent."""
-        outcome = self.finish()
+        outcome = self.finish(since)
         if outcome.lost:
             self._warn("; ".join(filter(None, [f"{self.name}: not sent: {outcome.lost}", outcome.why_lost])))
         if outcome.left:
@@ -209,20 +259,9 @@ class BackgroundTracker:
         if self._backlog.trouble is not None:
             text = "what is not sent before the end of the training may be lost"
             self._warn_once("disk", f"{self.name}: its outbox cannot be written ({self._backlog.trouble}): {text}")
-        if self._is_closed:
-            if not self._is_stuck:
-                self.work()
-            self.finish_and_say()
+        if self._is_closed and not self._is_stuck:
+            self.work()
         return done
-
-    def _put_file(self, path: Path, *, is_folder: bool) -> None:
-        if not _is_there(path, is_folder):
-            self._warn(f"{self.name}: there is no {'folder' if is_folder else 'file'} '{path}' to send")
-            return
-        is_late = self._is_closed
-        done = self._put(File(path, is_folder, self._backlog.stamp(own=True)))
-        if not is_late and not done.wait(0 if self._outage else self._limits.artifact):
-            self._warn(f"{self.name}: '{path}' is not sent yet: leave it as it is while the training goes on")
 
     def work(self) -> None:
         """See to it that the thread is at work; `start` does the same, and waits."""
@@ -294,6 +333,12 @@ class BackgroundTracker:
         return True
 
     def _send_file(self, tracker: Tracker, file: File) -> bool:
+        if os.path.lexists(file.path) and file not in self._given and (why := self._refuse(file)) is not None:
+            self._refused_files.append(f"'{file.path}' {why}")
+            self._warn(f"{self.name}: not sent, as it waits since an earlier process: '{file.path}' {why}")
+            self._not_taken.append(file)
+            self._backlog.settle(1, None)
+            return True
         if not _is_there(file.path, file.is_folder):
             self._warn(f"{self.name}: '{file.path}' is gone: it cannot be sent any more")
             self._refused = f"'{file.path}' is gone"
@@ -325,7 +370,7 @@ class BackgroundTracker:
                 self._outage, self._refused = "", _reason(error)
                 return error
             else:
-                self._outage = ""
+                self._outage, self._is_slow = "", False
                 return None
 
     def _settle(
@@ -356,31 +401,36 @@ class BackgroundTracker:
 
 
 class MultiTracker:
-    """Several trackers as one; none of them waits for another."""
+    """Several trackers as one; none of them waits for another, and all together take no longer than the slowest may."""
 
     def __init__(self, trackers: Sequence[BackgroundTracker]) -> None:
         self._trackers = tuple(trackers)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        for tracker in self._trackers:
-            tracker.log(values, step)
+        since = monotonic()
+        for tracker in [tracker for tracker in self._trackers if tracker.tell(values, step)]:
+            tracker.finish_and_say(since)
 
     def log_artifact(self, path: Path) -> None:
-        for tracker in self._trackers:
-            tracker.log_artifact(path)
+        self._log_files(path, is_folder=False)
 
     def log_artifacts(self, folder: Path) -> None:
-        for tracker in self._trackers:
-            tracker.log_artifacts(folder)
+        self._log_files(folder, is_folder=True)
+
+    def _log_files(self, path: Path, *, is_folder: bool) -> None:
+        since = monotonic()
+        for tracker, told in [(each, each.tell_file(path, is_folder=is_folder)) for each in self._trackers]:
+            tracker.await_file(told, since)
 
     def state(self) -> dict[str, Any]:
         return {key: value for tracker in self._trackers for key, value in tracker.state().items()}
 
     def close(self, status: Status, time: int | None = None) -> None:
+        since = monotonic()
         for tracker in self._trackers:
             tracker.close_soon(status, time)
         for tracker in self._trackers:
-            tracker.finish_and_say()
+            tracker.finish_and_say(since)
 
 
 def _is_there(path: Path, is_folder: bool) -> bool:
@@ -389,5 +439,5 @@ def _is_there(path: Path, is_folder: bool) -> bool:
 
 def _reason(error: Exception | None) -> str:
     """What went wrong, in one line."""
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    text = " ".join(masked(error).split())[:_LONGEST_REASON]
     return text if isinstance(error, Unreachable | NoArtifacts) else f"{type(error).__name__}: {text}"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accmt.config.foreign import MIB, NotAFile, read_bytes
 from accmt.durable import flush, flush_directory
 from accmt.rules import (
     CadenceRule,
@@ -27,9 +28,11 @@ from accmt.rules import (
     names,
 )
 from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.texts import plain
 
 TRAINING = names.TRAINING
 SCHEMA = 1
+_LARGEST = 64 * MIB
 
 
 class DamagedDescription(ValueError):
@@ -130,13 +133,16 @@ def read_description(folder: Path) -> Description | None:
     if not path.is_file():
         return None
     try:
-        return Description.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Description.from_json(json.loads(read_bytes(path, _LARGEST).decode("utf-8")))
+    except NotAFile as error:
+        raise DamagedDescription(f"{path} cannot be read: {error.strerror}") from None
     except RuleError as error:
         raise DamagedDescription(f"{path} cannot be read, a rule in it is refused:\n{error}") from None
     except (ValueError, RecursionError) as error:
-        raise DamagedDescription(f"{path} cannot be read: {error}") from None
+        raise DamagedDescription(f"{path} cannot be read: {plain(error)}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedDescription(f"{path} does not describe a training: {type(error).__name__}: {error}") from None
+        text = f"{path} does not describe a training: {type(error).__name__}: {plain(error)}"
+        raise DamagedDescription(text) from None
 
 
 def _reported(metric: Reported) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accmt.config.foreign import MIB, read_bytes
 from accmt.durable import flush, flush_directory, only_warned
 from accmt.rules import names
 
 HISTORY = names.HISTORY
 DECISIONS = names.DECISIONS
+_LARGEST = 1024 * MIB
 
 
 class Journal:
@@ -95,7 +97,7 @@ class Journal:
 
 def read_lines(path: Path) -> list[str]:
     """The complete lines of a journal; a last line without its end was cut off by a crash and is left out."""
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return read_bytes(path, _LARGEST).decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

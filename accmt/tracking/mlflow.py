@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+from accmt.config.foreign import link_to
+from accmt.rules.texts import masked
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
 
@@ -27,10 +29,11 @@ STORE = "mlflow.db"
 RUN_ARGUMENTS = ("run_name", "tags", "description", "start_time")
 
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
+_RUN = re.compile(r"[\w-]{1,100}")
 _LONGEST_NAME = 250
 _LONGEST_PARAMETER = 6000
 _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
-_ADDRESS = re.compile(rf"(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
+_ADDRESS = re.compile(rf"(?:[^/\s@]+@)?(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 _PASSES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "DEADLINE_EXCEEDED")
 _PASSES_ELSEWHERE = (*_PASSES, "INTERNAL_ERROR")  # what MLflow calls a server that is not there
@@ -75,6 +78,9 @@ class MlflowTracker:
     ) -> None:
         from mlflow import MlflowClient
 
+        if run_id is not None and _RUN.fullmatch(run_id) is None:
+            raise ValueError(f"{run_id!r:.100} is not the number of a run")
+        self._folder = None if is_address(location) else Path(location).resolve()
         self._uri, artifacts = _store(location)
         self._passes: tuple[str, ...] = _PASSES_ELSEWHERE if is_address(location) else _PASSES
         self._training = training
@@ -117,10 +123,12 @@ class MlflowTracker:
 
     def log_artifact(self, path: Path) -> None:
         with self._answering():
+            self._check_artifacts()
             self._client.log_artifact(self._run_id, str(path))
 
     def log_artifacts(self, folder: Path) -> None:
         with self._answering():
+            self._check_artifacts()
             self._client.log_artifacts(self._run_id, str(folder))
 
     def state(self) -> dict[str, Any]:
@@ -130,6 +138,21 @@ class MlflowTracker:
         with quietly(), self._answering():
             self._client.set_terminated(self._run_id, status, time)
             self._delete_others(self._client.get_run(self._run_id).info.experiment_id)
+
+    def _check_artifacts(self) -> None:
+        """Find out that artifacts are kept in the folder of the store, where it is one and keeps them on this disk.
+
+        Raises:
+            ValueError: They lie elsewhere.
+        """
+        if self._folder is None:
+            return
+        place = urlsplit(str(self._client.get_run(self._run_id).info.artifact_uri))
+        path = Path(unquote(place.path))
+        if place.scheme in ("", "file") and (".." in path.parts or not path.is_relative_to(self._folder)):
+            raise ValueError(f"its store keeps artifacts outside of {self._folder}, in {path}")
+        if place.scheme in ("", "file") and (link := link_to(self._folder, path)) is not None:
+            raise ValueError(f"{link} is a link: nothing is written behind it")
 
     def _continues(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -237,7 +260,15 @@ def _point(metric: Metric, resumption: Resumption | None) -> _Point:
 
 
 def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
-    """The tracker of an outbox: it continues `run`, or the run that this training has, or begins one."""
+    """The tracker of an outbox: it continues `run`, or the run that this training has, or begins one.
+
+    Raises:
+        ValueError: The run, its arguments or the name of the training are none that a training writes down.
+    """
+    unknown = sorted(set(arguments) - set(RUN_ARGUMENTS))
+    if unknown or not isinstance(run, str | None) or _RUN.fullmatch(recipient.training) is None:
+        what = f"its arguments {', '.join(unknown)}" if unknown else "what it says of the run"
+        raise ValueError(f"{what}: no training writes such a thing down")
     return MlflowTracker(
         *(recipient.location, recipient.experiment, recipient.parameters, run, recipient.training),
         **{"start_time": recipient.began, **arguments},
@@ -315,18 +346,13 @@ def _look_for(uri: str) -> None:
     except requests.exceptions.SSLError:
         return  # somebody is there; MLflow knows which certificates are good
     except requests.ConnectionError as error:
-        raise Unreachable(f"no connection to {shown(uri)}") from error
+        raise Unreachable(f"no connection to {masked(uri)}") from error
     except requests.Timeout as error:
-        raise Unreachable(f"{shown(uri)} does not answer within {_PATIENCE[1]:g} seconds") from error
+        raise Unreachable(f"{masked(uri)} does not answer within {_PATIENCE[1]:g} seconds") from error
     except requests.RequestException:
         return
     if answer.status_code in _DOWN:
-        raise Unreachable(f"{shown(uri)} answers {answer.status_code} {answer.reason}")
-
-
-def shown(location: str) -> str:
-    """A location as it may be shown: without a password."""
-    return re.sub(r"(?<=//)[^/@]*@", "", location)
+        raise Unreachable(f"{masked(uri)} answers {answer.status_code} {answer.reason}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ deleted. Only the main process of a training has one, under the lock of its fold
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accmt.config.foreign import NotAFile
 from accmt.rules import names
 from accmt.tracking.entries import Count, Ended, Entry, to_line
 from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment, Unbegun
@@ -177,6 +179,8 @@ class Outbox:
         return bool(self._segments) and self._segments[-1].header.resumption == self.resumption
 
     def _new_segment(self) -> Segment:
+        if self._folder.is_symlink():
+            raise NotAFile(errno.ELOOP, "it is a link, and must be a folder", str(self._folder))
         self._folder.mkdir(parents=True, exist_ok=True)
         header = Header(self.recipient, self.resumption, self.run, self.ended)
         numbers = [_number(path) for path in _files(self._folder, self._stem)]
@@ -217,6 +221,9 @@ def waiting_in(model_path: Path) -> tuple[dict[tuple[str, str, str], Count], lis
 
 def _segments(folder: Path, problems: list[str], stem: str | None = None) -> Iterator[Segment]:
     """Open the files of a folder, one after the other; those that cannot be used are added to the problems."""
+    if folder.is_symlink():
+        problems.append(f"{folder} is a link, and must be a folder: nothing behind it is read or written")
+        return
     for path in _files(folder, stem):
         with suppress(Unbegun):
             try:

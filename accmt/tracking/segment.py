@@ -19,11 +19,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accmt.config.foreign import MIB, open_regular
+from accmt.rules.texts import masked, plain
 from accmt.tracking.entries import Entry, from_data
 from accmt.tracking.tracker import Resumption
 
 SCHEMA = 1
 _CHUNK = 1 << 14
+_LONGEST_LINE = 16 * MIB
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("tracker", "training", "location", "experiment"), (str,)),
+    "parameters": (dict,),
+    "arguments": (dict, type(None)),
+    "began": (int,),
+    "run": (str, dict, type(None)),
+}
 _NO_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -46,7 +56,7 @@ class Recipient:
     Attributes:
         tracker: Its name.
         training: Tells the training from all others.
-        location: A folder, absolute, or an address.
+        location: A folder, absolute, or an address; on the disk without its user and password.
         experiment: The name under which the training is found.
         parameters: With dotted names, as JSON.
         arguments: Those of the run, as JSON; None if they cannot be written down.
@@ -64,7 +74,7 @@ class Recipient:
     @property
     def identity(self) -> tuple[str, str, str]:
         """What is the same in all files for the same run."""
-        return self.tracker, self.training, self.location
+        return self.tracker, self.training, masked(self.location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ class Header:
     def to_line(self) -> bytes:
         resumption = None if self.resumption is None else asdict(self.resumption)
         own = {"run": self.run, "ended": self.ended, "resumption": resumption}
-        return json.dumps({"outbox": SCHEMA, **asdict(self.recipient), **own}).encode() + b"\n"
+        return masked(json.dumps({"outbox": SCHEMA, **asdict(self.recipient), **own})).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Header:
@@ -97,6 +107,9 @@ class Header:
         data = json.loads(line)
         if data.pop("outbox", None) != SCHEMA:
             raise ValueError(f"it does not begin as an outbox of format {SCHEMA}")
+        for name, kinds in _KINDS.items():
+            if type(data[name]) not in kinds:
+                raise ValueError(f"its {name} is {data[name]!r:.100}")
         own = {name: data.pop(name) for name in ("run", "ended", "resumption")}
         resumption = None if own["resumption"] is None else Resumption(**own["resumption"])
         return cls(Recipient(**data), resumption, own["run"], own["ended"])
@@ -125,7 +138,7 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Segment:
-        """Begin a file; only its owner may read it, as an address may hold a password.
+        """Begin a file; only its owner may read it.
 
         Raises:
             FileExistsError: There is one.
@@ -149,23 +162,22 @@ class Segment:
             Unbegun: Not even its first line is complete; it is deleted.
             Damaged: It is no file of an outbox.
             InUse: Another process has it.
-            OSError: It cannot be opened.
+            OSError: It cannot be opened, or is not a file of this folder alone.
         """
-        file = os.open(path, os.O_RDWR | os.O_APPEND)
+        file = open_regular(path, os.O_RDWR | os.O_APPEND)
         try:
             if not _lock(file):
                 raise InUse(f"{path} is in use")
             lines = _lines(file, 0, os.fstat(file).st_size)
-            line, start = next(lines, (b"", 0))
-            if start == 0:
-                path.unlink()
-                raise Unbegun
             try:
-                header = Header.from_line(line)
+                line, start = next(lines, (b"", 0))
+                if start == 0:
+                    path.unlink()
+                    raise Unbegun
+                segment = cls(path, file, Header.from_line(line), start)
+                segment._look_through(lines)
             except _NO_LINE as error:
-                raise Damaged(f"{path} is damaged: {error}") from None
-            segment = cls(path, file, header, start)
-            segment._look_through(lines)
+                raise Damaged(f"{path} is damaged: {plain(error)}") from None
             if segment.end < os.fstat(file).st_size:
                 os.ftruncate(file, segment.end)
         except BaseException:
@@ -270,6 +282,8 @@ def _lines(file: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
             return
         position += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise Damaged(f"a line in it is longer than {_LONGEST_LINE:,} bytes")
         place = position - len(rest) - sum(len(line) + 1 for line in lines)
         for line in lines:
             place += len(line) + 1

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
+from accmt.rules.texts import masked
 from accmt.tracking import accelerate, mlflow
 from accmt.tracking.background import BackgroundTracker, MultiTracker
 from accmt.tracking.mlflow import NAME as MLFLOW
 from accmt.tracking.outbox import Outbox, waiting_in
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Beginning, NoTracker, Resumption, Tracker, plain
+from accmt.tracking.trust import names_of, problem_of_artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +47,29 @@ def start_trackers(
         ConfigError: A tracker refuses a new training. One that is continued goes on without that tracker.
     """
     started: list[BackgroundTracker] = []
-    later = f"accmt sync {shlex.quote(str(model_path))}"
+    command = f"accmt sync {shlex.quote(str(model_path))}"
     waiting, problems = waiting_in(model_path)
     outboxes = {name: _outbox(name, arguments, beginning, model_path) for name, arguments in trackers.items()}
     own = {outbox.recipient.identity for outbox in outboxes.values()}
     for (name, _, _), left in {identity: left for identity, left in waiting.items() if identity not in own}.items():
         if left.values or left.files:
-            warn(f"{name}: {left} of an earlier run still wait to be sent; when this training is over: {later}")
+            warn(f"{name}: {left} of an earlier run still wait to be sent; when this training is over: {command}")
     for problem in problems:
         warn(problem)
     for name, outbox in outboxes.items():
         make = _maker(outbox, trackers[name], beginning.step)
-        tracker = BackgroundTracker(name, make, warn, outbox, later=later)
+        places = (f" --to {shlex.quote(place)}" for place in names_of(name, outbox.recipient.location))
+        refuse = partial(problem_of_artifact, model_path, ())
+        tracker = BackgroundTracker(name, make, warn, outbox, later=command + "".join(places), refuse=refuse)
         try:
             tracker.start(may_be_late=name == MLFLOW and mlflow.is_address(beginning.location))
         except Exception as error:
-            problem = f"{name} cannot be used: {type(error).__name__}: {error}"
+            problem = f"{name} cannot be used: {type(error).__name__}: {masked(error)}"
             if beginning.step is None:
                 for other in started:
                     other.close("FAILED")
-                raise ConfigError([Problem("log_with", problem)], "fit(...)") from error
+                hides = masked(outbox.recipient.location) != outbox.recipient.location  # the error may tell it
+                raise ConfigError([Problem("log_with", problem)], "fit(...)") from (None if hides else error)
             warn(f"{problem}; the training goes on without it")
         started.append(tracker)
     return MultiTracker(started) if len(started) > 1 else started[0] if started else NoTracker()
@@ -92,7 +97,8 @@ def _outbox(name: str, arguments: Mapping[str, Any], beginning: Beginning, model
 def _location(name: str, beginning: Beginning) -> str:
     location = beginning.location
     if mlflow.is_address(location):
-        return location if name == MLFLOW else beginning.folder
+        address = location if "://" in location or "@" not in location else f"http://{location}"
+        return address if name == MLFLOW else beginning.folder
     return str(Path(location).absolute())
 
 

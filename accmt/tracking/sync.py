@@ -5,29 +5,34 @@ It imports no torch, unless something waits for another tracker than MLflow.
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from accmt.rules.texts import masked
 from accmt.tracking import mlflow
 from accmt.tracking.background import BackgroundTracker, Limits, Outcome
+from accmt.tracking.entries import File
 from accmt.tracking.outbox import Outbox, outboxes_in
 from accmt.tracking.tracker import Tracker
+from accmt.tracking.trust import ENVIRONMENT, Allowed, destination_of, names_of, problem_of_artifact
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of an outbox: whose it was, and where its tracker is."""
+    """What became of an outbox: whose it was, and where its tracker is, as it may be shown."""
 
     tracker: str
     place: str
     outcome: Outcome
 
 
-def send_waiting(model_path: Path, seconds: float) -> Iterator[Sent | str]:
+def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = None) -> Iterator[Sent | str]:
     """Send what waits for each tracker, one after the other.
 
     A run whose end was never logged is the run of a training that was killed, and is ended as such.
@@ -35,22 +40,56 @@ def send_waiting(model_path: Path, seconds: float) -> Iterator[Sent | str]:
     Args:
         model_path: The folder of the training.
         seconds: For all of them together. What was not sent by then waits on.
+        allowed: Where to send, and which artifacts, besides those in the folder.
 
     Yields:
-        What became of each outbox, and, in words, what is wrong with a file that is none.
+        What became of each outbox, and, in words, what is wrong with a file that is none, or why one is not sent.
     """
+    allowed = allowed or Allowed()
     deadline = time.monotonic() + seconds
     outboxes, problems = outboxes_in(model_path)
     yield from problems
     for outbox in outboxes:
-        outcome = _send(outbox, max(0.0, deadline - time.monotonic()))
-        yield Sent(outbox.recipient.tracker, mlflow.shown(outbox.recipient.location), outcome)
+        recipient = outbox.recipient
+        destination = destination_of(recipient, allowed)
+        if destination is None:
+            yield _not_named(outbox)
+            continue
+        outbox.recipient = replace(recipient, location=destination)
+        refuse = partial(_refused, model_path, allowed)
+        outcome = _send(outbox, max(0.0, deadline - time.monotonic()), refuse)
+        yield Sent(recipient.tracker, masked(recipient.location), outcome)
 
 
-def _send(outbox: Outbox, seconds: float) -> Outcome:
+def _not_named(outbox: Outbox) -> str:
+    """Leave an outbox, and say how its destination is named."""
+    recipient, left = outbox.recipient, outbox.left()
+    outbox.release()
+    options = " ".join(f"--to {shlex.quote(name)}" for name in names_of(recipient.tracker, recipient.location))
+    nobody = "the command line does not name"
+    if recipient.tracker == mlflow.NAME:
+        nobody = f"neither the command line nor {ENVIRONMENT} names"
+    arguments = f"; the arguments of its run: {json.dumps(recipient.arguments)}" if recipient.arguments else ""
+    return (
+        f"{recipient.tracker} at {masked(recipient.location)}: still waits: {left or 'nothing'}; it is not sent, as "
+        f"{nobody} this place: if it is yours, add {options}{arguments}"
+    )
+
+
+def _refused(model_path: Path, allowed: Allowed, file: File) -> str | None:
+    problem = problem_of_artifact(model_path, allowed.artifacts, file)
+    if problem is None:
+        return None
+    return f"{problem}: to send it, add --artifacts-from {shlex.quote(str(file.path))}"
+
+
+def _send(outbox: Outbox, seconds: float, refuse: Callable[[File], str | None]) -> Outcome:
     limits = Limits(interval=0.0, end=seconds, end_with_artifacts=seconds, end_when_killed=seconds)
     tracker = BackgroundTracker(
-        outbox.recipient.tracker, partial(_make, outbox), _say_nothing, outbox, later="", limits=limits
+        *(outbox.recipient.tracker, partial(_make, outbox), _say_nothing, outbox),
+        later="",
+        limits=limits,
+        refuse=refuse,
     )
     tracker.close_soon(None if outbox.ended else "KILLED", outbox.modified)
     tracker.work()
@@ -62,6 +101,7 @@ def _make(outbox: Outbox) -> Tracker:
     if recipient.tracker == mlflow.NAME:
         return mlflow.tracker_for(recipient, recipient.arguments or {}, run)
     others = import_module("accmt.tracking.accelerate")
+    others.refuse_places(recipient)
     made: Tracker = others.tracker_for(recipient, recipient.arguments, run, None)
     return made
 

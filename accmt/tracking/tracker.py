@@ -135,6 +135,20 @@ class NoTracker:
         """Do nothing."""
 
 
+def check_state(state: Mapping[str, Any]) -> None:
+    """Find out whether the state of trackers is one that `Tracker.state` gave.
+
+    Raises:
+        ValueError: It is not.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"training": (str,), "until": (int,), "run": (str, dict, type(None))}
+    for name, known in state.items():
+        if not isinstance(known, Mapping) or {key: type(known[key]) in kinds.get(key, ()) for key in known} != (
+            dict.fromkeys(kinds, True)
+        ):
+            raise ValueError(f"the state of the tracker '{name}' is {known!r:.100}")
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values with dotted names: `{"optimizer": {"lr": 0.1}}` is `{"optimizer.lr": 0.1}`."""
     pairs: dict[str, Any] = {}

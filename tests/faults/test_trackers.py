@@ -28,7 +28,7 @@ from accmt.tracking.tracker import Logged
 sys.path.insert(0, str(Path(__file__).parent.parent / "tracking"))
 
 import tracked
-from servers import Proxy, Server
+from servers import Proxy, Server, syncing
 
 pytestmark = [
     pytest.mark.faults,
@@ -138,15 +138,15 @@ def test_a_server_that_is_killed_and_started_again(server, client, folder, check
     assert err == ""
     why = f"no connection to http://{server.address}"
     assert f"warning: mlflow does not answer, the training goes on without: {why}\n" in out
-    assert f", the status FINISHED; {why}; later: accmt sync {path}\n" in out
+    assert f", the status FINISHED; {why}; later: accmt sync {path} --to {server.address}\n" in out
     server.start()
-    assert main(["sync", str(path)]) == 0
+    assert main(syncing(path)) == 0
     out, err = capfd.readouterr()
     assert out.startswith(f"mlflow at {server.address}: sent ")
     assert err == ""
     check(path)
     assert status_of(client, path) == "FINISHED"
-    assert main(["sync", str(path)]) == 0
+    assert main(syncing(path)) == 0
     assert capfd.readouterr().out == f"{path}: nothing waits to be sent\n"
 
 
@@ -162,7 +162,7 @@ def test_a_server_that_is_paused(server, client, folder, check, monkeypatch, tha
         server.thaw()
     assert (path / FOLDER).exists() == (thaws is None)
     if thaws is None:
-        assert main(["sync", str(path)]) == 0
+        assert main(syncing(path)) == 0
     check(path)
     assert status_of(client, path) == "FINISHED"
 
@@ -181,12 +181,12 @@ def test_a_training_that_is_killed_while_the_server_is_down(tally, server, proxy
             assert left.last == at - 1
             proxy.mode = "well"
             if how != "continued":
-                assert main(["sync", str(path)]) == 0
+                assert main(syncing(path)) == 0
                 assert not (path / FOLDER).exists()
                 assert status_of(client, path) == "KILLED"
                 found = tracked.points(client, path.name)
                 assert [step for step, _ in found["train_loss"]] == list(range(1, at))
-                assert main(["sync", str(path)]) == 0
+                assert main(syncing(path)) == 0
             if how != "sent":
                 tracked.train(path, proxy.address, {})
                 check(path)
@@ -211,7 +211,7 @@ def test_a_server_that_does_wrong_for_a_while(tally, proxy, client, folder, chec
             if proxy.mode == "well" or mode == "slow":
                 assert not (path / FOLDER).exists(), "there was time enough to send all"
             proxy.mode = "well"
-            assert main(["sync", str(path)]) == 0
+            assert main(syncing(path)) == 0
             check(path)
             assert status_of(client, path) == "FINISHED"
 
@@ -219,7 +219,7 @@ def test_a_server_that_does_wrong_for_a_while(tally, proxy, client, folder, chec
 def test_a_server_that_was_never_there_in_a_training_has_one_run_of_it(proxy, client, folder, check, capfd):
     path, proxy.mode = folder(), "down"
     tracked.train(path, proxy.address, {}, run_name="first", additional_tracker_config={"note": "mine"})
-    assert main(["sync", str(path)]) == 1
+    assert main(syncing(path)) == 1
     err = capfd.readouterr().err
     assert err == (
         f"mlflow at {proxy.address}: still waits: 59 values (steps 0 to 8), the status FINISHED; "
@@ -227,7 +227,7 @@ def test_a_server_that_was_never_there_in_a_training_has_one_run_of_it(proxy, cl
     )
     proxy.mode = "well"
     for _ in range(2):
-        assert main(["sync", str(path)]) == 0
+        assert main(syncing(path)) == 0
     check(path)
     tracked.train(path, proxy.address, {}, run_name="second")
     check(path)
@@ -254,7 +254,7 @@ def test_artifacts_wait_as_values_do(proxy, client, folder, check, monkeypatch, 
     gone.unlink()
     proxy.mode = "well"
     capfd.readouterr()
-    status = main(["sync", str(path)])
+    status = main(syncing(path))
     err = capfd.readouterr().err
     if mode == "500":
         assert (status, f"'{gone}' is gone\n" in err) == (1, True)
@@ -278,7 +278,7 @@ def test_a_sync_that_is_ended_in_the_middle(tally, proxy, client, folder):
             attempt.plan = f"{number.name} after {after} batches"
             begun = len(proxy.asked)
             process = subprocess.Popen(
-                [sys.executable, "-m", "accmt.cli.main", "sync", str(path)],
+                [sys.executable, "-m", "accmt.cli.main", *syncing(path)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -295,7 +295,7 @@ def test_a_sync_that_is_ended_in_the_middle(tally, proxy, client, folder):
                 [left] = waiting_in(path)[0].values()
                 if 0 < left.values < steps:
                     attempt.hit()
-                assert main(["sync", str(path)]) == 0
+                assert main(syncing(path)) == 0
             assert not (path / FOLDER).exists()
             found = tracked.points(client, path.name)
             assert found == {"loss": [(step, float(step)) for step in range(steps)]}

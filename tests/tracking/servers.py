@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import json
 import os
 import signal
 import socket
@@ -13,9 +14,12 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
+
+from accmt.tracking.trust import names_of
 
 _HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host")
 
@@ -153,3 +157,12 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def syncing(path: Path) -> list[str]:
+    """The arguments of a sync that names all places to send to, and allows artifacts beside the folder."""
+    lines = [file.read_text().split("\n")[0] for file in (path / "outbox").glob("*.jsonl")]
+    headers = [json.loads(line) for line in lines if line.startswith("{")]
+    places = dict.fromkeys(place for each in headers for place in names_of(each["tracker"], each["location"]))
+    named = [text for place in places for text in ("--to", place)]
+    return ["sync", str(path), *named, "--artifacts-from", str(path.parent)]

@@ -116,7 +116,7 @@ def test_a_server_that_stays_frozen_is_left_behind(server, runs, trainer, regres
         server.thaw()
     out = capsys.readouterr().out
     assert "warning: mlflow: not sent yet: " in out
-    assert f" to 8), the status FINISHED; it did not answer in time; later: accmt sync {training.model_path}\n" in out
+    assert f" to 8), the status FINISHED; it did not answer in time; later: accmt sync {training.model_path} " in out
     assert training.best("best_valid_loss") is not None
 
 
@@ -143,7 +143,7 @@ def test_a_server_that_is_not_there(mlflow, impatient, trainer, regression, data
     assert "warning: mlflow does not answer" in out
     assert (
         f"warning: mlflow: not sent yet: 18 values (steps 1 to 8), the status FINISHED; {why}; "
-        f"later: accmt sync {training.model_path}\n"
+        f"later: accmt sync {training.model_path} --to {training._options.tracking.logging_dir}\n"
     ) in out
     assert err == ""
 

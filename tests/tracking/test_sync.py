@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from servers import syncing
 
 from accmt.cli.main import main
 from accmt.tracking.entries import Ended, File
@@ -74,9 +75,9 @@ def values(*steps):
 
 
 def sync(model, capfd, *arguments):
-    """The exit status, and what was written."""
+    """The exit status, and what was written. All places are named, and artifacts beside the folder allowed."""
     capfd.readouterr()
-    status = main(["sync", str(model), *arguments])
+    status = main([*syncing(model), *arguments])
     return status, *capfd.readouterr()
 
 
@@ -312,10 +313,12 @@ def test_a_wrong_call(arguments, tmp_path):
 def test_mlflow_needs_no_torch(waiting, model, store):
     waiting(*values(1), Ended("FINISHED", 2), experiment="light")
     code = (
-        "import sys; from accmt.cli.main import main; status = main(['sync', sys.argv[1]]);"
+        "import sys; from accmt.cli.main import main; status = main(['sync', sys.argv[1], '--to', sys.argv[2]]);"
         "print(status, [name for name in ('torch', 'accelerate') if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(store)], capture_output=True, text=True, check=False
+    )
     assert ran.stdout == f"mlflow at {store}: sent 1 value (step 1), the status FINISHED\n0 []\n", ran.stderr
     assert ran.stderr == ""
 

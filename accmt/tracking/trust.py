@@ -1,0 +1,74 @@
+"""What may be sent of an outbox that somebody else may have written, and where to.
+
+A destination is used when whoever calls names it, and an artifact is sent when it lies in the folder of the training.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from accmt.config.foreign import problem_of_content
+from accmt.rules.texts import masked
+from accmt.tracking import mlflow
+from accmt.tracking.entries import File
+from accmt.tracking.segment import Recipient
+
+ENVIRONMENT = "MLFLOW_TRACKING_URI"
+_FILES = ("file://", "sqlite:///")
+_BY_PLACE_ALONE = (mlflow.NAME, "tensorboard")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What whoever calls allows.
+
+    Attributes:
+        destinations: Addresses, folders, and names of trackers that find their server by themselves.
+        artifacts: Files, and folders from which files may be sent, besides the folder of the training.
+    """
+
+    destinations: tuple[str, ...] = ()
+    artifacts: tuple[Path, ...] = ()
+
+
+def names_of(tracker: str, location: str) -> tuple[str, ...]:
+    """What has to be named so that an outbox is sent: where it goes to."""
+    return (masked(location),) if tracker in _BY_PLACE_ALONE else (tracker, masked(location))
+
+
+def destination_of(recipient: Recipient, allowed: Allowed) -> str | None:
+    """Where to send, with the password of whoever named it; None if that was not named, nor by the environment."""
+    named = list(allowed.destinations)
+    if recipient.tracker == mlflow.NAME and ENVIRONMENT in os.environ:
+        named.append(os.environ[ENVIRONMENT])
+    if recipient.tracker not in (*_BY_PLACE_ALONE, *allowed.destinations):
+        return None
+    found = next((place for place in named if _same(place) == _same(recipient.location)), None)
+    return found if found is None or mlflow.is_address(recipient.location) else recipient.location
+
+
+def problem_of_artifact(model_path: Path, allowed: tuple[Path, ...], file: File) -> str | None:
+    """Why an artifact is not sent, None if it may be."""
+    problem = problem_of_content(model_path, file.path)
+    for allowed_path in allowed:
+        absolute = Path(os.path.abspath(allowed_path.expanduser()))
+        folder = absolute.parent if absolute == file.path else absolute
+        if problem is None or problem_of_content(folder, file.path) is None:
+            return None
+    return problem
+
+
+def _same(location: str) -> str:
+    """A text that two ways to write a location have in common."""
+    if location.startswith(_FILES):
+        file = Path(unquote(urlsplit(location).path if location.startswith("file") else location[len("sqlite:///") :]))
+        return os.path.realpath(file.parent if file.name == mlflow.STORE else file)
+    if mlflow.is_address(location):
+        address = masked(location if "://" in location else f"http://{location}")
+        scheme, _, rest = address.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host}".lower() + f"{slash}{path}".rstrip("/")
+    return os.path.realpath(Path(location).expanduser())

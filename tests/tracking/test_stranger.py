@@ -1,0 +1,469 @@
+"""The folder of a training that somebody else made: nothing is sent, written or read that only the folder asks for."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from accmt.cli.main import main
+from accmt.config.foreign import below, problem_of_content
+from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
+from accmt.tracking.background import BackgroundTracker, Limits, MultiTracker
+from accmt.tracking.entries import Ended, File
+from accmt.tracking.mlflow import MlflowTracker, is_address
+from accmt.tracking.outbox import FOLDER, Outbox, outboxes_in, waiting_in
+from accmt.tracking.segment import Recipient
+from accmt.tracking.tracker import Beginning, Logged, check_state
+from accmt.tracking.trust import Allowed, destination_of
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def logs(tmp_path):
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def waiting(model, logs):
+    """Entries -> they wait, for TensorBoard in `logs` unless another recipient is given."""
+
+    def fill(*entries, tracker="tensorboard", location=None, run=None, arguments=None, experiment="mine"):
+        recipient = Recipient(tracker, "1", str(location or logs), experiment, {}, arguments or {}, 1_000)
+        outbox = Outbox(model, recipient)
+        outbox.run = run
+        for entry in entries or (Logged({"loss": 1.0}, 1, 1_001),):
+            outbox.add(entry)
+        outbox.add(Ended("FINISHED", 2_000))
+        outbox.release()
+
+    return fill
+
+
+@pytest.fixture
+def listening():
+    """A server that counts what it is asked, and its address."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(500)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def sync(model, capfd, *arguments):
+    capfd.readouterr()
+    return main(["sync", str(model), *map(str, arguments)]), *capfd.readouterr()
+
+
+def test_a_destination_that_nobody_names_is_not_asked(waiting, listening, model, capfd, monkeypatch):
+    address, asked = listening
+    waiting(tracker="mlflow", location=f"http://me:secret@{address}/?token=abc")
+    before = [path.read_bytes() for path in (model / FOLDER).iterdir()]
+    for arguments in ([], ["--to", "http://127.0.0.1:1"], ["--to", "mlflow"]):
+        status, out, err = sync(model, capfd, *arguments)
+        assert (status, out, asked) == (1, "", [])
+        assert err == (
+            f"mlflow at http://{address}/?token=***: still waits: 1 value (step 1), the status FINISHED; "
+            "it is not sent, as neither the command line nor MLFLOW_TRACKING_URI names this place: if it is yours, "
+            f"add --to 'http://{address}/?token=***'\n"
+        )
+    assert [path.read_bytes() for path in (model / FOLDER).iterdir()] == before
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/?token=xyz")
+    sync(model, capfd, "--timeout", "1")
+    assert asked, "the environment names it"
+
+
+def test_a_folder_that_nobody_names_is_not_written(waiting, logs, model, capfd, monkeypatch, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    waiting()
+    status, out, err = sync(model, capfd)
+    assert (status, out, logs.exists()) == (1, "", False)
+    assert err.endswith(f", as the command line does not name this place: if it is yours, add --to {logs}\n")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = sync(model, capfd, "--to", "logs")
+    assert (status, err, [path.name for path in logs.iterdir()]) == (0, "", ["mine"])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "named", "same"),
+    [
+        ("10.0.0.1:5000", "http://10.0.0.1:5000/", True),
+        ("http://Host:5000", "http://host:5000", True),
+        ("http://host:5000", "https://host:5000", False),
+        ("http://host:5000", "http://host:5001", False),
+        ("http://host:5000", "http://host:5000@evil", False),
+        ("http://host/a", "http://host/b", False),
+        ("/srv/logs", "/srv/x/../logs", True),
+        ("/srv/logs", "sqlite:////srv/logs/mlflow.db", True),
+        ("/srv/logs", "file:///srv/logs", True),
+        ("/srv/logs", "/srv/log", False),
+    ],
+)
+def test_how_a_destination_is_named(recorded, named, same):
+    recipient = Recipient("mlflow", "1", recorded, "x", {}, {}, 0)
+    assert (destination_of(recipient, Allowed((named,))) is not None) == same
+
+
+def test_the_password_is_that_of_who_names_the_place():
+    recipient = Recipient("mlflow", "1", "http://host:5000", "x", {}, {}, 0)
+    assert destination_of(recipient, Allowed(("http://me:secret@host:5000",))) == "http://me:secret@host:5000"
+    others = Recipient("wandb", "1", "/logs", "x", {}, {}, 0)
+    assert [destination_of(others, Allowed(named)) for named in [("wandb",), ("/logs",), ("wandb", "/logs")]] == [
+        *(None, None, "/logs")
+    ]
+
+
+def test_artifacts_from_elsewhere_wait_until_they_are_allowed(waiting, logs, model, tmp_path, capfd):
+    """By an absolute name, by '..', by a link to a file or a folder, by a hard link; inside of a folder too."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("key")
+    (model / "plots").mkdir(parents=True)
+    (model / "plots" / "good").write_text("good")
+    (model / "folder").mkdir()
+    (model / "link").symlink_to(secret / "key")
+    (model / "way").symlink_to(secret)
+    os.link(secret / "key", model / "hard")
+    (model / "folder" / "link").symlink_to(secret / "key")
+    (model / "pipes").mkdir()
+    os.mkfifo(model / "pipes" / "pipe")
+    os.mkfifo(model / "pipe")
+    names = ["link", "way/key", "hard", "pipe", "../secret/key", "plots/../../secret/key"]
+    refused = [(secret / "key", False), *((model / name, False) for name in names)]
+    refused += [(model / "folder", True), (model / "pipes", True), (secret, True), (model, True)]
+    files = [File(path, is_folder, 1_500 + n) for n, (path, is_folder) in enumerate(refused)]
+    waiting(*files, File(model / "plots" / "good", False, 1_600), File(model / "plots", True, 1_601))
+    for _ in range(2):
+        status, _, err = sync(model, capfd, "--to", logs)
+        assert status == 1
+        assert err.count(": not sent: ") == len(refused)
+        assert f"'{secret / 'key'}' lies outside of {model}: to send it, add --artifacts-from {secret / 'key'}\n" in err
+        assert f"'{model / 'hard'}' has other names (hard links)" in err
+        assert f"'{model / 'folder'}' holds link, which is not a regular file" in err
+        assert [path.name for path in (logs / "mine" / "artifacts").iterdir()] == ["good"]
+    [left] = waiting_in(model)[0].values()
+    assert [path for path in left.files] == [path for path, _ in refused]
+    sync(model, capfd, "--to", logs, "--artifacts-from", secret)
+    assert sorted(path.name for path in (logs / "mine" / "artifacts").iterdir()) == ["good"], "it has two names"
+    (model / "hard").unlink()
+    assert sync(model, capfd, "--to", logs, "--artifacts-from", secret)[0] == 1
+    assert sorted(path.name for path in (logs / "mine" / "artifacts").iterdir()) == ["good", "key"]
+
+
+@pytest.mark.parametrize("folder", ["../victim", "/victim", "a/../../victim", "link/x", "", ".", "a\0b", 5, None, "~"])
+def test_the_folder_of_a_run_stays_in_its_place(waiting, logs, model, tmp_path, capfd, folder):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    (tmp_path / "victim").mkdir()
+    logs.mkdir()
+    (logs / "link").symlink_to(tmp_path / "victim")
+    if folder == "/victim":
+        folder = str(tmp_path / "victim")
+    waiting(run={"folder": folder})
+    status, _, err = sync(model, capfd, "--to", logs)
+    assert not any((tmp_path / "victim").iterdir())
+    assert (status, "still waits" in err) == ((0, False) if folder == "~" else (1, True))
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("where", ["artifacts", "artifacts/deep", "artifacts/file", "."])
+def test_links_where_a_run_is_kept(logs, tmp_path, where):
+    """A folder that is a link is refused, a file that is one is replaced."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    victim, source = tmp_path / "victim", tmp_path / "source"
+    victim.mkdir()
+    (victim / "kept").write_text("kept")
+    (source / "deep").mkdir(parents=True)
+    (source / "file").write_text("mine")
+    (source / "deep" / "file").write_text("mine")
+    link = logs / "run" / where
+    if where == ".":
+        link = logs / "run"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim / "kept" if where.endswith("file") else victim)
+
+    def log():
+        tracker = TensorBoardTracker(Beginning(str(logs), "x", {}, {"tensorboard": {"folder": "run"}}, 1), {})
+        try:
+            tracker.log_artifact(source / "file")
+            tracker.log_artifacts(source)
+        finally:
+            tracker.close("FINISHED")
+
+    if where.endswith("file"):
+        log()
+        assert (logs / "run" / "artifacts" / "file").read_text() == "mine"
+    else:
+        with pytest.raises(ValueError, match="is a link"):
+            log()
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"kept": "kept"}
+
+
+def test_other_tools_get_no_other_arguments():
+    for run in ({"dir": "/etc"}, {"id": "1", "resume": "allow", "dir": "/etc"}, "text", {"id": {}, "resume": "allow"}):
+        with pytest.raises(ValueError, match="no training writes such a thing down"):
+            AccelerateTracker("wandb", Beginning("logs", "x", {}, {"wandb": run}, 1), {})
+
+
+def test_a_store_that_keeps_artifacts_elsewhere(tmp_path, mlflow):
+    logs, victim, file = tmp_path / "logs", tmp_path / "victim", tmp_path / "file"
+    file.write_text("mine")
+    victim.mkdir()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{_made(logs) / 'mlflow.db'}")
+    client.create_experiment("elsewhere", victim.as_uri())
+    (logs / "artifacts").symlink_to(victim)
+    for experiment, why in (("elsewhere", "outside of"), ("own", "is a link")):
+        tracker = MlflowTracker(str(logs), experiment, {})
+        for send, path in ((tracker.log_artifact, file), (tracker.log_artifacts, victim)):
+            with pytest.raises(ValueError, match=why):
+                send(path)
+    assert not any(victim.iterdir())
+    with pytest.raises(ValueError, match="is not the number of a run"):
+        MlflowTracker(str(logs), "x", {}, "../x")
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_a_file_of_an_outbox_is_one_of_its_folder_alone(waiting, model, tmp_path):
+    waiting()
+    [path] = (model / FOLDER).iterdir()
+    os.link(path, tmp_path / "other")
+    before = path.read_bytes()
+    found, [problem] = outboxes_in(model)
+    assert (found, "it has other names (hard links)" in problem, path.read_bytes()) == ([], True, before)
+    (tmp_path / "other").unlink()
+    (model / FOLDER).rename(tmp_path / "away")
+    (model / FOLDER).symlink_to(tmp_path / "away")
+    found, [problem] = outboxes_in(model)
+    assert (found, "is a link, and must be a folder" in problem) == ([], True)
+    outbox = Outbox(model, Recipient("x", "1", "y", "z", {}, {}, 0))
+    with pytest.raises(OSError, match="is a link"):
+        outbox.add(Logged({"loss": 1.0}, 1, 1))
+    assert [file.name for file in (tmp_path / "away").iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("change", ["location", "parameters", "arguments", "run", "began", "experiment"])
+def test_a_header_of_other_kinds_is_damaged(waiting, model, change):
+    waiting()
+    [path] = (model / FOLDER).iterdir()
+    header, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(header), change: [1]}) + "\n" + rest)
+    found, [problem] = outboxes_in(model)
+    assert (found, f"is damaged: its {change} is [1]" in problem) == ([], True)
+
+
+def test_a_file_without_lines_is_not_read_to_its_end(waiting, model):
+    waiting()
+    [path] = (model / FOLDER).iterdir()
+    os.truncate(path, 2**40)
+    begun = time.monotonic()
+    found, [problem] = outboxes_in(model)
+    assert (found, "a line in it is longer than" in problem) == ([], True)
+    assert time.monotonic() - begun < 60
+
+
+def test_passwords_are_not_written(model, capfd):
+    location = "http://me:secret@host:5000"
+    recipient = Recipient("mlflow", "1", location, "x", {"db": "pg://u:secret@h/d"}, {"tags": {"u": location}}, 0)
+    outbox = Outbox(model, recipient)
+    outbox.add(Logged({"loss": 1.0}, 1, 1))
+    outbox.release()
+    [path] = (model / FOLDER).iterdir()
+    assert "secret" not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = Outbox(model, recipient)
+    assert (again.left().values, again.recipient.location) == (1, location), "the same run, with what was given"
+    again.release()
+    assert is_address("me:secret@10.0.0.1:5000")
+
+
+def test_an_error_with_a_password_is_shown_without(tmp_path, monkeypatch, mlflow):
+    from accmt.config.errors import ConfigError
+    from accmt.tracking.start import start_trackers
+
+    def fails(*_):
+        raise ValueError("API request to http://me:secret@127.0.0.1:1/api failed")
+
+    monkeypatch.setattr("accmt.tracking.mlflow.tracker_for", fails)
+    beginning = Beginning("me:secret@127.0.0.1:1", "x", {}, {}, None)
+    with pytest.raises(ConfigError) as caught:
+        start_trackers({"mlflow": {}}, beginning, tmp_path, print)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert "API request to http://127.0.0.1:1/api failed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state", [{"x": 5}, {"x": {}}, {"x": {"training": 1, "until": 1, "run": None}}, {"x": {"a": 1}}]
+)
+def test_the_state_of_trackers_that_none_gave(state):
+    with pytest.raises(ValueError, match="the state of the tracker 'x' is "):
+        check_state(state)
+    check_state({"x": {"training": "1", "until": 1, "run": {"folder": "x"}}})
+
+
+class Hangs:
+    def __init__(self):
+        self.free = threading.Event()
+
+    def log(self, values, step):
+        self.free.wait(60)
+
+    def log_artifact(self, path):
+        self.free.wait(60)
+
+    log_artifacts = log_artifact
+
+    def state(self):
+        return {}
+
+    def close(self, status, time=None):
+        pass
+
+
+@pytest.fixture
+def hanging(outbox_for):
+    """Limits -> three trackers that hang, as one."""
+    made = []
+
+    def of(limits):
+        warned = []
+        trackers = []
+        for number in range(3):
+            made.append(Hangs())
+            box = outbox_for(f"hangs{number}")
+            tracker = BackgroundTracker(
+                box.recipient.tracker, lambda: made[-1], warned.append, box, later="", limits=limits
+            )
+            tracker.start(may_be_late=False)
+            trackers.append(tracker)
+        return MultiTracker(trackers), warned
+
+    yield of
+    for each in made:
+        each.free.set()
+
+
+def test_several_that_hang_are_waited_for_together(hanging, tmp_path):
+    trackers, warned = hanging(Limits(interval=0.0, end=1.0, end_with_artifacts=1.0, artifact=1.0))
+    (tmp_path / "file").write_text("x")
+    took = []
+    for call in (
+        lambda: trackers.log_artifact(tmp_path / "file"),
+        lambda: trackers.log_artifact(tmp_path / "file"),
+        lambda: trackers.close("FINISHED"),
+        lambda: trackers.log({"loss": 1.0}, 2),
+        lambda: trackers.close("FINISHED"),
+    ):
+        begun = time.monotonic()
+        call()
+        took.append(time.monotonic() - begun)
+    assert [round(seconds) for seconds in took] == [1, 0, 1, 0, 0], took
+    assert sum("is not sent yet" in text for text in warned) == 6
+
+
+def test_an_artifact_is_found_where_it_was_given(recorder, outbox_for, tmp_path, monkeypatch):
+    """By a relative name and by '~', whatever folder the process works in then; other things are a warning."""
+    warned = []
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tracker = BackgroundTracker("recorder", lambda: recorder, warned.append, outbox_for("recorder"), later="")
+    tracker.start(may_be_late=False)
+    recorder.free.clear()
+    given = [tracker.tell_file(Path(name), is_folder=False) for name in ("file", "~/file")]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recorder.free.set()
+    for told in given:
+        tracker.await_file(told, time.monotonic())
+    tracker.log_artifact(None)
+    tracker.close("FINISHED")
+    assert recorder.calls == [("file", "file"), ("file", "file"), ("close", "FINISHED")]
+    assert len(warned) == 1
+    assert "'None' cannot be sent" in warned[0]
+
+
+def test_names_below_a_folder(tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    assert below(tmp_path, "a/b") == tmp_path / "a" / "b"
+    for name in ("", ".", "..", "/etc", "a/../b", "link/etc", "a\\b", "a\0b"):
+        with pytest.raises(ValueError, match="is not a relative name|is a link"):
+            below(tmp_path, name)
+    assert problem_of_content(tmp_path, tmp_path) == f"lies outside of {tmp_path}"
+
+
+PROGRAM = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN) if sys.argv.pop() == "ignored" else None
+import accmt.cli.sync
+moment = sys.argv.pop()
+def run(options):
+    print("here", flush=True)
+    if moment == "in a callback":
+        class Late:
+            def __del__(self):
+                time.sleep(60)
+        Late()
+    elif moment == "at the end":
+        import atexit
+        atexit.register(time.sleep, 60)
+        return 0
+    time.sleep(60)
+    return 0
+accmt.cli.sync.run = run
+from accmt.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["in the middle", "in a callback", "at the end"])
+@pytest.mark.parametrize("interrupts", ["heard", "ignored"])
+def test_an_interrupt_ends_the_command_by_the_signal(model, moment, interrupts):
+    """Also where Python would lose it, and where the process was started with interrupts ignored, as shells do for what
+    they run in the background."""
+    command = [sys.executable, "-c", PROGRAM, "sync", str(model), moment, interrupts]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
