@@ -8,6 +8,7 @@ from rich.text import Text
 
 from accmt.assembly import Plan
 from accmt.checkpoint.saved import Saving
+from accmt.config.paths import shown
 from accmt.display.tables import decision_table, savings_table
 from accmt.loop.run import Run
 from accmt.rules import Decision, SavingRule, Stop
@@ -30,12 +31,14 @@ def after_training(
     run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
 ) -> list[RenderableType]:
     """What was decided at each evaluation, what was saved and where, and why it ended."""
-    shown, left_out = _worth_showing(run.decisions)
-    parts: list[RenderableType] = ["", decision_table(shown)]
+    worth, left_out = _worth_showing(run.decisions)
+    parts: list[RenderableType] = ["", decision_table(worth)]
     if left_out:
-        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {run.decision_log.path}"))
+        parts.append(
+            Text(f"{left_out} decisions that saved nothing are left out; all are in {shown(run.decision_log.path)}")
+        )
     rows = [
-        (rule.name, {}, 0, None) if saving is None else (rule.name, saving.values, saving.step, saving.folder)
+        (rule.name, {}, 0, None) if saving is None else (rule.name, saving.values, saving.step, shown(saving.folder))
         for rule, saving in savings
     ]
     why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
@@ -72,7 +75,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
     checkpoint = plan.rules.checkpoint
     facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
-    facts["writes to"] = str(plan.model_path)
+    facts["writes to"] = str(shown(plan.model_path))
     return facts
 
 
@@ -83,5 +86,5 @@ def _epochs(count: int | None) -> str:
 def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
     if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
         return decisions, 0
-    shown = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
-    return shown, len(decisions) - len(shown)
+    worth = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
+    return worth, len(decisions) - len(worth)

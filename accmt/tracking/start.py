@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
+from accmt.config.paths import shown
 from accmt.tracking import accelerate, mlflow
 from accmt.tracking.background import BackgroundTracker, MultiTracker
 from accmt.tracking.mlflow import NAME as MLFLOW
@@ -45,7 +46,7 @@ def start_trackers(
         ConfigError: A tracker refuses a new training. One that is continued goes on without that tracker.
     """
     started: list[BackgroundTracker] = []
-    later = f"accmt sync {shlex.quote(str(model_path))}"
+    later = f"accmt sync {shlex.quote(str(shown(model_path)))}"
     waiting, problems = waiting_in(model_path)
     outboxes = {name: _outbox(name, arguments, beginning, model_path) for name, arguments in trackers.items()}
     own = {outbox.recipient.identity for outbox in outboxes.values()}
