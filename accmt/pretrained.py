@@ -159,7 +159,6 @@ def check_extras(module: AcceleratorModule, options: Options) -> None:
 
 def _made(place: str | Path, kind: str | type | None, kwargs: Mapping[str, Any], options: Options) -> AcceleratorModule:
     path = os.path.expanduser(place)
-    path = os.path.abspath(path) if os.path.isdir(path) else path  # its tokenizer may be read later
     try:
         import transformers
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from accmt.assembly import Plan
 from accmt.checkpoint.saved import Saving
+from accmt.config.paths import shortened
 from accmt.display.tables import decision_table, savings_table
 from accmt.loop.run import Run
 from accmt.rules import Decision, Facts, SavingRule, Stop
@@ -31,12 +32,16 @@ def after_training(
     run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
 ) -> list[RenderableType]:
     """What was decided at each evaluation, what was saved and where, and why it ended."""
-    listed, left_out = _worth_showing(run.decisions)
-    parts: list[RenderableType] = ["", decision_table(listed)]
+    worth, left_out = _worth_showing(run.decisions)
+    parts: list[RenderableType] = ["", decision_table(worth)]
     if left_out:
-        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {run.decision_log.path}"))
+        parts.append(
+            Text(f"{left_out} decisions that saved nothing are left out; all are in {shortened(run.decision_log.path)}")
+        )
     rows = [
-        (rule.name, {}, 0, None) if saving is None else (rule.name, saving.values, saving.step, saving.folder)
+        (rule.name, {}, 0, None)
+        if saving is None
+        else (rule.name, saving.values, saving.step, shortened(saving.folder))
         for rule, saving in savings
     ]
     why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
@@ -97,7 +102,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
     checkpoint = plan.rules.checkpoint
     facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
-    facts["writes to"] = str(plan.model_path)
+    facts["writes to"] = str(shortened(plan.model_path))
     return facts
 
 
@@ -118,5 +123,5 @@ def _epochs(count: int | None) -> str:
 def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
     if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
         return decisions, 0
-    kept = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
-    return kept, len(decisions) - len(kept)
+    worth = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
+    return worth, len(decisions) - len(worth)

@@ -57,7 +57,8 @@ class Trainer:
 
     Args:
         hps_config: Hyperparameters, as an object, a dictionary, or the path of a YAML file.
-        model_path: The folder for everything that is written: savings, checkpoints, history.
+        model_path: The folder for everything that is written: savings, checkpoints, history. In all paths `~` is the
+            home of the user, and a relative one begins at the folder that is current when it is given.
         track_name: The name of the experiment in the tracker; by default the name of the model's folder.
         enable_checkpointing: Make checkpoints.
         multiple_checkpoints: Keep several checkpoints instead of the newest only.

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
     """The rules of the file and the arguments, those that can be read."""
-    section = given_section(options, mistakes)
+    section = given_section(options, mistakes, whole=True)
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
     evaluate = parsed(partial(CadenceRule.parse, evaluates=True), filter(None, [options.evaluate_every]), mistakes)

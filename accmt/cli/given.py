@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
 from accmt.config.errors import ConfigError, Problem, did_you_mean
-from accmt.config.rules import RuleSection, read_rules
+from accmt.config.rules import RuleSection, read_rules, rule_problems
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
 from accmt.rules.store import VALID_LOSS
 from accmt.rules.texts import plain
@@ -46,11 +47,11 @@ class Mistakes:
             raise CommandError("\n\n".join(texts))
 
 
-def given_section(options: argparse.Namespace, mistakes: Mistakes) -> RuleSection:
-    """The rules of the file that was given."""
+def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
+    """The rules of the file that was given; of the `whole` file, all mistakes are told."""
     if options.config is None:
         return RuleSection()
-    return mistakes.of(lambda: _section(options.config)) or RuleSection()
+    return mistakes.of(lambda: _section(options.config, whole=whole)) or RuleSection()
 
 
 def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
@@ -90,10 +91,16 @@ def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], leng
     return Facts(reported, keys, length)
 
 
-def _section(path: str) -> RuleSection:
-    from accmt.config.document import read_document, rules_of  # brings yaml, which most commands do without
+def _document(path: str) -> Mapping[Any, Any]:
+    from accmt.config.document import read_document  # brings yaml, which most commands do without
 
-    document = read_document(path)
+    return read_document(path)
+
+
+def _section(path: str, *, whole: bool) -> RuleSection:
+    from accmt.config.document import rules_of
+
+    document = _document(path)
     name = os.fspath(path)
     if "rules" not in document:
         keys = [str(key) for key in document]
@@ -101,6 +108,31 @@ def _section(path: str) -> RuleSection:
         hint = f", is '{plain(near)}' meant to be it?" if near else f": it has {plain(', '.join(keys)) or 'nothing'}"
         raise ConfigError([Problem("rules", f"there is no such section{hint}")], name)
     section, problems = rules_of(document)
+    problems = [*(_hyperparameter_problems(document) if whole else []), *problems, *rule_problems(section)]
     if problems:
         raise ConfigError(problems, name)
     return read_rules(section, name)
+
+
+def _hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
+    """What is wrong with the rest of a file. Only where it has hyperparameters torch is imported."""
+    rest = {key: value for key, value in document.items() if key != "rules"}
+    if not rest:
+        return []
+    hps = rest.get("hps", rest)
+    if isinstance(hps, Mapping):
+        rest = {**rest, "hps": _without_unknown_classes(hps)} if "hps" in rest else _without_unknown_classes(hps)
+    problems: list[Problem] = import_module("accmt.hyperparameters.config").hyperparameter_problems(rest)
+    return problems
+
+
+def _without_unknown_classes(hps: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The hyperparameters without an optimizer or scheduler of a module that only the script imports."""
+    left = dict(hps)
+    for key, kwargs in (("optimizer", "optim_kwargs"), ("scheduler", "scheduler_kwargs")):
+        choice = hps.get(key)
+        name = choice.get("type") if isinstance(choice, Mapping) else choice
+        if isinstance(name, str) and "." in name and not name.startswith("torch."):
+            left.pop(key)
+            left.pop(kwargs, None)
+    return left

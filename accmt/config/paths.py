@@ -26,6 +26,14 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"'{path}' is relative, and the current folder is gone: give an absolute path") from None
 
 
+def shortened(path: Path) -> Path:
+    """A path as short as it can be shown: relative where it lies below the folder that is current now."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
+
+
 def resolved_address(address: str) -> str:
     """The address of a database with its file absolute, if it is one of SQLite; all others as they are.
 

@@ -56,6 +56,13 @@ def read_rules(section: Mapping[Any, Any], source: str = "the configuration") ->
     return rules
 
 
+def rule_problems(section: Mapping[Any, Any]) -> list[Problem]:
+    """What is wrong with the rules of a section."""
+    reader = _Reader()
+    reader.section(section)
+    return reader.problems
+
+
 class _Reader:
     """Reads a section and collects what is wrong with it."""
 

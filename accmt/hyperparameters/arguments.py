@@ -110,8 +110,20 @@ def _subject(given: Given) -> str:
 def _mistyped(given: Given, argument: str, default: object, value: object) -> list[Problem]:
     """A text or truth value in a number's place, or text in a truth value's: `lr: "1e-3"`, `nesterov: yes`."""
     if isinstance(default, bool):
-        if isinstance(value, str):
-            return [given.problem(argument, must_be("true or false", value))]
-    elif isinstance(default, int | float) and isinstance(value, str | bool):
-        return [given.problem(argument, must_be("a number", value))]
-    return []
+        wanted = "true or false" if isinstance(value, str) else None
+    elif isinstance(default, int | float):
+        wanted = "a number" if isinstance(value, str | bool) else None
+    elif isinstance(default, tuple | list):
+        wanted = "numbers" if isinstance(value, tuple | list) and any(isinstance(x, str) for x in value) else None
+    else:  # required or None: which type belongs there is not known
+        is_open = default is None or default is _REQUIRED
+        wanted = "a number" if is_open and isinstance(value, str) and _is_number(value) else None
+    return [] if wanted is None else [given.problem(argument, must_be(wanted, value))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -8,22 +8,28 @@
     rules:
       ...
 
-The level `hps:` may be left out. An optimizer or scheduler is a mapping with its `type` and arguments, or a name
-with the arguments in `optim_kwargs` or `scheduler_kwargs` beside it.
+Where there is the level `hps:`, other sections are the script's own. It may be left out; then there is nothing else but
+`rules`. In a dictionary the numbers that PyYAML takes for text, such as `1e-3`, are numbers too. An optimizer or
+scheduler is a mapping with its `type` and arguments, or a name with the arguments in `optim_kwargs` or
+`scheduler_kwargs` beside it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accmt.config.document import read_document, rules_of
-from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
-from accmt.hyperparameters.fields import Fields, validated
+from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be, unknown_key
+from accmt.config.rules import rule_problems
+from accmt.hyperparameters.fields import Fields, unknown_field, validated
 from accmt.hyperparameters.values import HyperParameters
 
+# As in config/yaml_text: PyYAML wants a point in such a number, and a sign behind the e.
+_SCIENTIFIC = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
 _SECTIONS = ("hps", "rules")
 _EXAMPLES = {"optimizer": "type: AdamW", "scheduler": "type: LinearWithWarmup"}
 _KWARGS = {"optimizer": "optim_kwargs", "scheduler": "scheduler_kwargs"}
@@ -54,7 +60,7 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParame
     if isinstance(source, HyperParameters):
         return Config(source)
     if isinstance(source, Mapping):
-        return _parsed(source, "the configuration")
+        return _parsed(source, "the configuration", _with_number)
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(
             [Problem("", must_be("the path of a YAML file, a dict or HyperParameters", source))], "hps_config"
@@ -62,22 +68,30 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParame
     return _parsed(read_document(source), os.fsdecode(source))
 
 
-def _parsed(document: Mapping[Any, Any], source: str) -> Config:
-    """Check the whole document, so that all mistakes are told at once."""
+def hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
+    """All that is wrong with the hyperparameters of a document without rules, each with its place."""
+    try:
+        return _parsed(document, "").problems()
+    except ConfigError as error:
+        return list(error.problems)
+
+
+def _parsed(document: Mapping[Any, Any], source: str, read: Callable[[Any], Any] = lambda value: value) -> Config:
+    """Check the whole document, so that all mistakes are told at once. `read` reads the arguments of factories."""
     sectioned = "hps" in document
     hps = document.get("hps", {}) if sectioned else {key: document[key] for key in document if key != "rules"}
     problems: list[Problem] = []
     if sectioned:
-        problems += [_misplaced(key) for key in document if key not in _SECTIONS]
+        problems += [problem for key in document if (problem := _misplaced(key)) is not None]
     rules, found = rules_of(document)
     problems += found
     if isinstance(hps, Mapping):
-        fields, places, found = _hyperparameters(hps, "hps." if sectioned else "")
+        fields, places, found = _hyperparameters(hps, "hps." if sectioned else "", read)
         problems += found
     else:
         problems.append(Problem("hps", must_be("a mapping with the hyperparameters", hps)))
     if problems:
-        raise ConfigError(problems, source)
+        raise ConfigError([*problems, *rule_problems(rules)], source)
     return Config(HyperParameters(**fields), rules, places)
 
 
@@ -86,13 +100,26 @@ def _placed(path: str, places: Mapping[str, str]) -> str:
     return f"{places.get(name, name)}{dot}{rest}"
 
 
-def _misplaced(key: object) -> Problem:
+def _misplaced(key: object) -> Problem | None:
+    """What is wrong with a key beside `hps`: it belongs there, or is probably meant to be one of the two sections."""
+    if key in _SECTIONS:
+        return None
     if key in Fields.model_fields:
         return Problem(str(key), "stands beside hps, move it under hps")
-    return Problem(str(key), unknown_key(key, _SECTIONS))
+    near = isinstance(key, str) and len(key) > 1 and did_you_mean(key, _SECTIONS) != "."
+    return Problem(str(key), unknown_key(key, _SECTIONS)) if near else None
 
 
-def _hyperparameters(section: Mapping[Any, Any], prefix: str) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
+def _with_number(value: Any) -> Any:
+    """The value with the texts in it as numbers that YAML takes for numbers and PyYAML does not."""
+    if isinstance(value, str):
+        return float(value) if _SCIENTIFIC.fullmatch(value) else value
+    return type(value)(map(_with_number, value)) if type(value) in (list, tuple) else value
+
+
+def _hyperparameters(
+    section: Mapping[Any, Any], prefix: str, read: Callable[[Any], Any]
+) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
     """The arguments of `HyperParameters` that a section gives, where those of factories stand, and what is wrong."""
     fields = dict(section)
     paths: dict[str, str] = {}
@@ -101,14 +128,33 @@ def _hyperparameters(section: Mapping[Any, Any], prefix: str) -> tuple[dict[str,
         if isinstance(fields.get(key), Mapping):
             problems += _unfold(fields, key, kwargs_key)
             paths |= {key: f"{key}.type", kwargs_key: key}
-    problems += [Problem(str(key), unknown_key(key, _keys(prefix))) for key in fields if key not in Fields.model_fields]
+        if isinstance(fields.get(kwargs_key), Mapping):
+            arguments = fields[kwargs_key].items()
+            fields[kwargs_key] = {name: value if name == "no_decay" else read(value) for name, value in arguments}
+    problems += [
+        Problem(str(key), unknown_field(key, _keys(prefix))) for key in fields if key not in Fields.model_fields
+    ]
     known = {key: value for key, value in fields.items() if key in Fields.model_fields}
     try:
         validated(known)
     except ConfigError as error:
         problems += [replace(problem, path=paths.get(problem.path, problem.path)) for problem in error.problems]
-    places = {key: f"{prefix}{paths.get(key, key)}" for key in _KWARGS.values()}
+    places = {key: paths.get(key, key) for key in _KWARGS.values()}
+    if problems:
+        problems += _problems_of_arguments(known, {problem.path for problem in problems}, places)
+    places = {key: f"{prefix}{place}" for key, place in places.items()}
     return known, places, [replace(problem, path=f"{prefix}{problem.path}") for problem in problems]
+
+
+def _problems_of_arguments(known: Mapping[str, Any], wrong: set[str], places: Mapping[str, str]) -> list[Problem]:
+    """What is wrong with arguments of the optimizer and the scheduler, where other things are wrong already."""
+    sound = dict(known)
+    for key, kwargs_key in _KWARGS.items():
+        if wrong & {key, f"{key}.type", kwargs_key, places[kwargs_key]}:
+            sound.pop(key, None)
+            sound.pop(kwargs_key, None)
+    sound = {key: sound[key] for key in sound if key in (*_KWARGS, *_KWARGS.values())}
+    return Config(HyperParameters(**sound), places=dict(places)).problems()
 
 
 def _keys(prefix: str) -> list[str]:

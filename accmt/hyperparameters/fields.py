@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
 from accmt.hyperparameters.catalogue import Catalogue
 from accmt.hyperparameters.optimizers import OPTIMIZERS
 from accmt.hyperparameters.schedulers import SCHEDULERS
@@ -32,6 +34,21 @@ _WANTED = {
     "scheduler_kwargs": _ARGUMENTS,
     "step_scheduler_per_epoch": "true or false",
 }
+# What other libraries call these.
+_OTHER_NAMES = {
+    **dict.fromkeys(("epoch", "n_epochs", "num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
+    **dict.fromkeys(("steps", "n_steps", "num_steps", "total_steps", "num_train_steps"), "max_steps"),
+    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size", "eval_batch_size"), "batch_size"),
+    **dict.fromkeys(("optim", "opt", "optimizer_type", "optimizer_name"), "optimizer"),
+    **dict.fromkeys(("optimizer_kwargs", "optim_args", "optimizer_args", "optimizer_params"), "optim_kwargs"),
+    **dict.fromkeys(("sched", "lr_scheduler", "lr_scheduler_type", "scheduler_type"), "scheduler"),
+    **dict.fromkeys(("lr_scheduler_kwargs", "scheduler_args", "scheduler_params"), "scheduler_kwargs"),
+}
+_OF_OPTIMIZERS: Mapping[object, str] = {
+    **{name: name for name in ("lr", "weight_decay", "momentum", "betas", "eps", "no_decay")},
+    "learning_rate": "lr",
+}
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def _number(value: object) -> object:
@@ -91,6 +108,31 @@ def validated(given: Mapping[str, Any]) -> dict[str, Any]:
         found = {str(detail["loc"][0]): detail.get("ctx", {}).get("error") for detail in error.errors()}
         raise ConfigError([Problem(name, _text(name, given, said)) for name, said in found.items()]) from None
     return {name: getattr(fields, name) for name in Fields.model_fields}
+
+
+def unknown_field(key: object, allowed: Iterable[str]) -> str:
+    """The sentence for a name that is not one of a field, with the one that others call so."""
+    allowed = tuple(allowed)
+    known = f"Allowed are {', '.join(allowed)}"
+    if key in _OF_OPTIMIZERS:
+        name = _OF_OPTIMIZERS[key]
+        return f"unknown key, '{name}' is an argument of the optimizer: it belongs to optim_kwargs. {known}"
+    meant = _OTHER_NAMES.get(str(key).casefold().replace("-", "_"))
+    return unknown_key(key, allowed) if meant is None else f"unknown key, did you mean '{meant}'? {known}"
+
+
+def named(init: _Init) -> _Init:
+    """Make the constructor of a class with these fields answer unknown names with the right ones."""
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @wraps(init)
+    def checked(self: Any, *arguments: Any, **keywords: Any) -> None:
+        problems = [Problem(name, unknown_field(name, names)) for name in keywords if name not in names]
+        if problems:
+            raise ConfigError(problems)
+        init(self, *arguments, **keywords)
+
+    return cast(_Init, checked)
 
 
 def _text(name: str, given: Mapping[str, Any], said: Exception | None) -> str:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from accmt.config.errors import Problem
 from accmt.hyperparameters import optimizers, schedulers
-from accmt.hyperparameters.fields import validated
+from accmt.hyperparameters.fields import named, validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
 from accmt.hyperparameters.plain import comparable, plain
 from accmt.hyperparameters.schedulers import SCHEDULERS, Length, SchedulerChoice
@@ -51,6 +51,7 @@ class HyperParameters:
     scheduler_kwargs: dict[str, Any]
     step_scheduler_per_epoch: bool
 
+    @named
     def __init__(
         self,
         epochs: int = 1,

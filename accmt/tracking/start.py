@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
+from accmt.config.paths import shortened
 from accmt.rules.texts import masked
 from accmt.tracking import accelerate, mlflow
 from accmt.tracking.background import BackgroundTracker, MultiTracker
@@ -47,7 +48,7 @@ def start_trackers(
         ConfigError: A tracker refuses a new training. One that is continued goes on without that tracker.
     """
     started: list[BackgroundTracker] = []
-    command = f"accmt sync {shlex.quote(str(model_path))}"
+    command = f"accmt sync {shlex.quote(str(shortened(model_path)))}"
     waiting, problems = waiting_in(model_path)
     outboxes = {name: _outbox(name, arguments, beginning, model_path) for name, arguments in trackers.items()}
     own = {outbox.recipient.identity for outbox in outboxes.values()}

@@ -236,7 +236,8 @@ class TestConfig:
 
     def test_its_rules_in_words(self, check, write):
         write(
-            "hps: {epochs: 3, optimizer: NoSuchThing}\n"
+            "hps: {epochs: 3, optimizer: {type: project.optimizers.Own, lr: 0.1}}\n"
+            "data: {folder: texts}\n"
             "rules:\n"
             "  save:\n"
             "    - accuracy\n"
@@ -274,6 +275,22 @@ class TestConfig:
             "    f1 by 0\n"
             "          ^\n"
         )
+
+    def test_mistakes_of_both_sections(self, check, write):
+        write(
+            "hps: {epochs: 0, batchsize: 8, optimizer: {type: Adam, lrr: 1}}\n"
+            "rules: {saves: [best_valid_loss], stop_when: valid_los <}\n"
+        )
+        status, out, err = check("--config", "hps.yaml")
+        assert (status, out) == (1, "")
+        assert [line.split(": ")[0].strip() for line in err.splitlines() if line.startswith("  ") and ": " in line] == [
+            "hps.batchsize",
+            "hps.epochs",
+            "hps.optimizer.lrr",
+            "rules.saves",
+            "rules.stop_when",
+            "allowed here",
+        ]
 
     @pytest.mark.parametrize(
         ("text", "said"),

@@ -257,3 +257,80 @@ def test_a_long_value_is_shown_shortened():
     said = refusal({"epochs": "x" * 10_000})
     assert re.fullmatch(r"1 mistake in the configuration:\n  epochs: must be .*, not 'x+\.\.\.x+' \(str\)", said)
     assert len(said) < 200
+
+
+def test_other_sections_beside_hps_are_those_of_the_script(write):
+    text = "model: x\nmax_length: 200\ndata: {hps: 3, rules: [1]}\n1: 2\nhps: {epochs: 2}\nrules: {save: accuracy}"
+    config = load_config(write(text))
+    assert config == Config(HyperParameters(2), {"save": "accuracy"})
+
+
+@pytest.mark.parametrize("key", ["hsp", "HPS", "hp", "rule", "Rules", "ruels"])
+def test_near_misses_of_the_sections_are_mistakes(key):
+    meant = "hps" if key[0] in "hH" else "rules"
+    said = f"{key}: unknown key, did you mean '{meant}'? Allowed are hps, rules"
+    assert refusal({"hps": {"epochs": 1}, key: {}}) == f"1 mistake in the configuration:\n  {said}"
+
+
+def test_what_is_wrong_in_both_sections_is_told_at_once(write):
+    said = refusal(
+        write(
+            "hps: {epochs: 0, optimizer: {type: Adam, lrr: 1}, scheduler: {type: StepLR}}\n"
+            "rules: {saves: [accuracy], stop_when: 3}"
+        )
+    )
+    assert [line.split(":")[0].strip() for line in said.splitlines()[1:]] == [
+        "hps.epochs",
+        "hps.optimizer.lrr",
+        "hps.scheduler.step_size",
+        "rules.saves",
+        "rules.stop_when",
+    ]
+
+
+def test_numbers_that_pyyaml_reads_as_text():
+    config = load_config(
+        {
+            "optimizer": {"type": "Adam", "lr": "1e-3", "betas": ["9E-1", 0.5], "no_decay": ["1e3"]},
+            "scheduler": {"type": "ConstantWithWarmup", "num_warmup_steps": "1e2"},
+        }
+    )
+    assert config.hps.optim_kwargs == {"lr": 1e-3, "betas": [0.9, 0.5], "no_decay": ["1e3"]}
+    assert config.hps.scheduler_kwargs == {"num_warmup_steps": 100.0}
+    assert config.problems() == []
+
+
+@pytest.mark.parametrize("value", ["ten", "0.1", "1e", "1e-3.5", "e3"])
+def test_other_texts_are_no_numbers(value):
+    config = load_config({"optimizer": {"type": "Adam", "lr": value}})
+    assert [str(problem) for problem in config.problems()] == [f"optimizer.lr: must be a number, not '{value}' (str)"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "arguments", "said"),
+    [
+        ("Adafactor", {"lr": "1e-3"}, "optim_kwargs.lr: must be a number, not '1e-3' (str)"),
+        ("Adam", {"betas": ("0.9", 0.999)}, "optim_kwargs.betas: must be numbers, not ('0.9', 0.999) (tuple)"),
+    ],
+)
+def test_in_an_object_they_are_mistakes(choice, arguments, said):
+    assert HyperParameters(optimizer=choice, optim_kwargs=arguments).problems() == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("optim", "did you mean 'optimizer'?"),
+        ("num_epochs", "did you mean 'epochs'?"),
+        ("train_batch_size", "did you mean 'batch_size'?"),
+        ("lr_scheduler", "did you mean 'scheduler'?"),
+        ("optimizer_kwargs", "did you mean 'optim_kwargs'?"),
+        ("max_step", "did you mean 'max_steps'?"),
+        ("learning_rate", "'lr' is an argument of the optimizer: it belongs to optim_kwargs."),
+    ],
+)
+def test_names_of_others_are_answered_with_ours(name, meant):
+    with pytest.raises(ConfigError) as raised:
+        HyperParameters(2, **{name: 1})
+    assert str(raised.value) == f"1 mistake in HyperParameters:\n  {name}: unknown key, {meant} Allowed are {FIELDS}"
+    assert f"hps.{name}: unknown key, {meant} " in refusal({"hps": {name: 1}})
