@@ -76,7 +76,8 @@ class Callback:
         """The training was interrupted by Ctrl-C."""
 
     def on_exception(self, exception: Exception) -> None:
-        """The training raised any other exception, or SIGTERM ended it: then it is `accmt.Terminated`, a SystemExit."""
+        """The training raised any other exception, a SystemExit of the script among them, or SIGTERM ended it: then it is
+        `accmt.Terminated`."""
 
     def on_resume(self) -> None:
         """The training continues from a checkpoint; called after `on_fit_start`."""

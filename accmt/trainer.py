@@ -264,7 +264,7 @@ class Trainer:
 
         Raises:
             ConfigError, RuleError: With all problems that can be known before the first step.
-            Busy: Another training or evaluation runs in this process; nothing was touched.
+            Busy: Another training, evaluation or search runs in this process; nothing was touched. A RuntimeError.
             Terminated: SIGTERM ended the training, and a handler of the script let the process live.
             PeerFailed: Another of several processes failed before this one, and shows its error.
         """

@@ -134,7 +134,7 @@ def run_trial(
     """
     objective = experiment.objective
     reporter = Reporter(study, objective)
-    callbacks = [*arguments["callback"], reporter]
+    callbacks: list[Callback] = [*arguments["callback"], reporter]
     outcome = Outcome(State.COMPLETE)
     experiment.datasets.reset()
     with _folder(experiment.model_path, number) as folder:

@@ -38,6 +38,10 @@ def test_the_search_finds_something(ran):
     assert printed.count("The best trials, minimize value") == 1
 
 
+def test_a_callback_that_is_shared_gathers_over_all_trials(ran):
+    assert ran[1].endswith("[15, 15]\n")
+
+
 def test_the_study_stays_and_has_as_many_trials_as_the_page_says(ran):
     folder, printed = ran
     assert {path.name for path in folder.iterdir()} == {"program.py", "search.db"}
@@ -71,5 +75,5 @@ def test_what_the_table_declares_can_be_declared(regression, data):
 
 
 def test_the_page_has_its_programs():
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 4
     assert len(SESSIONS) == 1
