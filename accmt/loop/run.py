@@ -116,8 +116,8 @@ class Run:
 
     `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
     module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
-    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is the
-    random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
+    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is
+    the random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
     continued have been passed over.
     """
 
