@@ -56,8 +56,8 @@ def fit(name, module, **arguments):
     stop = training.decisions[0].progress.elapsed if training.decisions else 0
     weights = [value.tolist() for value in module.model.state_dict().values()]
     checkpoints = sorted(path.name[-2:] for path in (FOLDER / name / "checkpoints").glob("checkpoint-*"))
-    return {"step": training.state.global_step, "decisions": decisions, "elapsed": stop, "weights": weights, "error": error,
-            "checkpoints": checkpoints}  # fmt: skip
+    result = {"step": training.state.global_step, "decisions": decisions, "weights": weights, "error": error}
+    return {**result, "elapsed": stop, "checkpoints": checkpoints}
 
 
 METRICS = {"training_metrics": {"kl": "min", "main": "min", "some": "min"}, "evaluate_every": "10 steps"}
@@ -65,7 +65,7 @@ results = {
     "counter": fit("counter", Module(), stop_when="step >= 7", log_every=None),
     "fast": fit("fast", Module(0.02), stop_when="elapsed > 0.6 seconds"),
     "slow": fit("slow", Module(0.4), stop_when="elapsed > 0.9 seconds"),
-    "loss": fit("loss", Module(0.05), stop_when="train_loss > 0 or kl > 9"),
+    "loss": fit("loss", Module(0.05), stop_when="train_loss > 0 or kl > 9", training_metrics={"kl": "min"}),
     "asked": fit("asked", Module(0.02, stops=(1, 5))),
     "metrics": fit("metrics", Module(uneven=True), stop_when="step >= 20", log_every=None, **METRICS),
     "whole": fit("whole", Module(), log_every=3),
