@@ -153,7 +153,7 @@ def run_trial(
             outcome = failed(error)
         outcome = agreed(outcome, f"trial {number} of {study.name}")
     for callback in callbacks:  # they know their trainer, which knows them: the module is not to wait for that
-        callback.module = None
+        callback.module = None  # type: ignore[assignment]  # as it is before a training
     if outcome.state is not State.COMPLETE:
         return outcome
     return from_main(lambda: _valued(trainer, objective, reporter.last))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accmt import FunctionMetric, Trainer, set_seed
+from accmt import Callback, FunctionMetric, Trainer, set_seed
 from accmt.checkpoint.savings import Savings
 from accmt.cli.main import main
 
@@ -504,3 +504,30 @@ class TestMlflow:
         assert err.startswith("the run nothing cannot be read: ")
         said = f"{tmp_path}/no: there is no such folder\n"
         assert replay("mlflow:nothing", "--tracking-uri", tmp_path / "no", "--rule", "valid_loss") == (1, "", said)
+
+
+@pytest.mark.parametrize("evaluate_every", ["4 steps", "50 steps"])
+def test_a_stop_that_the_script_asked_for_is_decided_again(fit, replay, evaluate_every):
+    class Stopping(Callback):
+        def on_after_training_step(self):
+            if self.state.global_step in (5, 9):
+                self.trainer.stop("enough")
+
+    rules, arguments = ["error", "max(step)"], {"evaluate_every": evaluate_every}
+    folder = fit(rules, callback=Stopping(), **arguments)
+    assert replay(folder, "--json")[1] == decided(folder)
+    assert "would have stopped after evaluation " in replay(folder)[1]
+    assert "enough" in replay(folder)[1]
+    assert "enough" not in replay(folder, "--rule", "accuracy@dev", "--json")[1]
+    fit(rules, **arguments)
+    assert replay(folder, "--json")[1] == decided(folder)
+    assert replay(folder)[1].endswith("these are the decisions that the training took\n")
+
+
+def test_counters_between_evaluations_decide_as_a_training_with_them(fit, replay):
+    arguments = {"evaluate_every": "7 steps", "log_every": None}
+    plain, other = (
+        fit(["error"], path="plain", **arguments),
+        fit(["error"], path="other", stop_when="step > 9", **arguments),
+    )
+    assert timeless(replay(plain, "--json", "--stop-when", "step > 9")[1]) == timeless(decided(other))[:2]

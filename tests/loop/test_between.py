@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, Callback, ExtendedAcceleratorModule, Trainer
+from accmt.hyperparameters import ConfigError
+from accmt.rules import RuleError
 from accmt.tracking.journal import read
 
 
@@ -283,7 +285,7 @@ def test_a_training_metric_that_is_not_logged_is_said(fit, capsys):
 )
 def test_mistakes_are_found_before_the_first_step(fit, arguments, problem):
     module = Slow()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((RuleError, ConfigError)) as error:
         fit(module, validation=True, **arguments)
     assert problem in str(error.value)
     assert module.state is None or module.state.global_step == 0

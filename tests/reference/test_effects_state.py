@@ -117,10 +117,10 @@ def test_evaluations_checkpoints_and_the_end(trainer, regression, data):
     training.fit(regression(), data(8), data(4))
     assert taken.seen == {
         "on_fit_start": [(0, 0, False)],
-        "on_evaluation_end": [(0, 0, False), (1, 0, False), (2, 1, False)],
-        "on_save_checkpoint": [(1, 1, False), (2, 2, False)],
-        "on_epoch_end": [(1, 0, False), (2, 1, False)],
-        "on_fit_end": [(2, 2, True)],
+        "on_evaluation_end": [(1, 0, False), (2, 0, False), (3, 1, False)],
+        "on_save_checkpoint": [(2, 1, False), (3, 2, False)],
+        "on_epoch_end": [(2, 0, False), (3, 1, False)],
+        "on_fit_end": [(3, 2, True)],
     }
     assert training.state.finished
 

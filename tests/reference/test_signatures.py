@@ -24,8 +24,10 @@ EXTRAS = {
     "accmt.Trainer": [
         "evaluate_every",
         "stop_when",
+        "training_metrics",
         "mixed_precision",
         "checkpoint_async",
+        "checkpoint_on_exception",
         "trust_checkpoint",
         "quiet",
         "sanity_check",
