@@ -7,6 +7,8 @@ import os
 import warnings
 from pathlib import Path
 
+from accmt.config.foreign import open_regular
+
 LOCK = ".lock"
 
 # With the process, because a forked child has a copy of this, but not the locks.
@@ -59,7 +61,7 @@ class Lock:
         """The file of the lock; no link is followed, for what is behind it would be overwritten."""
         path = self._folder / LOCK
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            return open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None

@@ -549,3 +549,12 @@ def test_a_run_does_not_lie_in_what_is_the_trainings_own(trainer, regression, da
         with pytest.raises(ConfigError, match=f"tensorboard would write to '{place}' in model_path"):
             trainer(log_with="tensorboard", quiet=True, **arguments).fit(regression(), data(8), data(4))
         assert not (model / place).exists()
+
+
+def test_the_lock_is_not_written_under_another_name(waiting, model, tmp_path, capfd):
+    waiting()
+    (tmp_path / "victim").write_text("kept")
+    os.link(tmp_path / "victim", model / ".lock")
+    status, _, err = sync(model, capfd)
+    assert (status, err) == (1, f"{model} cannot be written: it has other names (hard links)\n")
+    assert (tmp_path / "victim").read_text() == "kept"
