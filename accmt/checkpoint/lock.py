@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from accmt.config.foreign import open_regular
 from accmt.rules import names
 
 LOCK = names.LOCK
@@ -125,7 +126,7 @@ class Lock:
         """The file of the lock; no link is followed, for what is behind it would be overwritten."""
         path = self._folder / LOCK
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            return open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None

@@ -74,7 +74,8 @@ def place_of_best(folder: Path) -> Path | None:
     Raises:
         DamagedSaving: The list of its models cannot be read.
     """
-    place = next((path for name in listed_in(folder) if _is_folder(path := folder / name)), folder)
+    names = filter(KEPT.fullmatch, listed_in(folder))
+    place = next((path for name in names if _is_folder(path := folder / name)), folder)
     return place if _is_file(place / DESCRIPTION) else None
 
 
@@ -87,9 +88,8 @@ def listed_in(folder: Path) -> list[str]:
     if not _is_file(folder / INDEX):
         return []
     with _described(folder / INDEX) as data:
-        for name in data["best_first"]:
-            if type(name) is not str or KEPT.fullmatch(name) is None:
-                raise ValueError(f"{name!r:.100} is not the name of a model that a rule keeps")
+        if not all(type(name) is str for name in data["best_first"]):
+            raise ValueError("a name in it is no text")
         return list(data["best_first"])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from accmt.checkpoint.files import identity_of, read_tensors, write_tensors
 from accmt.checkpoint.strict import read_json, write_json
+from accmt.rules.texts import plain
 
 _NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
 _INDEX = ".index.json"
@@ -68,8 +69,9 @@ def read_weights(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever readers of files say that somebody has tampered with
-        text = str(error).strip().splitlines()[0:1]
-        raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {''.join(text)}") from error
+        text = "".join(str(error).strip().splitlines()[0:1])
+        cause = error if plain(error, lines=True) == str(error) else None
+        raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {plain(text)}") from cause
 
 
 def _read_all(folder: Path) -> dict[str, Any]:

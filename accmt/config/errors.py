@@ -21,7 +21,8 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return shown(f"{self.path}: {self.text}" if self.path else self.text, lines=True)
+        text = shown(self.text, lines=True)
+        return f"{shown(self.path)}: {text}" if self.path else text
 
 
 class ConfigError(ValueError):

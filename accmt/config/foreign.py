@@ -67,7 +67,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: It cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotAFile(errno.ELOOP, "it is a link, and must be a file", str(path)) from None

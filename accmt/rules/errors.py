@@ -34,11 +34,11 @@ class Problem:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        lines = [plain(self.message, lines=True)]
+        lines = [plain(self.message)]
         if self.text is not None and self.span is not None:
             lines += _pointed(self.text, self.span)
         if self.allowed is not None:
-            lines.append(f"  {plain(self.allowed, lines=True)}")
+            lines.append(f"  {plain(self.allowed)}")
         if self.suggestion is not None:
             lines.append(f"  did you mean '{plain(self.suggestion)}'?")
         return "\n".join(lines)

@@ -78,8 +78,6 @@ class MlflowTracker:
     ) -> None:
         from mlflow import MlflowClient
 
-        if run_id is not None and _RUN.fullmatch(run_id) is None:
-            raise ValueError(f"{run_id!r:.100} is not the number of a run")
         self._folder = None if is_address(location) else Path(location).resolve()
         self._uri, artifacts = _store(location)
         self._passes: tuple[str, ...] = _PASSES_ELSEWHERE if is_address(location) else _PASSES
@@ -87,7 +85,7 @@ class MlflowTracker:
         self._repeatable: dict[Resumption, Counter[_Point]] = {}
         with quietly(), self._answering():
             self._client = MlflowClient(tracking_uri=self._uri)
-            if run_id is not None and self._continues(run_id):
+            if run_id is not None and _RUN.fullmatch(run_id) and self._continues(run_id):
                 self._run_id = run_id
             else:
                 self._run_id = self._new_run(experiment, artifacts, run)

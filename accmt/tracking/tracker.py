@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from accmt.rules.texts import masked
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -159,8 +161,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The same, of values that every tracker takes: what is no number becomes a text."""
+    """The same, of values that every tracker takes: what is no number becomes a text, an address without a password."""
     return {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in flat(values).items()
+        name: value if isinstance(value, bool | int | float) else masked(value) for name, value in flat(values).items()
     }

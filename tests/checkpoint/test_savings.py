@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.files import read_tensors
-from accmt.checkpoint.saved import Saving
+from accmt.checkpoint.saved import DamagedSaving, Saving, savings_in
 from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.rules import Kept, Outcome, SavingRule, Verdict
@@ -230,3 +231,29 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path):
     index = tmp_path / "models" / "best_accuracy" / "index.json"
     index.write_text(json.dumps({"schema": 1, "best_first": ["../../best_f1"]}))
     assert savings.best(rule) is None
+
+
+@pytest.mark.parametrize("what", ["a model", "its description", "the list", "a pipe", "the folder"])
+def test_links_and_pipes_are_not_read(tmp_path, what):
+    """A rule's model is in its folder itself, or it is not there: nothing is read behind a link, and nobody waits."""
+    savings, rule = safe(tmp_path / "models"), SavingRule.parse("best_accuracy keep 2")
+    savings.save(rule, verdict(rule, (1, 1)), weights(1), 0)
+    folder = tmp_path / "models" / "best_accuracy"
+    best = savings.best(rule)
+    assert best is not None
+    path = {
+        "a model": best.folder,
+        "its description": best.folder / "saving.json",
+        "the list": folder / "index.json",
+        "a pipe": best.folder / "saving.json",
+        "the folder": folder,
+    }[what]
+    path.rename(tmp_path / "away")
+    os.mkfifo(path) if what == "a pipe" else path.symlink_to(tmp_path / "away")
+    if what == "the folder":
+        assert savings_in(tmp_path / "models") == []
+    else:
+        assert savings.best(rule) is None
+    if path.name == "saving.json":
+        with pytest.raises(DamagedSaving, match=r"it is (a link|not a regular file)"):
+            Saving.read(best.folder)

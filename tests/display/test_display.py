@@ -3,12 +3,17 @@
 import math
 import re
 import threading
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
+from accmt.display.console import PlainConsole
 from accmt.display.display import ConsoleDisplay, NoDisplay
+from accmt.display.tables import decision_table, savings_table
 from accmt.rules import Decision, Kept, Observation, Outcome, Progress, Stop, Verdict
 
 SAVED = Verdict(
@@ -173,3 +178,21 @@ def test_an_output_that_takes_nothing_more_ends_no_training(monkeypatch, error):
         display.warn("it goes on")
         display.show("a table")
         display.evaluated(OBSERVATION, Decision(Progress(step=1), (SAVED,)))
+
+
+@pytest.mark.parametrize("force_terminal", [False, True])
+def test_names_and_texts_steer_nothing(force_terminal):
+    """Of what reaches the terminal, only rich's own sequences steer it; a text is one line, without passwords."""
+    evil = "\x1b]0;x\x07\x9b2J\u202e\r\nfaked [red]x[/red] http://me:secret@host"
+    output = StringIO()
+    display = ConsoleDisplay(PlainConsole(file=output, width=400, force_terminal=force_terminal))
+    display.warn(evil)
+    verdict = replace(SAVED, rule=evil, reason=evil)
+    decision = Decision(OBSERVATION.progress, (verdict,), stop=Stop(evil, evil))
+    display.evaluated(Observation(OBSERVATION.progress, {evil: {evil: 0.5}}), decision)
+    display.show(evil, Text(evil), decision_table([decision]), savings_table([(evil, {evil: 1.0}, 1, Path("x"))]))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "secret" not in text
+    assert r"warning: \x1b]0;x\x07\x9b2J\u202e\r\nfaked [red]x[/red] http://host" in text
+    assert len(re.findall("^faked", text, re.MULTILINE)) == 2, "two are printed as they are, but for what steers"

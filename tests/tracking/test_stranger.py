@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from accmt.checkpoint import publish
+from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.cli.main import main
+from accmt.config.errors import ConfigError
 from accmt.config.foreign import below, problem_of_content
 from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
 from accmt.tracking.background import BackgroundTracker, Limits, MultiTracker
@@ -254,8 +257,7 @@ def test_a_store_that_keeps_artifacts_elsewhere(tmp_path, mlflow):
             with pytest.raises(ValueError, match=why):
                 send(path)
     assert not any(victim.iterdir())
-    with pytest.raises(ValueError, match="is not the number of a run"):
-        MlflowTracker(str(logs), "x", {}, "../x")
+    assert MlflowTracker(str(logs), "own", {}, "../x").state() != {"mlflow": "../x"}
 
 
 def _made(folder):
@@ -317,7 +319,6 @@ def test_passwords_are_not_written(model, capfd):
 
 
 def test_an_error_with_a_password_is_shown_without(tmp_path, monkeypatch, mlflow):
-    from accmt.config.errors import ConfigError
     from accmt.tracking.start import start_trackers
 
     def fails(*_):
@@ -426,7 +427,7 @@ def test_names_below_a_folder(tmp_path):
     (tmp_path / "link").symlink_to("/")
     assert below(tmp_path, "a/b") == tmp_path / "a" / "b"
     for name in ("", ".", "..", "/etc", "a/../b", "link/etc", "a\\b", "a\0b"):
-        with pytest.raises(ValueError, match="is not a relative name|is a link"):
+        with pytest.raises(ValueError, match=r"is not a relative name|is a link"):
             below(tmp_path, name)
     assert problem_of_content(tmp_path, tmp_path) == f"lies outside of {tmp_path}"
 
@@ -467,3 +468,93 @@ def test_an_interrupt_ends_the_command_by_the_signal(model, moment, interrupts):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
+@pytest.fixture
+def finished(trainer, regression, data, logs):
+    """A training whose TensorBoard run lies in `logs`; it can be continued with more epochs."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+
+    def fit(epochs=1, **arguments):
+        training = trainer(epochs=epochs, log_with="tensorboard", logging_dir=str(logs), quiet=True, **arguments)
+        training.fit(regression(), data(8), data(4))
+        return training
+
+    return fit
+
+
+def tampered(model, change):
+    """Change what the checkpoint says, with a manifest that is right again."""
+    [folder] = (model / "checkpoints").iterdir()
+    trainer = json.loads((folder / "trainer.json").read_text())
+    change(trainer)
+    (folder / "trainer.json").write_text(json.dumps(trainer))
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["files"]["trainer.json"] = publish.describe([folder / "trainer.json"])[folder / "trainer.json"]
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_a_training_that_is_continued_writes_nothing_elsewhere(finished, model, tmp_path, capfd):
+    """Neither where its checkpoint says that the run is, nor what an outbox says that still has to be sent."""
+    finished()
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    tampered(model, lambda trainer: trainer["tracker"]["tensorboard"]["run"].update(folder="../victim/x\x1b[2J"))
+    capfd.readouterr()
+    longer = finished(2)
+    out, err = capfd.readouterr()
+    assert "warning: tensorboard cannot be used: ValueError: '../victim/x\\x1b[2J' is not a relative name" in out
+    assert "\x1b" not in out + err
+    assert longer.state.global_step == 4
+    assert not any((tmp_path / "victim").iterdir())
+    tampered(model, lambda trainer: trainer["tracker"].update(tensorboard={"training": 5}))
+    with pytest.raises(NoCheckpoint, match="the state of the tracker 'tensorboard' is "):
+        finished(3)
+
+
+def test_an_outbox_makes_a_training_send_nothing_from_elsewhere(finished, model, logs, tmp_path, capfd):
+    finished()
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (model / "mine").write_text("mine")
+    [folder] = (model / "checkpoints").iterdir()
+    state = json.loads((folder / "trainer.json").read_text())["tracker"]["tensorboard"]
+    outbox = Outbox(model, Recipient("tensorboard", state["training"], str(logs), "model", {}, {}, 0))
+    outbox.add(File(secret, False, 1))
+    outbox.add(File(model / "mine", False, 2))
+    outbox.release()
+    capfd.readouterr()
+    finished(2)
+    assert [path.name for path in (logs / "model" / "artifacts").iterdir()] == ["mine"]
+    assert (
+        f"not sent, as it waits since an earlier process: '{secret}' lies outside of {model}" in capfd.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "outbox", "best_valid_loss", "history.jsonl", "training.json"])
+def test_a_training_does_not_work_behind_a_link(finished, model, tmp_path, name):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "file").write_text("")
+    model.mkdir()
+    (model / name).symlink_to(tmp_path / ("file" if "." in name else "victim"))
+    with pytest.raises(ConfigError, match=rf"its {name} is (a link|not a file)"):
+        finished()
+    assert not any((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "Outbox", "best_valid_loss", "earlier-1"])
+def test_a_run_does_not_lie_in_what_is_the_trainings_own(trainer, regression, data, model, place):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    for arguments in ({"logging_dir": str(model), "track_name": place}, {"logging_dir": str(model / place)}):
+        with pytest.raises(ConfigError, match=f"tensorboard would write to '{place}' in model_path"):
+            trainer(log_with="tensorboard", quiet=True, **arguments).fit(regression(), data(8), data(4))
+        assert not (model / place).exists()
+
+
+def test_the_lock_is_not_written_under_another_name(waiting, model, tmp_path, capfd):
+    waiting()
+    (tmp_path / "victim").write_text("kept")
+    os.link(tmp_path / "victim", model / ".lock")
+    status, _, err = sync(model, capfd)
+    assert (status, err) == (1, f"{model} cannot be written: it has other names (hard links)\n")
+    assert (tmp_path / "victim").read_text() == "kept"
