@@ -26,7 +26,7 @@ from accmt.configuration import configuration
 from accmt.display.display import ConsoleDisplay, Display, NoDisplay, QuietDisplay
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
-from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
+from accmt.loop.checkpointer import DiskCheckpointer, check_data, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
 from accmt.loop.engines import PLAIN, is_deepspeed
@@ -124,6 +124,9 @@ def plan(
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
+    record = _record(plan) if options.checkpoint.enabled or checkpoint is not None else {}
+    if checkpoint is not None and options.checkpoint.resume is None:
+        check_data(record, plan.position, checkpoint.path)
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
@@ -160,7 +163,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         display=display,
         generators=generators_of(module, parts.model, plan.loaders),
         schedule=plan.schedule,
-        record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
+        record=record,
         insists=options.checkpoint.resume is not None,
         pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
     )

@@ -28,7 +28,7 @@ from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
 from accmt.config.errors import ConfigError, Problem
 from accmt.loop.identity import difference
-from accmt.loop.position import COUNTERS
+from accmt.loop.position import COUNTERS, Position
 from accmt.loop.processes import leave_group, side_group
 from accmt.loop.run import Run
 from accmt.loop.schedule import Count
@@ -212,6 +212,22 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     return changes, [*notes, *_notes(run, trainer)]
 
 
+def check_data(record: Mapping[str, Any], position: Position, folder: Path) -> None:
+    """Refuse a checkpoint of a finished training on other data, before anything is told to a tracker.
+
+    Raises:
+        ConfigError: It is one.
+        Mismatch, NoCheckpoint: It cannot be continued from.
+    """
+    with contents.understood(folder):
+        trainer = contents.read_trainer(folder)
+        _check(trainer)
+        position.restore(trainer["position"], trainer["processes"])
+        other = _other_data(record, trainer)
+    if other and position.is_finished:
+        raise _finished_on(other)
+
+
 def tracker_state(folder: Path) -> dict[str, Any]:
     """What the tracker of a checkpoint needs to continue its run.
 
@@ -285,9 +301,9 @@ def _compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:
     then, position = trainer.get("configuration") or {}, run.position
     lines = changes_of(then["settings"], run.record["settings"]) if then else []
     said = {line.split(" was ")[0] for line in lines}
-    other = difference(then["data"], run.record["data"]) if then else ""
-    if other and not run.insists:
-        _refuse_other_data(run, other, trainer["elapsed"])
+    other = _other_data(run.record, trainer)
+    if other and not run.insists and run.engine.standing_stop(position.progress(trainer["elapsed"])) is not None:
+        raise _finished_on(other)
     if then and position.is_within_epoch and not other and then["order"] != run.record["order"]:
         raise Mismatch(_OTHER_ORDER)
     count = Count(position.step, position.epoch, position.passed_end, position.is_finished)
@@ -308,19 +324,20 @@ _OTHER_ORDER = (
 )
 
 
-def _refuse_other_data(run: Run, other: str, elapsed: float) -> None:
-    """Hand nobody the model of other data: a training that would do nothing here is the end of another one.
+def _other_data(record: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
+    """How the data differ from those of a checkpoint, in words; empty where they do not, as far as is known."""
+    then = trainer.get("configuration")
+    return difference(then["data"], record["data"]) if then else ""
 
-    Raises:
-        ConfigError: It is.
-    """
-    if run.position.is_finished or run.engine.standing_stop(run.position.progress(elapsed)) is not None:
-        text = (
-            f"holds a training that is finished, on other data ({other}): nothing would be trained. "
-            f"Give another model_path to train on these, resume=False to start from scratch here, "
-            f"or resume=True (or more epochs) to continue that training all the same"
-        )
-        raise ConfigError([Problem("model_path", text)], "fit(...)")
+
+def _finished_on(other: str) -> ConfigError:
+    """The error for a training that would do nothing, and hand out the model of other data."""
+    text = (
+        f"holds a training that is finished, on other data ({other}): nothing would be trained. "
+        f"Give another model_path to train on these, resume=False to start from scratch here, "
+        f"or resume=True (or more epochs) to continue that training all the same"
+    )
+    return ConfigError([Problem("model_path", text)], "fit(...)")
 
 
 def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
