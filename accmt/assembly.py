@@ -27,7 +27,7 @@ from accmt.display.display import Display, display_of
 from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
-from accmt.loop.checkpointer import DiskCheckpointer, tracker_state
+from accmt.loop.checkpointer import DiskCheckpointer, check_data, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
 from accmt.loop.data import TrainingData, is_several, training_loader, without_workers
 from accmt.loop.engines import PLAIN, is_deepspeed, is_sharded
@@ -144,6 +144,9 @@ def plan(
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
+    record = _record(plan) if options.checkpoint.enabled or checkpoint is not None else {}
+    if checkpoint is not None and options.checkpoint.resume is None:
+        check_data(record, plan.position, checkpoint.path)
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
     module.tracker = NoTracker()
@@ -181,7 +184,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         tracker=module.tracker,
         display=plan.display,
         schedule=plan.schedule,
-        record=_record(plan) if options.checkpoint.enabled or checkpoint is not None else {},
+        record=record,
         insists=options.checkpoint.resume is not None,
         generators=generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()}),
         steps=LastStep() if options.checkpoint.on_exception else NoLastStep(),

@@ -53,7 +53,7 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     position, hps = plan.position, plan.options.hps
     if stop is not None:
         return (
-            f"nothing was done: the training was stopped already, at step {position.step} ({stop.reason}). "
+            f"nothing was done: the training was stopped already, at step {position.step}. "
             f"Change what stops it to go on, or give resume=False to start from scratch"
         )
     given, done = ("max_steps", hps.max_steps), position.step

@@ -6,6 +6,7 @@ What is long is kept as a digest, and what an address holds as a secret is left 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -33,6 +34,8 @@ def recorded(value: object) -> Any:
     if isinstance(value, str):
         value = _LOGIN.sub("://***@", value)
         return value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}... ({digest(value)})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
     if value is None or isinstance(value, int | float) or callable(value):
         return plain(value)
     text = repr(value)
@@ -52,7 +55,7 @@ def described(function: object, depth: int = 4) -> Any:
         return [described(function.__func__, depth - 1), recorded(getattr(function.__self__, "__dict__", {}))]
     if not isinstance(function, FunctionType) or depth == 0:
         return recorded(function)
-    constants = [item for item in function.__code__.co_consts if isinstance(item, int | float | str)]
+    constants = [recorded(item) for item in function.__code__.co_consts if isinstance(item, int | float | str)]
     cells = [described(cell.cell_contents, depth - 1) for cell in function.__closure__ or ()]
     defaults = [described(item, depth - 1) for item in function.__defaults__ or ()]
     return [qualified_name(function), *constants, *cells, *defaults]

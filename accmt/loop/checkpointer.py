@@ -18,20 +18,17 @@ from accelerate import PartialState
 
 from accmt.checkpoint import contents, publish
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.contents import Mismatch, Own, Parts
+from accmt.checkpoint.contents import Own, Parts
 from accmt.checkpoint.files import Files, size_of, write_files
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.rng import check_random_state, random_state
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
-from accmt.config.errors import ConfigError, Problem
-from accmt.loop.identity import difference
-from accmt.loop.position import COUNTERS
+from accmt.loop.compare import compare, finished_on, other_data
+from accmt.loop.position import COUNTERS, Position
 from accmt.loop.processes import side_group
 from accmt.loop.run import Run
-from accmt.loop.schedule import Count
-from accmt.loop.settings import changes as changes_of
 from accmt.rules import Decision
 from accmt.rules.jsonable import count_from
 from accmt.states import TrainingState
@@ -207,7 +204,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
         _check(trainer)
         own = contents.read_own(folder, PartialState().process_index)
         changes, notes = _take_up(run, trainer, own)
-        notes += _compare(run, trainer)
+        notes += compare(run, trainer)
         with run.schedule.applied():
             contents.load_parts(folder, run.parts, trainer)
     run.history.cut(trainer["history"])
@@ -215,6 +212,22 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
     run.decisions[:] = _decisions(run)
     run.resumed = True
     return changes, [*notes, *_notes(run, trainer)]
+
+
+def check_data(record: Mapping[str, Any], position: Position, folder: Path) -> None:
+    """Refuse a checkpoint of a finished training on other data, before anything is told to a tracker.
+
+    Raises:
+        ConfigError: It is one.
+        Mismatch, NoCheckpoint: It cannot be continued from.
+    """
+    with contents.understood(folder):
+        trainer = contents.read_trainer(folder)
+        _check(trainer)
+        position.restore(trainer["position"], trainer["processes"])
+        other = other_data(record, trainer)
+    if other and position.is_finished:
+        raise finished_on(other)
 
 
 def tracker_state(folder: Path) -> dict[str, Any]:
@@ -284,49 +297,6 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
             notes += run.data.restore(data["reading"], moved=run.position.moved)
             run.generators.restore(data["generators"])
     return changes, notes
-
-
-def _compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:
-    """Compare settings and data with those of a checkpoint, refuse what cannot go on, and say what has changed."""
-    then, position = trainer.get("configuration") or {}, run.position
-    lines = changes_of(then["settings"], run.record["settings"]) if then else []
-    said = {line.split(" was ")[0] for line in lines}
-    other = difference(then["data"], run.record["data"]) if then else ""
-    if other and not run.insists:
-        _refuse_other_data(run, other, trainer["elapsed"])
-    if then and position.is_within_epoch and not other and then["order"] != run.record["order"]:
-        raise Mismatch(_OTHER_ORDER)
-    count = Count(position.step, position.epoch, position.passed_end, position.is_finished)
-    former = {"groups": then["groups"], "schedule": then["schedule"]} if then else None
-    state = trainer["parts"].get("scheduler") or {}
-    for line in run.schedule.prepare(former, state, trainer["kinds"].get("scheduler", ""), count):
-        if line.split(" was ")[0].split(" of parameter group ")[0] not in said:
-            lines.append(line)
-    return lines + ([f"the training data are not those of the checkpoint: {other}"] if other else [])
-
-
-_OTHER_ORDER = (
-    "the checkpoint was made in the middle of an epoch, and the samplers of the training data are others now "
-    "(shuffle_train, sampler, or those of get_train_dataloader): samples would be trained on twice, or never. "
-    "Nothing was loaded.\n"
-    "Put them back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
-    "or start from scratch with resume=False."
-)
-
-
-def _refuse_other_data(run: Run, other: str, elapsed: float) -> None:
-    """Hand nobody the model of other data: a training that would do nothing here is the end of another one.
-
-    Raises:
-        ConfigError: It is.
-    """
-    if run.position.is_finished or run.engine.standing_stop(run.position.progress(elapsed)) is not None:
-        text = (
-            f"holds a training that is finished, on other data ({other}): nothing would be trained. "
-            f"Give another model_path to train on these, resume=False to start from scratch here, "
-            f"or resume=True (or more epochs) to continue that training all the same"
-        )
-        raise ConfigError([Problem("model_path", text)], "fit(...)")
 
 
 def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:

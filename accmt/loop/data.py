@@ -21,12 +21,10 @@ from accmt.checkpoint.contents import Mismatch
 from accmt.loop.draws import END
 from accmt.loop.in_memory import is_ready
 from accmt.loop.reading import Place, Reader, ReaderState
-from accmt.loop.rest import makes_plain_batches
+from accmt.loop.unit import BATCHES, Unit, unit_in_words, unit_of
 from accmt.loop.workers import ADVICE, forks, main_is_unguarded
-from accmt.rules.jsonable import count_from
 
 Collate = Callable[[list[Any]], Any]
-SAMPLES, BATCHES = "samples", "batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +58,6 @@ class Window:
     size: int
     is_last: bool
     samples: list[int | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What a place in an epoch is counted in.
-
-    Attributes:
-        counts: "samples"; or "batches", where a batch sampler of the user's makes them.
-        batch_size: Samples of a batch of one process; None where it is not known.
-        processes: How many processes share the data.
-        readers: For a stream: the workers that read it, each with a share of its own, and 1 where they are fewer.
-    """
-
-    counts: str
-    batch_size: int | None
-    processes: int
-    readers: int
-
-    @property
-    def size(self) -> int:
-        """What one batch of each process brings forward."""
-        return self.processes * ((self.batch_size or 1) if self.counts == SAMPLES else 1)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Unit:
-        """
-        Raises:
-            ValueError, KeyError, TypeError: It is none.
-        """
-        size = None if data["batch_size"] is None else max(1, count_from(data["batch_size"]))
-        counts = SAMPLES if data["counts"] == SAMPLES else BATCHES
-        return cls(counts, size, max(1, count_from(data["processes"])), count_from(data["readers"]))
 
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
@@ -146,7 +112,7 @@ class TrainingData:
         state = PartialState()
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
         self._batch_size: int = size * state.num_processes
-        self.unit = _unit(loader, size, state.num_processes)
+        self.unit = unit_of(loader, size, state.num_processes)
         self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
         self._resumed: Mapping[str, Any] | None = None
         self._ahead: Mapping[str, Any] | None = None
@@ -209,8 +175,8 @@ class TrainingData:
             why = "the stream can only be read on from the end of a batch"
         if why:
             raise Mismatch(
-                f"the checkpoint was made in the middle of an epoch, with {_in_words(then)}, and there are "
-                f"{_in_words(now)} now: {why}. Nothing was loaded.\n"
+                f"the checkpoint was made in the middle of an epoch, with {unit_in_words(then)}, and there are "
+                f"{unit_in_words(now)} now: {why}. Nothing was loaded.\n"
                 f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
                 f"or start from scratch with resume=False."
             )
@@ -379,19 +345,6 @@ def without_workers(options: DataOptions, loaders: Iterable[DataLoader[Any]]) ->
 
 def _is_stream(loader: DataLoader[Any]) -> bool:
     return isinstance(loader.dataset, IterableDataset)
-
-
-def _unit(loader: DataLoader[Any], size: int, processes: int) -> Unit:
-    is_stream = isinstance(loader.dataset, IterableDataset)
-    counts = SAMPLES if is_stream or makes_plain_batches(loader) else BATCHES
-    known = size if counts == SAMPLES else getattr(loader.batch_sampler, "batch_size", None)
-    return Unit(counts, known, processes, max(1, loader.num_workers) if is_stream else 1)
-
-
-def _in_words(unit: Unit) -> str:
-    size = "batches" if unit.batch_size is None else f"batches of {unit.batch_size}"
-    workers = f" and {unit.readers} workers" if unit.readers > 1 else ""
-    return f"{size} on {unit.processes} process(es){workers}"
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from accmt.loop.data import TrainingData, Unit, Window
+from accmt.loop.data import TrainingData, Window
+from accmt.loop.unit import Unit
 from accmt.rules import Progress
 from accmt.rules.jsonable import count_from
 

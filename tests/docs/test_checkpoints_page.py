@@ -1,5 +1,6 @@
 """The page of checkpoints tells of the files, arguments and ways to go on that there are."""
 
+import inspect
 import json
 import re
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 
 import accmt
 from accmt import HyperParameters, Trainer
+from accmt.configuration import NOT_COMPARED
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
 [PROGRAM] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -87,3 +89,19 @@ def test_the_exceptions_that_it_names():
     for name in re.findall(r"accmt\.([A-Z]\w+)", PAGE):
         assert issubclass(getattr(accmt, name), SystemExit)
     assert accmt.PeerFailed().code == 1
+
+
+def _rows(title):
+    table = re.search(rf"\| {title} \| at a resume \|\n\| --- \| --- \|\n((?:\|.*\|\n)+)", PAGE)[1]
+    cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
+    return [(name, text.rstrip("| ")) for names, text in cells for name in re.findall(r"`(\w+)`", names)]
+
+
+@pytest.mark.parametrize(("title", "subject"), [("argument", Trainer), ("hyperparameter", HyperParameters)])
+def test_every_argument_has_its_row(title, subject):
+    """Once each; and it says whether a change takes effect at once, or is refused."""
+    rows = _rows(title)
+    assert sorted(name for name, _ in rows) == sorted(inspect.signature(subject).parameters)
+    for name, text in rows:
+        assert re.match(r"(at once|fixed .*refused)", text) or name in NOT_COMPARED, name
+        assert ("fixed" in text) == ("refused" in text)

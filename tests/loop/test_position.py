@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 import pytest
 
-from accmt.loop.data import Unit
 from accmt.loop.position import Position
+from accmt.loop.unit import Unit
 
 
 @dataclass
