@@ -73,8 +73,9 @@ class Plan:
 
     def close(self) -> None:
         """End the processes that load data, also where the traceback of an error holds them."""
-        for data in (self.data, *self.loaders.values()):
-            data.close()
+        self.data.close()
+        for loader in self.loaders.values():
+            loader.close()
 
 
 def plan(
