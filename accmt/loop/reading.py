@@ -34,8 +34,8 @@ from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import end_workers, outlast_signals
 
 # Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
-_SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
-_PLAIN = (*_SEEDED, BatchSampler, list, tuple, range, type(None))
+SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
+_PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
 
 
