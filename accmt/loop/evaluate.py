@@ -82,7 +82,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             meter = _LossMeter(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
             for batch, counts in _batches(evaluation, loader):
-                samples = samples_of(batch, loader.samples, evaluation.module)
+                samples = samples_of(batch, loader.samples, evaluation.module) if counts else 0
                 outputs = _outputs(evaluation, key, batch)
                 if not counts:
                     continue
