@@ -82,8 +82,8 @@ class Plan:
     def close(self) -> None:
         """End the processes that load data, also where the traceback of an error holds them."""
         self.data.close()
-        for data in self.loaders.values():
-            data.close()
+        for loader in self.loaders.values():
+            loader.close()
 
 
 def plan(

@@ -95,7 +95,8 @@ class Trainer:
         train_loss_metric_name: What trackers call the training loss.
         val_loss_metric_name: What trackers call the validation loss.
         dataloader_pin_memory: Load batches into pinned memory where a GPU is used.
-        dataloader_num_workers: Processes that load batches, per loader; None for as many as train.
+        dataloader_num_workers: Processes that load batches, per loader; None for as many as train, but none for
+            streams, for tensors, lists and the like that lie in memory, and where a worker would run the script again.
         dataloader_drop_last: Leave out a last, incomplete batch of the training data.
         eval_when_finish: Evaluate at the end of the training, where evaluations are not at the end of epochs anyway.
         eval_when_start: Evaluate before the first step; it decides nothing.

@@ -84,7 +84,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             meter = ValidationLoss(device)
             gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
             for batch, counts in batches_of(evaluation, loader):
-                samples = samples_of(batch, loader.samples, evaluation.module)
+                samples = samples_of(batch, loader.samples, evaluation.module) if counts else 0
                 outputs = outputs_of(evaluation, key, batch)
                 if not counts:
                     continue

@@ -35,8 +35,8 @@ from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import end_workers, outlast_signals
 
 # Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
-_SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
-_PLAIN = (*_SEEDED, BatchSampler, list, tuple, range, type(None))
+SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
+_PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
 
 
@@ -223,7 +223,9 @@ class Reader:
     def changes(self, state: Mapping[str, Any]) -> list[str]:
         """What keeps this reader from going on as the one did that gave a state."""
         former, there, changes = state["workers"], dict(self._generators), []
-        if former != self.workers and not (former and self.workers and self._indices is not None):
+        own = [name for name in there if name.split(".")[0] != _SAMPLER]
+        draws_alike = bool(former and self.workers) or not (own or has_state(self._dataset))
+        if former != self.workers and not (draws_alike and self._indices is not None):
             text = f"the training data were loaded by {former} worker(s) and are loaded by {self.workers} now"
             changes.append(f"{text}: what is drawn at random while they are loaded will not be the same")
         missing = [name for name in state["now"]["generators"] if name not in there]

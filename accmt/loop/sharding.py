@@ -137,6 +137,9 @@ def check_workers(batches: Iterator[Any], workers: int, name: str, tell: Callabl
         name: What the data are called.
         tell: Called with what is wrong, if each worker reads all samples.
     """
+    if workers == 1:
+        yield from batches
+        return
     digests: list[bytes | None] = []
     for batch in batches:
         if len(digests) < 2 * workers:
@@ -150,15 +153,14 @@ def check_workers(batches: Iterator[Any], workers: int, name: str, tell: Callabl
 
 def _are_repeated(digests: list[bytes | None], workers: int) -> bool:
     rounds = [set(digests[start : start + workers]) for start in range(0, len(digests), workers)]
-    return (
-        None not in digests and all(len(each) == 1 for each in rounds) and (len(rounds) == 1 or rounds[0] != rounds[1])
-    )
+    are_same = None not in digests and all(len(each) == 1 for each in rounds)
+    return are_same and (len(rounds) == 1 or rounds[0] != rounds[1])
 
 
 def _repeated(workers: int, name: str) -> str:
     return (
-        f"{name}: each of {workers} workers reads all samples of the stream, so that they count {workers} times: divide "
-        f"them in __iter__ by torch.utils.data.get_worker_info(), or load them with one worker or none"
+        f"{name}: each of {workers} workers reads all samples of the stream, so that they count {workers} times: "
+        f"divide them in __iter__ by torch.utils.data.get_worker_info(), or load them with one worker or none"
     )
 
 

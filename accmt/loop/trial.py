@@ -121,7 +121,7 @@ def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[
         read = _Read(evaluation.loaders[key], most)
         tried.is_whole = read.is_whole
         for batch, counts in islice(batches_of(evaluation, read), most):  # type: ignore[arg-type]
-            samples = samples_of(batch, read.samples, module)
+            samples = samples_of(batch, read.samples, module) if counts else 0
             outputs = outputs_of(evaluation, key, batch)
             if counts:
                 meter.add(outputs["loss"], samples, key)

@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any
 from weakref import ref
 
+import torch
 from accelerate import PartialState
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from accmt.loop.data import DataOptions, validation_loader
 from accmt.loop.draws import Indices, apart, mixed, read_apart
 from accmt.loop.in_memory import is_ready
-from accmt.loop.reading import copied
+from accmt.loop.reading import SEEDED, copied
 from accmt.loop.sharding import check_alike, check_alike_as_read, check_workers, whole
 from accmt.loop.sizes import Sizes
 from accmt.loop.workers import end_workers
@@ -43,7 +44,7 @@ class ValidationData:
 
     def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int]) -> None:
         state = PartialState()
-        self.loader = loader
+        self.loader = loader = _with_own_sampler(loader)
         self.dataset = loader.dataset
         self.samples: int | None = None
         self._key, self._seed = key, seed
@@ -149,6 +150,24 @@ def validation_loaders(
         data[key] = ValidationData(whole(loader, name), key, seed)
         check_alike(data[key].loader, name)
     return data
+
+
+def _with_own_sampler(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The loader with a generator of its own for a sampler of torch, which training data may use too, little by little
+    and also while an evaluation interrupts them."""
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if type(batches) is BatchSampler:
+        sampler = batches.sampler
+    generator = getattr(sampler, "generator", None)
+    if not isinstance(generator, torch.Generator) or type(sampler) not in SEEDED:
+        return loader
+    loader, sampler = copy.copy(loader), copy.copy(sampler)
+    vars(sampler)["generator"] = torch.Generator().set_state(generator.get_state())
+    if type(batches) is BatchSampler:
+        batches = copy.copy(batches)
+        batches.sampler = sampler
+    vars(loader).update(sampler=sampler, batch_sampler=batches)
+    return loader
 
 
 def _refuse(text: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import distributed, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import accmt.loop.data
 from accmt import AcceleratorModule, Callback, HyperParameters, Metric, MetricParallel, Trainer, set_seed
@@ -121,6 +121,19 @@ def by_metrics():
     found["targets"] = data(10, 1).tensors[1].flatten().tolist()
 
 
+class Loading(Dataset):
+    """Samples that have to be loaded."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
 def by_workers():
     """How many workers each loader is asked for, if nobody says."""
     real, asked = accmt.loop.data.DataLoader, []
@@ -132,7 +145,7 @@ def by_workers():
 
     accmt.loop.data.DataLoader = Asked
     try:
-        train("workers", Module(), data(8, 0), data(8, 1), dataloader_num_workers=None)
+        train("workers", Module(), Loading(data(8, 0)), Loading(data(8, 1)), dataloader_num_workers=None)
     finally:
         accmt.loop.data.DataLoader = real
     found["workers"] = asked

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset, SubsetRandomSampler, TensorDataset
 
 from accmt import AcceleratorModule, Callback
 from accmt.loop.placement import Placement
@@ -103,11 +103,26 @@ def test_no_memory_is_pinned_without_one(trainer, loaders):
     assert [loader.pin_memory for loader in loaders] == [False, False]
 
 
-@pytest.mark.parametrize(("given", "workers"), [(None, 1), (0, 0), (2, 2)])
-def test_as_many_workers_as_processes_or_as_given(trainer, loaders, given, workers):
-    """Two processes are in test_effects_processes.py."""
+class Loading(Dataset):
+    """Samples that have to be loaded."""
+
+    def __init__(self, count):
+        self.samples = numbers(count)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "make"), [(None, 1, Loading), (None, 0, numbers), (0, 0, Loading), (2, 2, numbers)]
+)
+def test_as_many_workers_as_processes_or_as_given(trainer, loaders, given, workers, make):
+    """Two processes are in test_effects_processes.py; data that lie in memory need none."""
     module = Numbered()
-    trainer(epochs=1, lr=1e-6, shuffle_train=False, dataloader_num_workers=given).fit(module, numbers(8), numbers(4))
+    trainer(epochs=1, lr=1e-6, shuffle_train=False, dataloader_num_workers=given).fit(module, make(8), make(4))
     assert [loader.num_workers for loader in loaders] == [workers, workers]
     assert module.order == list(range(8))
 

@@ -1,0 +1,64 @@
+"""Loaders that users prepared for several processes: every sample once, or an error before the first step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "sharded.py"
+MEAN = sum(i * i for i in range(18)) / 18
+ADVICE = "give each process all of the data, in one order: the trainer shares the batches out"
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded") / "run"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(Path(f"{folder}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["sampler", "shuffled", "batch sampler", "plain", "stream"])
+def test_what_can_be_shared_out_is_read_once(found, name):
+    for trains in (True, False):
+        first, second = (each[f"{name} {trains}"] for each in found)
+        assert "error" not in first, first
+        seen = first["seen"] + second["seen"]
+        assert set(seen) == set(range(18))
+        assert len(seen) in (18, 20)  # a last round is filled up
+        assert first["said"] == second["said"] == []
+        assert (first["count"], second["count"]) == (18.0, 18.0)
+        assert first["valid_loss"] == second["valid_loss"] == pytest.approx(MEAN)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("other number", "DistributedSampler shares the data out among 4 processes, and there are 2: " + ADVICE),
+        ("kind of its own", "Other shares the data out: " + ADVICE),
+        ("by rank", "the processes have different orders: " + ADVICE),
+        ("batches by rank", "the processes have different numbers of batches: " + ADVICE),
+        ("subset by rank", "the processes have different samples: " + ADVICE),
+        ("prepared", "the loader was prepared by an Accelerator: give it as it was before"),
+    ],
+)
+def test_what_is_shared_out_already_is_refused_before_the_first_step(found, name, text):
+    for each in found:
+        for trains, where in ((True, "train_dataset"), (False, "val_dataset['0']")):
+            tried = each[f"{name} {trains}"]
+            assert tried == {"error": f"ConfigError: 1 mistake in fit(...):\n  {where}: {text}", "seen": []}
+
+
+def test_a_stream_that_is_shared_out_already_is_seen_when_it_is_read(found):
+    for each in found:
+        alone = each["stream by rank False"]
+        text = "the validation data '0': the processes read different samples from the stream: "
+        assert alone["error"] == f"RuntimeError: {text}{ADVICE}"
+        assert each["stream by rank True"]["error"] == f"RuntimeError: {text}{ADVICE}"
