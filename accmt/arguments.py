@@ -181,7 +181,7 @@ class ArgumentCheck:
         for rule, value in by_name.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 place = f"patience[{rule!r}]" if rule else "patience"
-                none = "; for no patience leave it out" if value in (-1, 0, None) else ""
+                none = "; for no patience leave it out" if value == -1 else ""
                 self._wrong(place, must_be("a whole number from 1", value) + none)
         disabled, safe = self._flag("disable_model_saving"), self._flag("safe_serialization")
         return SavingOptions(disabled, safe, self._shard_size(), patience)

@@ -230,7 +230,7 @@ def test_the_optimizer_by_class_or_name(search, witness, optimizer):
 SCHEDULERS = (
     "Constant, ConstantWithWarmup, CosineAnnealingLR, CosineAnnealingWarmRestarts, CosineWithHardRestartsWithWarmup, "
     "CosineWithWarmup, CyclicLR, ExponentialLR, InverseSQRT, LinearLR, LinearWithWarmup, OneCycleLR, "
-    "PolynomialDecayWithWarmup, StepLR"
+    "PolynomialDecayWithWarmup, ReduceLROnPlateau, StepLR"
 )
 
 

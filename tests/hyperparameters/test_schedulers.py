@@ -25,6 +25,7 @@ REQUIRED = {
     "CyclicLR": {"base_lr": 0.1, "max_lr": 0.5},
     "ExponentialLR": {"gamma": 0.9},
     "OneCycleLR": {"max_lr": 0.5},
+    "ReduceLROnPlateau": {"patience": 1},
     "StepLR": {"step_size": 3},
 }
 
@@ -51,12 +52,12 @@ def rates(scheduler, steps=10):
     for _ in range(steps):
         seen.append(scheduler.get_last_lr()[0])
         scheduler.optimizer.step()
-        scheduler.step()
+        scheduler.step(*([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
     return seen
 
 
 def test_attributes():
-    assert len(NAMES) == 14
+    assert len(NAMES) == 15
     assert Scheduler.StepLR is lr_scheduler.StepLR
     with pytest.raises(TypeError, match=r"use one of its attributes, such as Scheduler.LinearWithWarmup"):
         Scheduler()

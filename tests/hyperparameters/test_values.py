@@ -20,7 +20,7 @@ OPTIMIZERS = (
 SCHEDULERS = (
     "Constant, ConstantWithWarmup, CosineAnnealingLR, CosineAnnealingWarmRestarts, CosineWithHardRestartsWithWarmup, "
     "CosineWithWarmup, CyclicLR, ExponentialLR, InverseSQRT, LinearLR, LinearWithWarmup, OneCycleLR, "
-    "PolynomialDecayWithWarmup, StepLR"
+    "PolynomialDecayWithWarmup, ReduceLROnPlateau, StepLR"
 )
 
 
