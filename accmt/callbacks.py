@@ -22,7 +22,7 @@ class Callback:
 
     Attributes:
         module: The module that is trained.
-        trainer: The trainer.
+        trainer: The trainer; `self.trainer.stop(reason)` ends the training after this step.
         state: The state of the training.
     """
 
