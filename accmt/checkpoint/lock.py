@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from pathlib import Path
 
-from accmt.config.foreign import open_regular
+from accmt.config.foreign import NotAFile, open_regular
 
 LOCK = ".lock"
 
@@ -62,10 +61,8 @@ class Lock:
         path = self._folder / LOCK
         try:
             return open_regular(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None
-            raise
+        except NotAFile as error:
+            raise OSError(error.errno, str(error.strerror).replace("it ", f"its {LOCK} ", 1), str(path)) from None
 
     def release(self) -> None:
         """Give the lock back. Releasing a lock that is not held does nothing."""
