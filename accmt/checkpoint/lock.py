@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.config.foreign import open_regular
+from accmt.config.foreign import NotAFile, open_regular
 from accmt.rules import names
 
 LOCK = names.LOCK
@@ -127,10 +127,8 @@ class Lock:
         path = self._folder / LOCK
         try:
             return open_regular(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise OSError(errno.ELOOP, f"its {LOCK} is a link, and must be a file", str(path)) from None
-            raise
+        except NotAFile as error:
+            raise OSError(error.errno, str(error.strerror).replace("it ", f"its {LOCK} ", 1), str(path)) from None
 
     def _refusal(self) -> RuntimeError:
         holder = Holder()

@@ -556,5 +556,5 @@ def test_the_lock_is_not_written_under_another_name(waiting, model, tmp_path, ca
     (tmp_path / "victim").write_text("kept")
     os.link(tmp_path / "victim", model / ".lock")
     status, _, err = sync(model, capfd)
-    assert (status, err) == (1, f"{model} cannot be written: it has other names (hard links)\n")
+    assert (status, err) == (1, f"{model} cannot be written: its .lock has other names (hard links)\n")
     assert (tmp_path / "victim").read_text() == "kept"
