@@ -76,8 +76,8 @@ class Callback:
         """The training was interrupted by Ctrl-C."""
 
     def on_exception(self, exception: Exception) -> None:
-        """The training raised any other exception, a SystemExit of the script among them, or SIGTERM ended it: then it is
-        `accmt.Terminated`."""
+        """The training raised any other exception, also a SystemExit, or SIGTERM ended it: then it is an
+        `accmt.Terminated`, which is a SystemExit."""
 
     def on_resume(self) -> None:
         """The training continues from a checkpoint; called after `on_fit_start`."""
