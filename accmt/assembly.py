@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.deepspeed import DeepSpeedState
-from accmt.checkpoint.packing import pack
+from accmt.checkpoint.kept import Kept
+from accmt.checkpoint.names import unwrapped
+from accmt.checkpoint.optimizer import NamedOptimizer
 from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
@@ -38,11 +40,13 @@ from accmt.loop.processes import join_processes
 from accmt.loop.pulse import Pulse
 from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.signals import Signals
-from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.step import ManualStepper, Stepper
+from accmt.loop.trained import Beside
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
-from accmt.preparation import Prepared, configure, prepare, prepare_teacher
+from accmt.preparation import Prepared, configure, place_beside, prepare, prepare_teacher
+from accmt.parts_check import check_beside, check_parts
 from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
@@ -67,6 +71,7 @@ class Plan:
     optimizer: Any
     scheduler: Any | None
     parts: Parts
+    beside: Beside
     warnings: tuple[str, ...]
 
 
@@ -95,7 +100,10 @@ def plan(
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
-    optimizer, scheduler = _optimizer(options, module, data, position, accelerator)
+    optimizer, scheduler, is_ours = _optimizer(options, module, data, position, accelerator)
+    parts = _parts(options, module, optimizer, scheduler, accelerator)
+    check_beside(options, module, optimizer, parts, accelerator, is_ours=is_ours)
+    check_parts(options, parts)
     if not options.saving.disabled:
         check_extras(module, options)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
@@ -113,7 +121,8 @@ def plan(
         facts,
         optimizer,
         scheduler,
-        _parts(module, optimizer, scheduler, accelerator),
+        parts,
+        _beside(options, module, parts, optimizer, is_ours=is_ours),
         tuple(warnings),
     )
 
@@ -130,7 +139,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     module.tracker = _tracker(plan, checkpoint, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)
-    stepper = _stepper(module, prepared, plan.scheduler, options.step, hooks)
+    stepper = _stepper(plan, prepared, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
@@ -169,6 +178,7 @@ def assemble_evaluation(
     accelerator = join_processes(options.model.mixed_precision)
     module.state, module.tracker = state, NoTracker()
     module.device, module.accelerator = accelerator.device, accelerator
+    place_beside(module, module.model)
     module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
     prepare_teacher(module, options.model)
     step = options.step
@@ -187,17 +197,19 @@ def _savings(plan: Plan) -> Savings | None:
     if saving.disabled:
         return None
     form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
-    return Savings(plan.model_path, form, extras_of(plan.module, plan.parts.model, plan.options))
+    return Savings(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
-def _stepper(
-    module: AcceleratorModule, prepared: Prepared, scheduler: Any, options: StepOptions, hooks: Hooks
-) -> Stepper:
-    model, optimizer = prepared.model, prepared.optimizer
-    if not isinstance(module, ExtendedAcceleratorModule):
-        kind = ClosureStepper if needs_closure(optimizer.optimizer) else Stepper
-        return kind(module, model, optimizer, scheduler, options, hooks)
-    module._updates = stepper = ManualStepper(module, model, optimizer, scheduler, options, hooks)
+def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks) -> Stepper:
+    module, optimizer, kind = plan.module, prepared.optimizer, Stepper
+    if isinstance(module, ExtendedAcceleratorModule):
+        kind = ManualStepper
+    elif needs_closure(optimizer.optimizer):
+        kind = ClosureStepper
+    options = plan.options.step
+    stepper = kind(module, prepared.model, optimizer, plan.scheduler, options, hooks, plan.beside)
+    if isinstance(module, ExtendedAcceleratorModule):
+        module._updates = stepper
     return stepper
 
 
@@ -255,14 +267,16 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 
 def _optimizer(
     options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
-) -> tuple[Any, Any | None]:
-    optimizer = module.get_optimizer() or options.hps.build_optimizer(module.model.named_parameters())
+) -> tuple[Any, Any | None, bool]:
+    """Optimizer and scheduler, and whether the optimizer is that of the hyperparameters."""
+    given = module.get_optimizer()
+    optimizer = given or options.hps.build_optimizer(module.model.named_parameters())
     _check_optimizer(optimizer, options, module, accelerator)
     epochs = position.total_epochs or options.hps.epochs
     scheduler = module.get_scheduler(optimizer, data.steps_per_epoch, epochs) or options.hps.build_scheduler(
         optimizer, steps_per_epoch=data.steps_per_epoch, total_steps=position.total_steps, epochs=epochs
     )
-    return optimizer, scheduler
+    return optimizer, scheduler, given is None
 
 
 def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:
@@ -286,15 +300,24 @@ def _has_sparse_gradients(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad
 
 
-def _parts(module: AcceleratorModule, optimizer: Any, scheduler: Any | None, accelerator: Accelerator) -> Parts:
-    stateful = {"optimizer": optimizer, "scheduler": scheduler, "scaler": accelerator.scaler}
-    stateful = {name: part for name, part in stateful.items() if part is not None}
-    for name, part in stateful.items():
-        try:
-            pack(part.state_dict())
-        except TypeError as error:
-            raise ConfigError([Problem(name, f"its state {error}")], "fit(...)") from None
-    return Parts(module.model, stateful)
+def _parts(
+    options: Options, module: AcceleratorModule, optimizer: Any, scheduler: Any | None, accelerator: Accelerator
+) -> Parts:
+    kept = Kept(module, module.model, options.callbacks, [optimizer, scheduler, accelerator, accelerator.scaler])
+    named = NamedOptimizer(optimizer, kept.parameters)
+    stateful = {"optimizer": named, "scheduler": scheduler, "scaler": accelerator.scaler}
+    return Parts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept=kept)
+
+
+def _beside(options: Options, module: AcceleratorModule, parts: Parts, optimizer: Any, *, is_ours: bool) -> Beside:
+    """What is trained besides the parameters that the optimizer holds at the start."""
+    model, hps = module.model, options.hps
+
+    def extend(added: Sequence[nn.Parameter]) -> None:
+        hps.extend_optimizer(optimizer, model.named_parameters(), added)
+
+    assert parts.kept is not None
+    return Beside(parts.kept.parameters, extend if is_ours else None)
 
 
 def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator: Accelerator) -> Parts:
@@ -302,7 +325,8 @@ def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator
     if not is_deepspeed(accelerator):
         return parts
     engine = DeepSpeedState(prepared.model, trusts=options.checkpoint.trusts)
-    return Parts(parts.model, {name: part for name, part in parts.stateful.items() if name == "scheduler"}, engine)
+    stateful = {name: part for name, part in parts.stateful.items() if name == "scheduler"}
+    return Parts(parts.model, stateful, engine, parts.kept)
 
 
 def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> Checkpointer:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
+from accmt.checkpoint.attributes import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.together import Failed
 from accmt.loop.engines import holds_replicas, is_sharded
@@ -90,18 +91,20 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def _inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
-    """Evaluation mode.
+    """Evaluation mode, of the model and of what is beside it.
 
     Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
     the model that is saved.
     """
     used = module.model
     module.model = model
+    networks = [model, *attributes_of(module, model).networks.values()]
     if holds_replicas(module.accelerator):
-        for buffer in model.buffers():
+        for buffer in (buffer for network in networks for buffer in network.buffers()):
             dist.broadcast(buffer, src=0)
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    modes = [(part, part.training) for network in networks for part in network.modules()]
+    for network in networks:
+        network.eval()
     try:
         with untouched_random_state(module.device), torch.no_grad():
             yield

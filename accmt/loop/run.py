@@ -146,6 +146,11 @@ class Run:
         self.history.flush()
         self.decision_log.flush()
 
+    def begin(self) -> None:
+        """Take up what was restored of what callbacks and module keep, and say what is not as it was."""
+        for note in self.parts.kept.begin() if self.parts.kept is not None else ():
+            self.display.warn(note)
+
     def close(self) -> None:
         """Leave the groups of processes that a training makes for itself."""
         self.pulse.close()
