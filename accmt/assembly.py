@@ -45,14 +45,15 @@ from accmt.loop.trained import Beside
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
-from accmt.preparation import Prepared, configure, place_beside, prepare, prepare_teacher
 from accmt.parts_check import check_beside, check_parts
+from accmt.preparation import Prepared, configure, place_beside, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, Length, RuleEngine, Rules, SavingRule, assign_patience, check
 from accmt.states import TrainingState
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
+from accmt.unsaved import unsaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,9 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
     display = _display(options) if main else NoDisplay()
+    if options.checkpoint.enabled and plan.parts.kept is not None:
+        for text in unsaved(module, options.callbacks, plan.parts.kept):
+            display.warn(text)
     module.tracker = _tracker(plan, checkpoint, display)
     module._log_every = options.loop.log_every if options.loop.log_every != -1 else plan.data.steps_per_epoch
     hooks = Hooks(options.callbacks, state)

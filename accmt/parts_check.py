@@ -1,5 +1,5 @@
-"""A trial, before anything is touched, of everything that a training will write: what cannot be written, or would not be
-trained, is found before the first step."""
+"""A trial, before anything is touched, of everything that a training will write: what cannot be written, or would not
+be trained, is found before the first step."""
 
 from __future__ import annotations
 

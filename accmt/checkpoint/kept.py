@@ -1,7 +1,7 @@
 """What a module and its callbacks keep besides the model and the optimizer, as parts of a checkpoint.
 
-What all processes have in common (networks beside the model, modes, further optimizers) is written once; a state that an
-object gives by its own `state_dict` is written by each process, because it may be another on each.
+What all processes have in common (networks beside the model, modes, further optimizers) is written once; a state that
+an object gives by its own `state_dict` is written by each process, because it may be another on each.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
     Args:
         folder: The folder of the rule below `model_path`, such as "model/best_accuracy"; where the rule keeps several
             models, the best of them is loaded, or give the folder of one.
-        module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained beside `self.model` are loaded
-            into the AcceleratorModule's attributes of the same names.
+        module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained beside `self.model` are
+            loaded into the AcceleratorModule's attributes of the same names.
 
     Returns:
         What was saved: rule, values, step, epoch, folder.

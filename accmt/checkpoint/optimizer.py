@@ -70,7 +70,12 @@ class NamedOptimizer:
             sizes = [len(group) for group in own], [len(group[_PARAMS]) for group in saved[_GROUPS]]
             text = f"the optimizer has groups of {sizes[1]} parameters in the checkpoint and {sizes[0]} here"
             return Fit(own, [dict(group) for group in saved[_GROUPS]], [] if sizes[0] == sizes[1] else [text])
-        fit = _matched(self.optimizer.param_groups, own, saved, self._parameters().keys() | set(sum(own, [])))
+        fit = _matched(
+            self.optimizer.param_groups,
+            own,
+            saved,
+            self._parameters().keys() | {name for names in own for name in names},
+        )
         if isinstance(self.optimizer, torch.optim.LBFGS) and fit.groups != [g[_PARAMS] for g in saved[_GROUPS]]:
             fit.lines.append("LBFGS holds other parameters, or in another order, than in the checkpoint")
         return fit
@@ -116,8 +121,9 @@ class NamedOptimizer:
 
     def _labels(self) -> list[list[str]]:
         """The names in each group; parameters that are in none of the networks are numbered."""
-        names = {id(parameter): name for name, parameter in reversed(self._parameters().items())}
-        labels, unnamed = [], 0
+        names = {id(parameter): name for name, parameter in reversed(list(self._parameters().items()))}
+        labels: list[list[str]] = []
+        unnamed = 0
         for group in self.optimizer.param_groups:
             labels.append([])
             for parameter in group[_PARAMS]:
@@ -151,17 +157,18 @@ def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: M
     added = {name for names in theirs for name in names} - held - start
     fit = Fit([list(names) for names in own], [_options(group) for group in groups])
     fit.lines += [f"the optimizer of the checkpoint holds '{name}', which is not here" for name in added - known]
-    for place, names in _pairs(own, theirs).items():
-        fit.options[place] |= options[names]
-    partner = {other: place for place, other in _pairs(own, theirs).items()}
+    pairs = _pairs(own, theirs)
+    for place, other in pairs.items():
+        fit.options[place] |= options[other]
+    partner = {other: place for place, other in pairs.items()}
     for other, names in enumerate(theirs):
         new = [name for name in names if name in added and name in known]
-        place = partner.get(other, _home(names, own))
-        if new and place is None:
+        home = partner.get(other, _home(names, own))
+        if new and home is None:
             fit.groups.append(new)
             fit.options.append(options[other])
-        elif new and place is not None:
-            fit.groups[place].extend(new)
+        elif new and home is not None:
+            fit.groups[home].extend(new)
     gone, fresh = start - held - added, held - {name for names in theirs for name in names}
     fit.notes += [f"the optimizer does not hold {_listed(gone)} any more"] if gone else []
     fit.notes += [f"the optimizer now holds {_listed(fresh)} too"] if fresh else []

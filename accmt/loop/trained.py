@@ -29,7 +29,7 @@ class Beside:
 
     Attributes:
         named: Gives all of them by name.
-        extend: Adds parameters of the model to an optimizer of the hyperparameters; None for an optimizer of the module.
+        extend: Adds parameters of the model to an optimizer of the hyperparameters; None for one of the module.
     """
 
     named: Callable[[], Mapping[str, Tensor]]
@@ -81,7 +81,7 @@ class Trained:
             self._parameters, self._required = parameters, []
 
     def follow(self) -> None:
-        """Let optimizer, scheduler and wrapper follow what was frozen, unfrozen or added. Call it before a forward pass.
+        """Let optimizer, scheduler and wrapper follow what was frozen, unfrozen or added, before a forward pass.
 
         Raises:
             RuntimeError: The engine cannot.
