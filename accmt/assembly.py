@@ -17,7 +17,9 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.contents import Parts
 from accmt.checkpoint.deepspeed import DeepSpeedState
-from accmt.checkpoint.packing import pack
+from accmt.checkpoint.kept import Kept
+from accmt.checkpoint.names import unwrapped
+from accmt.checkpoint.optimizer import NamedOptimizer
 from accmt.checkpoint.savings import Savings
 from accmt.checkpoint.together import from_main
 from accmt.checkpoint.weights import WeightsFormat
@@ -44,13 +46,15 @@ from accmt.loop.run import Checkpointer, NoCheckpointer, Run
 from accmt.loop.schedule import Schedule
 from accmt.loop.sharding import check_alike, whole
 from accmt.loop.signals import Signals
-from accmt.loop.step import ManualStepper, StepOptions, Stepper
+from accmt.loop.step import ManualStepper, Stepper
+from accmt.loop.trained import Beside
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.loop.validation import ValidationData, validation_loaders
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.options import Options
-from accmt.preparation import Prepared, configure, prepare, prepare_teacher
+from accmt.parts_check import check_beside, check_parts
+from accmt.preparation import Prepared, configure, place_beside, prepare, prepare_teacher
 from accmt.pretrained import check_extras, extras_of, notes_of
 from accmt.rules import Facts, FollowedScore, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
@@ -58,6 +62,7 @@ from accmt.states import TrainingState
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
+from accmt.unsaved import unsaved
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class Plan:
     schedule: Schedule
     parts: Parts
     display: Display
+    beside: Beside
     warnings: tuple[str, ...]
 
     def close(self) -> None:
@@ -116,8 +122,11 @@ def plan(
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
-    optimizer, schedule = _optimizer(options, module, data, position, accelerator)
+    optimizer, schedule, is_ours = _optimizer(options, module, data, position, accelerator)
     _check_scheduler(schedule.scheduler, options, facts)
+    parts = _parts(options, module, optimizer, schedule, accelerator)
+    check_beside(options, module, optimizer, parts, accelerator, is_ours=is_ours)
+    check_parts(options, parts)
     if not options.saving.disabled:
         check_extras(module, options)
     if options.checkpoint.resume and not Checkpoints(model_path).all():
@@ -135,8 +144,9 @@ def plan(
         facts,
         optimizer,
         schedule,
-        _parts(module, optimizer, schedule, accelerator),
+        parts,
         display_of(is_main=accelerator.is_main_process, quiet=options.quiet),
+        _beside(options, module, parts, optimizer, is_ours=is_ours),
         tuple(warnings),
     )
 
@@ -153,11 +163,14 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
     configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
+    if options.checkpoint.enabled and plan.parts.kept is not None:
+        for text in unsaved(module, options.callbacks, plan.parts.kept):
+            plan.display.warn(text)
     module.tracker = _tracker(plan, checkpoint)
     module._log_every, module._logged = _log_every(plan), None
     module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
     hooks = Hooks(options.callbacks, state)
-    stepper = _stepper(module, prepared, plan.schedule, options.step, hooks)
+    stepper = _stepper(plan, prepared, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
@@ -222,6 +235,7 @@ def assemble_evaluation(
         require_precision(options.model.mixed_precision, accelerator)
     module.state, module.tracker = state, NoTracker()
     module.device, module.accelerator = accelerator.device, accelerator
+    place_beside(module, module.model)
     if around is not None and module.model in (around.model, around.module.model):
         module.model = around.model
     else:
@@ -258,17 +272,19 @@ def _savings(plan: Plan) -> Savings | None:
     if saving.disabled:
         return None
     form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
-    return Savings(plan.model_path, form, extras_of(plan.module, plan.parts.model, plan.options))
+    return Savings(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
-def _stepper(
-    module: AcceleratorModule, prepared: Prepared, schedule: Schedule, options: StepOptions, hooks: Hooks
-) -> Stepper:
-    model, optimizer = prepared.model, prepared.optimizer
-    if not isinstance(module, ExtendedAcceleratorModule):
-        kind = ClosureStepper if needs_closure(optimizer.optimizer) else Stepper
-        return kind(module, model, optimizer, schedule, options, hooks)
-    module._updates = stepper = ManualStepper(module, model, optimizer, schedule, options, hooks)
+def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks) -> Stepper:
+    module, optimizer, kind = plan.module, prepared.optimizer, Stepper
+    if isinstance(module, ExtendedAcceleratorModule):
+        kind = ManualStepper
+    elif needs_closure(optimizer.optimizer):
+        kind = ClosureStepper
+    options = plan.options.step
+    stepper = kind(module, prepared.model, optimizer, plan.schedule, options, hooks, plan.beside)
+    if isinstance(module, ExtendedAcceleratorModule):
+        module._updates = stepper
     return stepper
 
 
@@ -336,8 +352,10 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 
 def _optimizer(
     options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
-) -> tuple[Any, Schedule]:
-    optimizer = module.get_optimizer()
+) -> tuple[Any, Schedule, bool]:
+    """Optimizer and schedule, and whether the optimizer is that of the hyperparameters."""
+    given = module.get_optimizer()
+    optimizer = given
     if optimizer is None:
         optimizer = options.hps.build_optimizer(module.model.named_parameters())
     _require_kind("get_optimizer", optimizer, "a torch.optim.Optimizer, or None", ("param_groups", "step", "zero_grad"))
@@ -359,7 +377,8 @@ def _optimizer(
     names = {id(parameter): name for name, parameter in module.model.named_parameters()}
     is_own = type(module).get_scheduler is not AcceleratorModule.get_scheduler
     per_epoch = options.step.scheduler_per_epoch
-    return optimizer, Schedule(optimizer, names, make, length, per_epoch=per_epoch, is_own=is_own)
+    schedule = Schedule(optimizer, names, make, length, per_epoch=per_epoch, is_own=is_own)
+    return optimizer, schedule, given is None
 
 
 def _require_kind(method: str, given: Any, wanted: str, names: Sequence[str]) -> None:
@@ -429,15 +448,26 @@ def _has_sparse_gradients(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse and layer.weight.requires_grad
 
 
-def _parts(module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator) -> Parts:
-    stateful = {"optimizer": optimizer, "scheduler": schedule, "scaler": accelerator.scaler}
-    stateful = {name: part for name, part in stateful.items() if part is not None}
-    for name, part in stateful.items():
-        try:
-            pack(part.state_dict())
-        except TypeError as error:
-            raise ConfigError([Problem(name, f"its state {error}")], "fit(...)") from None
-    return Parts(module.model, stateful)
+def _parts(
+    options: Options, module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator
+) -> Parts:
+    kept = Kept(
+        module, module.model, options.callbacks, [optimizer, schedule.scheduler, accelerator, accelerator.scaler]
+    )
+    named = NamedOptimizer(optimizer, kept.parameters)
+    stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler}
+    return Parts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept=kept)
+
+
+def _beside(options: Options, module: AcceleratorModule, parts: Parts, optimizer: Any, *, is_ours: bool) -> Beside:
+    """What is trained besides the parameters that the optimizer holds at the start."""
+    model, hps = module.model, options.hps
+
+    def extend(added: Sequence[nn.Parameter]) -> None:
+        hps.extend_optimizer(optimizer, model.named_parameters(), added)
+
+    assert parts.kept is not None
+    return Beside(parts.kept.parameters, extend if is_ours else None)
 
 
 def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator: Accelerator) -> Parts:
@@ -445,7 +475,8 @@ def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator
     if not is_deepspeed(accelerator):
         return parts
     engine = DeepSpeedState(prepared.model, trusts=options.checkpoint.trusts)
-    return Parts(parts.model, {name: part for name, part in parts.stateful.items() if name == "scheduler"}, engine)
+    stateful = {name: part for name, part in parts.stateful.items() if name == "scheduler"}
+    return Parts(parts.model, stateful, engine, parts.kept)
 
 
 def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> Checkpointer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from accmt.channel import warn
 
 # A file system that cannot flush says so in one of these ways. All others, such as EIO and ENOSPC, are faults.
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
@@ -53,7 +54,7 @@ def only_warned(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
-        warnings.warn(f"{what}: {reason}", stacklevel=3)
+        warn(f"{what}: {reason}")
 
 
 def begin() -> None:
@@ -64,8 +65,7 @@ def begin() -> None:
 def _say(what: str, folder: Path, error: OSError) -> None:
     if what not in _said:
         _said.add(what)
-        warnings.warn(
+        warn(
             f"the file system of {folder} cannot flush {what} to the disk ({error.strerror or error}): a killed "
-            "process loses nothing, but what was written last may not survive a power cut",
-            stacklevel=4,
+            "process loses nothing, but what was written last may not survive a power cut"
         )

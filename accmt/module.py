@@ -100,7 +100,8 @@ class AcceleratorModule:
 
     def __len__(self) -> int:
         """The number of parameters of the model."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        # By DeepSpeed's stage 3 a process holds a part of each parameter only, which then knows its whole number.
+        return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in self.model.parameters())
 
     def __bool__(self) -> bool:
         return True

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import distributed as dist
 from torch import nn
 
 from accmt.callbacks import Callback
+from accmt.checkpoint.attributes import Attributes, attributes_of
 from accmt.loop.engines import holds_replicas, is_deepspeed
 from accmt.loop.replicas import settle_buckets
 from accmt.module import AcceleratorModule
@@ -82,6 +84,7 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
     with _quietly(not options.logs_preparation):
         model, optimizer = accelerator.prepare(own, optimizer)
     settle_buckets(model)
+    _prepare_beside(module, own, optimizer)
     bare = own if holds_replicas(accelerator) else model
     prepare_teacher(module, options)
     trained = _compiled(model, options)
@@ -118,6 +121,29 @@ def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
+def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any) -> None:
+    """Put networks and parameters beside the model on the device, those that are trained in training mode, and let all
+    processes begin with those of the main one."""
+    found = place_beside(module, model)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for network in found.networks.values():
+        if not network.training and any(id(parameter) in held for parameter in network.parameters()):
+            network.train()
+    if holds_replicas(module.accelerator):
+        for tensor in found.tensors():
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def place_beside(module: AcceleratorModule, model: nn.Module) -> Attributes:
+    """Put networks and parameters that a module has beside its model on its device."""
+    found = attributes_of(module, model)
+    for network in found.networks.values():
+        network.to(module.accelerator.device)
+    for parameter in found.loose.values():
+        parameter.data = parameter.data.to(module.accelerator.device)
+    return found
 
 
 def prepare_teacher(module: AcceleratorModule, options: ModelOptions) -> None:

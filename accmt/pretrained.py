@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 
 from accmt.checkpoint.contents import shortened
+from accmt.checkpoint.names import unwrapped
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.module import AcceleratorModule
 from accmt.options import Options
@@ -151,7 +152,7 @@ def check_extras(module: AcceleratorModule, options: Options) -> None:
     """
     with TemporaryDirectory() as folder:
         try:
-            extras_of(module, module.model, options)(Path(folder))
+            extras_of(module, unwrapped(module.model), options)(Path(folder))
         except (ValueError, TypeError) as error:
             what = f"{type(module.model).__name__} could be trained, but not saved with its configuration and tokenizer"
             _refuse("module", f"{what}: {error}", error)

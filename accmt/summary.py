@@ -10,6 +10,7 @@ from accmt.assembly import Plan
 from accmt.checkpoint.saved import Saving
 from accmt.config.paths import shortened
 from accmt.display.tables import decision_table, savings_table
+from accmt.loop.engines import count_of
 from accmt.loop.run import Run
 from accmt.rules import Decision, Facts, SavingRule, Stop
 from accmt.rules.texts import shown
@@ -80,8 +81,7 @@ def interrupted(run: Run) -> Text:
 
 def _facts(plan: Plan) -> dict[str, str]:
     model, position, data = plan.parts.model, plan.position, plan.data
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total, trained = count_of(model)
     processes = plan.accelerator.num_processes
     batch = plan.options.data.batch_size * processes * data.accumulation
     factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []

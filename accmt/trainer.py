@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from accmt.arguments import ArgumentCheck
 from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
+from accmt.channel import heard_by
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved import Saving, best_in
@@ -310,14 +311,17 @@ class Trainer:
                 evaluation.hooks.on_evaluation_start()
                 try:
                     if self._options.loop.sanity_check and around is None:
-                        display = display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet)
                         for warning in try_out(evaluation):
-                            display.warn(warning)
+                            self._warn(warning)
                     state.additional_metrics = values = evaluate(evaluation)
                 finally:
                     evaluation.close()
                 evaluation.hooks.on_evaluation_end()
                 return values
+
+    def _warn(self, text: str) -> None:
+        """Print a warning while there is no training yet that shows it."""
+        display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet).warn(text)
 
     def _planned(self, module: AcceleratorModule, train_dataset: Any, val_dataset: Any) -> Plan:
         datasets = check_fit(self._options, module, train_dataset, val_dataset)
@@ -327,7 +331,10 @@ class Trainer:
         """Train with all processes, and part from them however it ends. What SIGTERM asks for is given back."""
         signals, failures = Signals(), Failures()
         try:
-            self._fit(make_plan(), signals)
+            with heard_by(self._warn):
+                planned = make_plan()
+            with heard_by(planned.display.warn):
+                self._fit(planned, signals)
             return Terminated() if signals.weight == END else None
         except Terminated as error:
             PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended

@@ -1,11 +1,12 @@
 """What a checkpoint holds, and how it is taken up again.
 
     model.safetensors       the weights
+    modules.safetensors     those of networks beside the model, where there are any
     optimizer.safetensors   the tensors of optimizer, scheduler and gradient scaler, and of a model's extra state
     shards-<rank>.*         of both, what is shared out among the processes
     trainer.json            the rest of those, position, rules, state
     rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
-    process-<rank>.json     what else each process alone knows
+    process-<rank>.json     what else each process alone knows, the states of callbacks and other objects among it
 
 Everything is read and compared with the training before anything of it is touched.
 """
@@ -25,15 +26,19 @@ from torch import Tensor, nn
 from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
 from accmt.checkpoint.files import Files, read_tensors
+from accmt.checkpoint.kept import Kept
+from accmt.checkpoint.names import as_expected, by_own_name, by_plain_name
+from accmt.checkpoint.optimizer import NamedOptimizer
 from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
 from accmt.checkpoint.strict import as_json, read_json
 from accmt.config.errors import ConfigError
 from accmt.rules.texts import plain
 
-SCHEMA = 1
+SCHEMA = 2
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
-_EXTRA = "model"
+_NETWORKS = "modules.safetensors"
+_EXTRA, _BESIDE = "model", "beside"
 _LISTED = 8
 
 
@@ -46,11 +51,21 @@ class Parts:
         stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One with an attribute
             `adapts` that is true decides for itself what it takes of a state, or of None where there is none.
         engine: Where DeepSpeed keeps model and optimizer: its own state, in the place of these two.
+        kept: What module and callbacks keep besides.
     """
 
     model: nn.Module
     stateful: Mapping[str, Any]
     engine: DeepSpeedState | None = None
+    kept: Kept | None = None
+
+    def named(self) -> dict[str, Any]:
+        """The stateful parts, each optimizer with its state by the names of parameters."""
+        parameters = (self.kept or Kept(None, self.model)).parameters
+        return {
+            name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
+            for name, part in self.stateful.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +103,23 @@ def understood(folder: Path) -> Iterator[None]:
 def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
     """What a process writes of the state that all have in common: the first writes it, the others what they alone have
     of it. To be called on all."""
-    weights, extra = _split(parts.model.state_dict() if parts.engine is None else {})
-    states = {name: part.state_dict() for name, part in parts.stateful.items()}
-    packed, tensors = pack({_EXTRA: extra, **states})
+    weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
+    states = {name: part.state_dict() for name, part in parts.named().items()}
+    beside = {} if parts.kept is None else parts.kept.shared()
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **states})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards
-    model = packed.pop(_EXTRA)
-    head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model}
+    networks = {} if parts.kept is None else parts.kept.networks()
+    model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
+    head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
     head["deepspeed"] = _described(parts.engine)
     # The largest first: the others are written while it is hashed.
     return {
         **shards,
         _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
         _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
+        **({_NETWORKS: networks} if networks else {}),
         _TRAINER: as_json({**head, **trainer}),
     }
 
@@ -135,8 +153,11 @@ def read_own(folder: Path, rank: int) -> Own | None:
     return Own(read_json(folder / f"process-{rank}.json"), read_tensors(folder / f"rng-{rank}.safetensors"))
 
 
-def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
+def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[str]:
     """Put the live objects into the state of a checkpoint, whichever way it was and they are shared out.
+
+    Returns:
+        What is not as it was, one line each.
 
     Raises:
         Mismatch: The model, the optimizer or the scheduler is another one; nothing was loaded.
@@ -144,24 +165,37 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> None:
     _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
-    states = unpack(trainer["parts"], tensors)
-    _compare_parts(folder, parts.stateful, states, trainer["kinds"])
+    states, beside = unpack(trainer["parts"], tensors), unpack(trainer.get("beside", {}), tensors)
+    named = parts.named()
+    notes = _compare_parts(folder, named, states, trainer["kinds"])
+    networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
+    if parts.kept is not None:
+        _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
     if parts.engine is not None:
         parts.engine.load(folder)
-        _load_states(parts, states)
-        return
+        _load_states(named, states)
+        _keep(parts, networks, beside)
+        return notes
     weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
-    own = parts.model.state_dict()
+    own = by_plain_name(parts.model, parts.model.state_dict())
+    weights = as_expected(weights, own)
     _refuse(folder, "another model", differences(own, weights))
     if "optimizer" in states:
-        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
+        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
     weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
-    _load_states(parts, states)  # these can refuse what is no state of theirs, and the model cannot any more
-    parts.model.load_state_dict(weights)
+    _load_states(named, states)  # these can refuse what is no state of theirs, and the model cannot any more
+    parts.model.load_state_dict(by_own_name(parts.model, weights))
+    _keep(parts, networks, beside)
+    return notes
 
 
-def _load_states(parts: Parts, states: Mapping[str, Any]) -> None:
-    for name, part in parts.stateful.items():
+def _keep(parts: Parts, networks: Mapping[str, Tensor], beside: Mapping[str, Any]) -> None:
+    if parts.kept is not None and beside:  # a checkpoint of an earlier version has none
+        parts.kept.restore(networks, beside)
+
+
+def _load_states(stateful: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    for name, part in stateful.items():
         part.load_state_dict(states.get(name))
 
 
@@ -186,28 +220,30 @@ def _compare_engines(folder: Path, engine: DeepSpeedState | None, saved: Mapping
 
 def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
     """The state of an optimizer, that of each parameter shared out as the parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     shared = {
-        number: {key: shards.alike(value, parameters[int(number)]) for key, value in own.items()}
-        for number, own in state["state"].items()
+        name: {key: shards.alike(value, optimizer.parameter(name)) for key, value in own.items()}
+        for name, own in state["state"].items()
     }
     return {**state, "state": shared}
 
 
-def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and the extra state that a module may keep beside them."""
-    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return weights, {name: value for name, value in state.items() if name not in weights}
+def _split(model: nn.Module, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the extra state that a module may keep beside them, by plain names."""
+    named = by_plain_name(model, state)
+    weights = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return weights, {name: value for name, value in named.items() if name not in weights}
 
 
-def differences(expected: Mapping[str, Any], weights: Mapping[str, Any], what: str = "the checkpoint") -> list[str]:
+def differences(
+    expected: Mapping[str, Any], weights: Mapping[str, Any], what: str = "the checkpoint", of: str = "model"
+) -> list[str]:
     """Where the weights of a file are not those of a model's state dict: names and shapes, a line each."""
     lines = [f"{name} is not in {what}" for name in expected if name not in weights]
-    lines += [f"{name} is not in the model" for name in weights if name not in expected]
+    lines += [f"{name} is not in the {of}" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():
         mine, theirs = _shape(expected[name]), _shape(weights[name])
         if mine != theirs:
-            lines.append(f"{name} has the shape {theirs} in {what} and {mine} in the model")
+            lines.append(f"{name} has the shape {theirs} in {what} and {mine} in the {of}")
     return sorted(lines)
 
 
@@ -219,19 +255,19 @@ def shortened(lines: list[str]) -> list[str]:
 
 def _compare_parts(
     folder: Path, stateful: Mapping[str, Any], states: Mapping[str, Any], kinds: Mapping[str, str]
-) -> None:
+) -> list[str]:
     fixed = {name: part for name, part in stateful.items() if not getattr(part, "adapts", False)}
     lines = [f"there is no {name} in the checkpoint" for name in fixed if name not in states]
     lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name not in stateful]
     for name, kind in _kinds(fixed).items():
         if kinds.get(name, kind) != kind:
             lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
-    if "optimizer" in stateful and "optimizer" in states:
-        mine = [len(group["params"]) for group in stateful["optimizer"].state_dict()["param_groups"]]
-        theirs = [len(group["params"]) for group in states["optimizer"]["param_groups"]]
-        if mine != theirs:
-            lines.append(f"the optimizer has groups of {theirs} parameters in the checkpoint and {mine} here")
+    notes: list[str] = []
+    if not lines and isinstance(stateful.get("optimizer"), NamedOptimizer):
+        fit = stateful["optimizer"].fit(states["optimizer"])
+        lines, notes = fit.lines, fit.notes
     _refuse(folder, "another training", lines)
+    return notes
 
 
 def _refuse(folder: Path, what: str, lines: list[str]) -> None:
@@ -244,7 +280,9 @@ def _refuse(folder: Path, what: str, lines: list[str]) -> None:
 
 
 def _kinds(stateful: Mapping[str, Any]) -> dict[str, str]:
-    return {name: getattr(part, "kind", type(part).__name__) for name, part in stateful.items()}
+    """The class of each part; an optimizer may be in a wrapper of ours."""
+    own = {name: part.optimizer if isinstance(part, NamedOptimizer) else part for name, part in stateful.items()}
+    return {name: getattr(part, "kind", type(part).__name__) for name, part in own.items()}
 
 
 def _shape(value: Any) -> Any:

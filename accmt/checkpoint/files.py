@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 _ALIASES = "aliases"
+_CANNOT = "which safetensors cannot hold"
+_INSTEAD = {
+    "quantized": "its int_repr(), scale and zero point",
+    "nested": "its values and offsets",
+    "sparse": "its indices and values, or dense",
+}
 
 # Name -> what is written under it: JSON, or named tensors.
 Files = Mapping[str, str | Mapping[str, Tensor]]
@@ -90,12 +99,37 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    kind = None
-    if not isinstance(tensor, Tensor):
-        kind = f"a {type(tensor).__name__}"
-    elif tensor.layout is not torch.strided or tensor.is_quantized:
-        kind = "a sparse or quantized tensor"
-    elif tensor.dtype == torch.complex128:
-        kind = "a tensor of complex128"
+    kind = problem_of(tensor) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}, {_CANNOT}"
     if kind is not None:
-        raise TypeError(f"'{name}' is {kind}, which safetensors cannot hold")
+        raise TypeError(f"'{name}' is {kind}")
+
+
+def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:
+    """What a tensor is that cannot be written; None if it can.
+
+    Args:
+        tensor: The tensor.
+        safe: As safetensors, and not by `torch.save`.
+    """
+    if is_lazy(tensor):
+        return "without a shape: it gets one in its first forward pass. Make one before fit"
+    if tensor.is_meta:
+        return "on the meta device: it has no values. Give it some before fit, such as by to_empty and load_state_dict"
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
+        return f"a {kind} tensor, {_CANNOT}. Register it as {_INSTEAD[kind]}"
+    if safe and not _holds(tensor.dtype):
+        return f"a tensor of {str(tensor.dtype).removeprefix('torch.')}, {_CANNOT}. Take another dtype"
+    return None
+
+
+@cache
+def _holds(dtype: torch.dtype) -> bool:
+    """Whether the file format knows a dtype."""
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # torch warns of some of its dtypes
+            save({"": torch.empty(0, dtype=dtype)})
+    except Exception:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.contents import Mismatch, differences, shortened
+from accmt.checkpoint.files import read_tensors
+from accmt.checkpoint.kept import Kept
+from accmt.checkpoint.names import as_expected, by_own_name, by_plain_name
 from accmt.checkpoint.saved import Saving, place_of_best
-from accmt.checkpoint.weights import read_weights
+from accmt.checkpoint.weights import BESIDE, read_weights
 from accmt.config.paths import resolved
 
 
@@ -20,7 +24,8 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
     Args:
         folder: The folder of the rule below `model_path`, such as "model/best_accuracy"; where the rule keeps several
             models, the best of them is loaded, or give the folder of one.
-        module: An `AcceleratorModule`, or a `torch.nn.Module`.
+        module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained beside `self.model` are
+            loaded into the AcceleratorModule's attributes of the same names.
 
     Returns:
         What was saved: rule, values, step, epoch, folder.
@@ -37,11 +42,27 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
     if problem is not None:
         raise ValueError(f"{place} cannot be used: {problem}")
     saving = Saving.read(place)
-    model = module if isinstance(module, nn.Module) else module.model
-    weights = read_weights(place)
-    lines = differences(model.state_dict(), weights, "the saving")
+    model = module.model if _is_wrapping(module) else module
+    expected = by_plain_name(model, model.state_dict())
+    weights = as_expected(read_weights(place), expected)
+    lines = differences(expected, weights, "the saving")
+    beside = read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}
+    kept = Kept(module, model) if _is_wrapping(module) else None
+    if kept is not None and beside:
+        lines += differences(*kept.differing(beside, at_least_those=True), "the saving", "module")
     if lines:
         listed = "\n  ".join(shortened(lines))
         raise Mismatch(f"{saving.folder} is the saving of another model; nothing was loaded:\n  {listed}")
-    model.load_state_dict(weights)
+    model.load_state_dict(by_own_name(model, weights))
+    if kept is not None:
+        kept.load_networks(beside, {})
+    elif beside:
+        ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
+        text = f"{place / BESIDE} holds {ways} too, which was trained beside the model: give the AcceleratorModule"
+        warnings.warn(f"{text} to load them", stacklevel=2)
     return saving
+
+
+def _is_wrapping(module: Any) -> bool:
+    """Whether it is a module that has a model, as an AcceleratorModule has, and not the model."""
+    return not isinstance(module, nn.Module) or hasattr(module, "get_validation_dataloader")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
         "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+    accelerator = _generator_of(device)
+    if accelerator is not None:
+        state[device.type] = accelerator.get_rng_state(*_where(device))
     return state
 
 
@@ -43,8 +45,19 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         raise ValueError(f"{position} is no position among {len(keys)} random words")
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy.gauss"].item()))
     torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    accelerator = _generator_of(device)
+    if accelerator is not None and device.type in state:
+        accelerator.set_rng_state(state[device.type], *_where(device))
+
+
+def _generator_of(device: torch.device) -> Any:
+    """torch's module for a kind of accelerator, which has the random state of its devices; None for the CPU."""
+    return getattr(torch, device.type) if device.type in ("cuda", "xpu", "mps") else None
+
+
+def _where(device: torch.device) -> tuple[torch.device, ...]:
+    """The arguments that say which device: of MPS there is one."""
+    return () if device.type == "mps" else (device,)
 
 
 def check_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:

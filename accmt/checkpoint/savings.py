@@ -11,11 +11,11 @@ from torch import Tensor
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.aside import move_aside
-from accmt.checkpoint.files import size_of
+from accmt.checkpoint.files import size_of, write_tensors
 from accmt.checkpoint.saved import DESCRIPTION, INDEX, KEPT, DamagedSaving, Saving, best_in, listed_in
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.strict import read_json, write_json
-from accmt.checkpoint.weights import WeightsFormat, write_weights
+from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.durable import flush_directory, only_warned
 from accmt.rules import Kept, SavingRule, Verdict
 from accmt.rules.jsonable import to_text
@@ -41,17 +41,27 @@ class Savings:
         self._form = form
         self._extras = extras
 
-    def save(self, rule: SavingRule, verdict: Verdict, weights: Mapping[str, Tensor], epoch: int) -> None:
-        """Publish the model that a verdict saves, in the place of the one that it replaces."""
+    def save(
+        self,
+        rule: SavingRule,
+        verdict: Verdict,
+        weights: Mapping[str, Tensor],
+        epoch: int,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Publish the model that a verdict saves, in the place of the one that it replaces, with the weights of the
+        networks that are trained beside it."""
         folder = self._model_path / rule.folder
         new = max(verdict.kept, key=lambda kept: kept.evaluation)
         target = folder if rule.keep == 1 else folder / new.folder
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
             publish.remove(folder)  # a rule of an earlier training that kept one model in the folder itself
-        require_space(self._model_path, size_of({"weights": weights}))
+        require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
         with publish.publishing(target) as temporary:
             self._extras(temporary)
             write_weights(temporary, weights, self._form)
+            if beside:
+                write_tensors(temporary / BESIDE, beside)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, map(to_text, new.values), strict=True))
             write_json(

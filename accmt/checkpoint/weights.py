@@ -2,6 +2,7 @@
 
     pytorch_model.bin  or  model.safetensors                    one file
     pytorch_model-00001-of-00002.bin, ..., pytorch_model.bin.index.json    several, when they are larger than asked
+    modules.safetensors                                         those of networks that are trained beside the model
 
 The names are those that transformers and Accelerate read.
 """
@@ -24,6 +25,7 @@ from accmt.rules.texts import plain
 
 _NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
 _INDEX = ".index.json"
+BESIDE = "modules.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,50 @@ def build_optimizer(
     return optimizer
 
 
+def extend_optimizer(
+    optimizer: torch.optim.Optimizer,
+    choice: OptimizerChoice,
+    kwargs: Mapping[str, Any],
+    named_parameters: Iterable[tuple[str, Parameter]],
+    added: Iterable[Parameter],
+) -> None:
+    """Let an optimizer hold more of the parameters, each in the group that it would have been in from the start.
+
+    Raises:
+        ConfigError: The optimizer holds its parameters for good.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        text = "LBFGS cannot take in parameters that are unfrozen after its first step: unfreeze them before fit"
+        raise ConfigError([Problem("optimizer", text)], "the training")
+    factory, kwargs = OPTIMIZERS.resolve(choice), dict(kwargs)
+    words: list[str] = []
+    if _groups_by_decay(arguments_of(factory), kwargs):
+        words = _words(kwargs.pop("no_decay"))
+    decays = {
+        id(parameter): not any(_matches(word, name) for word in words)
+        for name, parameter in reversed(_without_repetition(named_parameters).items())
+    }
+    for is_decayed in (True, False):
+        members = [parameter for parameter in added if decays[id(parameter)] is is_decayed]
+        if members:
+            own = {} if is_decayed else {"weight_decay": 0.0}
+            # Made by the same factory, because some optimizers make their state when they are made.
+            fresh: Any = _constructed(choice, factory, [{"params": members, **own}], kwargs)
+            _join(optimizer, fresh, decays, is_decayed)
+
+
+def _join(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer, decays: Any, is_decayed: bool) -> None:
+    """Move what another optimizer holds into the group of its kind; make that group if there is none."""
+    optimizer.state.update(fresh.state)
+    [new] = fresh.param_groups
+    for group in optimizer.param_groups:
+        if any(decays.get(id(parameter)) is is_decayed for parameter in group["params"]):
+            group["params"].extend(new["params"])
+            return
+    rates = {name: value for name, value in optimizer.param_groups[0].items() if name in ("lr", "initial_lr")}
+    optimizer.add_param_group({**new, **rates})
+
+
 def _constructed(
     choice: OptimizerChoice, factory: Callable[..., object], params: list[Any], kwargs: dict[str, Any]
 ) -> object:

@@ -142,6 +142,24 @@ class HyperParameters:
         """
         return optimizers.build_optimizer(self.optimizer, self.optim_kwargs, named_parameters)
 
+    def extend_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        added: Iterable[Parameter],
+    ) -> None:
+        """Let an optimizer that `build_optimizer` made hold parameters too that are trained only now.
+
+        Args:
+            optimizer: The optimizer.
+            named_parameters: All parameters of the model, by name.
+            added: Those to add.
+
+        Raises:
+            ConfigError: The optimizer holds its parameters for good, as LBFGS does.
+        """
+        optimizers.extend_optimizer(optimizer, self.optimizer, self.optim_kwargs, named_parameters, added)
+
     def build_scheduler(
         self,
         optimizer: torch.optim.Optimizer,

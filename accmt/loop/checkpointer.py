@@ -203,10 +203,10 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
         trainer = contents.read_trainer(folder)
         _check(trainer)
         own = contents.read_own(folder, PartialState().process_index)
-        changes, notes = _take_up(run, trainer, own)
+        changes, notes = _take_up(run, trainer, own, contents.read_own(folder, 0))
         notes += compare(run, trainer)
         with run.schedule.applied():
-            contents.load_parts(folder, run.parts, trainer)
+            notes += contents.load_parts(folder, run.parts, trainer)
     run.history.cut(trainer["history"])
     run.decision_log.cut(trainer["decisions"])
     run.decisions[:] = _decisions(run)
@@ -270,7 +270,14 @@ def _check(trainer: Mapping[str, Any]) -> None:
         raise ValueError(f"nan_reported is {trainer['nan_reported']!r:.100}")
 
 
-def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[list[str], list[str]]:
+def _take_up_objects(run: Run, own: Own | None, first: Own | None) -> None:
+    """The states that callbacks and other objects gave on this process, on the first one where it is new."""
+    one = own or first
+    if run.parts.kept is not None and one is not None and "objects" in one.process:
+        run.parts.kept.restore_own(unpack(one.process["objects"], _prefixed("object.", one.random)))
+
+
+def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None, first: Own | None) -> tuple[list[str], list[str]]:
     """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
     the data."""
     notes: list[str] = []
@@ -296,6 +303,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None) -> tuple[lis
             data = unpack(own.process["data"], _prefixed("data.", own.random))
             notes += run.data.restore(data["reading"], moved=run.position.moved)
             run.generators.restore(data["generators"])
+    _take_up_objects(run, own, first)
     return changes, notes
 
 
@@ -344,8 +352,10 @@ def _own(run: Run) -> Own:
     random |= {f"gradient.{name}": value for name, value in run.stepper.gradients().items()}
     data, tensors = _packed(run)
     random |= {f"data.{name}": value for name, value in tensors.items()}
-    process = {"losses": run.stepper.losses.to_json(), "training": run.training_metrics.to_json(), "data": data}
-    return Own(process, random)
+    objects, tensors = pack({} if run.parts.kept is None else run.parts.kept.own())
+    random |= {f"object.{name}": value for name, value in tensors.items()}
+    losses, training = run.stepper.losses.to_json(), run.training_metrics.to_json()
+    return Own({"losses": losses, "training": training, "data": data, "objects": objects}, random)
 
 
 def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -72,7 +72,11 @@ class ClosureStepper(Stepper):
         # LBFGS begins with the parameters that it finds: that evaluation is there already.
         known = [losses] if isinstance(self._optimizer.optimizer, torch.optim.LBFGS) else []
         self._hooks.on_before_optimizer_step(self._optimizer)
+        frozen = self._trained.frozen()
         self._updates.step(lambda: self._mean(known.pop() if known else evaluate()))
+        with torch.no_grad():
+            for parameter, value in frozen:
+                parameter.copy_(value)  # what LBFGS remembers of earlier steps would move it
         self._hooks.on_after_optimizer_step(self._optimizer)
         self.grad_norm = grad_norm
         self.step_scheduler()

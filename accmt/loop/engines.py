@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+
+from accmt.checkpoint.names import by_plain_name
 
 REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 PLAIN = (DistributedType.NO, *REPLICATED)
@@ -51,10 +52,17 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, An
     if is_fsdp(accelerator):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return by_plain_name(model, whole)
     if is_sharded(accelerator):
-        return _gathered(model, accelerator.is_main_process)
-    return model.state_dict()
+        return by_plain_name(model, _gathered(model, accelerator.is_main_process))
+    return by_plain_name(model, model.state_dict())
+
+
+def count_of(model: nn.Module) -> tuple[int, int]:
+    """How many parameters a model has, and how many of them are trained; also where DeepSpeed has taken them apart."""
+    counts = [(int(getattr(one, "ds_numel", one.numel())), one.requires_grad) for one in model.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -68,7 +76,10 @@ def alike(part: Tensor, tensor: Any) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(part, tensor.device_mesh, tensor.placements)
+    # The whole shape is said: from parts of different sizes it cannot be told.
+    return DTensor.from_local(
+        part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride(), run_check=False
+    )
 
 
 def _gathered(model: nn.Module, keeps: bool) -> dict[str, Any]:
@@ -90,13 +101,13 @@ def _gathered(model: nn.Module, keeps: bool) -> dict[str, Any]:
 
 
 def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    groups: list[list[nn.Parameter]] = [[]]
+    groups: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:
         count: int = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if groups[-1] and size + count > _GATHERED_AT_ONCE:
+        if not groups or size + count > _GATHERED_AT_ONCE:
             groups.append([])
             size = 0
         groups[-1].append(parameter)
         size += count
-    return groups if torch.is_grad_enabled() or groups[-1] else []
+    return groups

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from accmt.checkpoint.attributes import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.together import Failed
 from accmt.loop.engines import holds_replicas, is_sharded
@@ -99,18 +100,20 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
-    """Evaluation mode.
+    """Evaluation mode, of the model and of what is beside it.
 
     Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
     the model that is saved.
     """
     used, training = module.model, module._training_metrics
     module.model, module._training_metrics = model, None  # what is logged meanwhile is not of the training
+    networks = [model, *attributes_of(module, model).networks.values()]
     if holds_replicas(module.accelerator):
-        for buffer in model.buffers():
+        for buffer in (buffer for network in networks for buffer in network.buffers()):
             dist.broadcast(buffer, src=0)
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    modes = [(part, part.training) for network in networks for part in network.modules()]
+    for network in networks:
+        network.eval()
     try:
         with untouched_random_state(module.device), torch.no_grad():
             yield

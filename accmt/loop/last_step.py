@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from accmt.checkpoint.rng import random_state, set_random_state
@@ -63,7 +63,7 @@ class LastStep:
         """Note a step: before what is due at it is done, or once that is done."""
         if self._engine is None or is_settled:
             self._engine = run.engine.state()
-        optimizer, buffers = _optimizer(run), run.model.named_buffers()
+        optimizer, buffers = _optimizer(run), _buffers(run).items()
         self._note = _Note(
             is_settled,
             list(_versions(run)),
@@ -158,7 +158,7 @@ def _put_back(run: Run, note: _Note) -> None:
     run.history.lines, run.decision_log.lines = note.lines
     run.is_settled = note.is_settled
     set_random_state(note.random, run.device)
-    buffers = dict(run.model.named_buffers())
+    buffers = _buffers(run)
     with torch.no_grad():
         for name, kept in note.buffers.items():
             buffers[name].copy_(kept)
@@ -172,7 +172,21 @@ def _put_back(run: Run, note: _Note) -> None:
 
 
 def _optimizer(run: Run) -> Any:
-    return run.parts.stateful["optimizer"]
+    return run.parts.stateful["optimizer"].optimizer
+
+
+def _networks(run: Run) -> list[nn.Module]:
+    """The model and what is beside it."""
+    kept = run.parts.kept
+    return [run.model, *(() if kept is None else kept.found().networks.values())]
+
+
+def _buffers(run: Run) -> dict[str, Tensor]:
+    return {
+        f"{place}.{name}": buffer
+        for place, network in enumerate(_networks(run))
+        for name, buffer in network.named_buffers()
+    }
 
 
 def _others(run: Run) -> Iterator[tuple[str, Any]]:
@@ -182,6 +196,6 @@ def _others(run: Run) -> Iterator[tuple[str, Any]]:
 
 def _versions(run: Run) -> Iterator[int]:
     """How often each parameter and each tensor of the optimizer was changed in its place."""
-    yield from (parameter._version for parameter in run.model.parameters())
+    yield from (parameter._version for network in _networks(run) for parameter in network.parameters())
     for state in _optimizer(run).state.values():
         yield from (value._version for value in state.values() if isinstance(value, Tensor))

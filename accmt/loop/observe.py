@@ -154,11 +154,12 @@ def _save(run: Run, decision: Decision) -> Decision:
     if savings is None or not decision.saved:
         return decision
     weights = whole_weights(run.model, run.accelerator)
+    beside = {} if run.parts.kept is None else run.parts.kept.trained(run.stepper.held())
     rules = {rule.name: rule for rule in run.engine.rules.savings}
     for verdict in decision.saved:
         rule = rules[verdict.rule]
         try:
-            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch))
+            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch, beside))
             run.failed_savings.discard(rule.name)
         except Failed as failure:
             if rule.name in run.failed_savings:

@@ -25,11 +25,12 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from accmt.channel import warn
 from accmt.loop.draws import END, Indices, apart, fewer, has_state, mixed, read_apart
 from accmt.loop.exactness import Generators, keeps_state
 from accmt.loop.in_memory import is_ready
 from accmt.loop.rest import Rest, rest_of
-from accmt.loop.sharding import check_workers, warn, warn_of_differences
+from accmt.loop.sharding import check_workers, warn_of_differences
 from accmt.loop.sizes import Sizes
 from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import end_workers, outlast_signals

@@ -41,6 +41,28 @@ def settle_buckets(model: nn.Module) -> None:
             parameter.grad = gradient
 
 
+def wrap_again(model: DistributedDataParallel) -> None:
+    """Let a replicated model know which of its parameters are trained now: it learns that when it is made. It stays the
+    same object, and the processes stay the same. Call it on all processes, between two steps or batches."""
+    if not any(parameter.requires_grad for parameter in model.module.parameters()):
+        model.require_backward_grad_sync = False  # nothing to average, and nothing to wait for
+        return
+    is_training = model.training
+    new = DistributedDataParallel(
+        model.module,
+        device_ids=model.device_ids,
+        output_device=model.output_device,
+        process_group=model.process_group,
+        broadcast_buffers=model.broadcast_buffers,
+        find_unused_parameters=model.find_unused_parameters,
+        gradient_as_bucket_view=model.gradient_as_bucket_view,
+        static_graph=model.static_graph,
+    )
+    model.__dict__.update(new.__dict__)
+    model.training = is_training
+    settle_buckets(model)
+
+
 class _Touch(nn.Module):
     """In the place of a model: depends on its parameters, and gives them gradients of zeros."""
 

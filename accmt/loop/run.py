@@ -122,10 +122,9 @@ class Run:
 
     `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
     module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
-    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is the
-    random state at the start of the epoch, `resumed_random` that to go on with once the data of an epoch that is
-    continued have been passed over. `record` holds the settings and the data as checkpoints keep them, and `insists`
-    says that a checkpoint was asked for, whatever its data.
+    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is
+    the random state at the start of the epoch, `resumed_random` that to resume with once the data of the epoch have
+    been passed over. `record` holds the settings and the data as checkpoints keep them, and `insists` says that a checkpoint was asked for, whatever its data.
     """
 
     options: LoopOptions
@@ -177,6 +176,11 @@ class Run:
         """
         self.history.flush()
         self.decision_log.flush()
+
+    def begin(self) -> None:
+        """Take up what was restored of what callbacks and module keep, and say what is not as it was."""
+        for note in self.parts.kept.begin() if self.parts.kept is not None else ():
+            self.display.warn(note)
 
     def close(self) -> None:
         """Give back what the training holds beside its results."""

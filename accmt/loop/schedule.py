@@ -138,7 +138,7 @@ class Schedule:
         def replaced(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
             nonlocal applied
             applied = True
-            return {**state, "param_groups": [{**g, **n} for g, n in self._with_new(state["param_groups"])]}
+            return {**state, "param_groups": self._overridden(state["param_groups"])}
 
         hook = getattr(self._optimizer, "register_load_state_dict_pre_hook", None)
         handle = None if hook is None else hook(replaced)
@@ -153,11 +153,16 @@ class Schedule:
         if self._steps_once and self.scheduler is not None:
             self.scheduler.step()
 
+    def _overridden(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Groups that are loaded, with what is the script's in them; those that the training added come last."""
+        changed = [{**group, **new} for group, new in self._with_new(groups)]
+        return [*changed, *groups[len(changed) :]]
+
     def _with_new(self, groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Each group that is loaded, and what is the script's in it."""
-        if len(groups) != len(self._changes):
+        if len(groups) < len(self._changes):
             return
-        for place, (group, changes) in enumerate(zip(groups, self._changes, strict=True)):
+        for place, (group, changes) in enumerate(zip(groups, self._changes, strict=False)):
             new = copy.deepcopy(changes)
             if self._former_rates is not None and "lr" in new and self._former_rates[place]:
                 # The schedule answers to a metric: how far it has come is its state, from where it started a setting.

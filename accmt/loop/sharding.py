@@ -8,7 +8,6 @@ step, or as soon as it can be known.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import chain, islice
@@ -30,6 +29,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from accmt.channel import warn
 from accmt.checkpoint.together import everywhere
 from accmt.config.errors import ConfigError, Problem, must_be
 from accmt.loop.draws import END, apart
@@ -162,12 +162,6 @@ def _repeated(workers: int, name: str) -> str:
         f"{name}: each of {workers} workers reads all samples of the stream, so that they count {workers} times: "
         f"divide them in __iter__ by torch.utils.data.get_worker_info(), or load them with one worker or none"
     )
-
-
-def warn(text: str) -> None:
-    """Say something once, on the main process."""
-    if PartialState().is_main_process:
-        warnings.warn(text, stacklevel=2)
 
 
 def _problem(name: str, text: str) -> ConfigError:

@@ -8,19 +8,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.data import Window
 from accmt.loop.engines import REPLICATED, alike, local
+from accmt.loop.gradients import average_gradients
 from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.losses import LossMeter
 from accmt.loop.memory import free, is_out_of_memory
 from accmt.loop.placement import Placement
 from accmt.loop.schedule import Schedule
 from accmt.loop.sizes import samples_of
+from accmt.loop.trained import Beside, Trained
 from accmt.loop.updates import updates_of
 from accmt.module import AcceleratorModule
 
@@ -58,6 +58,7 @@ class Stepper:
         schedule: The scheduler, if there is one.
         options: How a step is made.
         hooks: The callbacks.
+        beside: The parameters that a step may train besides those of the model.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Stepper:
         schedule: Schedule,
         options: StepOptions,
         hooks: Hooks,
+        beside: Beside,
     ) -> None:
         self._module = module
         self._model = model
@@ -78,13 +80,14 @@ class Stepper:
         self._follows = follows_metric(schedule.scheduler)
         self._options = options
         self._hooks = hooks
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._beside = beside
+        through_wrapper = options.through_wrapper
+        self._trained = Trained(module, model, optimizer.optimizer, schedule, beside, through_wrapper=through_wrapper)
         self.place = Placement.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
         self._places = bool(self.place)
         self._updates = updates_of(accelerator, model, optimizer)
         self._differentiate = self._updates.differentiate
         self._replicated = accelerator.distributed_type in REPLICATED
-        self._averages = self._replicated and not options.through_wrapper
         self._shares_gradients = False
         self.losses = LossMeter(accelerator.device)
         self.grad_norm: Tensor | None = None
@@ -111,6 +114,14 @@ class Stepper:
             self._state.train_step += 1
         self._update()
 
+    def held(self) -> list[nn.Parameter]:
+        """The parameters that are trained now."""
+        return self._trained.held()
+
+    def start_epoch(self) -> None:
+        """Look which parameters there are: a model may have grown."""
+        self._trained.look()
+
     def end_epoch(self) -> None:
         """Step a scheduler that steps once an epoch."""
         if self._options.scheduler_per_epoch and not self._follows:
@@ -121,19 +132,21 @@ class Stepper:
         self._step_scheduler(value)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients that are there between two steps, by the number of the parameter; part of a checkpoint."""
-        found = {str(i): parameter.grad for i, parameter in enumerate(self._parameters)}
-        return {number: local(gradient) for number, gradient in found.items() if gradient is not None}
+        """The gradients that are there between two steps, by the name of the parameter; part of a checkpoint."""
+        found = {name: parameter.grad for name, parameter in self._beside.named().items()}
+        return {name: local(gradient) for name, gradient in found.items() if gradient is not None}
 
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
-        """Go on with gradients of a checkpoint."""
-        for number, gradient in gradients.items():
-            parameter = self._parameters[int(number)]
+        """Go on with gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
+        named: dict[str, Any] = dict(self._beside.named())
+        named |= self._trained.numbered()
+        for name, gradient in gradients.items():
+            parameter = named[name]
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
 
     def put_back(self, gradients: Mapping[str, Tensor]) -> None:
         """Go back to the gradients of between two steps."""
-        for parameter in self._parameters:
+        for parameter in self._trained.numbered().values():
             parameter.grad = None
         self.take_up(gradients)
 
@@ -147,6 +160,7 @@ class Stepper:
         """Clip the gradients and step the optimizer."""
         self._finish_gradients()
         self._hooks.on_before_optimizer_step(self._optimizer)
+        self._trained.drop_frozen()  # also what a hook froze
         self._updates.step()
         if self._updates.clip is None:
             self.grad_norm = self._updates.norm()
@@ -168,10 +182,12 @@ class Stepper:
 
     def _finish_gradients(self) -> None:
         """Share the gradients out, where no wrapper has, and clip them."""
-        if self._averages:
-            _average_gradients(self._parameters)
+        self._trained.drop_frozen()
+        self._trained.check_unheld()
+        if self._replicated:
+            average_gradients(self._trained.outside())
         if self._options.clip_grad is not None and self._updates.clip is not None:
-            self.grad_norm = self._updates.clip(self._parameters, self._options.clip_grad)
+            self.grad_norm = self._updates.clip(self._trained.held(), self._options.clip_grad)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one brings those of all processes."""
@@ -204,6 +220,7 @@ class Stepper:
         if self._places:
             batch = self.place(batch)
         self._hooks.on_before_training_step(batch)
+        self._trained.follow()
         try:
             loss = self._module.training_step(batch)
             if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
@@ -301,27 +318,3 @@ def single_value(loss: object, module: str) -> Tensor:
     if loss.numel() != 1:
         raise ValueError(f"{module}.training_step must return a scalar tensor, not one of shape {tuple(loss.shape)}")
     return loss.reshape(())
-
-
-def _average_gradients(parameters: list[nn.Parameter]) -> None:
-    """The mean of all processes' gradients on each of them, for a model whose wrapper was passed by.
-
-    A parameter that had no part in the loss of one process counts there with zeros; one that had no part in any has no
-    gradient.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    used = torch.tensor([parameter.grad is not None for parameter in trained], device=trained[0].device).byte()
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
-    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter, is_used in zip(trained, used.tolist(), strict=True):
-        if is_used:
-            by_dtype.setdefault(parameter.dtype, []).append(parameter)
-    for group in by_dtype.values():
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        means = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for parameter, gradient, mean in zip(group, gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
-            parameter.grad = gradient

@@ -35,6 +35,7 @@ def train(run: Run) -> Stop | None:
         Terminated: SIGTERM asked for the end; a checkpoint was made.
     """
     run.hooks.on_fit_start()
+    run.begin()
     stop = None
     elapsed = agreed(run.position.stopwatch.elapsed())
     run.next_look = elapsed + LOOK_EVERY
@@ -106,6 +107,7 @@ def _windows(run: Run) -> Iterator[Window]:
         if resumed is not None:
             set_random_state(resumed, run.device)
         run.hooks.on_epoch_start()
+        run.stepper.start_epoch()
         run.epoch_random = random_state(run.device)
         return run.data.windows(position.epoch)
     if resumed is None or not run.epoch_random:

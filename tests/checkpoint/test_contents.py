@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 from accmt.checkpoint import contents
 from accmt.checkpoint.contents import Mismatch, Own, Parts
-from accmt.checkpoint.files import write_files
+from accmt.checkpoint.files import read_tensors, write_files, write_tensors
+from accmt.checkpoint.packing import pack
 
 
 class Counting(nn.Module):
@@ -117,13 +118,47 @@ def test_a_long_list_of_differences_is_cut(tmp_path):
     assert "\n  ... and 12 more\n" in text
 
 
-def test_another_grouping_of_the_optimizer_is_refused(tmp_path):
-    trainer = written(tmp_path, train(make()))
-    assert refusal(tmp_path, make(groups=2), trainer) == (
-        f"{tmp_path} is a checkpoint of another training; nothing was loaded:\n"
-        f"  the optimizer has groups of [6] parameters in the checkpoint and [3, 3] here\n"
-        f"Give another model_path, or start anew with resume=False."
-    )
+def test_the_state_of_an_optimizer_goes_by_name(tmp_path):
+    """Into other groups, and into the same parameters in another order."""
+    first = train(make())
+    trainer = written(tmp_path, first)
+    grouped, turned = make(groups=2, seed=1), make(scheduler=None, seed=1)
+    turned.stateful["optimizer"] = AdamW([*turned.model.parameters()][::-1], lr=0.1)
+    turned.stateful["scheduler"] = StepLR(turned.stateful["optimizer"], 2)
+    note = "the parameters of the optimizer are grouped otherwise than before"
+    for other, expected in ((grouped, [note]), (turned, [])):
+        assert contents.load_parts(tmp_path, other, trainer) == expected
+        for mine, theirs in zip(first.model.parameters(), other.model.parameters(), strict=True):
+            moments = [part.stateful["optimizer"].state[one] for part, one in ((first, mine), (other, theirs))]
+            assert torch.equal(moments[0]["exp_avg"], moments[1]["exp_avg"])
+
+
+def test_groups_go_by_the_names_in_them(tmp_path):
+    first = make(groups=2)
+    first.stateful["optimizer"].param_groups[1]["lr"] = 0.7
+    trainer = written(tmp_path, train(first))
+    other = make(groups=2, seed=1)
+    other.stateful["optimizer"].param_groups.reverse()
+    contents.load_parts(tmp_path, other, trainer)
+    rates = [[group["lr"] for group in part.stateful["optimizer"].param_groups] for part in (first, other)]
+    assert rates[0] == rates[1][::-1]
+
+
+def test_an_optimizer_by_number_is_read(tmp_path):
+    """As the version before this one wrote it."""
+    first = train(make())
+    trainer = written(tmp_path, first)
+    state = first.stateful["optimizer"].state_dict()
+    assert trainer["parts"]["optimizer"]["param_groups"][0]["params"][0] == "model.0.weight"
+    packed, tensors = pack({"optimizer": state})
+    trainer["parts"]["optimizer"] = packed["optimizer"]
+    del trainer["beside"]
+    others = read_tensors(tmp_path / "optimizer.safetensors")
+    write_tensors(tmp_path / "optimizer.safetensors", {**others, **tensors})
+    second = make(seed=1)
+    contents.load_parts(tmp_path, second, trainer)
+    assert repr(second.stateful["optimizer"].state_dict()) == repr(state)
+    assert "groups of [6] parameters in the checkpoint and [3, 3] here" in refusal(tmp_path, make(groups=2), trainer)
 
 
 def test_another_optimizer_and_scheduler_are_refused(tmp_path):
@@ -151,7 +186,7 @@ def test_newer_schema_is_refused(tmp_path):
     with pytest.raises(Mismatch) as caught:
         contents.read_trainer(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} was written by a newer accmt (schema 99, this one reads up to 1): update accmt to continue from it"
+        f"{tmp_path} was written by a newer accmt (schema 99, this one reads up to 2): update accmt to continue from it"
     )
 
 

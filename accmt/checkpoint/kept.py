@@ -1,0 +1,221 @@
+"""What a module and its callbacks keep besides the model and the optimizer, as parts of a checkpoint.
+
+What all processes have in common (networks beside the model, modes, further optimizers) is written once; a state that
+an object gives by its own `state_dict` is written by each process, because it may be another on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from accmt.checkpoint.attributes import Attributes, attributes_of, has_state
+from accmt.checkpoint.modes import Modes
+from accmt.checkpoint.names import as_expected, by_own_name, by_plain_name, plain_name
+from accmt.checkpoint.optimizer import NamedOptimizer
+
+_SHARED = (Optimizer, LRScheduler, torch.amp.GradScaler)
+
+
+class Kept:
+    """What is kept besides the model. What is restored is applied by `begin`, when callbacks have made what they make.
+
+    Args:
+        module: The module.
+        model: Its model, in no wrapper.
+        callbacks: The callbacks.
+        apart: Objects that are parts of a checkpoint anyway.
+    """
+
+    def __init__(self, module: Any, model: nn.Module, callbacks: Sequence[Any] = (), apart: Sequence[Any] = ()) -> None:
+        self._module = module
+        self._model = model
+        self._callbacks = _named(callbacks)
+        self._apart = (*apart, *callbacks)
+        self._modes: Modes | None = None
+        self._pending: dict[str, Any] = {}
+
+    def found(self) -> Attributes:
+        """What is there now."""
+        return attributes_of(self._module, self._model, self._apart)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """All parameters by name, those of the model as `model.<name>`."""
+        own = {f"model.{plain_name(self._model, name)}": value for name, value in self._model.named_parameters()}
+        return {**own, **self.found().parameters()}
+
+    def networks(self) -> dict[str, Tensor]:
+        """The weights of what is beside the model, by the way to them."""
+        return {name: value for name, value in self._states().items() if isinstance(value, Tensor)}
+
+    def trained(self, held: Iterable[Any]) -> dict[str, Tensor]:
+        """The weights of those networks and parameters that are trained: of which some are held by optimizers."""
+        found, ids = self.found(), {id(parameter) for parameter in held}
+        ids |= {id(one) for part in self.further_optimizers() for group in part.param_groups for one in group["params"]}
+        ways = {way for way, value in found.loose.items() if id(value) in ids}
+        ways |= {way for way, part in found.networks.items() if any(id(one) in ids for one in part.parameters())}
+        return {name: value for name, value in self.networks().items() if any(_is_below(name, way) for way in ways)}
+
+    def further_optimizers(self) -> list[Optimizer]:
+        """Optimizers in attributes of the module."""
+        return [part for part in self.found().stateful.values() if isinstance(part, Optimizer)]
+
+    def shared(self) -> dict[str, Any]:
+        """What is the same on all processes, besides the weights."""
+        extra = {name: value for name, value in self._states().items() if not isinstance(value, Tensor)}
+        attributes = {way: part.state_dict() for way, part in self._further().items()}
+        return {"modes": self._eye().state_dict(), "extra": extra, "attributes": attributes}
+
+    def own(self) -> dict[str, Any]:
+        """What objects of this process give as their state, by name."""
+        return {name: _state_of(part) for name, part in self.objects().items()}
+
+    def objects(self) -> dict[str, Any]:
+        """Objects with a state of their own: attributes, the module itself, callbacks."""
+        stateful = self.found().stateful
+        named = {f"module.{way}": part for way, part in stateful.items() if not isinstance(part, _SHARED)}
+        if has_state(self._module) and not _is_inherited(self._module):
+            named["module"] = self._module
+        return {**named, **{name: part for name, part in self._callbacks.items() if has_state(part)}}
+
+    def half(self) -> Iterator[tuple[Any, str, str]]:
+        """Objects that have one of the two methods alone: the object, what it has, and what it lacks."""
+        for part in (self._module, *self._callbacks.values()):
+            is_there = [hasattr(part, name) for name in ("state_dict", "load_state_dict")]
+            if any(is_there) and not all(is_there):
+                yield (part, *(("state_dict", "load_state_dict")[:: 1 if is_there[0] else -1]))
+
+    def differing(
+        self, weights: Mapping[str, Tensor], *, at_least_those: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the networks that are here and in a file: the weights here, and those there.
+
+        Args:
+            weights: Those of the file.
+            at_least_those: All of the file, also of networks that are not here.
+        """
+        own = self.networks()
+        ways = {_way(name) for name in weights}
+        ways = ways if at_least_those else ways & {_way(name) for name in own}
+        here = {name: value for name, value in own.items() if _way(name) in ways}
+        there = {name: value for name, value in weights.items() if _way(name) in ways}
+        return here, as_expected(there, here)
+
+    def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
+        """Load the networks that are there, which fit, and remember the rest for `begin`."""
+        self._pending |= {"networks": dict(weights), **shared}
+        self.load_networks(weights, shared["extra"])
+
+    def restore_own(self, states: Mapping[str, Any]) -> None:
+        """Remember for `begin` what objects gave as their states."""
+        self._pending["own"] = states
+
+    def begin(self) -> list[str]:
+        """Start to keep an eye on modes, and take up what was restored; say what did not go as it was, a line each."""
+        eye = self._eye()
+        pending, self._pending = self._pending, {}
+        notes: list[str] = []
+        if "networks" in pending:
+            self.load_networks(pending["networks"], pending["extra"])
+            notes += eye.load_state_dict(pending["modes"])
+            notes += _loaded(self._further(), pending["attributes"])
+        if "own" in pending:
+            notes += _loaded(self.objects(), pending["own"])
+        return notes
+
+    def _eye(self) -> Modes:
+        if self._modes is None:
+            self._modes = Modes(lambda: {"model": self._model, **self.found().networks}, lambda: self.found().loose)
+        return self._modes
+
+    def _states(self) -> dict[str, Any]:
+        found = self.found()
+        states: dict[str, Any] = {way: value.detach() for way, value in found.loose.items()}
+        for way, network in found.networks.items():
+            for name, value in by_plain_name(network, network.state_dict()).items():
+                states[f"{way}.{name}"] = value
+        return states
+
+    def _further(self) -> dict[str, Any]:
+        """Optimizers and the like in attributes of the module."""
+        found: dict[str, Any] = {}
+        for way, part in self.found().stateful.items():
+            if isinstance(part, Optimizer):
+                found[way] = NamedOptimizer(part, self.parameters)
+            elif isinstance(part, _SHARED):
+                found[way] = part
+        return found
+
+    def load_networks(self, weights: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        """Load weights, and extra state, into those networks that are here."""
+        found = self.found()
+        for way, value in found.loose.items():
+            if way in weights:
+                with torch.no_grad():
+                    value.copy_(weights[way])
+        for way, network in found.networks.items():
+            own = _below(way, {**weights, **extra})
+            if own:
+                expected = by_plain_name(network, network.state_dict())
+                network.load_state_dict(by_own_name(network, as_expected(own, expected)))
+
+
+def _loaded(parts: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
+    notes = [
+        f"the checkpoint has a state of {name}, which is not here: it is left out"
+        for name in states
+        if name not in parts
+    ]
+    for name, part in parts.items():
+        if name not in states:
+            notes.append(f"the checkpoint has no state of {name}: it starts from scratch")
+            continue
+        try:
+            part.load_state_dict(states[name])
+        except Exception as error:
+            error.add_note(f"raised in load_state_dict of {name}")
+            raise
+    return notes
+
+
+def _state_of(part: Any) -> Any:
+    try:
+        return part.state_dict()
+    except Exception as error:
+        error.add_note(f"raised in {type(part).__name__}.state_dict")
+        raise
+
+
+def _is_inherited(module: Any) -> bool:
+    return isinstance(module, nn.Module) and type(module).state_dict is nn.Module.state_dict
+
+
+def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Callbacks by the name of their class, numbered where there are several of one."""
+    named: dict[str, Any] = {}
+    for callback in callbacks:
+        name, number = type(callback).__name__, 1
+        wanted = name
+        while name in named:
+            number += 1
+            name = f"{wanted} {number}"
+        named[name] = callback
+    return {f"callback {name}": callback for name, callback in named.items()}
+
+
+def _way(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_below(name: str, way: str) -> bool:
+    return name == way or name.startswith(f"{way}.")
+
+
+def _below(way: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    start = f"{way}."
+    return {name.removeprefix(start): value for name, value in named.items() if name.startswith(start)}

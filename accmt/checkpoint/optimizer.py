@@ -1,0 +1,206 @@
+"""The state of an optimizer by the names of its parameters, so that it goes to the right ones however they are grouped.
+
+    {"state": {"model.0.weight": {...}}, "param_groups": [{"params": ["model.0.weight"], "lr": ...}], "start": [...]}
+
+`start` lists the parameters that it held before the first step. What was added since belongs to the training and is
+taken up; what the script leaves out now is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
+_LISTED = 4
+
+
+@dataclass(slots=True)
+class Fit:
+    """How the state in a checkpoint goes into an optimizer.
+
+    Attributes:
+        groups: For each group of the optimizer, then for each that is added: the names in it, in their order.
+        options: The options of each of these groups.
+        lines: Why it does not fit, a line each.
+        notes: What is worth saying, a line each.
+    """
+
+    groups: list[list[str]] = field(default_factory=list)
+    options: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class NamedOptimizer:
+    """An optimizer, as a part of a checkpoint.
+
+    Args:
+        optimizer: The optimizer, in no wrapper.
+        parameters: Gives all parameters that it may hold, by name.
+    """
+
+    def __init__(self, optimizer: Any, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
+        self.optimizer = optimizer
+        self._parameters = parameters
+        self._start = [name for names in self._labels() for name in names]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state by name; by number for an optimizer whose state is arranged in another way than torch's."""
+        state: dict[str, Any] = self.optimizer.state_dict()
+        groups = self._labels()
+        if not _is_usual(state, groups):
+            return state
+        names = [name for group in groups for name in group]
+        listed = [
+            {**{key: value for key, value in group.items() if key != _NAMES}, _PARAMS: own}
+            for group, own in zip(state[_GROUPS], groups, strict=True)
+        ]
+        by_name = {names[number]: value for number, value in state[_STATE].items()}
+        return {**state, _STATE: by_name, _GROUPS: listed, _START: self._start}
+
+    def fit(self, saved: Mapping[str, Any]) -> Fit:
+        """Find out how a state fits, and change nothing."""
+        own = self._labels()
+        if not _is_named(saved):
+            sizes = [len(group) for group in own], [len(group[_PARAMS]) for group in saved[_GROUPS]]
+            text = f"the optimizer has groups of {sizes[1]} parameters in the checkpoint and {sizes[0]} here"
+            return Fit(own, [dict(group) for group in saved[_GROUPS]], [] if sizes[0] == sizes[1] else [text])
+        fit = _matched(
+            self.optimizer.param_groups,
+            own,
+            saved,
+            self._parameters().keys() | {name for names in own for name in names},
+        )
+        if isinstance(self.optimizer, torch.optim.LBFGS) and fit.groups != [g[_PARAMS] for g in saved[_GROUPS]]:
+            fit.lines.append("LBFGS holds other parameters, or in another order, than in the checkpoint")
+        return fit
+
+    def parameter(self, name: str | int) -> Any:
+        """The parameter of a name, or of a number in an older checkpoint; None if there is none."""
+        held = [parameter for group in self.optimizer.param_groups for parameter in group[_PARAMS]]
+        if isinstance(name, int) or name.isdecimal():
+            return held[int(name)]
+        names = [label for group in self._labels() for label in group]
+        return dict(zip(names, held, strict=True)).get(name, self._parameters().get(name))
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up a state that fits; groups and parameters that were added in the training are added."""
+        if not _is_named(saved):
+            self.optimizer.load_state_dict(saved)
+            return
+        fit = self.fit(saved)
+        for place, names in enumerate(fit.groups):
+            self._add(place, names, fit.options[place])
+        numbers = {name: number for number, name in enumerate(name for names in fit.groups for name in names)}
+        groups, start = [], 0
+        for names, options in zip(fit.groups, fit.options, strict=True):
+            groups.append({**options, _PARAMS: list(range(start, start + len(names)))})
+            start += len(names)
+        state = {numbers[name]: value for name, value in saved[_STATE].items() if name in numbers}
+        rest = {key: value for key, value in saved.items() if key != _START}
+        self.optimizer.load_state_dict({**rest, _STATE: state, _GROUPS: groups})
+
+    def _add(self, place: int, names: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Add what a group does not hold yet, or the group."""
+        groups, known = self.optimizer.param_groups, self._parameters()
+        if place >= len(groups):
+            named = any(_NAMES in group for group in groups)
+            new = [(name, known[name]) if named else known[name] for name in names]
+            self.optimizer.add_param_group({**options, _PARAMS: new})
+            return
+        group = groups[place]
+        added = names[len(group[_PARAMS]) :]
+        group[_PARAMS].extend(known[name] for name in added)
+        if _NAMES in group:
+            group[_NAMES].extend(added)
+
+    def _labels(self) -> list[list[str]]:
+        """The names in each group; parameters that are in none of the networks are numbered."""
+        names = {id(parameter): name for name, parameter in reversed(list(self._parameters().items()))}
+        labels: list[list[str]] = []
+        unnamed = 0
+        for group in self.optimizer.param_groups:
+            labels.append([])
+            for parameter in group[_PARAMS]:
+                name = names.get(id(parameter))
+                labels[-1].append(f"unnamed.{unnamed}" if name is None else name)
+                unnamed += name is None
+        return labels
+
+
+def _is_named(saved: Mapping[str, Any]) -> bool:
+    return _START in saved
+
+
+def _is_usual(state: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> bool:
+    """Whether parameters are numbered in the order of the groups, as torch does it, and each is named once."""
+    if not isinstance(state.get(_STATE), Mapping) or not isinstance(state.get(_GROUPS), list):
+        return False
+    if not all(isinstance(group, Mapping) and _PARAMS in group for group in state[_GROUPS]):
+        return False
+    names = [name for group in groups for name in group]
+    numbers = [number for group in state[_GROUPS] for number in group[_PARAMS]]
+    sizes = [len(group[_PARAMS]) for group in state[_GROUPS]] == [len(group) for group in groups]
+    known = all(isinstance(number, int) and number < len(names) for number in state[_STATE])
+    return sizes and known and numbers == list(range(len(names))) and len(set(names)) == len(names)
+
+
+def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: Mapping[str, Any], known: Any) -> Fit:
+    theirs = [list(group[_PARAMS]) for group in saved[_GROUPS]]
+    options = [{key: value for key, value in group.items() if key != _PARAMS} for group in saved[_GROUPS]]
+    held, start = {name for names in own for name in names}, set(saved[_START])
+    added = {name for names in theirs for name in names} - held - start
+    fit = Fit([list(names) for names in own], [_options(group) for group in groups])
+    fit.lines += [f"the optimizer of the checkpoint holds '{name}', which is not here" for name in added - known]
+    pairs = _pairs(own, theirs)
+    for place, other in pairs.items():
+        fit.options[place] |= options[other]
+    partner = {other: place for place, other in pairs.items()}
+    for other, names in enumerate(theirs):
+        new = [name for name in names if name in added and name in known]
+        home = partner.get(other, _home(names, own))
+        if new and home is None:
+            fit.groups.append(new)
+            fit.options.append(options[other])
+        elif new and home is not None:
+            fit.groups[home].extend(new)
+    gone, fresh = start - held - added, held - {name for names in theirs for name in names}
+    fit.notes += [f"the optimizer does not hold {_listed(gone)} any more"] if gone else []
+    fit.notes += [f"the optimizer now holds {_listed(fresh)} too"] if fresh else []
+    if not gone and not fresh and sorted(map(sorted, fit.groups)) != sorted(map(sorted, theirs)):
+        fit.notes.append("the parameters of the optimizer are grouped otherwise than before")
+    return fit
+
+
+def _pairs(own: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> dict[int, int]:
+    """Group here -> the group of the checkpoint that has most names in common with it, each once."""
+    shared = [
+        (len(set(mine) & set(other)), -abs(place - number), place, number)
+        for place, mine in enumerate(own)
+        for number, other in enumerate(theirs)
+    ]
+    pairs: dict[int, int] = {}
+    for common, near, place, number in sorted(shared, reverse=True):
+        is_same = common > 0 or (near == 0 and not own[place])
+        if is_same and place not in pairs and number not in pairs.values():
+            pairs[place] = number
+    return pairs
+
+
+def _home(names: Sequence[str], own: Sequence[Sequence[str]]) -> int | None:
+    """The group that holds some of the names."""
+    return next((place for place, mine in enumerate(own) if set(mine) & set(names)), None)
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}
+
+
+def _listed(names: set[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(sorted(names)[:_LISTED]) + more

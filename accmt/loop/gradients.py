@@ -1,0 +1,81 @@
+"""Averaging gradients over processes, where no wrapper of the model does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+_UNUSED, _DENSE, _SPARSE = 0, 1, 2
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """The mean of all processes' gradients on each of them.
+
+    A parameter that had no part in the loss of one process counts there with zeros; one that had no part in any has no
+    gradient.
+    """
+    if not parameters:
+        return
+    kinds = torch.tensor([_kind(parameter) for parameter in parameters], dtype=torch.uint8, device=parameters[0].device)
+    dist.all_reduce(kinds, op=dist.ReduceOp.MAX)
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter, kind in zip(parameters, kinds.tolist(), strict=True):
+        if kind == _SPARSE:
+            parameter.grad = _sparse_mean(parameter)
+        elif kind == _DENSE:
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    for group in by_dtype.values():
+        _average_dense(group)
+
+
+def _average_dense(parameters: Sequence[nn.Parameter]) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    means = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for parameter, gradient, mean in zip(parameters, gradients, means, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+        parameter.grad = gradient
+
+
+def _sparse_mean(parameter: nn.Parameter) -> Tensor:
+    """The mean of sparse gradients (of rows, as embeddings have them), itself sparse."""
+    own = _rows(parameter)
+    counts = [torch.zeros(1, dtype=torch.int64, device=parameter.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([own.indices().shape[1]], device=parameter.device))
+    most = max(int(count) for count in counts)
+    indices = _gathered(_padded(own.indices()[0], most), counts)
+    values = _gathered(_padded(own.values(), most), counts)
+    total = torch.sparse_coo_tensor(indices.unsqueeze(0), values, parameter.shape).coalesce()
+    return total / dist.get_world_size()
+
+
+def _rows(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros_like(parameter).to_sparse(1).coalesce()
+    return (gradient if gradient.is_sparse else gradient.to_sparse(1)).coalesce()
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """More rows at its end: all processes gather as many."""
+    padded = tensor.new_zeros((length, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    return padded
+
+
+def _gathered(tensor: Tensor, counts: Sequence[Tensor]) -> Tensor:
+    """The rows of all processes, without those that were added."""
+    parts = [torch.empty_like(tensor) for _ in counts]
+    dist.all_gather(parts, tensor)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def _kind(parameter: nn.Parameter) -> int:
+    if parameter.grad is None:
+        return _UNUSED
+    return _SPARSE if parameter.grad.is_sparse else _DENSE
