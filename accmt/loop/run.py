@@ -120,11 +120,12 @@ class NoCheckpointer:
 class Run:
     """All parts of a training.
 
-    `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those that
-    module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
-    there was none; `is_settled` says whether what is due at the step where the run stands is done. `epoch_random` is
-    the random state at the start of the epoch, `resumed_random` that to resume with once the data of the epoch have
-    been passed over. `record` holds the settings and the data as checkpoints keep them, and `insists` says that a checkpoint was asked for, whatever its data.
+    `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those
+    that module, model and validation data keep for themselves. `checkpointed_at` is the step of the last
+    checkpoint, -1 if there was none; `is_settled` says whether what is due at the step where the run stands is
+    done. `epoch_random` is the random state at the start of the epoch, `resumed_random` that to resume with once
+    the data of the epoch have been passed over. `record` holds the settings and the data as checkpoints keep them,
+    and `insists` says that a checkpoint was asked for, whatever its data.
     """
 
     options: LoopOptions
