@@ -28,12 +28,13 @@ from accmt.fit_check import facts_of, metrics_on
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.checkpointer import DiskCheckpointer, check_data, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
+from accmt.loop.compare import know_data
 from accmt.loop.data import TrainingData, is_several, training_loader, validation_loaders
 from accmt.loop.engines import PLAIN, is_deepspeed
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
-from accmt.loop.identity import identity_of, order_of
+from accmt.loop.identity import order_of
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
 from accmt.loop.processes import join_processes
@@ -124,7 +125,9 @@ def plan(
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
-    record = _record(plan) if options.checkpoint.enabled or checkpoint is not None else {}
+    record = _record(plan)
+    if checkpoint is not None:
+        know_data(record, plan.data, accelerator.device)
     if checkpoint is not None and options.checkpoint.resume is None:
         check_data(record, plan.position, checkpoint.path)
     main = accelerator.is_main_process
@@ -188,11 +191,9 @@ def assemble_evaluation(
 
 
 def _record(plan: Plan) -> dict[str, Any]:
-    """What a checkpoint keeps of the settings and the data."""
-    device = plan.accelerator.device
-    data = from_main(lambda: identity_of(plan.data.loader.dataset, device))
+    """What a checkpoint keeps of the settings and the order of the data; the data are looked at later."""
     settings = configuration(plan.options, plan.module)
-    return {"settings": settings, "data": data, "order": order_of(plan.data.samplers)}
+    return {"settings": settings, "data": None, "order": order_of(plan.data.samplers)}
 
 
 def _display(options: Options) -> Display:

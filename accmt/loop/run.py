@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -126,7 +125,7 @@ class Run:
     pulse: Pulse
     generators: Generators
     schedule: Schedule
-    record: Mapping[str, Any]
+    record: dict[str, Any]
     insists: bool
     decisions: list[Decision] = field(default_factory=list)
     evaluated_at: int = -1
