@@ -31,12 +31,13 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
 from accmt.loop.checkpointer import DiskCheckpointer, check_data, tracker_state
 from accmt.loop.closure import ClosureStepper, closure_problem, needs_closure
+from accmt.loop.compare import know_data
 from accmt.loop.data import TrainingData, is_several, training_loader, without_workers
 from accmt.loop.engines import PLAIN, is_deepspeed, is_sharded
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.exactness import generators_of, inexact
 from accmt.loop.hooks import Hooks
-from accmt.loop.identity import identity_of, order_of
+from accmt.loop.identity import order_of
 from accmt.loop.last_step import LastStep, NoLastStep
 from accmt.loop.placement import Placement
 from accmt.loop.position import Position
@@ -154,7 +155,9 @@ def plan(
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
-    record = _record(plan) if options.checkpoint.enabled or checkpoint is not None else {}
+    record = _record(plan)
+    if checkpoint is not None:
+        know_data(record, plan.data, accelerator.device)
     if checkpoint is not None and options.checkpoint.resume is None:
         check_data(record, plan.position, checkpoint.path)
     main = accelerator.is_main_process
@@ -252,11 +255,9 @@ def assemble_evaluation(
 
 
 def _record(plan: Plan) -> dict[str, Any]:
-    """What a checkpoint keeps of the settings and the data."""
-    device = plan.accelerator.device
-    data = from_main(lambda: identity_of(plan.data.loader.dataset, device))
+    """What a checkpoint keeps of the settings and the order of the data; the data are looked at later."""
     settings = configuration(plan.options, plan.module)
-    return {"settings": settings, "data": data, "order": order_of(plan.data.samplers)}
+    return {"settings": settings, "data": None, "order": order_of(plan.data.samplers)}
 
 
 def _log_every(plan: Plan) -> int | str | None:

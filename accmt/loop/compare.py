@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from accmt.checkpoint.contents import Mismatch
+from accmt.checkpoint.together import from_main
 from accmt.config.errors import ConfigError, Problem
-from accmt.loop.identity import difference
+from accmt.loop.data import TrainingData
+from accmt.loop.identity import difference, identity_of
 from accmt.loop.run import Run
 from accmt.loop.schedule import Count
 from accmt.loop.settings import changes
+
+
+def know_data(record: dict[str, Any], data: TrainingData, device: torch.device) -> None:
+    """Add the identity of the training data to a record. To be called on all processes."""
+    record["data"] = from_main(lambda: identity_of(data.loader.dataset, device))
 
 
 def compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -150,7 +149,7 @@ class Run:
     pulse: Pulse
     generators: Generators
     schedule: Schedule
-    record: Mapping[str, Any]
+    record: dict[str, Any]
     insists: bool
     steps: Steps
     decisions: list[Decision] = field(default_factory=list)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
+from accmt.loop.compare import know_data
 from accmt.loop.data import Window
 from accmt.loop.memory import clean_caches
 from accmt.loop.observe import LOOK_EVERY, ask, log, observe, record
 from accmt.loop.processes import agreed
-from accmt.loop.run import Run
+from accmt.loop.run import NoCheckpointer, Run
 from accmt.loop.signals import CHECKPOINT, END, Terminated
 from accmt.loop.trial import try_out
 from accmt.rules import Decision, Due, Progress, Stop
@@ -34,6 +35,8 @@ def train(run: Run) -> Stop | None:
     Raises:
         Terminated: SIGTERM asked for the end; a checkpoint was made.
     """
+    if not run.resumed and not isinstance(run.checkpointer, NoCheckpointer):
+        know_data(run.record, run.data, run.device)
     run.hooks.on_fit_start()
     run.begin()
     stop = None
