@@ -105,7 +105,7 @@ def test_batches_count_by_their_samples():
 
 
 def test_a_checkpoint_of_before_counted_batches():
-    """Two batches of mean 3 and one of 5 before the last log; then one of 7, all of four samples, as far as is known."""
+    """Three batches before the last log, and one of 7 since: of four samples each, as far as is known."""
     old = {"sum": 7.0, "count": 1, "log": [0.0, 0], "evaluation": [11.0, 3]}
     meter = LossMeter(CPU)
     meter.restore(old, 4)
