@@ -190,9 +190,11 @@ def _first_samples(dataset: Any) -> bytes | None:
 
 
 def _first_indices(order: Any, dataset: Any) -> bytes | None:
-    """A digest of the indices that a copy of a sampler gives first."""
+    """A digest of the indices that a copy of a sampler gives first, or of the seed that they follow from."""
     inner = order.sampler if type(order) is BatchSampler else order
-    if type(inner) in _WHOLE or iter(inner) is inner:
+    if type(inner) is RandomSampler and not inner.replacement and isinstance(inner.generator, torch.Generator):
+        return _digest(inner.generator.initial_seed())
+    if type(inner) in _WHOLE or isinstance(inner, Iterator):
         return None
     try:
         copied = copy.deepcopy(order, {id(dataset): dataset})

@@ -73,6 +73,7 @@ CASES = {
     "kind of its own": lambda d: DataLoader(d, 2, sampler=Other(d)),
     "by rank": lambda d: DataLoader(d, 2, sampler=ByRank()),
     "batches by rank": lambda d: DataLoader(d, batch_sampler=[[i, i + 1] for i in range(rank * 2, 18, 4)]),
+    "seeds by rank": lambda d: DataLoader(d, 2, shuffle=True, generator=torch.Generator().manual_seed(rank)),
     "subset by rank": lambda d: DataLoader(Subset(d, range(rank, 18, 2)), 2),
     "prepared": lambda d: Accelerator().prepare(DataLoader(d, 2)),
     "stream": lambda d: DataLoader(Stream(False), 2),

@@ -45,6 +45,7 @@ def test_what_can_be_shared_out_is_read_once(found, name):
         ("kind of its own", "Other shares the data out: " + ADVICE),
         ("by rank", "the processes have different orders: " + ADVICE),
         ("batches by rank", "the processes have different numbers of batches: " + ADVICE),
+        ("seeds by rank", "the processes have different orders: " + ADVICE),
         ("subset by rank", "the processes have different samples: " + ADVICE),
         ("prepared", "the loader was prepared by an Accelerator: give it as it was before"),
     ],

@@ -93,3 +93,23 @@ def test_resumed_anywhere_bit_by_bit(restored_at, special):
         return [*told, repr(meter.since_log()), repr(meter.since_evaluation())]
 
     assert run(restored_at) == run(None)
+
+
+def test_batches_count_by_their_samples():
+    meter = LossMeter(CPU)
+    meter.add(torch.tensor(1.0), 4)
+    meter.add(torch.tensor(6.0), 1)
+    assert meter.since_log() == 2
+    meter.add(torch.tensor(9.0), 0)
+    assert math.isnan(meter.since_log())
+
+
+def test_a_checkpoint_of_before_counted_batches():
+    """Three batches before the last log, and one of 7 since: of four samples each, as far as is known."""
+    old = {"sum": 7.0, "count": 1, "log": [0.0, 0], "evaluation": [11.0, 3]}
+    meter = LossMeter(CPU)
+    meter.restore(old, 4)
+    meter.add(torch.tensor(1.0), 2)
+    assert meter.since_log() == (7 * 4 + 2) / 6
+    assert meter.since_evaluation() == (18 * 4 + 2) / 18
+    assert meter.to_json()["unit"] == "samples"
