@@ -145,7 +145,7 @@ class Trained:
 
     def _known(self) -> set[int]:
         """The parameters that the wrapper averages."""
-        if not isinstance(self._model, DistributedDataParallel):
+        if self._wrapper is None:
             return set()
         return {id(parameter) for parameter in self._parameters if parameter.requires_grad}
 
