@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from accmt.channel import warn
 from accmt.checkpoint import publish
 from accmt.checkpoint.contents import Mismatch, differences, shortened
 from accmt.checkpoint.files import read_tensors
@@ -59,7 +59,7 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
         text = f"{place / BESIDE} holds {ways} too, which was trained beside the model: give the AcceleratorModule"
-        warnings.warn(f"{text} to load them", stacklevel=2)
+        warn(f"{text} to load them")
     return saving
 
 

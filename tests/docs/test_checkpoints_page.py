@@ -13,7 +13,7 @@ from accmt import HyperParameters, Trainer
 from accmt.configuration import NOT_COMPARED
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
-[PROGRAM] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
 CADENCE = "500 steps or 10 minutes"
 
