@@ -163,7 +163,7 @@ def mean(values, last=4):
 
 @pytest.mark.parametrize("arguments", [{}, {"log_every": -1}])
 def test_the_training_loss_is_logged_at_the_end_of_each_epoch(trainer, regression, data, runs, arguments):
-    """With accumulation that is after as many optimizer steps as an epoch has; it is the mean over the epoch's samples."""
+    """With accumulation that is after as many optimizer steps as an epoch has; it is the mean over samples."""
     module = Losses(regression)
     trainer(log_with="told", grad_accumulation_steps=2, **arguments).fit(module, data(22))
     assert len(module.losses) == 12
