@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import accmt
-from accmt import HyperParameters, Trainer
+from accmt import Callback, HyperParameters, Trainer
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
-[PROGRAM] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM, KEEPING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
 CADENCE = "500 steps or 10 minutes"
 
@@ -87,3 +87,12 @@ def test_the_exceptions_that_it_names():
     for name in re.findall(r"accmt\.([A-Z]\w+)", PAGE):
         assert issubclass(getattr(accmt, name), SystemExit)
     assert accmt.PeerFailed().code == 1
+
+
+def test_the_callback_of_the_page_keeps_its_count():
+    names = {"Callback": Callback}
+    exec(KEEPING, names)
+    first, second = names["Counting"](), names["Counting"]()
+    first.count = 3
+    second.load_state_dict(first.state_dict())
+    assert second.count == 3
