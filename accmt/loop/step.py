@@ -77,7 +77,7 @@ class Stepper:
         self._state = module.state
         self._optimizer = optimizer
         self._schedule = schedule
-        self._follows = follows_metric(schedule.scheduler)
+        self._follows = schedule.scheduler is not None and follows_metric(schedule.scheduler)
         self._options = options
         self._hooks = hooks
         self._beside = beside
