@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 
 import accmt
-<<<<<<< HEAD
-from accmt import HyperParameters, Trainer
+from accmt import Callback, HyperParameters, Trainer
 from accmt.configuration import NOT_COMPARED
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
-PROGRAM, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-=======
-from accmt import Callback, HyperParameters, Trainer
-
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
 PROGRAM, KEEPING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
->>>>>>> state
 [TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
 CADENCE = "500 steps or 10 minutes"
 
@@ -98,7 +91,15 @@ def test_the_exceptions_that_it_names():
     assert accmt.PeerFailed().code == 1
 
 
-<<<<<<< HEAD
+def test_the_callback_of_the_page_keeps_its_count():
+    names = {"Callback": Callback}
+    exec(KEEPING, names)
+    first, second = names["Counting"](), names["Counting"]()
+    first.count = 3
+    second.load_state_dict(first.state_dict())
+    assert second.count == 3
+
+
 def _rows(title):
     table = re.search(rf"\| {title} \| at a resume \|\n\| --- \| --- \|\n((?:\|.*\|\n)+)", PAGE)[1]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
@@ -113,12 +114,3 @@ def test_every_argument_has_its_row(title, subject):
     for name, text in rows:
         assert re.match(r"(at once|fixed .*refused)", text) or name in NOT_COMPARED, name
         assert ("fixed" in text) == ("refused" in text)
-=======
-def test_the_callback_of_the_page_keeps_its_count():
-    names = {"Callback": Callback}
-    exec(KEEPING, names)
-    first, second = names["Counting"](), names["Counting"]()
-    first.count = 3
-    second.load_state_dict(first.state_dict())
-    assert second.count == 3
->>>>>>> state
