@@ -55,8 +55,8 @@ class Kept:
 
     def trained(self, held: Iterable[Any]) -> dict[str, Tensor]:
         """The weights of those networks and parameters that are trained: of which some are held by optimizers."""
-        found, ids = self.found(), {id(parameter) for parameter in held}
-        ids |= {id(one) for part in self.further_optimizers() for group in part.param_groups for one in group["params"]}
+        found = self.found()
+        ids = {id(parameter) for parameter in held} | self._held_further()
         ways = {way for way, value in found.loose.items() if id(value) in ids}
         ways |= {way for way, part in found.networks.items() if any(id(one) in ids for one in part.parameters())}
         return {name: value for name, value in self.networks().items() if any(_is_below(name, way) for way in ways)}
@@ -64,6 +64,11 @@ class Kept:
     def further_optimizers(self) -> list[Optimizer]:
         """Optimizers in attributes of the module."""
         return [part for part in self.found().stateful.values() if isinstance(part, Optimizer)]
+
+    def left_to_trainer(self) -> dict[str, Tensor]:
+        """Parameters beside the model that no optimizer in an attribute of the module holds."""
+        further = self._held_further()
+        return {name: value for name, value in self.found().parameters().items() if id(value) not in further}
 
     def shared(self) -> dict[str, Any]:
         """What is the same on all processes, besides the weights."""
@@ -140,6 +145,10 @@ class Kept:
             for name, value in by_plain_name(network, network.state_dict()).items():
                 states[f"{way}.{name}"] = value
         return states
+
+    def _held_further(self) -> set[int]:
+        groups = [group for part in self.further_optimizers() for group in part.param_groups]
+        return {id(parameter) for group in groups for parameter in group["params"]}
 
     def _further(self) -> dict[str, Any]:
         """Optimizers and the like in attributes of the module."""

@@ -28,7 +28,7 @@ class Beside:
     """Parameters beside the model.
 
     Attributes:
-        named: Gives all of them by name.
+        named: Gives those by name that no optimizer in an attribute of the module holds.
         extend: Adds parameters of the model to an optimizer of the hyperparameters; None for one of the module.
     """
 

@@ -277,6 +277,31 @@ def test_what_nobody_would_train_is_an_error(fit, kind):
         fit("model", kind)
 
 
+class Parted(Module):
+    """What is left out of the optimizer on purpose: a part of the model, and what the module trains by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        self.own = [torch.optim.SGD(self.head.parameters(), lr=0.1)]
+
+    def get_optimizer(self):
+        return torch.optim.SGD(self.model.b.parameters(), lr=0.1)
+
+    def training_step(self, batch):
+        self.own[0].step()
+        self.own[0].zero_grad()
+        return (self.head(self.model(batch[0])) - 1).pow(2).mean()
+
+
+def test_what_another_optimizer_holds_and_parts_of_the_model_may_be_left_out(fit):
+    module = Parted()
+    before = copy.deepcopy((module.head.weight, module.model.a.weight, module.model.b.weight))
+    fit("model", lambda: module)
+    after = module.head.weight, module.model.a.weight, module.model.b.weight
+    assert list(map(torch.equal, before, after)) == [False, True, False]
+
+
 class Half(Callback):
     def state_dict(self):
         return {}
