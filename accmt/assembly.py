@@ -468,7 +468,7 @@ def _beside(options: Options, module: AcceleratorModule, parts: Parts, optimizer
         hps.extend_optimizer(optimizer, model.named_parameters(), added)
 
     assert parts.kept is not None
-    return Beside(parts.kept.left_to_trainer, extend if is_ours else None)
+    return Beside(parts.kept.parameters, parts.kept.left_to_trainer, extend if is_ours else None)
 
 
 def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator: Accelerator) -> Parts:

@@ -17,6 +17,12 @@ from torch import Tensor
 
 _STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
 _LISTED = 4
+# A setting -> what an optimizer keeps for it, beside what else. It makes that, of zeros, at a first step.
+_KEPT_FOR = {
+    "amsgrad": ("max_exp_avg_sq", "exp_avg_sq"),
+    "centered": ("grad_avg", "square_avg"),
+    "momentum": ("momentum_buffer", "square_avg"),
+}
 
 
 @dataclass(slots=True)
@@ -131,6 +137,16 @@ class NamedOptimizer:
                 labels[-1].append(f"unnamed.{unnamed}" if name is None else name)
                 unnamed += name is None
         return labels
+
+
+def complete(optimizer: Any) -> None:
+    """Give a state that was loaded what settings need that were not on when it was made."""
+    for group in optimizer.param_groups:
+        for setting, (missing, beside) in _KEPT_FOR.items():
+            states = [optimizer.state[one] for one in group[_PARAMS] if one in optimizer.state]
+            for state in states if group.get(setting) else ():
+                if beside in state and missing not in state:
+                    state[missing] = torch.zeros_like(state[beside])
 
 
 def _is_named(saved: Mapping[str, Any]) -> bool:

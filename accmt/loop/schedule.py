@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from accmt.checkpoint.optimizer import complete
 from accmt.config.errors import ConfigError, Problem
 from accmt.hyperparameters.recorded import described, digest, recorded
 from accmt.hyperparameters.schedulers import follows_metric
@@ -150,6 +151,7 @@ class Schedule:
         if not applied:
             for group, new in self._with_new(self._optimizer.param_groups):
                 group.update(new)
+        complete(self._optimizer)
         if self._steps_once and self.scheduler is not None:
             self.scheduler.step()
 
@@ -201,7 +203,7 @@ class Schedule:
             steps = state["last_epoch"] + (count.passed_end and self._per_epoch)
         if self.scheduler is not None:
             self._step(steps)
-        cycles = _cycles(self.scheduler)
+        cycles = _cycles(self.scheduler) or bool(state.get("cycle_momentum"))  # that of now, or that of before
         for group, configured, changes in zip(
             self._optimizer.param_groups, self._configured, self._changes, strict=True
         ):

@@ -25,14 +25,16 @@ _BY_GROUP = ("base_lrs", "lr_lambdas", "_last_lr", "min_lrs", "max_lrs", "base_m
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Parameters beside the model.
+    """Parameters beside those that the optimizer holds at the start.
 
     Attributes:
-        named: Gives those by name that no optimizer in an attribute of the module holds.
+        named: Gives all parameters by name, those of the model too.
+        left: Gives those beside the model by name that no optimizer in an attribute of the module holds.
         extend: Adds parameters of the model to an optimizer of the hyperparameters; None for one of the module.
     """
 
     named: Callable[[], Mapping[str, Tensor]]
+    left: Callable[[], Mapping[str, Tensor]]
     extend: Callable[[Sequence[nn.Parameter]], None] | None
 
 
@@ -137,7 +139,7 @@ class Trained:
         """
         if self._unheld is None:
             held = {id(parameter) for parameter in self.held()}
-            named = self._beside.named()
+            named = self._beside.left()
             self._unheld = {name: value for name, value in named.items() if id(value) not in held}
             lost = [name for name, value in self._unheld.items() if value.requires_grad and value.grad is not None]
             if lost:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, lr_scheduler
+from torch.optim import SGD, Adam, RMSprop, lr_scheduler
 
 from accmt.loop.schedule import Count, Schedule
 
@@ -100,6 +100,35 @@ def test_cycled_momentum_follows_the_schedule():
         resumed(first, optimizer, second, now)
         for name in ("lr", "momentum", "betas"):
             assert now.param_groups[0].get(name) == whole.param_groups[0].get(name)
+
+
+@pytest.mark.parametrize(
+    "make", [None, lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.2, 9, cycle_momentum=False)]
+)
+def test_momentum_that_is_not_cycled_any_more_is_that_of_the_settings(make):
+    optimizer, now = sgd(momentum=0.9), sgd(momentum=0.9)
+    first = made(optimizer, lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=9))
+    second = made(now, make or (lambda optimizer: None))
+    optimizer.step()
+    first.scheduler.step()
+    now.step()
+    resumed(first, optimizer, second, now)
+    assert (optimizer.param_groups[0]["momentum"] < 0.9, now.param_groups[0]["momentum"]) == (True, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "kept"),
+    [(Adam, {"amsgrad": True}, "max_exp_avg_sq"), (RMSprop, {"centered": True, "momentum": 0.5}, "momentum_buffer")],
+)
+def test_settings_that_need_more_state_than_there_is(kind, settings, kept):
+    layer = nn.Linear(2, 1)
+    optimizer, now = kind(layer.parameters()), kind(layer.parameters(), **settings)
+    first, second = made(optimizer, lambda optimizer: None), made(now, lambda optimizer: None)
+    layer(torch.ones(2)).backward()
+    optimizer.step()
+    resumed(first, optimizer, second, now)
+    now.step()
+    assert now.state[layer.weight][kept].any()
 
 
 def test_a_rate_in_a_tensor():
