@@ -75,7 +75,7 @@ def test_a_line_that_waits_is_said_once(trainer, regression, data, monkeypatch, 
         written.append(lines)
 
     monkeypatch.setattr("accmt.tracking.journal.Journal._write", fails)
-    training = trainer(quiet=True)
+    training = trainer(quiet=True, sanity_check=False)
     training.fit(regression(), data(8), data(4))
     path = training.model_path / "history.jsonl"
     assert capsys.readouterr().out == f"warning: {path}: line 1 waits to be written: No space left on device\n"
