@@ -10,6 +10,7 @@ from accmt.checkpoint import publish
 from accmt.rules import names
 
 FOLDER = names.CHECKPOINTS
+SCHEMA = 2  # of the format of a checkpoint; here, as the command line reads it too, and without torch
 _NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 
 

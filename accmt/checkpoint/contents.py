@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from accmt.checkpoint.checkpoints import NoCheckpoint
+from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
 from accmt.checkpoint.files import Files, read_tensors
 from accmt.checkpoint.kept import Kept
@@ -35,7 +35,6 @@ from accmt.checkpoint.strict import as_json, read_json
 from accmt.config.errors import ConfigError
 from accmt.rules.texts import plain
 
-SCHEMA = 2
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 _NETWORKS = "modules.safetensors"
 _EXTRA, _BESIDE = "model", "beside"

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from accmt import set_seed
-from accmt.checkpoint import contents
-from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
-from accmt.cli import seen
+from accmt.checkpoint.checkpoints import SCHEMA, Checkpoints, NoCheckpoint
 from accmt.cli.layout import age_in_words, bytes_in_words
 
 COMMAND = Path(sys.executable).with_name("accmt")
@@ -177,10 +175,9 @@ def test_none_can_be_used(look, folder):
 
 
 def test_a_newer_format(look, folder, put):
-    assert contents.SCHEMA == seen.SCHEMA
-    put.checkpoint(folder, 4, schema=seen.SCHEMA + 1)
+    put.checkpoint(folder, 4, schema=SCHEMA + 1)
     status, out, _ = look(folder)
-    why = "a newer accmt wrote it (schema 2): update accmt to continue from it"
+    why = f"a newer accmt wrote it (schema {SCHEMA + 1}): update accmt to continue from it"
     assert status == 1
     assert f"  too new: {why}\n" in out
     assert (
