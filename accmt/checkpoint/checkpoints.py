@@ -64,7 +64,7 @@ class Checkpoints:
             listed = "\n  ".join(refused)
             raise NoCheckpoint(
                 f"no checkpoint in {self.folder} can be used:\n  {listed}\n"
-                f"Nothing was changed. Start anew with resume=False, or with another model_path."
+                f"Nothing was changed. Start from scratch with resume=False, or with another model_path."
             )
         return None
 
