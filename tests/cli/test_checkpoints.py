@@ -168,7 +168,8 @@ def test_none_can_be_used(look, folder):
     for name in (FIRST, SECOND, THIRD):
         _cut(folder / "checkpoints" / name)
     status, out, _ = look(folder)
-    said = "no checkpoint can be used, a resume is refused: give resume=False to start from scratch, or another model_path\n"
+    way_out = "give resume=False to start from scratch, or another model_path"
+    said = f"no checkpoint can be used, a resume is refused: {way_out}\n"
     assert status == 1
     assert said in out
     assert "<- resume" not in out
@@ -321,8 +322,8 @@ def test_many_other_things_are_counted(look, folder):
 
 def test_no_checkpoints_yet(look, tmp_path):
     (tmp_path / ".lock").touch()
-    said = "there is no checkpoint: a training starts from scratch here\nno training is at work here\n0 B (0 bytes) in all\n"
-    assert look(tmp_path) == (0, said, "")
+    said = "there is no checkpoint: a training starts from scratch here\n"
+    assert look(tmp_path) == (0, said + "no training is at work here\n0 B (0 bytes) in all\n", "")
 
 
 def test_no_training(look, folder, tmp_path, put):
