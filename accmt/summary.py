@@ -69,14 +69,14 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     )
 
 
-def interrupted(run: Run) -> Text:
-    """Where the training would continue."""
+def interrupted(run: Run, how: str = "interrupted") -> Text:
+    """Where a training that did not come to its end would continue."""
     step = run.position.step
     if run.checkpointed_at < 0:
-        return Text(f"interrupted at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
+        return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
     repeated = step - run.checkpointed_at
     again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
-    return Text(f"interrupted at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
+    return Text(f"{how} at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
 
 
 def _facts(plan: Plan) -> dict[str, str]:
