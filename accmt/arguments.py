@@ -393,7 +393,7 @@ class ArgumentCheck:
                 if not isinstance(metric, Metric):
                     place = "metrics" if key is None else f"metrics[{key!r}]"
                     kind = metric.__name__ if isinstance(metric, type) else type(metric).__name__
-                    self._wrong(place, f"{kind} is no Metric object{_how_to_wrap(metric)}")
+                    self._wrong(place, f"{kind} is not a Metric object{_how_to_wrap(metric)}")
             metrics[None if key is None else str(key)] = [metric for metric in listed if isinstance(metric, Metric)]
         return metrics
 

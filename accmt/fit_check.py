@@ -183,7 +183,7 @@ def _metric_problems(
         if key is not None and datasets and key not in datasets:
             known = ", ".join(datasets)
             problems.append(
-                Problem("metrics", f"'{key}' is no dataset{did_you_mean(key, datasets)} There are: {known}")
+                Problem("metrics", f"'{key}' is not a dataset{did_you_mean(key, datasets)} There are: {known}")
             )
     directions: dict[str, bool] = {}
     problems += _shared_states(metrics)

@@ -54,8 +54,8 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     position, hps = plan.position, plan.options.hps
     if stop is not None:
         return (
-            f"nothing was done: the training was stopped already, at step {position.step}. "
-            f"Change what stops it to go on, or give resume=False to start from scratch"
+            f"nothing was done: the training stops where it is, at step {position.step}: {stop.reason}. "
+            f"Change what stops it to continue, or give resume=False to start from scratch"
         )
     given, done = ("max_steps", hps.max_steps), position.step
     if hps.max_steps is None:
@@ -64,19 +64,19 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
     return (
         f"nothing was done:{more} the training is finished already, after {position.epoch} epochs and "
-        f"{position.step} steps. Give more {'steps (max_steps)' if name == 'max_steps' else name} to go on, "
+        f"{position.step} steps. Give more {'steps (max_steps)' if name == 'max_steps' else name} to continue, "
         f"or resume=False to start from scratch"
     )
 
 
-def interrupted(run: Run) -> Text:
-    """Where the training would go on."""
+def interrupted(run: Run, how: str = "interrupted") -> Text:
+    """Where a training that did not come to its end would continue."""
     step = run.position.step
     if run.checkpointed_at < 0:
-        return Text(f"interrupted at step {step}; there is no checkpoint yet: run again and it starts anew", "bold")
+        return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
     repeated = step - run.checkpointed_at
-    again = f"; the last {repeated} will be done again" if repeated else ""
-    return Text(f"interrupted at step {step}; run again and it goes on from step {run.checkpointed_at}{again}", "bold")
+    again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
+    return Text(f"{how} at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
 
 
 def _facts(plan: Plan) -> dict[str, str]:

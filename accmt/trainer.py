@@ -471,7 +471,9 @@ class Trainer:
             raise
         except BaseException as error:
             self._finish_checkpoint(run)
-            self._checkpoint_last_step(run)
+            if self._checkpoint_last_step(run):
+                run.display.stop()
+                run.display.show(interrupted(run, "failed"))
             if self._options.step.repeats and is_out_of_memory(error):
                 run.display.stop()
                 run.display.show(gpu_users())
@@ -490,14 +492,16 @@ class Trainer:
             run.display.warn(f"the last checkpoint could not be made: {error}")
 
     @staticmethod
-    def _checkpoint_last_step(run: Run) -> None:
+    def _checkpoint_last_step(run: Run) -> bool:
         """Make a checkpoint of the last complete step, if that was asked for, without hiding why the training ends."""
         try:
-            if run.steps.put_back(run):
+            if is_due := run.steps.put_back(run):
                 run.checkpointer.save(run)
                 run.checkpointer.finish(run)
+            return is_due
         except Exception as error:
             run.display.warn(f"no checkpoint was made of the last complete step: {error}")
+            return False
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]

@@ -52,10 +52,10 @@ def constructor(match, error=ConfigError, **arguments):
             {"monitor": {"grad_nrm": True}},
             "monitor.grad_nrm: unknown, did you mean 'grad_norm'? Allowed are learning_rate, epoch, train_loss, validation_loss, additional_metrics, grad_norm, gpu_utilization, cpu_utilization, checkpoint",
         ),
-        ({"metrics": "accuracy"}, "metrics: str is no Metric object"),
+        ({"metrics": "accuracy"}, "metrics: str is not a Metric object"),
         (
             {"metrics": {"dev": [len]}},
-            "metrics['dev']: builtin_function_or_method is no Metric object: wrap it, FunctionMetric(\"name\", function, greater_is_better=...)",
+            "metrics['dev']: builtin_function_or_method is not a Metric object: wrap it, FunctionMetric(\"name\", function, greater_is_better=...)",
         ),
         (
             {"callback": Callback},
@@ -83,7 +83,7 @@ def test_one_wrong_argument(arguments, text):
 def test_a_torchmetrics_object_has_to_be_wrapped():
     metric = torchmetrics.classification.BinaryAccuracy()
     constructor(
-        '1 mistake in Trainer(...):\n  metrics: BinaryAccuracy is no Metric object: wrap it, TorchMetric("name", metric)',
+        '1 mistake in Trainer(...):\n  metrics: BinaryAccuracy is not a Metric object: wrap it, TorchMetric("name", metric)',
         metrics=metric,
     )
 
@@ -273,7 +273,7 @@ def test_metrics(refused, regression, data):
         FunctionMetric("error", abs, greater_is_better=False),
     )
     refused(
-        "1 mistake in fit(...):\n  metrics: 'dve' is no dataset, did you mean 'dev'? There are: dev, test",
+        "1 mistake in fit(...):\n  metrics: 'dve' is not a dataset, did you mean 'dev'? There are: dev, test",
         regression(),
         data(4),
         {"dev": data(4), "test": data(4)},

@@ -10,6 +10,7 @@ from accmt.checkpoint import publish
 from accmt.rules import names
 
 FOLDER = names.CHECKPOINTS
+SCHEMA = 2  # of the format of a checkpoint; here, as the command line reads it too, and without torch
 _NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 
 
@@ -63,7 +64,7 @@ class Checkpoints:
             listed = "\n  ".join(refused)
             raise NoCheckpoint(
                 f"no checkpoint in {self.folder} can be used:\n  {listed}\n"
-                f"Nothing was changed. Start anew with resume=False, or with another model_path."
+                f"Nothing was changed. Start from scratch with resume=False, or with another model_path."
             )
         return None
 

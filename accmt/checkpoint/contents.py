@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from accmt.checkpoint.checkpoints import NoCheckpoint
+from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
 from accmt.checkpoint.files import Files, read_tensors
 from accmt.checkpoint.kept import Kept
@@ -35,7 +35,6 @@ from accmt.checkpoint.strict import as_json, read_json
 from accmt.config.errors import ConfigError
 from accmt.rules.texts import plain
 
-SCHEMA = 2
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 _NETWORKS = "modules.safetensors"
 _EXTRA, _BESIDE = "model", "beside"
@@ -96,7 +95,7 @@ def understood(folder: Path) -> Iterator[None]:
         raise NoCheckpoint(
             f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
             f"({type(error).__name__}: {plain(f'{error!s:.200}')})\n"
-            f"Nothing was changed. Delete it to continue from the one before, or start anew with resume=False."
+            f"Nothing was changed. Delete it to continue from the one before, or start from scratch with resume=False."
         ) from (error if plain(error, lines=True) == str(error) else None)
 
 
@@ -137,7 +136,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     """
     trainer: dict[str, Any] = read_json(folder / _TRAINER)
     if type(trainer["schema"]) is not int:
-        raise ValueError(f"{trainer['schema']!r:.100} is no schema")
+        raise ValueError(f"{trainer['schema']!r:.100} is not a schema")
     if trainer["schema"] > SCHEMA:
         raise Mismatch(
             f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
@@ -275,7 +274,7 @@ def _refuse(folder: Path, what: str, lines: list[str]) -> None:
         listed = "\n  ".join(shortened(lines))
         raise Mismatch(
             f"{folder} is a checkpoint of {what}; nothing was loaded:\n  {listed}\n"
-            f"Give another model_path, or start anew with resume=False."
+            f"Give another model_path, or start from scratch with resume=False."
         )
 
 

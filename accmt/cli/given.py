@@ -80,7 +80,8 @@ def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], leng
             if dataset not in keys:
                 known = ", ".join(keys)
                 raise UsageError(
-                    f"--metric {metric.name}: '{dataset}' is no dataset{did_you_mean(dataset, keys)} There are: {known}"
+                    f"--metric {metric.name}: '{dataset}' is not a dataset{did_you_mean(dataset, keys)} "
+                    f"There are: {known}"
                 )
         before = reported.get(metric.name)
         if before is not None and before.greater_is_better != metric.greater_is_better:

@@ -109,9 +109,10 @@ def _resume(inventory: Inventory) -> str:
     if not inventory.is_resume_known:
         return "what a resume continues from is not known: not all checkpoints can be read"
     if not inventory.checkpoints:
-        return "there is no checkpoint: a training starts anew here"
+        return "there is no checkpoint: a training starts from scratch here"
     if resumed is None:
-        return "no checkpoint can be used, a resume is refused: give resume=False to start anew, or another model_path"
+        way_out = "give resume=False to start from scratch, or another model_path"
+        return f"no checkpoint can be used, a resume is refused: {way_out}"
     name = plain(resumed.seen.path.name)
     if resumed.seen.is_bad:
         older = [one.index for one in inventory.checkpoints if one.is_whole and not one.seen.is_bad]

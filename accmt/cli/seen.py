@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.checkpoints import Checkpoint
+from accmt.checkpoint.checkpoints import SCHEMA, Checkpoint
 from accmt.checkpoint.saved import DESCRIPTION
 from accmt.checkpoint.strict import read_json
 from accmt.rules.jsonable import from_text
 
-SCHEMA = 1  # that of accmt.checkpoint.contents, which imports torch; a test compares them
 TRAINER = "trainer.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 

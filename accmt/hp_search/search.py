@@ -289,7 +289,8 @@ def _constructor_problems(get_module_fn: Any, arguments: Mapping[str, Any]) -> l
     if "hps_config" in arguments:
         problems.append(Problem("hps_config", "the search makes the hyperparameters: declare them with set_parameters"))
     if arguments.get("resume") not in (None, False):
-        text = "a trial starts anew: to continue a search, give optimize a storage, a study_name and load_if_exists"
+        text = "a trial starts from scratch: to continue a search, "
+        text += "give optimize a storage, a study_name and load_if_exists"
         problems.append(Problem("resume", text))
     if arguments.get("model_path") is None:
         for name, value in (("disable_model_saving", False), ("enable_checkpointing", True)):

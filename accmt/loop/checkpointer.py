@@ -316,11 +316,13 @@ def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
         notes.append(f"{len(run.decisions)} of {trainer['decisions']} decisions can be read: the rest is lost")
     processes, length = PartialState().num_processes, run.data.steps_per_epoch
     if trainer["steps_per_epoch"] != length:
-        notes.append(f"an epoch had {trainer['steps_per_epoch']} steps and has {length} now: steps are counted on")
+        notes.append(
+            f"an epoch had {trainer['steps_per_epoch']} steps and has {length} now: the count of steps continues"
+        )
     if trainer["processes"] != processes:
         notes.append(
-            f"the checkpoint was made by {trainer['processes']} process(es) and {processes} continue: "
-            f"from the same sample on, but not bit by bit"
+            f"the number of processes was {trainer['processes']} and is {processes}: "
+            f"the training continues from the same sample, but not bit by bit"
         )
     return notes
 

@@ -82,7 +82,7 @@ def test_all_damaged_is_an_error_that_lists_each_with_its_reason(checkpoints):
         f"no checkpoint in {checkpoints.folder} can be used:\n"
         f"  checkpoint-0002-step-20 cannot be used: trainer.json is missing\n"
         f"  checkpoint-0001-step-10 cannot be used: trainer.json is damaged: its content does not match its hash\n"
-        f"Nothing was changed. Start anew with resume=False, or with another model_path."
+        f"Nothing was changed. Start from scratch with resume=False, or with another model_path."
     )
 
 

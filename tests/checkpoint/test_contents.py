@@ -105,7 +105,7 @@ def test_another_model_is_refused_with_every_difference(tmp_path):
         f"  1.weight has the shape (4,) in the checkpoint and (5,) in the model\n"
         f"  3.weight has the shape (1, 4) in the checkpoint and (1, 5) in the model\n"
         f"  4.weight is not in the checkpoint\n"
-        f"Give another model_path, or start anew with resume=False."
+        f"Give another model_path, or start from scratch with resume=False."
     )
 
 
@@ -167,7 +167,7 @@ def test_another_optimizer_and_scheduler_are_refused(tmp_path):
         f"{tmp_path} is a checkpoint of another training; nothing was loaded:\n"
         f"  the optimizer is SGD in the checkpoint and AdamW here\n"
         f"  the scheduler is StepLR in the checkpoint and MultiStepLR here\n"
-        f"Give another model_path, or start anew with resume=False."
+        f"Give another model_path, or start from scratch with resume=False."
     )
 
 

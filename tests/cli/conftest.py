@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from accmt.checkpoint import publish
+from accmt.checkpoint.checkpoints import SCHEMA
 from accmt.cli.main import main
 
-TRAINER = {"schema": 1, "position": {"step": 0, "epoch": 0, "step_in_epoch": 0}, "steps_per_epoch": 150}
+TRAINER = {"schema": SCHEMA, "position": {"step": 0, "epoch": 0, "step_in_epoch": 0}, "steps_per_epoch": 150}
 
 
 def put_files(target, files, age=330):

@@ -216,7 +216,7 @@ def test_rules_of_one_name(check):
         (["a", "--metric", "valid_loss:max"], "argument --metric: valid_loss is known: lower is better, leave it out"),
         (
             ["a", "--metric", "a:max@dve", "--dataset", "dev"],
-            "--metric a: 'dve' is no dataset, did you mean 'dev'? There are: dev",
+            "--metric a: 'dve' is not a dataset, did you mean 'dev'? There are: dev",
         ),
         (["a", "--metric", "a:max", "--metric", "a:min"], "--metric a is given with two directions"),
         (["a", "--patience", "0"], "argument --patience: '0' is not a whole number from 1"),

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from accmt import set_seed
-from accmt.checkpoint import contents
-from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
-from accmt.cli import seen
+from accmt.checkpoint.checkpoints import SCHEMA, Checkpoints, NoCheckpoint
 from accmt.cli.layout import age_in_words, bytes_in_words
 
 COMMAND = Path(sys.executable).with_name("accmt")
@@ -170,17 +168,17 @@ def test_none_can_be_used(look, folder):
     for name in (FIRST, SECOND, THIRD):
         _cut(folder / "checkpoints" / name)
     status, out, _ = look(folder)
-    said = "no checkpoint can be used, a resume is refused: give resume=False to start anew, or another model_path\n"
+    way_out = "give resume=False to start from scratch, or another model_path"
+    said = f"no checkpoint can be used, a resume is refused: {way_out}\n"
     assert status == 1
     assert said in out
     assert "<- resume" not in out
 
 
 def test_a_newer_format(look, folder, put):
-    assert contents.SCHEMA == seen.SCHEMA
-    put.checkpoint(folder, 4, schema=seen.SCHEMA + 1)
+    put.checkpoint(folder, 4, schema=SCHEMA + 1)
     status, out, _ = look(folder)
-    why = "a newer accmt wrote it (schema 2): update accmt to continue from it"
+    why = f"a newer accmt wrote it (schema {SCHEMA + 1}): update accmt to continue from it"
     assert status == 1
     assert f"  too new: {why}\n" in out
     assert (
@@ -324,8 +322,8 @@ def test_many_other_things_are_counted(look, folder):
 
 def test_no_checkpoints_yet(look, tmp_path):
     (tmp_path / ".lock").touch()
-    said = "there is no checkpoint: a training starts anew here\nno training is at work here\n0 B (0 bytes) in all\n"
-    assert look(tmp_path) == (0, said, "")
+    said = "there is no checkpoint: a training starts from scratch here\n"
+    assert look(tmp_path) == (0, said + "no training is at work here\n0 B (0 bytes) in all\n", "")
 
 
 def test_no_training(look, folder, tmp_path, put):

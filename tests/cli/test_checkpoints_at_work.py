@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from accmt.checkpoint import publish
+from accmt.checkpoint.checkpoints import SCHEMA
 from accmt.checkpoint.lock import Lock
 
 COMMAND = Path(sys.executable).with_name("accmt")
@@ -144,7 +145,7 @@ def test_whoever_reads_may_stop_reading(folder):
 def test_in_a_terminal_of_80_columns(folder, put):
     os.truncate(folder / "checkpoints" / THIRD / "model.safetensors", 5)
     (folder / "checkpoints" / ".tmp-checkpoint-0004-step-400-0123abcd").mkdir()
-    put.checkpoint(folder, 4, schema=2)
+    put.checkpoint(folder, 4, schema=SCHEMA + 1)
     main_end, terminal = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}
     ran = subprocess.Popen(

@@ -229,7 +229,7 @@ def test_a_training_that_is_ended_can_go_on(start, tmp_path, number):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == -number, errors
     assert ended(below)
-    [step] = re.findall(r"interrupted at step \d+; run again and it goes on from step (\d+)", output)
+    [step] = re.findall(r"interrupted at step \d+; run again to continue from step (\d+)", output)
     steps = [int(path.name.rpartition("-")[2]) for path in (tmp_path / "model" / "checkpoints").glob("checkpoint-*")]
     assert max(steps) == int(step)
     if number == signal.SIGTERM:

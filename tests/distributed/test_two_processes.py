@@ -125,7 +125,7 @@ def test_another_number_of_processes_continues_and_says_so(whole):
     longer = launch(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=1)
     assert longer.returncode == 0, longer.stderr
     text = " ".join(longer.stdout.split())
-    assert "the checkpoint was made by 2 process(es) and 1 continue" in text
+    assert "the number of processes was 2 and is 1" in text
 
 
 def test_streams_of_validation_data_are_exact_too(tmp_path):

@@ -68,7 +68,7 @@ def same(endings):
 
 def stood_at(printed):
     """The step at which the training says that it was interrupted, and from which it will go on."""
-    [(step, goes_on)] = re.findall(r"interrupted at step (\d+); run again and it goes on from step (\d+)", printed)
+    [(step, goes_on)] = re.findall(r"interrupted at step (\d+); run again to continue from step (\d+)", printed)
     assert step == goes_on, printed
     return int(step)
 

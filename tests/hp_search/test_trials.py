@@ -192,7 +192,7 @@ def test_one_model_for_all_trials_is_refused(search, regression, witness):
         (
             {"resume": True},
             [
-                "resume: a trial starts anew: to continue a search, give optimize a storage, a study_name and "
+                "resume: a trial starts from scratch: to continue a search, give optimize a storage, a study_name and "
                 "load_if_exists"
             ],
         ),

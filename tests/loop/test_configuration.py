@@ -390,7 +390,7 @@ def test_another_order_is_refused_within_an_epoch(fit):
 def test_fewer_epochs_and_a_finished_training_are_said(fit, said):
     fit()
     for hps, text in (
-        ({}, "the training is finished already, after 2 epochs and 8 steps. Give more epochs to go on"),
+        ({}, "the training is finished already, after 2 epochs and 8 steps. Give more epochs to continue"),
         ({"epochs": 1}, "epochs is 1, and 2 are done: the training is finished already"),
         ({"max_steps": 5}, "max_steps is 5, and 8 are done: the training is finished already"),
     ):

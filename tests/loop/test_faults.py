@@ -104,10 +104,7 @@ def test_ctrl_c_says_where_it_goes_on(trainer, regression, data, capsys):
 
     with pytest.raises(KeyboardInterrupt):
         trainer(epochs=3, callback=Interrupt()).fit(regression(), data(16))
-    assert (
-        "interrupted at step 5; run again and it goes on from step 4; the last 1 will be done again"
-        in capsys.readouterr().out
-    )
+    assert "interrupted at step 5; run again to continue from step 4 (1 step is repeated)" in capsys.readouterr().out
 
 
 def test_changed_data_is_said(trainer, regression, data, capsys):

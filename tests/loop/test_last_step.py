@@ -63,11 +63,12 @@ def fit(tmp_path, data):
             "quiet": True,
             "checkpoint_every": "3 epochs",
             "log_every": 2,
+            "checkpoint_on_exception": True,
             **arguments,
         }
         module = Noisy()
         module.fails = fails
-        trainer = Trainer(hps, tmp_path / path, callback=Failing(), checkpoint_on_exception=True, **given)
+        trainer = Trainer(hps, tmp_path / path, callback=Failing(), **given)
         if fails is None:
             trainer.fit(module, data(20), data(6))
         else:
@@ -129,8 +130,13 @@ def test_before_the_first_step_there_is_none(fit):
 
 
 def test_none_where_it_is_not_asked_for(fit):
-    trainer, _ = fit("model", ("training_step", 4, ValueError))
-    assert len(Checkpoints(trainer.model_path).all()) == 1
+    trainer, _ = fit("model", ("training_step", 4, ValueError), checkpoint_on_exception=False)
+    assert Checkpoints(trainer.model_path).all() == []
+
+
+def test_where_it_continues_is_said(fit, capsys):
+    fit("model", ("training_step", 4, ValueError), quiet=False)
+    assert "\nfailed at step 4; run again to continue from step 4\n" in capsys.readouterr().out
 
 
 def test_it_needs_checkpoints(tmp_path):

@@ -71,7 +71,7 @@ def test_the_end_comes_with_a_checkpoint_from_which_all_goes_on(
     assert signal.getsignal(signal.SIGTERM) is handler
     assert callback.checkpoints == [4]
     assert callback.exceptions == [ended.value]
-    assert "interrupted at step 4; run again and it goes on from step 4" in capsys.readouterr().out
+    assert "interrupted at step 4; run again to continue from step 4" in capsys.readouterr().out
     accmt.set_seed(7)
     resumed = regression(dropout=0.2)
     trainer(**arguments).fit(resumed, data(20), data(8))
