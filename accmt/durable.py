@@ -10,9 +10,13 @@ from pathlib import Path
 
 from accmt.channel import warn
 
-# A file system that cannot flush says so in one of these ways. All others, such as EIO and ENOSPC, are faults.
-_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
-_CANNOT_FOLDERS = _CANNOT | {errno.EBADF, errno.EISDIR}
+# A file system, or a sandbox, that cannot flush says so in one of these ways. All others, such as EIO and ENOSPC, are
+# faults. A folder that can be written to may be one that cannot be opened to be read.
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM})
+_CANNOT_FOLDERS = _CANNOT | {errno.EBADF, errno.EISDIR, errno.EACCES}
+
+# What is answered where another has the lock of a file. All else, EPERM among them, says that nothing can be locked.
+LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 
 _said: set[str] = set()
 

@@ -14,6 +14,7 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 _NEAR = 0.85
 _CALLED_BY_USERS = frozenset({"forward", "freeze", "unfreeze", "log", "pad", "status_dict"})
 _COLLATE = ("collate_fn_train", "collate_fn_val")
+_STATE = ("state_dict", "load_state_dict")
 
 # What other trainers, and earlier versions of this one, call it.
 _OF_MODULES = {
@@ -94,7 +95,7 @@ def uncalled(module: AcceleratorModule, callbacks: Sequence[Callback], collates:
             warnings.append(f"{type(module).__name__}.{name} is never called by the trainer: {hint}")
     for callback in callbacks:
         for kind, name, _ in _methods(callback, Callback):
-            near = _OF_CALLBACKS.get(name) or _near(name, HOOKS)
+            near = _OF_CALLBACKS.get(name) or _near(name, (*HOOKS, *_STATE))
             if near or name.startswith("on_"):
                 hint = f"write {near}" if near else "there is no such hook (see accmt.callbacks.Callback)"
                 warnings.append(f"{kind}.{name} is never called by the trainer: {hint}")
@@ -170,7 +171,7 @@ def _hint_for_module(module: AcceleratorModule, name: str) -> str | None:
     if name in _OF_MODULES:
         return _OF_MODULES[name]
     hook = name if name in HOOKS else _OF_CALLBACKS.get(name)
-    if hook is not None or (name.startswith("on_") and (hook := _near(name, HOOKS))):
+    if hook is not None or (name.lower().startswith("on") and (hook := _near(name, HOOKS))):
         return None if isinstance(module, Callback) else f"write {hook} of a Callback, and give it to the trainer"
     near = _near(name, (*_called(AcceleratorModule), *_COLLATE))
     return None if near is None else f"did you mean {near}?"
@@ -178,4 +179,10 @@ def _hint_for_module(module: AcceleratorModule, name: str) -> str | None:
 
 def _near(name: str, known: Sequence[str]) -> str | None:
     """A known name of which this one is a misspelling, more likely than a name of the user's own."""
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)), None)
+    same = (other for other in known if _squashed(other) == _squashed(name))
+    return next(same, None) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)), None)
+
+
+def _squashed(name: str) -> str:
+    """A text that `onEpochEnd` and `on_epoch_end` have in common."""
+    return name.replace("_", "").lower()

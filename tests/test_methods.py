@@ -140,6 +140,9 @@ NEVER = "is never called by the trainer:"
         ("on_epoch_end", "write on_epoch_end of a Callback, and give it to the trainer"),
         ("on_epoch_stat", "write on_epoch_start of a Callback, and give it to the trainer"),
         ("on_train_start", "write on_fit_start of a Callback, and give it to the trainer"),
+        ("onFitStart", "write on_fit_start of a Callback, and give it to the trainer"),
+        ("collateFnTrain", "did you mean collate_fn_train?"),
+        ("batchSize", "did you mean batch_size?"),
     ],
 )  # fmt: skip
 def test_a_method_of_a_module_that_is_never_called(name, hint):
@@ -154,6 +157,8 @@ def test_a_method_of_a_module_that_is_never_called(name, hint):
         ("on_train_batch_end", "write on_after_training_step"),
         ("on_weekends", "there is no such hook (see accmt.callbacks.Callback)"),
         ("n_epoch_end", "write on_epoch_end"),
+        ("onEpochEnd", "write on_epoch_end"),
+        ("loadStateDict", "write load_state_dict"),
     ],
 )
 def test_a_method_of_a_callback_that_is_never_called(name, hint):

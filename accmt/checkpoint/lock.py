@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accmt.config.foreign import NotAFile, open_regular
+from accmt.durable import LOCKED
 from accmt.rules import names
 
 LOCK = names.LOCK
@@ -206,7 +207,9 @@ def _lock_file(file: int, *, unlock: bool = False) -> bool:
                 if error.errno != errno.EINVAL:  # the system does not know this kind of lock
                     raise
         fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except OSError as error:
+        if error.errno not in LOCKED:
+            raise
         return False
     return True
 

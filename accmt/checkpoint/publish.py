@@ -72,12 +72,21 @@ def require_writable(folder: Path) -> None:
     Raises:
         OSError: They cannot; the message names the folder by its last name.
     """
-    probe = folder / _name(TEMPORARY, "probe")
+    probe, renamed = (folder / _name(TEMPORARY, name) for name in ("probe", "renamed"))
+    done = "added to"
     try:
         probe.mkdir()
-        probe.rmdir()
+        try:
+            done = "renamed in"
+            probe.rename(renamed)
+        except OSError:
+            probe.rmdir()
+            raise
+        done = "deleted in"
+        renamed.rmdir()
     except OSError as error:
-        raise OSError(error.errno, f"nothing can be added to '{folder.name}' ({error.strerror})", str(folder)) from None
+        text = f"nothing can be {done} '{folder.name}' ({error.strerror})"
+        raise OSError(error.errno, text, str(folder)) from None
 
 
 def temporary_for(target: Path) -> Path:

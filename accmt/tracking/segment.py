@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accmt.config.foreign import MIB, open_regular
+from accmt.durable import LOCKED
 from accmt.rules.texts import masked, plain
 from accmt.tracking.entries import Entry, from_data
 from accmt.tracking.tracker import Resumption
@@ -296,8 +297,6 @@ def _lock(file: int) -> bool:
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in LOCKED
     return True

@@ -148,7 +148,7 @@ def test_what_fails_after_the_exchange_is_said(tmp_path, monkeypatch):
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
 @pytest.mark.parametrize("what", ["folders", "files"])
 def test_what_cannot_be_flushed_is_said_once(tmp_path, monkeypatch, code, what):
     fsync = os.fsync
@@ -178,6 +178,33 @@ def test_a_fault_is_not_taken_for_a_file_system_that_cannot(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match=os.strerror(code)):
         publish_one(tmp_path / "best", "new")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL])
+def test_a_folder_that_cannot_be_opened_is_one_that_cannot_be_flushed(tmp_path, monkeypatch, code):
+    opened = os.open
+
+    def fails(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise OSError(code, os.strerror(code))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.warns(UserWarning, match="cannot flush folders"):
+        publish_one(tmp_path / "best", "new")
+    assert publish.problem_of(tmp_path / "best") is None
+
+
+@pytest.mark.parametrize(("call", "done"), [("mkdir", "added to"), ("rename", "renamed in"), ("rmdir", "deleted in")])
+def test_where_folders_cannot_be_published_is_found_out_before(tmp_path, monkeypatch, call, done):
+    def fails(*arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    publish.require_writable(tmp_path)
+    monkeypatch.setattr(Path, call, fails)
+    with pytest.raises(OSError, match=rf"nothing can be {done} '{tmp_path.name}' \(Function not implemented\)"):
+        publish.require_writable(tmp_path)
+    assert len(hidden(tmp_path)) == (call == "rmdir")
 
 
 def published_by_child(parent, last):

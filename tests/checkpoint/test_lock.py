@@ -226,7 +226,7 @@ def test_what_is_written_in_the_file_of_a_lock_is_shown_only_if_it_is_what_belon
     lock.release()
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
 def test_a_file_system_without_locks_is_a_warning_and_on_the_same_machine_it_holds(tmp_path, monkeypatch, code):
     def fails(*arguments):
         raise OSError(code, "No locks available")
