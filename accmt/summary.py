@@ -62,9 +62,10 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
         given, done = ("epochs", hps.epochs), position.epoch
     name, wanted = given
     more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
+    wanted_more = "steps (max_steps)" if name == "max_steps" else name
     return (
-        f"nothing was done:{more} the training is finished already, after {position.epoch} epochs and "
-        f"{position.step} steps. Give more {'steps (max_steps)' if name == 'max_steps' else name} to continue, "
+        f"nothing was done:{more} the training is finished already, after {_epochs(position.epoch)} and "
+        f"{position.step} step{'s' * (position.step != 1)}. Give more {wanted_more} to continue, "
         f"or resume=False to start from scratch"
     )
 

@@ -40,7 +40,7 @@ from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
 
-_NOTE = "in the trial of the evaluation before the first step, which sanity_check=False leaves out"
+_NOTE = "in the trial evaluation before the first step (sanity_check=False leaves it out)"
 _LONGEST = 10.0
 # Errors that do not come from having few samples.
 _CERTAIN = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)

@@ -401,3 +401,12 @@ def test_fewer_epochs_and_a_finished_training_are_said(fit, said):
         assert line.endswith("or resume=False to start from scratch")
     assert len(fit(hps={"max_steps": 9}).seen) == 1
     assert said() == []
+
+
+def test_a_stop_that_holds_at_once_is_said_with_its_reason(fit, said):
+    fit()
+    assert fit(stop_when="step >= 4", hps={"epochs": 4}).seen == []
+    assert said()[-1] == (
+        "warning: nothing was done: the training stops where it is, at step 8: the condition 'step >= 4' holds. "
+        "Change what stops it to continue, or give resume=False to start from scratch"
+    )

@@ -77,7 +77,7 @@ def test_a_mistake_is_found_before_the_first_step(trainer, gives, metrics, error
     with pytest.raises(error[0], match=error[1]) as caught:
         training.fit(module, DATA, {"dev": DATA})
     assert module.steps == 0
-    assert "in the trial of the evaluation before the first step, which sanity_check=False leaves out" in (
+    assert "in the trial evaluation before the first step (sanity_check=False leaves it out)" in (
         caught.value.__notes__
     )
 
