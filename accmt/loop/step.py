@@ -249,6 +249,7 @@ class Stepper:
         if scheduler is None:
             return
         self._hooks.on_before_scheduler_step(scheduler)
+        self._trained.follow_groups()
         scheduler.step(*values)
         self._hooks.on_after_scheduler_step(scheduler)
 

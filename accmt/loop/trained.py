@@ -88,9 +88,7 @@ class Trained:
         Raises:
             RuntimeError: The engine cannot.
         """
-        if len(self._optimizer.param_groups) != self._groups:
-            self._groups = len(self._optimizer.param_groups)
-            _extend_scheduler(self._schedule.scheduler, self._optimizer.param_groups)
+        self.follow_groups()
         required = [parameter.requires_grad for parameter in self._parameters]
         if required == self._required:
             return
@@ -104,6 +102,12 @@ class Trained:
         if self._wrapper is not None:
             wrap_again(self._wrapper)
             self._wrapped = self._known()
+
+    def follow_groups(self) -> None:
+        """Let the scheduler follow groups that were added to the optimizer, before it steps."""
+        if len(self._optimizer.param_groups) != self._groups:
+            self._groups = len(self._optimizer.param_groups)
+            _extend_scheduler(self._schedule.scheduler, self._optimizer.param_groups)
 
     def held(self) -> list[nn.Parameter]:
         """Those that the optimizer holds and that require a gradient."""
@@ -159,8 +163,7 @@ class Trained:
             return
         if self._beside.extend is not None:
             self._beside.extend(new)
-            self._groups = len(self._optimizer.param_groups)
-            _extend_scheduler(self._schedule.scheduler, self._optimizer.param_groups)
+            self.follow_groups()
         else:
             ids = {id(parameter) for parameter in new}
             names = [name for name, value in self._model.named_parameters() if id(value) in ids]

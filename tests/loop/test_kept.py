@@ -277,6 +277,27 @@ def test_what_nobody_would_train_is_an_error(fit, kind):
         fit("model", kind)
 
 
+class Late(Callback):
+    """Adds a group after the forward pass, when the scheduler has yet to step."""
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.state.global_step == 5:
+            optimizer.add_param_group({"params": list(self.module.model.a.parameters()), "lr": 0.01})
+
+
+class Bare(Module):
+    def get_optimizer(self):
+        return torch.optim.SGD(self.model.b.parameters(), lr=0.1)
+
+
+def test_a_group_that_is_added_before_the_scheduler_steps(fit):
+    hps = {"scheduler": {"type": "LinearWithWarmup", "num_warmup_steps": 1}}
+    whole = fit("whole", Bare, Late(), hps=hps)
+    fit("cut", Bare, Late(), cut=7, hps=hps)
+    again = fit("cut", Bare, Late(), hps=hps)
+    assert all(map(torch.equal, again.model.state_dict().values(), whole.model.state_dict().values()))
+
+
 class Parted(Module):
     """What is left out of the optimizer on purpose: a part of the model, and what the module trains by itself."""
 
