@@ -155,6 +155,7 @@ def plan(
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
+    module.tracker = NoTracker()  # whoever fails from here on closes it
     record = _record(plan)
     if checkpoint is not None:
         know_data(record, plan.data, accelerator.device)
@@ -162,7 +163,6 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         check_data(record, plan.position, checkpoint.path)
     main = accelerator.is_main_process
     module.state, module.device, module.accelerator = state, accelerator.device, accelerator
-    module.tracker = NoTracker()
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
     configure(accelerator, options.data.batch_size, options.step.clip_grad, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model)
