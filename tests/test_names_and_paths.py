@@ -156,6 +156,13 @@ def test_a_home_of_nobody(home, arguments):
         Trainer(HPS, **arguments)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("argument", ["model_path", "logging_dir"])
+def test_a_name_that_no_path_can_have(home, argument, name):
+    with pytest.raises(ConfigError, match=f"{argument}: .*holds a character that no path can have"):
+        Trainer(HPS, **{"model_path": "m", "log_with": "tensorboard", argument: name})
+
+
 def test_a_current_folder_that_is_gone(home):
     os.rmdir(os.getcwd())
     with pytest.raises(ConfigError, match="model_path: 'model' is relative, and the current folder is gone"):

@@ -14,9 +14,12 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     """The absolute path: `~` is the home of the user, and what is relative begins at the current folder. Links stay.
 
     Raises:
-        ValueError: There is no such user, or the current folder is gone; the message is for the argument.
+        ValueError: There is no such user, or the current folder is gone, or no path can have this name; the message is
+            for the argument.
     """
     expanded = os.path.expanduser(path)
+    if not _can_be_named(expanded):
+        raise ValueError(f"'{expanded}' holds a character that no path can have: leave it out")
     if expanded.startswith("~"):
         name = expanded.partition("/")[0]
         raise ValueError(f"'{expanded}': there is no user {name[1:]}; a folder of this name is './{expanded}'")
@@ -42,3 +45,10 @@ def resolved_address(address: str) -> str:
     """
     match = _SQLITE.fullmatch(address)
     return address if match is None else f"{match['scheme']}:///{resolved(match['file'])}{match['rest']}"
+
+
+def _can_be_named(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False

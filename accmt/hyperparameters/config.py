@@ -77,13 +77,15 @@ def hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
 
 
 def _parsed(document: Mapping[Any, Any], source: str, read: Callable[[Any], Any] = lambda value: value) -> Config:
-    """Check the whole document, so that all mistakes are told at once. `read` reads the arguments of factories."""
+    """Check the whole document, so that all mistakes are told at once. `read` reads the arguments of factories
+    and the limits of rules."""
     sectioned = "hps" in document
     hps = document.get("hps", {}) if sectioned else {key: document[key] for key in document if key != "rules"}
     problems: list[Problem] = []
     if sectioned:
         problems += [problem for key in document if (problem := _misplaced(key)) is not None]
     rules, found = rules_of(document)
+    rules = _with_limits(rules, read)
     problems += found
     if isinstance(hps, Mapping):
         fields, places, found = _hyperparameters(hps, "hps." if sectioned else "", read)
@@ -115,6 +117,21 @@ def _with_number(value: Any) -> Any:
     if isinstance(value, str):
         return float(value) if _SCIENTIFIC.fullmatch(value) else value
     return type(value)(map(_with_number, value)) if type(value) in (list, tuple) else value
+
+
+def _with_limits(rules: dict[Any, Any], read: Callable[[Any], Any]) -> dict[Any, Any]:
+    """The section `rules` with the limits of those that save read as numbers."""
+    save = rules.get("save")
+    if not isinstance(save, list | tuple):
+        return rules
+    limits = ("saving_below", "saving_above")
+    entries = [
+        {key: read(value) if key in limits else value for key, value in entry.items()}
+        if isinstance(entry, Mapping)
+        else entry
+        for entry in save
+    ]
+    return {**rules, "save": entries}
 
 
 def _hyperparameters(

@@ -44,8 +44,11 @@ def from_text(value: float | str) -> float:
     """The number that `to_text` wrote.
 
     Raises:
-        ValueError: A text that stands for no number.
+        ValueError: A text that stands for no number, or a whole number that is too large.
     """
     if isinstance(value, str) and value not in _TEXTS:
         raise ValueError(f"{value!r} is not a number; the texts for numbers are {', '.join(_TEXTS)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{value!r:.20}... is too large") from None

@@ -293,8 +293,11 @@ def test_numbers_that_pyyaml_reads_as_text():
         {
             "optimizer": {"type": "Adam", "lr": "1e-3", "betas": ["9E-1", 0.5], "no_decay": ["1e3"]},
             "scheduler": {"type": "ConstantWithWarmup", "num_warmup_steps": "1e2"},
+            "rules": {"save": ["best_valid_loss", {"rule": "worst", "name": "1e3", "saving_below": "1e-1"}]},
         }
     )
+    limited = {"rule": "worst", "name": "1e3", "saving_below": 0.1}
+    assert config.rules == {"save": ["best_valid_loss", limited]}
     assert config.hps.optim_kwargs == {"lr": 1e-3, "betas": [0.9, 0.5], "no_decay": ["1e3"]}
     assert config.hps.scheduler_kwargs == {"num_warmup_steps": 100.0}
     assert config.problems() == []

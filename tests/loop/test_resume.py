@@ -1,5 +1,6 @@
 """A training that is interrupted anywhere and started again ends bit by bit as if nothing had happened."""
 
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from accmt import AcceleratorModule, Callback, FunctionMetric, set_seed
 from accmt.checkpoint.checkpoints import NoCheckpoint
+from accmt.checkpoint.contents import Mismatch
 
 
 class PowerCut(BaseException):
@@ -432,6 +434,25 @@ def test_a_damaged_checkpoint_is_passed_over(trainer, regression, data, capsys):
     assert capsys.readouterr().out.count(said) == 1
     assert again.state.global_step == 4
     assert newest.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [({"schema": 99}, "update accmt to continue from it"), ({"position": None}, "cannot be")],
+)
+def test_a_checkpoint_that_cannot_be_read_is_said_and_not_what_fails_then(trainer, regression, data, change, text):
+    """Its files are whole, so it is trusted: another version wrote it, or somebody else."""
+    trainer(epochs=1).fit(regression(), data(8))
+    training = trainer(epochs=2)
+    [folder] = (training.model_path / "checkpoints").iterdir()
+    file = folder / "trainer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    listed = json.loads((folder / "MANIFEST.json").read_text())
+    content = file.read_bytes()
+    listed["files"]["trainer.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "MANIFEST.json").write_text(json.dumps(listed))
+    with pytest.raises((Mismatch, NoCheckpoint), match=text):
+        training.fit(regression(), data(8))
 
 
 def test_changed_rules_are_said(trainer, regression, data, capsys):

@@ -132,12 +132,13 @@ def test_damaged_lines_are_passed_over_and_counted(outbox_for, folder):
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = b"\0" * 20 + b"\n"
     lines[3] = b'{"time": 1, "step": "two", "values": {"loss": 1.0}}\n'
+    lines[3] += b'{"time": 1, "step": 2, "values": {"loss": 1%s}}\n' % (b"0" * 400)
     lines.insert(4, b"[]\n")
     lines.insert(5, b'{"sent": "x"}\n{"time": 1, "status": "ASLEEP"}\n{"what": 1}\n')
     path.write_bytes(b"".join(lines))
     found = outbox_for("mine")
     assert read(found) == [ENTRIES[1], *ENTRIES[3:]]
-    assert found.unreadable == 5
+    assert found.unreadable == 6
 
 
 @pytest.mark.parametrize(
