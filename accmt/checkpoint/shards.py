@@ -6,6 +6,7 @@ shards-<rank>.json          of which tensor each is a part: its whole shape, and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from accmt.checkpoint.files import Files
 from accmt.checkpoint.strict import as_json, read_json
@@ -25,6 +26,16 @@ _NAME = "shards-{rank}"
 def is_shared_out(tensor: Any) -> bool:
     """Whether a tensor is one of those (a DTensor) of which each process has a part."""
     return hasattr(tensor, "device_mesh")
+
+
+def share_out_again(model: nn.Module) -> None:
+    """Give a model its parameters back: after a forward pass FSDP may leave whole tensors in their places, which no
+    optimizer holds, until the next backward pass. To be called between passes."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes long to import, and was where a model is in it
+    if fsdp is not None:
+        for part in model.modules():
+            if isinstance(part, fsdp.FSDPModule):
+                part.reshard()
 
 
 def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
