@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from accmt.checkpoint.files import Files
+from accmt.checkpoint.files import Files, aliases_of
 from accmt.checkpoint.strict import as_json, read_json
 
 _NAME = "shards-{rank}"
@@ -138,12 +138,13 @@ class Shards:
         with ExitStack() as stack:
             for part in self.parts[name]:
                 file = stack.enter_context(safe_open(part.file, framework="pt", device="cpu"))
-                piece = file.get_slice(name)
+                stored = aliases_of(file).get(name, name)
+                piece = file.get_slice(stored)
                 overlap = _overlap(part.offset, tuple(piece.get_shape()), offset, shape)
                 if overlap is None and result is not None:
                     continue
                 theirs, mine = overlap or ((slice(0, 0),) * len(shape), None)
-                values = piece[theirs] if shape else file.get_tensor(name)
+                values = piece[theirs] if shape else file.get_tensor(stored)
                 if result is None:
                     result = torch.empty(shape, dtype=values.dtype)
                 if mine is not None:
