@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -73,8 +74,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
         # Copies: what the file gives lies at odd addresses, where sums round otherwise than in the training before.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+        aliases = aliases_of(file)
     return tensors | {name: tensors[original] for name, original in aliases.items()}
+
+
+def aliases_of(file: Any) -> dict[str, str]:
+    """The names in an open file of tensors that were written under another one, and that other one."""
+    aliases: dict[str, str] = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+    return aliases
 
 
 def identity_of(tensor: Tensor) -> tuple[object, ...]:

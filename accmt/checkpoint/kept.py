@@ -18,6 +18,7 @@ from accmt.checkpoint.attributes import Attributes, attributes_of, has_state
 from accmt.checkpoint.modes import Modes
 from accmt.checkpoint.names import as_expected, by_own_name, by_plain_name, plain_name
 from accmt.checkpoint.optimizer import NamedOptimizer
+from accmt.checkpoint.shards import share_out_again
 
 _SHARED = (Optimizer, LRScheduler, torch.amp.GradScaler)
 
@@ -46,6 +47,7 @@ class Kept:
 
     def parameters(self) -> dict[str, Tensor]:
         """All parameters by name, those of the model as `model.<name>`."""
+        share_out_again(self._model)
         own = {f"model.{plain_name(self._model, name)}": value for name, value in self._model.named_parameters()}
         return {**own, **self.found().parameters()}
 

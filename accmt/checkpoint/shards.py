@@ -6,6 +6,7 @@ shards-<rank>.json          of which tensor each is a part: its whole shape, and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from accmt.checkpoint.files import Files
+from accmt.checkpoint.files import Files, aliases_of
 from accmt.checkpoint.strict import as_json, read_json
 
 _NAME = "shards-{rank}"
@@ -25,6 +26,16 @@ _NAME = "shards-{rank}"
 def is_shared_out(tensor: Any) -> bool:
     """Whether a tensor is one of those (a DTensor) of which each process has a part."""
     return hasattr(tensor, "device_mesh")
+
+
+def share_out_again(model: nn.Module) -> None:
+    """Give a model its parameters back: after a forward pass FSDP may leave whole tensors in their places, which no
+    optimizer holds, until the next backward pass. To be called between passes."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes long to import, and was where a model is in it
+    if fsdp is not None:
+        for part in model.modules():
+            if isinstance(part, fsdp.FSDPModule):
+                part.reshard()
 
 
 def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
@@ -127,12 +138,13 @@ class Shards:
         with ExitStack() as stack:
             for part in self.parts[name]:
                 file = stack.enter_context(safe_open(part.file, framework="pt", device="cpu"))
-                piece = file.get_slice(name)
+                stored = aliases_of(file).get(name, name)
+                piece = file.get_slice(stored)
                 overlap = _overlap(part.offset, tuple(piece.get_shape()), offset, shape)
                 if overlap is None and result is not None:
                     continue
                 theirs, mine = overlap or ((slice(0, 0),) * len(shape), None)
-                values = piece[theirs] if shape else file.get_tensor(name)
+                values = piece[theirs] if shape else file.get_tensor(stored)
                 if result is None:
                     result = torch.empty(shape, dtype=values.dtype)
                 if mine is not None:

@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from accmt.checkpoint.attributes import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
+from accmt.checkpoint.shards import share_out_again
 from accmt.checkpoint.together import Failed
 from accmt.loop.engines import holds_replicas, is_sharded
 from accmt.loop.exclusive import evaluating
@@ -118,6 +119,7 @@ def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         with untouched_random_state(module.device), torch.no_grad():
             yield
     finally:
+        share_out_again(model)  # hooks that freeze something find what is trained
         for part, is_training in modes:
             part.training = is_training
         module.model, module._training_metrics = used, training

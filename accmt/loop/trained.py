@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from accmt.channel import warn
+from accmt.checkpoint.shards import share_out_again
 from accmt.config.errors import ConfigError, Problem
 from accmt.loop.engines import is_deepspeed
 from accmt.loop.replicas import wrap_again
@@ -78,6 +79,7 @@ class Trained:
 
     def look(self) -> None:
         """Look which parameters the model has now."""
+        share_out_again(self._model)
         parameters = list(self._model.parameters())
         if len(parameters) != len(self._parameters) or any(map(_is_not, parameters, self._parameters)):
             self._parameters, self._required = parameters, []

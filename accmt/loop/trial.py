@@ -162,8 +162,8 @@ def _compute(tried: _Tried, gatherers: Mapping[Metric, Gatherer], key: str) -> N
     device = PartialState().device
     agreed_values({}, wrong, device)
     texts = everywhere(lambda: {name: f"{type(e).__name__}: {e}" for name, e in tried.failures.items()})
-    for name, text in (item for found in texts for item in found.items()):
-        tried.failures.setdefault(name, Failed(text))
+    for rank, name, text in ((rank, *item) for rank, found in enumerate(texts) for item in found.items()):
+        tried.failures.setdefault(name, Failed(f"process {rank}: {text}"))
 
 
 def _check_call(metric: Metric, arguments: tuple[Any, ...], key: str) -> None:

@@ -36,6 +36,7 @@ from accmt import AcceleratorModule, Callback, ExtendedAcceleratorModule, Functi
 
 torch.set_num_threads(1)
 rank = int(os.environ.get("RANK", "0"))
+whole = []
 
 
 class Model(nn.Module):
@@ -84,11 +85,16 @@ class ByHand(ExtendedAcceleratorModule, Module):
 
 
 class Outcome(Callback):
-    """What every process decided."""
+    """What every process decided, and for each evaluation which parameters were not shared out when it had ended."""
+
+    def on_evaluation_end(self):
+        named = self.module.model.named_parameters()
+        whole.append([name for name, value in named if not hasattr(value, "device_mesh")])
 
     def on_fit_end(self):
         decisions = [decision.to_json() for decision in self.trainer.decisions]
-        Path(f"{folder}-rank{rank}.json").write_text(json.dumps({"decisions": decisions}))
+        found = {"decisions": decisions, "whole": whole}
+        Path(f"{folder}-rank{rank}.json").write_text(json.dumps(found))
 
 
 def make(number, seed):

@@ -145,6 +145,18 @@ def test_a_killed_training_goes_on_bit_by_bit(trained, cut_short, engine):
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
+def test_parameters_that_fsdp_puts_in_the_place_of_others(trained):
+    """Those of an evaluation are neither taken for new ones, which the optimizer would get too, nor found by hooks."""
+    folder = trained("fsdp2")
+    found = json.loads(Path(f"{folder}-rank0.json").read_text())["whole"]
+    assert found == [[], [], []]
+    for checkpoint in Checkpoints(folder).all():
+        state = json.loads((checkpoint.path / "trainer.json").read_text())["parts"]["optimizer"]
+        (group,) = state["param_groups"]
+        names = [f"model.{layer}.{name}" for layer in ("first", "norm", "last") for name in ("weight", "bias")]
+        assert group["params"] == state["start"] == names
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_what_fsdp_shared_out_is_read_by_any_number(cut_short, processes):
     """The weights and the optimizer that another number of processes takes up are those that were written."""

@@ -107,7 +107,7 @@ def test_a_checkpoint_cannot_be_written(tally, trial, how):
 
 @pytest.mark.parametrize("how", ["at once", "in the background"])
 def test_two_checkpoints_in_a_row_cannot_be_written(tally, trial, how):
-    expected = trial().finish()
+    expected = trial(checkpoint_async=how == "in the background").finish()  # a checkpoint holds how it was made
     case = f"two checkpoints in a row cannot be written {how}"
     for attempt in tally(case, small=5, full=50):
         with attempt:
