@@ -49,6 +49,7 @@ def _parts(things: Iterable[Any]) -> list[Any]:
     found: dict[int, Any] = {}
     for thing in things:
         for value in (thing, *vars(thing).values()):
+            value = value.__self__ if isinstance(value, MethodType) else value
             if isinstance(value, nn.Module):
                 found |= {id(layer): layer for layer in value.modules()}
             elif value is thing or _is_of_user(value):
@@ -57,7 +58,7 @@ def _parts(things: Iterable[Any]) -> list[Any]:
 
 
 def _is_of_user(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not callable(value) and not _is_of_library(type(value))
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not _is_of_library(type(value))
 
 
 def _is_of_library(kind: type) -> bool:

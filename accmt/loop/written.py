@@ -129,12 +129,17 @@ class _Losses(Written):
     evaluation: Interval
 
 
+class _Reading(Written):
+    reading: dict[str, Any]
+    generators: dict[str, Any]
+
+
 class Process(Written):
     """What a process alone knows: see `checkpointer._own`."""
 
     losses: _Losses
     training: dict[str, Interval] = Field(default_factory=dict)
-    data: dict[str, Any] | None
+    data: _Reading | None
     objects: dict[str, Any] = Field(default_factory=dict)
 
 

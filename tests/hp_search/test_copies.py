@@ -95,7 +95,7 @@ def test_metrics_with_a_state(regression, data):
     )
     assert values(searching, objective="best_error") == [1.0] * 3
     assert len(set(values(searching, objective="best_kept"))) == 1
-    assert growing._function.calls == 0
+    assert growing.function.calls == 0
     assert error._update_count == 0
 
 
