@@ -49,7 +49,6 @@ def _parts(things: Iterable[Any]) -> list[Any]:
     found: dict[int, Any] = {}
     for thing in things:
         for value in (thing, *vars(thing).values()):
-            value = value.__self__ if isinstance(value, MethodType) else value
             if isinstance(value, nn.Module):
                 found |= {id(layer): layer for layer in value.modules()}
             elif value is thing or _is_of_user(value):
