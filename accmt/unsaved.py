@@ -37,7 +37,7 @@ def unsaved(module: Any, callbacks: Sequence[Any], kept: Kept) -> list[str]:
     names = [] if "module" in kept.objects() else [n for n in _carried(module, True) if n not in known]
     listed = [f"{type(module).__name__}.{name}" for name in names]
     for callback in callbacks:
-        if not has_state(callback):
+        if not has_state(callback) and not type(callback).__module__.startswith("accmt."):
             listed += [f"{type(callback).__name__}.{name}" for name in _carried(callback, False)]
     if not listed:
         return []
@@ -60,8 +60,10 @@ def _carried(owner: Any, is_module: bool) -> list[str]:
 
 
 def _is_network(owner: Any, name: str) -> bool:
+    if isinstance(inspect.getattr_static(owner, name, None), property):
+        return True  # not asked for: before the training it may have nothing to answer with
     value = getattr(owner, name, None)
-    return isinstance(value, nn.Module) or has_state(value) or isinstance(getattr(type(owner), name, None), property)
+    return isinstance(value, nn.Module) or has_state(value)
 
 
 def _methods(kind: type, roots: Sequence[str]) -> Iterator[Callable[..., Any]]:

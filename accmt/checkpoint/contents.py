@@ -183,8 +183,8 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[s
         states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
     weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
     _load_states(named, states)  # these can refuse what is no state of theirs, and the model cannot any more
-    parts.model.load_state_dict(by_own_name(parts.model, weights))
     _keep(parts, networks, beside)
+    parts.model.load_state_dict(by_own_name(parts.model, weights))
     return notes
 
 

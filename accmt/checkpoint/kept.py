@@ -114,7 +114,14 @@ class Kept:
         return here, as_expected(there, here)
 
     def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
-        """Load the networks that are there, which fit, and remember the rest for `begin`."""
+        """Load the networks that are there, which fit, and remember the rest for `begin`.
+
+        Raises:
+            ValueError: What is remembered are no buffers.
+        """
+        for name, value in shared["modes"]["buffers"].items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"the buffer {name} is {value!r:.100}")
         self._pending |= {"networks": dict(weights), **shared}
         self.load_networks(weights, shared["extra"])
 

@@ -79,7 +79,7 @@ class Modes:
             else:
                 way, _, key = name.rpartition(".")
                 owner = parts.get(way)  # type: ignore[assignment]
-                if owner is None or hasattr(owner, key):
+                if owner is None or not key or hasattr(owner, key):
                     continue
                 device = next((one.device for one in (*owner.parameters(), *owner.buffers())), torch.device("cpu"))
                 owner.register_buffer(key, value.to(device), persistent=False)

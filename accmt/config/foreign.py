@@ -99,7 +99,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"{path.name} has {size:,} bytes, and at most {most:,} are read")
-        return file.read(most)
+        return file.read(size)  # not `most`: as much memory as is asked for is taken at once
 
 
 def _entries(path: Path) -> Iterator[Path]:

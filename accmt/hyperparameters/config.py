@@ -30,6 +30,7 @@ from accmt.hyperparameters.values import HyperParameters
 
 # As in config/yaml_text: PyYAML wants a point in such a number, and a sign behind the e.
 _SCIENTIFIC = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+_DEEPEST = 16  # lists in lists that numbers are looked for in: no argument has as many
 _SECTIONS = ("hps", "rules")
 _EXAMPLES = {"optimizer": "type: AdamW", "scheduler": "type: LinearWithWarmup"}
 _KWARGS = {"optimizer": "optim_kwargs", "scheduler": "scheduler_kwargs"}
@@ -112,11 +113,12 @@ def _misplaced(key: object) -> Problem | None:
     return Problem(str(key), unknown_key(key, _SECTIONS)) if near else None
 
 
-def _with_number(value: Any) -> Any:
+def _with_number(value: Any, depth: int = _DEEPEST) -> Any:
     """The value with the texts in it as numbers that YAML takes for numbers and PyYAML does not."""
     if isinstance(value, str):
         return float(value) if _SCIENTIFIC.fullmatch(value) else value
-    return type(value)(map(_with_number, value)) if type(value) in (list, tuple) else value
+    is_looked_into = type(value) in (list, tuple) and depth
+    return type(value)(_with_number(item, depth - 1) for item in value) if is_looked_into else value
 
 
 def _with_limits(rules: dict[Any, Any], read: Callable[[Any], Any]) -> dict[Any, Any]:

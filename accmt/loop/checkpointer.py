@@ -25,12 +25,12 @@ from accmt.checkpoint.rng import check_random_state, random_state
 from accmt.checkpoint.space import require_space
 from accmt.checkpoint.staging import Staging
 from accmt.checkpoint.together import Failed, everywhere, on_main
+from accmt.loop import written
 from accmt.loop.compare import compare, finished_on, other_data
-from accmt.loop.position import COUNTERS, Position
+from accmt.loop.position import Position
 from accmt.loop.processes import side_group
 from accmt.loop.run import Run
 from accmt.rules import Decision
-from accmt.rules.jsonable import count_from
 from accmt.states import TrainingState
 from accmt.tracking import journal
 from accmt.tracking.tracker import check_state
@@ -243,31 +243,14 @@ def tracker_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "elapsed": (float, int),
-    "nan_reported": (list,),
-    "tracker": (dict,),
-    "data_seed": (int,),
-    "steps_per_epoch": (int, type(None)),
-}
-
-
 def _check(trainer: Mapping[str, Any]) -> None:
     """Find out whether what all processes share is of the kinds that `_trainer` writes.
 
     Raises:
-        KeyError, ValueError, TypeError: Something is missing, or of another kind.
+        ValueError: Something is missing, or of another kind.
     """
-    counts = [trainer[name] for name in ("history", "decisions", "processes")]
-    counts += [trainer["position"][name] for name in COUNTERS]
-    for count in counts:
-        count_from(count)
-    for name, kinds in _KINDS.items():
-        if type(trainer[name]) not in kinds:
-            raise ValueError(f"{name} is {trainer[name]!r:.100}")
+    written.check_written(written.Trainer, trainer)
     check_state(trainer["tracker"])
-    if not all(type(name) is str for name in trainer["nan_reported"]):
-        raise ValueError(f"nan_reported is {trainer['nan_reported']!r:.100}")
 
 
 def _take_up_objects(run: Run, own: Own | None, first: Own | None) -> None:
@@ -281,6 +264,9 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None, first: Own |
     """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
     the data."""
     notes: list[str] = []
+    for one in (own, first):
+        if one is not None:
+            written.check_written(written.Process, one.process)
     run.position.restore(trainer["position"], trainer["processes"])
     run.position.stopwatch.set(trainer["elapsed"])
     run.is_settled = trainer.get("settled", True)

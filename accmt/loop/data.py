@@ -23,6 +23,7 @@ from accmt.loop.in_memory import is_ready
 from accmt.loop.reading import Place, Reader, ReaderState
 from accmt.loop.unit import BATCHES, Unit, unit_in_words, unit_of
 from accmt.loop.workers import ADVICE, forks, main_is_unguarded
+from accmt.loop.written import check_written
 
 Collate = Callable[[list[Any]], Any]
 
@@ -205,7 +206,7 @@ class TrainingData:
         Raises:
             ValueError: `state` gives no such thing.
         """
-        _State.model_validate(state)
+        check_written(_State, state)
         if len(state["seeds"]) == len(self._own_seeds):
             self._own_seeds = list(state["seeds"])
         if state["processes"] != PartialState().num_processes:

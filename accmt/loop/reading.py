@@ -12,7 +12,6 @@ from weakref import ref
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from pydantic import BaseModel, ConfigDict
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -34,6 +33,7 @@ from accmt.loop.sharding import check_workers, warn_of_differences
 from accmt.loop.sizes import Sizes
 from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import end_workers, outlast_signals
+from accmt.loop.written import Written
 
 # Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
 SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
@@ -41,19 +41,15 @@ _PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
 
 
-class Moment(BaseModel):
+class Moment(Written):
     """What a state knows of a moment: of the start of an epoch, or of the place where it was taken."""
-
-    model_config = ConfigDict(strict=True)
 
     generators: dict[str, Any]
     samplers: list[Any] | None
 
 
-class ReaderState(BaseModel):
+class ReaderState(Written):
     """The kinds of what `Reader.state` gives, for states that were read from a file."""
-
-    model_config = ConfigDict(strict=True)
 
     workers: int
     loader: Any

@@ -57,7 +57,7 @@ def _parts(things: Iterable[Any]) -> list[Any]:
 
 
 def _is_of_user(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not callable(value) and not _is_of_library(type(value))
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not _is_of_library(type(value))
 
 
 def _is_of_library(kind: type) -> bool:

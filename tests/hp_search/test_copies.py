@@ -81,7 +81,7 @@ def test_trials_with_the_same_values_are_the_same(regression, data, name):
 
 def test_metrics_with_a_state(regression, data):
     """One that is never reset, and that of torchmetrics: the objects that were given stay as they were."""
-    growing = FunctionMetric("error", Growing())
+    growing = FunctionMetric("error", Growing(), greater_is_better=False)
     error = torchmetrics.MeanSquaredError()
     kept = TorchMetric("kept", error, greater_is_better=False)
 
@@ -95,7 +95,7 @@ def test_metrics_with_a_state(regression, data):
     )
     assert values(searching, objective="best_error") == [1.0] * 3
     assert len(set(values(searching, objective="best_kept"))) == 1
-    assert growing._function.calls == 0
+    assert growing.function.calls == 0
     assert error._update_count == 0
 
 
@@ -163,7 +163,10 @@ def test_what_cannot_be_copied_is_named_before_the_first_trial(regression, data)
         make,
         data(16),
         data(8, 1),
-        [FunctionMetric("error", Growing()), FunctionMetric("other", partial(max, threading.Lock()))],
+        [
+            FunctionMetric("error", Growing(), greater_is_better=False),
+            FunctionMetric("other", partial(max, threading.Lock()), greater_is_better=False),
+        ],
         callback=[Callback(), Locked()],
         dataloader_num_workers=0,
     )

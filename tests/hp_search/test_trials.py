@@ -268,7 +268,7 @@ def test_with_a_model_path_each_trial_has_a_folder(search, tmp_path, witness):
         assert not (folder / "checkpoints").exists()
 
 
-def test_trials_save_when_they_are_told_to(search, tmp_path, regression, witness):
+def test_trials_save_when_they_are_told_to(search, tmp_path, regression, witness, capsys):
     searching = three_epochs(
         search(model_path=str(tmp_path / "runs"), disable_model_saving=False, enable_checkpointing=True)
     )
@@ -282,6 +282,7 @@ def test_trials_save_when_they_are_told_to(search, tmp_path, regression, witness
     again = searching.optimize(n_trials=1)
     assert again.best_value == study.best_value
     assert [len(training["rates"]) for training in witness.trainings] == [6, 6]  # no checkpoint is continued from
+    assert "Reporter" not in capsys.readouterr().out  # what the search adds to a training is nobody's to mend
 
 
 def test_trials_differ_in_their_values_only(search, witness, regression):
