@@ -171,13 +171,13 @@ def test_what_nobody_knows_is_asked_for(trainer, make):
 
     text = "the number of samples in a batch is not known, and mean losses are weighted by it"
     with pytest.raises(ValueError, match=text):
-        trainer().evaluate(Own(valid=make), [pairs()])
+        trainer().evaluate(Own(valid=make), {"0": pairs()})
     stepped = Own(make)
     before = stepped.model.weight.clone()
     with pytest.raises(ValueError, match=text):
         trainer("b", quiet=True).fit(stepped, None)
     assert torch.equal(stepped.model.weight, before)
-    assert trainer().evaluate(Says(valid=make), [pairs()])["0"]["valid_loss"] in (1.5, 6.5)
+    assert trainer().evaluate(Says(valid=make), {"0": pairs()})["0"]["valid_loss"] in (1.5, 6.5)
 
 
 @pytest.mark.parametrize("size", [4, 10])
