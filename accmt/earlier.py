@@ -40,6 +40,8 @@ ARGUMENTS: Mapping[str, str] = {
     "scale_learning_rate": _ALWAYS.format("give the learning rate itself in the hyperparameters"),
     "dataloader_workers": "give dataloader_num_workers",
     "seed": "call accmt.set_seed before",
+    "accelerator": _ALWAYS.format("the trainer makes it; a module has it as self.accelerator while it is trained"),
+    "comparator": "give greater_is_better to the metric",
 }
 """Arguments of the trainer."""
 

@@ -5,6 +5,7 @@ training that was continued would not end bit by bit as one that was not. So tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -48,16 +49,18 @@ def wrap_again(model: DistributedDataParallel) -> None:
         model.require_backward_grad_sync = False  # nothing to average, and nothing to wait for
         return
     is_training = model.training
-    new = DistributedDataParallel(
-        model.module,
-        device_ids=model.device_ids,
-        output_device=model.output_device,
-        process_group=model.process_group,
-        broadcast_buffers=model.broadcast_buffers,
-        find_unused_parameters=model.find_unused_parameters,
-        gradient_as_bucket_view=model.gradient_as_bucket_view,
-        static_graph=model.static_graph,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of arguments that are those of the first wrapper
+        new = DistributedDataParallel(
+            model.module,
+            device_ids=model.device_ids,
+            output_device=model.output_device,
+            process_group=model.process_group,
+            broadcast_buffers=model.broadcast_buffers,
+            find_unused_parameters=model.find_unused_parameters,
+            gradient_as_bucket_view=model.gradient_as_bucket_view,
+            static_graph=model.static_graph,
+        )
     model.__dict__.update(new.__dict__)
     model.training = is_training
     settle_buckets(model)
