@@ -95,6 +95,8 @@ def uncalled(module: AcceleratorModule, callbacks: Sequence[Callback], collates:
             warnings.append(f"{type(module).__name__}.{name} is never called by the trainer: {hint}")
     for callback in callbacks:
         for kind, name, _ in _methods(callback, Callback):
+            if name in _STATE:
+                continue
             near = _OF_CALLBACKS.get(name) or _near(name, (*HOOKS, *_STATE))
             if near or name.startswith("on_"):
                 hint = f"write {near}" if near else "there is no such hook (see accmt.callbacks.Callback)"
