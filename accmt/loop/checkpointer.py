@@ -37,7 +37,7 @@ from accmt.tracking.tracker import check_state
 
 
 class DiskCheckpointer:
-    """Makes checkpoints on the disk.
+    """Maker of checkpoints on disk.
 
     When writing in the background, the loop waits only until the state is copied. A thread writes one checkpoint at a
     time; its success or failure is reported at the next step, checkpoint or end of the training.
@@ -130,7 +130,7 @@ class DiskCheckpointer:
         target = self._checkpoints.next(run.position.step)
         target.parent.mkdir(parents=True, exist_ok=True)
         require_space(target.parent, size)
-        run.flush_journals()  # their lines are counted in the checkpoint
+        run.flush_journals()  # the checkpoint records their number of lines
         return target, publish.temporary_for(target)
 
     def _write(self, writing: _Writing, files: Files, target: Path, temporary: Path) -> None:
@@ -196,7 +196,7 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
 
     Raises:
         Mismatch: The checkpoint belongs to another training; nothing was changed.
-        ConfigError: It ends a training on other data, or the current settings cannot continue from it.
+        ConfigError: It is the end of a training on other data, or the current settings cannot continue from it.
         NoCheckpoint: Its contents are not those of a checkpoint; neither model nor folder was changed.
     """
     with contents.understood(folder):

@@ -185,8 +185,8 @@ class TrainingData:
     def state(self) -> dict[str, Any]:
         """Return what this process needs, besides epoch and batch, to resume after the windows taken so far.
 
-        It consists of numbers, strings, tensors, arrays and containers of them, provided that the states of the loader
-        and the dataset do.
+        It consists of numbers, strings, tensors, arrays and containers of them, provided that the states of loader and
+        dataset do.
         """
         if self._resumed is not None:
             return dict(self._resumed)

@@ -26,7 +26,7 @@ END = object()
 
 
 def mixed(*parts: int | str) -> int:
-    """Derive a seed such that neither it nor its neighbours follow from other parts."""
+    """Derive a seed from parts; other parts give neither this seed nor one near it."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 

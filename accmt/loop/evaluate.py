@@ -101,7 +101,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
-    """Switch the model and the networks beside it to evaluation mode.
+    """Switch the model and the networks beside it to evaluation mode in the block.
 
     Replicas use the buffers (such as running statistics) of the main process, because that is the model that is saved.
     """

@@ -31,16 +31,14 @@ _NOTE = (
 
 
 class PeerFailed(SystemExit):
-    """Exit because another process failed first and shows its error. If not caught, this process exits with status
-    1."""
+    """Exit, because another process failed first and shows its error; if not caught, with status 1."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
 
 class Failures:
-    """Failures among the processes of one training; trainings are numbered, so that each has its own keys in the
-    store."""
+    """Failures of one training's processes; trainings are numbered to keep their keys in the store apart."""
 
     def __init__(self) -> None:
         number = next(_numbers)

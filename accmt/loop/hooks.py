@@ -63,7 +63,7 @@ def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Call
 
 @contextmanager
 def noted(where: str, state: TrainingState) -> Iterator[None]:
-    """Note in an exception raised in the block where it was raised."""
+    """Add a note to an exception from the block, saying where it was raised."""
     try:
         yield
     except Exception as error:
@@ -72,7 +72,7 @@ def noted(where: str, state: TrainingState) -> Iterator[None]:
 
 
 def add_note(error: BaseException, where: str, state: TrainingState) -> None:
-    """Note in an exception where it was raised, unless that is noted already."""
+    """Add a note to an exception, saying where it was raised, unless it has one already."""
     if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
         error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
 

@@ -86,8 +86,7 @@ class LastStep:
             self._note.is_settled = True
 
     def put_back(self, run: Run) -> bool:
-        """Restore the run to the last complete step, and return whether there is any state of it that no checkpoint
-        holds.
+        """Restore the run to the last complete step, and return whether it has state that no checkpoint holds.
 
         Raises:
             Unknown: The current step has changed what cannot be restored, or processes are at different steps.

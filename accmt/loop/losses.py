@@ -40,8 +40,7 @@ class LossMeter:
             self._looked_count += samples
 
     def watch(self) -> None:
-        """Track an interval of looks as well: in its own sum, so that looks do not change the rounding of the
-        others."""
+        """Track an interval of looks too, in its own sum, so that looks do not affect the rounding of the others."""
         self._looked = torch.zeros_like(self._sum)
 
     def since_look(self) -> float:

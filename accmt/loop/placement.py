@@ -22,8 +22,7 @@ class Placement:
 
     @classmethod
     def of(cls, accelerator: Accelerator, *, moves: bool, converts: bool) -> Placement:
-        """Return the placement that a training needs: DeepSpeed holds the model in low precision and computes in no
-        other."""
+        """Return the placement for a training: DeepSpeed holds the model in low precision and computes in no other."""
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         return cls(
             accelerator.device if moves and accelerator.device.type != "cpu" else None,

@@ -53,8 +53,7 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
 
 
 def _accelerator(mixed_precision: str | None) -> Accelerator:
-    """Create an Accelerator. Accelerate keeps the first one's precision for the whole process; if that is ours, reset
-    it."""
+    """Create an Accelerator. Accelerate keeps the first one's precision for the whole process: reset one of ours."""
     is_ours = not is_initialized() or _OURS in AcceleratorState._shared_state
     if is_ours:
         AcceleratorState._reset_state()

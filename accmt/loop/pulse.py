@@ -29,7 +29,7 @@ _unanswered: list[tuple[dist.Work, dist.ProcessGroup | None]] = []
 
 
 class Writer(Protocol):
-    """Writer in the background, of one checkpoint after the other.
+    """Background writer of one checkpoint after another.
 
     Attributes:
         has_news: True if a write has finished here since the last `finish`.
@@ -44,7 +44,7 @@ class Writer(Protocol):
 
 
 class Pulse:
-    """Detector of events between two steps that do not depend on the step count.
+    """Detector, between two steps, of events that do not depend on the step count.
 
     Args:
         elapsed: The active training time of this process in seconds.

@@ -142,8 +142,7 @@ class Reader:
         return len(self._loader)
 
     def length_after(self, offset: int) -> int:
-        """Count the batches of this process in an epoch without its first `offset` samples, as `Place.offset`
-        counts."""
+        """Count this process's batches in an epoch without its first `offset` samples, counted as in `Place`."""
         if self._rest is not None:
             with self._rest.after(offset):
                 return len(self)
@@ -317,8 +316,7 @@ class Reader:
 
 
 def _go_on(generators: Generators, state: Mapping[str, Any] | None) -> None:
-    """Restore generators after batches were skipped without being loaded, except those of samplers, which have made
-    these batches."""
+    """Restore generators after batches were skipped without being loaded; those of samplers have advanced already."""
     if state is not None:
         generators.restore(state["now"]["generators"], but=_SAMPLER)
 
@@ -342,8 +340,8 @@ def _indices(loader: DataLoader[Any], batches: Any, draws: bool, process: int, p
 
 
 def _has_course(loader: DataLoader[Any]) -> bool:
-    """Return whether a stream is wrapped in a course. Workers that restart every epoch read it exactly as it is, and
-    data pipes are recognized by their type."""
+    """Return whether a stream is read through a course: not if workers restart every epoch, which read it exactly as it
+    is, and not if it is a data pipe, which is recognized by its type."""
     starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not keeps_state(loader)
     return not starts_anew and not isinstance(loader.dataset, IterDataPipe)
 

@@ -1,4 +1,4 @@
-"""The rest of an epoch, from any of its samples on."""
+"""The rest of an epoch, from any sample on."""
 
 from __future__ import annotations
 

@@ -94,8 +94,7 @@ class Steps(Protocol):
         ...
 
     def put_back(self, run: Run) -> bool:
-        """Restore the run to the last complete step, and return whether there is any state of it that no checkpoint
-        holds."""
+        """Restore the run to the last complete step, and return whether it has state that no checkpoint holds."""
         ...
 
 

@@ -94,8 +94,7 @@ class Schedule:
             self.scheduler.load_state_dict(state)
 
     def prepare(self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: Count) -> list[str]:
-        """Detect changes since a checkpoint, and step a changed schedule to the current position. Nothing is loaded
-        yet.
+        """Detect changes since a checkpoint, and step a changed schedule to the current position. Loads nothing yet.
 
         Args:
             then: The record of the checkpoint; None if its version kept none.

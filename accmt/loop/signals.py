@@ -37,7 +37,7 @@ class Signals:
 
     @property
     def weight(self) -> int:
-        """0 for nothing, CHECKPOINT, or END."""
+        """Request with the largest weight: 0 for none, CHECKPOINT, or END."""
         return max(self._asked, default=0)
 
     @contextmanager

@@ -49,7 +49,7 @@ class Sizes:
         """Yield pairs of number and batch; the number is None if the loader does not know it.
 
         Batches that are not counted have as many samples as indices were requested for them. A custom loader may drop
-        batches, or read ahead: it is trusted as long as it requests once for each batch.
+        batches, or read ahead: it is trusted as long as it makes one request per batch.
         """
         asked: deque[int | None] = deque() if indices is None else indices.sizes
         is_certain = indices is not None and (self._keeps_order or not self._has_workers)

@@ -160,7 +160,7 @@ class Stepper:
         """Clip the gradients and step the optimizer."""
         self._finish_gradients()
         self._hooks.on_before_optimizer_step(self._optimizer)
-        self._trained.drop_frozen()  # also what a hook froze
+        self._trained.drop_frozen()  # including what a hook froze
         self._updates.step()
         if self._updates.clip is None:
             self.grad_norm = self._updates.norm()
@@ -190,7 +190,7 @@ class Stepper:
             self.grad_norm = self._updates.clip(self._trained.held(), self._options.clip_grad)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
-        """Add the gradients of a batch, one of `share` in its window; the last one adds those of all processes."""
+        """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""
         self._shares_gradients = False
         with nullcontext() if last else self._updates.no_sync():
             loss = self._forward(batch)
@@ -210,7 +210,7 @@ class Stepper:
         return loss
 
     def _is_alone(self) -> bool:
-        """Return whether no other process waits for a part of what failed, which it would get twice."""
+        """Return whether no other process waits for data of the failed step, which a retry would send twice."""
         if self._accelerator.num_processes == 1:
             return True
         buffers = self._options.through_wrapper and next(self._model.buffers(), None) is not None

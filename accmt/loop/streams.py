@@ -17,7 +17,7 @@ _UNREAD = {"read": 0, "ended": False, "dataset": None, "iterator": None}
 
 
 class Stream(IterableDataset[Any]):
-    """Iterable dataset as a loader reads it: its samples, or a process's shard of them, in the order of a course.
+    """Iterable dataset as a loader reads it: its samples, or a process's shard of them, as read by a course.
 
     All other attributes are read from and set on the dataset, so that a worker can use the dataset that it finds in
     `get_worker_info().dataset` as usual.

@@ -87,7 +87,7 @@ class _Tried:
 
 
 def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> list[str]:
-    """Try one batch, and if a metric fails on it, more of them, for no more than seconds."""
+    """Try one batch, and if a metric fails on it, more of them, for a few seconds at most."""
     began, most = time.monotonic(), 1
     tried = first = _try_batches(evaluation, key, most, taken)
     while tried.failures and not tried.is_whole and agreed(time.monotonic() - began) < _LONGEST:

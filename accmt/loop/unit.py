@@ -22,7 +22,7 @@ class Unit:
         counts: "samples"; or "batches", if a batch sampler of the user makes them.
         batch_size: Samples per batch of one process; None if unknown.
         processes: Number of processes that share the data.
-        readers: For a stream, the number of workers that read it, each its own shard; at least 1.
+        readers: For a stream, the number of workers that read it, each with its own shard; at least 1.
     """
 
     counts: str
@@ -37,7 +37,8 @@ class Unit:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Unit:
-        """
+        """Read a unit from the JSON of a checkpoint.
+
         Raises:
             ValueError, KeyError, TypeError: `data` is not a unit.
         """

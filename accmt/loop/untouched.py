@@ -66,8 +66,7 @@ def _is_of_library(kind: type) -> bool:
 
 
 def _learned(thing: Any) -> Iterator[Restore]:
-    """Yield functions that restore an object; only the buffers of a layer that belongs to a library, or is sharded by
-    one."""
+    """Yield functions that restore an object; for a layer owned or sharded by a library, only its buffers."""
     if not isinstance(thing, nn.Module):
         yield _attributes(thing, with_tensors=True)
         return

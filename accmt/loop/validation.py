@@ -33,7 +33,7 @@ class ValidationData:
     of all processes, so they are the same in each evaluation. The loader itself is not changed.
 
     Attributes:
-        loader: The loader, of all processes together.
+        loader: The loader for all processes together.
         samples: The number of samples in the last batch; None if the loader does not know it.
 
     Args:
