@@ -1,4 +1,4 @@
-"""Making a checkpoint of a run, and putting a run into the state of one."""
+"""Making checkpoints of a run, and restoring a run from one."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from accmt.tracking.tracker import check_state
 
 
 class DiskCheckpointer:
-    """Makes checkpoints on the disk.
+    """Maker of checkpoints on disk.
 
-    In the background the loop waits only until the state is copied; a thread writes it, one at a time, and whether it
-    could is known, and told, when the next step, checkpoint or end comes.
+    When writing in the background, the loop waits only until the state is copied. A thread writes one checkpoint at a
+    time; its success or failure is reported at the next step, checkpoint or end of the training.
 
     Args:
         checkpoints: The folder of checkpoints.
         parts: The live objects that are saved.
-        keep: How many to keep; None for all.
-        in_background: Write while the training goes on.
+        keep: Number of checkpoints to keep; None for all.
+        in_background: Write while training continues.
     """
 
     def __init__(self, checkpoints: Checkpoints, parts: Parts, keep: int | None, *, in_background: bool) -> None:
@@ -60,10 +60,10 @@ class DiskCheckpointer:
         self._failed = False
 
     def save(self, run: Run) -> None:
-        """Make a checkpoint, after one that is being written.
+        """Make a checkpoint, once the one being written is complete.
 
         Raises:
-            Failed: Two in a row could not be made.
+            Failed: Two checkpoints in a row could not be made.
         """
         self.finish(run)
         run.state.num_checkpoints_made += 1
@@ -88,25 +88,25 @@ class DiskCheckpointer:
 
     @property
     def has_news(self) -> bool:
-        """Whether writing in the background has ended since the last `finish`."""
+        """True if a background write has finished since the last `finish`."""
         return self._writing is not None and not self.is_writing
 
     @property
     def is_writing(self) -> bool:
-        """Whether something is being written in the background."""
+        """True while a checkpoint is being written in the background."""
         writing = self._writing
         return writing is not None and writing.thread is not None and writing.thread.is_alive()
 
     @property
     def ended(self) -> int:
-        """How many writings in the background have ended."""
+        """Number of background writes that have finished."""
         return self._begun - self.is_writing
 
     def finish(self, run: Run) -> None:
-        """Wait until what is being written in the background is there.
+        """Wait for the background write to complete.
 
         Raises:
-            Failed: Two in a row could not be made.
+            Failed: Two checkpoints in a row could not be made.
         """
         writing = self._writing
         if writing is None or writing.thread is None:
@@ -116,12 +116,12 @@ class DiskCheckpointer:
         self._conclude(run, writing, writing.failure)
 
     def close(self) -> None:
-        """Give back what is held. A thread that was not waited for, because of a second Ctrl-C, keeps it."""
+        """Release buffers and group, unless a thread still writes (not waited for after a second Ctrl-C)."""
         if not self.is_writing:
             self._staging = self._group = None
 
     def _collect(self, run: Run) -> Files:
-        """What this process writes."""
+        """Collect the files that this process writes."""
         rank = PartialState().process_index
         own, trainer = contents.own_files(rank, _own(run)), _trainer(run)
         return {**own, **contents.state_files(rank, self._parts, trainer)}
@@ -130,11 +130,11 @@ class DiskCheckpointer:
         target = self._checkpoints.next(run.position.step)
         target.parent.mkdir(parents=True, exist_ok=True)
         require_space(target.parent, size)
-        run.flush_journals()  # their lines are counted in the checkpoint
+        run.flush_journals()  # the checkpoint records their number of lines
         return target, publish.temporary_for(target)
 
     def _write(self, writing: _Writing, files: Files, target: Path, temporary: Path) -> None:
-        """Write and publish, together with the other processes, and note whether it could be done."""
+        """Write and publish together with the other processes, and record any failure."""
 
         def write() -> dict[Path, publish.FileEntry]:
             if self._staging is not None:
@@ -159,8 +159,8 @@ class DiskCheckpointer:
             writing.warning = f"older checkpoints could not be deleted: {failure}"
 
     def _conclude(self, run: Run, writing: _Writing, failure: Exception | None) -> None:
-        """Tell of a checkpoint that was made. One that could not be is a warning, and the training goes on until the
-        next; two in a row are an error."""
+        """Report the outcome of a checkpoint. One failure is a warning, and training continues until the next
+        checkpoint; two in a row are an error."""
         if failure is not None:
             run.state.num_checkpoints_made -= 1
             if self._failed or not isinstance(failure, Failed):
@@ -179,7 +179,7 @@ class DiskCheckpointer:
 
 @dataclass(slots=True)
 class _Writing:
-    """A checkpoint on its way to the disk: of which step, the how many-th, and what came of it."""
+    """A checkpoint being written: its step, its number, and the outcome."""
 
     step: int
     number: int
@@ -189,15 +189,15 @@ class _Writing:
 
 
 def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
-    """Put a run into the state of a verified checkpoint.
+    """Restore a run from a verified checkpoint.
 
     Returns:
-        What has changed in the rules, and what else is not as it was then, one line each.
+        Changes in the rules, and other differences from the checkpoint, one line each.
 
     Raises:
-        Mismatch: The checkpoint belongs to another training; nothing was touched.
-        ConfigError: It is the end of a training on other data, or the settings of now cannot go on from it.
-        NoCheckpoint: It holds what no checkpoint does; nothing of the model or the folder was touched.
+        Mismatch: The checkpoint belongs to another training; nothing was changed.
+        ConfigError: It is the end of a training on other data, or the current settings cannot continue from it.
+        NoCheckpoint: Its contents are not those of a checkpoint; neither model nor folder was changed.
     """
     with contents.understood(folder):
         trainer = contents.read_trainer(folder)
@@ -215,11 +215,11 @@ def restore(run: Run, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def check_data(record: Mapping[str, Any], position: Position, folder: Path) -> None:
-    """Refuse a checkpoint of a finished training on other data, before anything is told to a tracker.
+    """Refuse a checkpoint of a finished training on other data, before anything is sent to a tracker.
 
     Raises:
-        ConfigError: It is one.
-        Mismatch, NoCheckpoint: It cannot be continued from.
+        ConfigError: It is such a checkpoint.
+        Mismatch, NoCheckpoint: Training cannot continue from it.
     """
     with contents.understood(folder):
         trainer = contents.read_trainer(folder)
@@ -231,10 +231,10 @@ def check_data(record: Mapping[str, Any], position: Position, folder: Path) -> N
 
 
 def tracker_state(folder: Path) -> dict[str, Any]:
-    """What the tracker of a checkpoint needs to continue its run.
+    """Return the state that the tracker of a checkpoint needs to continue its run.
 
     Raises:
-        NoCheckpoint: The checkpoint holds what none does.
+        NoCheckpoint: The contents are not those of a checkpoint.
     """
     with contents.understood(folder):
         trainer = contents.read_trainer(folder)
@@ -244,25 +244,24 @@ def tracker_state(folder: Path) -> dict[str, Any]:
 
 
 def _check(trainer: Mapping[str, Any]) -> None:
-    """Find out whether what all processes share is of the kinds that `_trainer` writes.
+    """Check that the state shared by all processes has the types that `_trainer` writes.
 
     Raises:
-        ValueError: Something is missing, or of another kind.
+        ValueError: Something is missing or has another type.
     """
     written.check_written(written.Trainer, trainer)
     check_state(trainer["tracker"])
 
 
 def _take_up_objects(run: Run, own: Own | None, first: Own | None) -> None:
-    """The states that callbacks and other objects gave on this process, on the first one where it is new."""
+    """Restore the states of callbacks and other objects on this process; a new process uses those of the first."""
     one = own or first
     if run.parts.kept is not None and one is not None and "objects" in one.process:
         run.parts.kept.restore_own(unpack(one.process["objects"], _prefixed("object.", one.random)))
 
 
 def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None, first: Own | None) -> tuple[list[str], list[str]]:
-    """Put what a run keeps in memory into the state of a checkpoint, and say what has changed in the rules, and what in
-    the data."""
+    """Restore what a run keeps in memory, and return what has changed in the rules and in the data."""
     notes: list[str] = []
     for one in (own, first):
         if one is not None:
@@ -294,7 +293,7 @@ def _take_up(run: Run, trainer: Mapping[str, Any], own: Own | None, first: Own |
 
 
 def _notes(run: Run, trainer: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the checkpoint was made, one line each."""
+    """Describe what differs from the time of the checkpoint, one line each."""
     notes: list[str] = []
     if run.history.lines < trainer["history"]:
         notes.append(f"the history holds {run.history.lines} evaluations of {trainer['history']}: the rest is lost")
@@ -347,8 +346,8 @@ def _own(run: Run) -> Own:
 
 
 def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What the training data and generators that objects keep need to go on; None if it is no plain data, which is
-    said once."""
+    """Pack the state of the training data and of generators kept by objects; None, with one warning, if it is not plain
+    data."""
     try:
         return pack({"reading": run.data.state(), "generators": run.generators.states()})
     except TypeError as error:
@@ -371,10 +370,10 @@ def _restore_state(state: TrainingState, packed: Any) -> None:
 
 
 def _decisions(run: Run) -> list[Decision]:
-    """Those up to the checkpoint. A line that was damaged since is left out: nothing is decided by what is in it."""
+    """Read the decisions up to the checkpoint, skipping lines damaged since: nothing is decided from their content."""
     decisions: list[Decision] = []
     path = run.decision_log.path
-    # Another process may be cutting the file at this moment: count the lines here as well.
+    # Another process may be truncating the file at this moment, so count the lines here as well.
     for line in (journal.read_lines(path) if path.is_file() else [])[: run.decision_log.lines]:
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             decisions.append(Decision.from_json(json.loads(line)))

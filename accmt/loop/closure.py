@@ -1,4 +1,4 @@
-"""Steps of optimizers that evaluate the loss several times, such as LBFGS: the batches are kept and passed again."""
+"""Steps of optimizers, such as LBFGS, that evaluate the loss several times: batches are kept and reused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
 
 def needs_closure(optimizer: Any) -> bool:
-    """Whether the optimizer's `step` cannot be called without a function that evaluates the loss."""
+    """Return whether the optimizer's `step` requires a function that evaluates the loss."""
     parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
     return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def closure_problem(optimizer: Any, module: AcceleratorModule, accelerator: Accelerator) -> str | None:
-    """Why an optimizer that needs a closure cannot train here; None if it can, or needs none."""
+    """Return why an optimizer that needs a closure cannot train here; None if it can, or needs none."""
     if not needs_closure(optimizer):
         return None
     several = f"{type(optimizer).__name__} evaluates the loss several times a step"
@@ -43,16 +43,16 @@ def closure_problem(optimizer: Any, module: AcceleratorModule, accelerator: Acce
 
 
 class ClosureStepper(Stepper):
-    """Makes the steps of an optimizer that evaluates the loss of the batches of its window several times.
+    """Stepper for optimizers that evaluate the loss of a window's batches several times.
 
-    Each evaluation starts from the same random numbers, so that all of them are of one function (dropout included), and
-    brings gradients as in any other step: averaged over the batches and the processes, and clipped. Clipped gradients
-    are not those of the loss, which such an optimizer relies on: `clip_grad=None` suits it better.
+    Each evaluation starts from the same random state, so that all compute the same function (dropout included). As in
+    any other step, gradients are averaged over batches and processes, and clipped. Such an optimizer relies on the
+    gradients of the loss itself, which clipped ones are not: prefer `clip_grad=None`.
 
     The hooks around `training_step` and `backward` are called in every evaluation, those around the optimizer step, the
     scheduler step and the reset of gradients once a step. The training loss and `grad_norm` are those of the first
-    evaluation, with the parameters that the step found; `state.train_step` counts each batch once. What a forward pass
-    changes in the model (running statistics of a BatchNorm) changes in every evaluation.
+    evaluation, with the parameters from before the step; `state.train_step` counts each batch once. Whatever a forward
+    pass changes in the model (running statistics of a BatchNorm) changes in every evaluation.
     """
 
     def step(self, window: Window) -> None:
@@ -69,21 +69,21 @@ class ClosureStepper(Stepper):
         grad_norm = self.grad_norm
         for loss, number in zip(losses, samples, strict=True):
             self.losses.add(loss, number)
-        # LBFGS begins with the parameters that it finds: that evaluation is there already.
+        # LBFGS first evaluates the current parameters, which has been done already.
         known = [losses] if isinstance(self._optimizer.optimizer, torch.optim.LBFGS) else []
         self._hooks.on_before_optimizer_step(self._optimizer)
         frozen = self._trained.frozen()
         self._updates.step(lambda: self._mean(known.pop() if known else evaluate()))
         with torch.no_grad():
             for parameter, value in frozen:
-                parameter.copy_(value)  # what LBFGS remembers of earlier steps would move it
+                parameter.copy_(value)  # the history of LBFGS would move it
         self._hooks.on_after_optimizer_step(self._optimizer)
         self.grad_norm = grad_norm
         self.step_scheduler()
         self.zero_grad(self._options.set_to_none)
 
     def _evaluate(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
-        """The losses of the batches, with fresh gradients; once more if memory runs out."""
+        """Compute the losses of the batches with fresh gradients, retrying once if memory runs out."""
         try:
             return self._pass(batches, first, is_last, random)
         except RuntimeError as error:
@@ -106,12 +106,12 @@ class ClosureStepper(Stepper):
         return torch.stack(losses)
 
     def _mean(self, losses: Tensor) -> Tensor:
-        """The loss that the optimizer decides by: the same on all processes, so that all decide alike."""
+        """Return the loss that the optimizer decides by: the same on all processes, so that all decide alike."""
         return self._accelerator.reduce(losses.mean(), reduction="mean")  # type: ignore[no-any-return]
 
 
 def _own(batch: Any) -> Any:
-    """The batch with dictionaries and lists of its own: a training step may take things out of them."""
+    """Copy the dictionaries and lists of a batch: a training step may remove items from them."""
     if isinstance(batch, MutableMapping):
         own = copy(batch)
         for key, value in batch.items():

@@ -1,4 +1,4 @@
-"""The settings and the data of a training that is continued, compared with those that its checkpoint was made with."""
+"""Comparison of the settings and data of a resumed training with those of its checkpoint."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from accmt.loop.settings import changes
 
 
 def know_data(record: dict[str, Any], data: TrainingData, device: torch.device) -> None:
-    """Add the identity of the training data to a record. To be called on all processes."""
+    """Add the identity of the training data to a record. Call it on all processes."""
     record["data"] = from_main(lambda: identity_of(data.loader.dataset, device))
 
 
 def compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:
-    """Compare settings and data with those of a checkpoint, and bring the schedule to where the training is.
+    """Compare settings and data with those of a checkpoint, and advance the schedule to the current position.
 
-    The position and the engine are the checkpoint's already; nothing of the model is touched.
+    Position and engine are restored already; the model is not changed.
 
     Returns:
-        What has changed, one line each.
+        The changes, one line each.
 
     Raises:
-        Mismatch, ConfigError: The training cannot be continued with the settings or the data of now.
+        Mismatch, ConfigError: The training cannot be continued with the current settings or data.
     """
     then, position = trainer.get("configuration") or {}, run.position
     lines = changes(then["settings"], run.record["settings"]) if then else []
@@ -60,13 +60,13 @@ _OTHER_ORDER = (
 
 
 def other_data(record: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
-    """How the data differ from those of a checkpoint, in words; empty where they do not, as far as is known."""
+    """Describe how the data differ from those of a checkpoint; empty if no difference is known."""
     then = trainer.get("configuration")
     return difference(then["data"], record["data"]) if then else ""
 
 
 def finished_on(other: str) -> ConfigError:
-    """The error for a training that would do nothing, and hand out the model of other data."""
+    """Return the error for a training that would do nothing, and return a model trained on other data."""
     text = (
         f"holds a training that is finished, on other data ({other}): nothing would be trained. "
         f"Give another model_path to train on these, resume=False to start from scratch here, "

@@ -1,4 +1,4 @@
-"""Batches: the loaders of a training and of its evaluations, and the training batches from any place in an epoch.
+"""Loaders for training and evaluation, and training batches from any position in an epoch.
 
 The order of the data is a function of (seed, epoch) and draws nothing from the process-wide generators, so that it is
 the same on every process and after every resume.
@@ -30,7 +30,7 @@ Collate = Callable[[list[Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """How datasets become batches."""
+    """Options for turning datasets into batches."""
 
     batch_size: int
     eval_batch_size: int
@@ -44,7 +44,7 @@ class DataOptions:
 
     @property
     def collates(self) -> tuple[Collate | None, ...]:
-        """The functions that make batches."""
+        """The collate functions for training and for validation."""
         return self.collate_train, self.collate_val
 
 
@@ -52,7 +52,7 @@ class DataOptions:
 class Window:
     """The batches of one optimizer step, and whether they are the last of their epoch.
 
-    `samples` are the numbers of samples of the batches that were taken so far, None where the loader does not know.
+    `samples` holds the number of samples of each batch read so far, None where the loader does not know it.
     """
 
     batches: Iterator[Any]
@@ -62,7 +62,7 @@ class Window:
 
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
-    """The loader for a training dataset, before it is shared among processes."""
+    """Build the loader for a training dataset, before it is sharded across processes."""
     sampler = SamplerChain(options.sampler) if is_several(options.sampler) else options.sampler
     if sampler is None and options.shuffle and not isinstance(dataset, IterableDataset):
         sampler = RandomSampler(dataset, generator=torch.Generator())  # type: ignore[arg-type]  # a map-style dataset
@@ -70,12 +70,12 @@ def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collat
 
 
 def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
-    """The loader for a validation dataset, in its own order, before it is shared among processes."""
+    """Build the loader for a validation dataset, in its own order, before it is sharded across processes."""
     return _loader(dataset, options, options.eval_batch_size, None, collate, False)
 
 
 def is_several(sampler: Any) -> TypeGuard[Sequence[Sampler[int]]]:
-    """Whether a list of samplers was given, and not one sampler or a list of indices."""
+    """Return whether a list of samplers was given, not one sampler or a list of indices."""
     return isinstance(sampler, list | tuple) and any(isinstance(item, Sampler) for item in sampler)
 
 
@@ -97,7 +97,7 @@ class TrainingData:
     """The training batches of this process, in windows of one optimizer step each.
 
     Args:
-        loader: The loader, before it is shared among processes.
+        loader: The loader, before it is sharded across processes.
         accumulation: Batches per optimizer step.
         seed: The seed of the order of the data; the same on every process.
     """
@@ -122,43 +122,43 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch; None where the length of the data is not known."""
+        """Optimizer steps per epoch; None if the length of the data is unknown."""
         return None if self.batches_per_epoch is None else -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch of one process, unless batches differ."""
+        """Samples per batch of one process, unless batches differ in size."""
         return self._batch_size // int(PartialState().num_processes)
 
     @property
     def samples_per_step(self) -> int:
-        """The most samples that one optimizer step takes, of all processes together."""
+        """Maximum number of samples in one optimizer step, over all processes."""
         return self._batch_size * self.accumulation
 
     def samples_after(self, batches: int, offset: int = 0) -> int:
-        """The samples of the first `batches` batches of an epoch, of all processes, without padding, and of what is
-        left out before them."""
+        """Count the samples, without padding, in the first `batches` batches of all processes and in what was skipped
+        before them."""
         samples: int = batches * self._batch_size + offset * (self._batch_size // self.unit.size)
         return samples if self._samples is None else min(samples, self._samples)
 
     def batches_after(self, offset: int) -> int | None:
-        """The batches of this process in an epoch without its first `offset` samples, None where that is not known."""
+        """Count the batches of this process in an epoch without its first `offset` samples; None if unknown."""
         is_known = self.batches_per_epoch is not None
         return self._reader.length_after(offset) if offset and is_known else self.batches_per_epoch
 
     def steps_left(self, batch: int, offset: int) -> int | None:
-        """Optimizer steps of an epoch from a place on, None where the length of the data is not known."""
+        """Count the optimizer steps of an epoch from a position on; None if the length of the data is unknown."""
         batches = self.batches_after(offset)
         return None if batches is None else max(0, -(-(batches - batch) // self.accumulation))
 
     def locate(self, place: int, then: Unit) -> tuple[int, int]:
-        """Where a place in an epoch lies that was counted in another unit.
+        """Locate a position in an epoch that was counted in another unit.
 
         Returns:
-            Batches of this process that are passed over, and what is left out before them.
+            Batches of this process to skip, and the offset to skip before them.
 
         Raises:
-            Mismatch: There is no such place: samples would be trained on twice, or never.
+            Mismatch: There is no such position: samples would be trained on twice, or never.
         """
         batch, offset = divmod(place, self.unit.size)
         if place and then != self.unit:
@@ -166,7 +166,7 @@ class TrainingData:
         return batch, offset
 
     def _check_move(self, then: Unit, offset: int) -> None:
-        """Refuse what cannot start at a place that others have left."""
+        """Refuse a position that the current data cannot start from."""
         now, why = self.unit, ""
         if now.counts != then.counts or (now.counts == BATCHES and now.batch_size != then.batch_size):
             why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
@@ -183,10 +183,10 @@ class TrainingData:
             )
 
     def state(self) -> dict[str, Any]:
-        """What this process has to know, beside epoch and batch, to read on after the windows that were taken.
+        """Return what this process needs, besides epoch and batch, to resume after the windows taken so far.
 
-        It is made of numbers, texts, tensors, arrays and containers of them, as far as the states are that a loader and
-        a dataset give.
+        It consists of numbers, strings, tensors, arrays and containers of them, provided that the states of loader and
+        dataset do.
         """
         if self._resumed is not None:
             return dict(self._resumed)
@@ -194,31 +194,31 @@ class TrainingData:
         return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
 
     def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
-        """Let the next `windows` read on from a state, at the place where it was taken.
+        """Make the next `windows` resume from a state, at the position where it was taken.
 
         Args:
-            state: What `state` gave.
-            moved: The place is counted in another unit now: what a loader tells of its batches holds no longer.
+            state: The result of `state`.
+            moved: The position is counted in another unit now, so the loader's own state is no longer valid.
 
         Returns:
-            What will not be as it was, one line each.
+            What will differ from the original training, one line each.
 
         Raises:
-            ValueError: `state` gives no such thing.
+            ValueError: `state` is not such a result.
         """
         check_written(_State, state)
         if len(state["seeds"]) == len(self._own_seeds):
             self._own_seeds = list(state["seeds"])
         if state["processes"] != PartialState().num_processes:
-            return []  # each read another share
+            return []  # each process read another shard
         self._resumed = {**state, "loader": None} if moved else state
         return self._reader.changes(state)
 
     def windows(
         self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None, offset: int = 0
     ) -> Iterator[Window]:
-        """The windows of an epoch without its first `offset` samples and then its first `skip` batches; `skipped` is
-        called once these are passed over."""
+        """Return the windows of an epoch without its first `offset` samples and the next `skip` batches; `skipped` is
+        called once these have been skipped."""
         resumed, self._resumed = self._resumed, None
         self._ahead, self._is_last = None, False
         seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
@@ -229,14 +229,14 @@ class TrainingData:
         return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
 
     def close(self) -> None:
-        """End the workers."""
+        """Shut down the workers."""
         self._reader.close()
 
     def _check_length(self, epoch: int) -> None:
-        """Find out whether the epoch is as long as the training was told that epochs are.
+        """Check that the epoch has the length that the training expects of every epoch.
 
         Raises:
-            RuntimeError: It is not.
+            RuntimeError: It does not.
         """
         length = self._reader.length_of_epoch
         if length != self._first_length:
@@ -266,10 +266,10 @@ class TrainingData:
         return Window(taken(), size, is_last, samples)
 
     def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[tuple[int | None, Any]]:
-        """The next batches, which the length of the data has promised.
+        """Yield the next batches, whose number follows from the length of the data.
 
         Raises:
-            RuntimeError: There are not as many.
+            RuntimeError: There are fewer.
         """
         for _ in range(size):
             batch: Any = next(batches, END)
@@ -281,7 +281,7 @@ class TrainingData:
             self._reader.finish(batches)
 
     def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
-        """One window is read ahead: nothing else tells whether a window is the last."""
+        """Yield windows, reading one ahead: nothing else shows whether a window is the last."""
         window = list(islice(batches, self.accumulation))
         while window:
             self._ahead = self._reader.state(at_end=False)
@@ -294,7 +294,7 @@ class TrainingData:
 
 
 class _State(ReaderState):
-    """The kinds of what `TrainingData.state` gives."""
+    """Types of the state returned by `TrainingData.state`."""
 
     processes: int
     seeds: list[int | None]
@@ -321,7 +321,7 @@ def _loader(
 
 
 def _workers(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> int:
-    """As many as processes by default, where loading is work and workers can be started.
+    """Return the number of workers: by default one per process, if loading takes work and workers can be started.
 
     A stream gets none, because each of its workers would read all of it.
     """
@@ -337,7 +337,7 @@ def _cannot_start() -> bool:
 
 
 def without_workers(options: DataOptions, loaders: Iterable[DataLoader[Any]]) -> list[str]:
-    """Say that loaders have no workers because none can be started; nothing where that makes no difference."""
+    """Return a warning that loaders lack workers because none can be started; empty if that makes no difference."""
     slow = [loader for loader in loaders if not loader.num_workers and not is_ready(loader.dataset, loader.collate_fn)]
     if options.workers is not None or not _cannot_start() or all(map(_is_stream, slow)):
         return []
@@ -349,7 +349,7 @@ def _is_stream(loader: DataLoader[Any]) -> bool:
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:
-    """The samplers that a sampler is made of."""
+    """Yield the samplers that a sampler consists of."""
     if isinstance(sampler, BatchSampler):
         yield from _samplers(sampler.sampler)
     elif isinstance(sampler, SamplerChain):
@@ -367,7 +367,7 @@ def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
 
 
 def _initial_seed(sampler: Any) -> int | None:
-    """The seed of a generator that the user gave to a sampler; ours, which nobody seeded, has none."""
+    """Return the seed of a generator that the user gave to a sampler; None for ours, which nobody seeded."""
     generator = getattr(sampler, "generator", None)
     if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
         return None

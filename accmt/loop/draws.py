@@ -1,9 +1,9 @@
-"""What data draw at random: a function of seed, epoch and batch, wherever and however far ahead a batch is read.
+"""Random draws of the data: a function of seed, epoch and batch, wherever and however far ahead a batch is read.
 
-Samplers that draw from the process-wide generators, and batches that this process loads, draw *apart*: from generators
-that are seeded for each batch, while those of the process stay as they were. Workers, whose generators are their own,
-seed them when the indices of a batch arrive. So any number of workers, none included, draws alike, and nothing of it
-has to be kept in a checkpoint.
+Samplers that draw from the process-wide generators, and batches that this process loads, draw *apart*: the generators
+are seeded for each batch and restored afterwards. Workers have their own generators, and seed them when the indices of
+a batch arrive. So the draws are the same with any number of workers, including none, and no checkpoint has to hold
+them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-# NumPy and Python make the same numbers of the same key, which therefore gets one more word for NumPy.
+# NumPy and Python produce the same numbers from the same key, so the key gets one more word for NumPy.
 _NUMPY = 0x6E70
 _WORD = 2**32
 END = object()
 
 
 def mixed(*parts: int | str) -> int:
-    """A seed that other parts do not give, nor neighbours of it."""
+    """Derive a seed from parts; other parts give neither this seed nor one near it."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
 
@@ -40,7 +40,7 @@ def draw_from(seed: int) -> None:
 
 @contextmanager
 def apart(seed: int) -> Iterator[None]:
-    """Draw from generators seeded anew in the block; afterwards those of the process are as they were."""
+    """Draw from generators seeded with `seed` in the block, and restore those of the process afterwards."""
     former = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
     draw_from(seed)
     try:
@@ -52,7 +52,7 @@ def apart(seed: int) -> Iterator[None]:
 
 
 def read_apart(batches: Iterator[Any], seed: int, step: int = 1) -> Iterator[Any]:
-    """The batches, each of them read apart: from the seed on, in steps."""
+    """Yield the batches, each read apart: with seeds from `seed` on, in increments of `step`."""
     while True:
         with apart(seed):
             batch = next(batches, END)
@@ -63,13 +63,13 @@ def read_apart(batches: Iterator[Any], seed: int, step: int = 1) -> Iterator[Any
 
 
 class Indices:
-    """The batches of indices of an epoch, as a loader asks for them, from any place in the epoch on.
+    """Batches of indices of an epoch, as a loader requests them, from any position in the epoch.
 
     Args:
         batches: A batch sampler; or a sampler, where each index is a batch.
-        apart: They draw from the process-wide generators, perhaps.
-        for_workers: They are for workers, which seed their generators for each of them.
-        process, processes: Which process this is, and of how many.
+        apart: They may draw from the process-wide generators.
+        for_workers: They go to workers, which seed their generators for each batch.
+        process, processes: Rank of this process, and the world size.
     """
 
     def __init__(
@@ -87,32 +87,32 @@ class Indices:
         self.seed, self.skip, self._samples_seed = 1, 0, 1
         self._reset: Callable[[], None] = lambda: None
         self.skipped: Callable[[], None] = lambda: None
-        # Of the batches that were asked for and not yet loaded; None where the index is a single one.
+        # Sizes of the batches that were requested and not yet loaded; None for a single index.
         self.sizes: deque[int | None] = deque()
 
     def begin(self, seed: int, reset: Callable[[], None], skip: int, skipped: Callable[[], None]) -> None:
-        """What the next iterators are: an epoch that draws from `seed`, after its first `skip` batches.
+        """Set up the next iterators: an epoch that draws from `seed`, after its first `skip` batches.
 
-        `reset` is called before each of them, `skipped` when the batches are passed over.
+        `reset` is called before each iterator, `skipped` once the batches have been skipped.
         """
         self.seed, self.skip, self._samples_seed = seed, skip, mixed(seed)
         self._reset, self.skipped = reset, skipped
 
     def drawing(self, number: int) -> AbstractContextManager[None]:
-        """Where the indices of a batch are drawn; the same on every process."""
+        """Return the context in which the indices of a batch are drawn; the same on every process."""
         return apart(self.seed + number) if self.apart else nullcontext()
 
     def sent(self, batch: Any, number: int) -> Any:
-        """A batch of this process as it is handed to the loader."""
+        """Prepare a batch of this process for the loader."""
         self.sizes.append(_size_of(batch))
         return _Sent(batch, self._seed_of(number)) if self.for_workers else batch
 
     def read_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches that this process loads itself, drawn as workers would draw."""
+        """Read the batches that this process loads itself, drawing as workers would."""
         return read_apart(batches, self._seed_of(self.skip), self.processes)
 
     def _seed_of(self, number: int) -> int:
-        """The seed of what is drawn while a batch of this process is loaded: that of its number among all batches."""
+        """Return the seed for loading a batch of this process, from its number among the batches of all processes."""
         return self._samples_seed + number * self.processes + self.process
 
     def __iter__(self) -> Iterator[Any]:
@@ -124,8 +124,8 @@ class Indices:
 
 
 class _Reading:
-    """An iterator over indices, which knows the number of the batch. It begins when the first one is asked for: a
-    loader may make an iterator in vain, and samplers draw when they begin."""
+    """Iterator over indices that knows the number of the batch. It starts at the first request, because samplers draw
+    when they start, and a loader may never use an iterator that it made."""
 
     def __init__(self, indices: Indices) -> None:
         self._indices = indices
@@ -162,7 +162,7 @@ class _Reading:
 
 
 class _Sent:
-    """A batch of indices that seeds the generators of the worker that it arrives at."""
+    """Batch of indices that seeds the generators of the worker that receives it."""
 
     __slots__ = ("_batch", "_seed")
 
@@ -180,19 +180,19 @@ def _received(batch: Any, seed: int) -> Any:
 
 
 def _size_of(batch: Any) -> int | None:
-    """How many indices there are; a tuple may be a single one."""
+    """Return the number of indices; None for a single one, which may be a tuple."""
     if isinstance(batch, np.ndarray | torch.Tensor):
         return len(batch) if batch.ndim else None
     return len(batch) if isinstance(batch, list | range) else None
 
 
 def has_state(part: Any) -> bool:
-    """Whether something keeps a state, as torchdata means it."""
+    """Return whether an object keeps a state, in torchdata's sense."""
     return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
 
 
 def fewer(skip: int, passed: int) -> RuntimeError:
-    """The error for data that end before the place that the training continues from."""
+    """Return the error for data that end before the position to resume from."""
     return RuntimeError(
         f"the training continues after {skip} batches of an epoch, and the data end after {passed}: "
         f"they are not those that the checkpoint was made with"

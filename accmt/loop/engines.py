@@ -1,4 +1,4 @@
-"""How the processes of a training share a model out, and what follows from it.
+"""Distribution of a model over the processes of a training, and what follows from it.
 
 nothing             one process
 replicas            DistributedDataParallel, and DeepSpeed's stages 0 to 2: each process has the whole model
@@ -31,23 +31,23 @@ def is_fsdp(accelerator: Accelerator) -> bool:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a process has a part of the model only, so that all must make the same forward passes."""
+    """Return whether each process holds only a part of the model, so that all must make the same forward passes."""
     return is_fsdp(accelerator) or (is_deepspeed(accelerator) and accelerator.deepspeed_plugin.zero_stage == 3)
 
 
 def holds_replicas(accelerator: Accelerator) -> bool:
-    """Whether several processes have the whole model each."""
+    """Return whether there are several processes that each hold the whole model."""
     return bool(accelerator.num_processes > 1) and not is_sharded(accelerator)
 
 
 def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, Any]:
-    """The state dict of the whole model, in no wrapper, on the main process; call it on all.
+    """Return the state dict of the whole model, unwrapped, on the main process; call it on all processes.
 
     Where the model is sharded, the other processes get an empty one, and the tensors are copies in main memory.
 
     Args:
-        model: The model, in no wrapper.
-        accelerator: What prepared it.
+        model: The unwrapped model.
+        accelerator: The Accelerator that prepared it.
     """
     if is_fsdp(accelerator):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -60,33 +60,33 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, An
 
 
 def count_of(model: nn.Module) -> tuple[int, int]:
-    """How many parameters a model has, and how many of them are trained; also where DeepSpeed has taken them apart."""
+    """Count the parameters of a model and those that are trained, also where DeepSpeed has partitioned them."""
     counts = [(int(getattr(one, "ds_numel", one.numel())), one.requires_grad) for one in model.parameters()]
     return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies on this process; all of it, where it is not shared out."""
+    """Return the part of a tensor on this process; all of it if the tensor is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def alike(part: Tensor, tensor: Any) -> Tensor:
-    """A tensor that is shared out as another one is, from the part of this process."""
+    """Build a tensor that is sharded like another one, from the part on this process."""
     if not hasattr(tensor, "to_local"):
         return part
     from torch.distributed.tensor import DTensor
 
-    # The whole shape is said: from parts of different sizes it cannot be told.
+    # Pass the full shape: it cannot be inferred from parts of different sizes.
     return DTensor.from_local(
         part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride(), run_check=False
     )
 
 
 def _gathered(model: nn.Module, keeps: bool) -> dict[str, Any]:
-    """What DeepSpeed's stage 3 has shared out, put together a few hundred megabytes at a time."""
+    """Gather the weights that DeepSpeed's stage 3 has partitioned, a few hundred megabytes at a time."""
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-    # Names of the state dict, with tied weights under each of theirs; buffers and extra state are whole everywhere.
+    # The state dict lists tied weights under each of their names; buffers and extra state are whole everywhere.
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     whole: dict[int, Tensor] = {}
     for group in _groups(list(model.parameters())):

@@ -35,16 +35,16 @@ from accmt.rules.store import VALID_LOSS
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All that an evaluation needs; false without validation data.
+    """Everything an evaluation needs; false without validation data.
 
     Attributes:
         module: The module, which knows its Accelerator and its state.
-        model: The model that the module calls meanwhile.
+        model: The model that the module calls during the evaluation.
         loaders: Dataset -> the batches of this process.
         metrics: Dataset -> metrics.
         hooks: The callbacks.
-        place: Puts batches where they belong.
-        repeats: A step that runs out of memory is tried once more.
+        place: Moves batches to their device and precision.
+        repeats: Retry a step once if it runs out of memory.
     """
 
     module: AcceleratorModule
@@ -59,7 +59,7 @@ class Evaluation:
         return bool(self.loaders)
 
     def close(self) -> None:
-        """End the processes that load data, also where the traceback of an error holds them."""
+        """Shut down the workers that load data, even if the traceback of an error still holds them."""
         for loader in self.loaders.values():
             loader.close()
 
@@ -75,8 +75,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     broadcast the values
 
     Returns:
-        Dataset -> metric -> value, the same on every process. The model is in training mode afterwards, and the random
-        state is as if nothing had happened.
+        Dataset -> metric -> value, the same on every process. Afterwards the model is in training mode, and the random
+        state is unchanged.
     """
     values: dict[str, dict[str, float]] = {}
     error: Exception | None = None
@@ -101,13 +101,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, of the model and of what is beside it.
+    """Switch the model and the networks beside it to evaluation mode in the block.
 
-    Where processes hold replicas, with the buffers (such as running statistics) of the main process, because that is
-    the model that is saved.
+    Replicas use the buffers (such as running statistics) of the main process, because that is the model that is saved.
     """
     used, training = module.model, module._training_metrics
-    module.model, module._training_metrics = model, None  # what is logged meanwhile is not of the training
+    module.model, module._training_metrics = model, None  # what an evaluation logs is not a training metric
     networks = [model, *attributes_of(module, model).networks.values()]
     if holds_replicas(module.accelerator):
         for buffer in (buffer for network in networks for buffer in network.buffers()):
@@ -119,14 +118,14 @@ def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         with untouched_random_state(module.device), torch.no_grad():
             yield
     finally:
-        share_out_again(model)  # hooks that freeze something find what is trained
+        share_out_again(model)  # so that hooks that freeze something see the trained parameters
         for part, is_training in modes:
             part.training = is_training
         module.model, module._training_metrics = used, training
 
 
 def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple[Any, bool]]:
-    """The batches of a dataset, on the device, and whether they count, with the state telling where we are."""
+    """Yield the batches of a dataset on the device and whether each counts, and keep the state's counters current."""
     total = loader.length
     state, accelerator = evaluation.module.state, evaluation.module.accelerator
     state.val_step = 0
@@ -169,7 +168,7 @@ def arguments_of(outputs: Mapping[str, Any], metric: Metric, key: str) -> tuple[
 def _compute(
     values: dict[str, float], gatherers: Mapping[Metric, Gatherer], key: str, error: Exception | None
 ) -> Exception | None:
-    """Add the values of all metrics. An error is kept for later: it must not leave other processes waiting."""
+    """Add the values of all metrics. An error is kept for later, so that no other process is left waiting."""
     for metric, gatherer in gatherers.items():
         try:
             computed = gatherer.values()
@@ -207,10 +206,10 @@ def _number(value: Any, metric: Metric, name: str) -> float:
 def agreed_values(
     values: dict[str, dict[str, float]], error: Exception | None, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """The values of the main process on every process, by one broadcast. An error on any of them is one everywhere."""
+    """Broadcast the values of the main process, in one go. An error on any process is raised on all of them."""
     state = PartialState()
     if state.num_processes > 1:
-        # The first process that failed, or the number of all.
+        # The rank of the first process that failed, or the world size.
         first = torch.tensor(state.process_index if error is not None else state.num_processes, device=device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN)
         failed = int(first)

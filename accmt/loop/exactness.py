@@ -1,5 +1,5 @@
-"""What a continued training takes up beside weights and positions, and what it cannot: random generators that objects
-keep for themselves."""
+"""State that a resumed training restores besides weights and positions, and state that it cannot restore: random
+generators that objects keep for themselves."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from accmt.loop.draws import has_state
 
-# Attributes by which datasets and samplers hold what they wrap, one or several.
+# Attributes in which datasets and samplers hold what they wrap: one object, or several.
 _ONE = ("dataset", "sampler", "batch_sampler", "transform")
 _SEVERAL = ("datasets", "samplers", "transforms")
 
 
 class Generators:
-    """The random generators that objects keep in their attributes, and in those of what they wrap.
+    """Random generators in the attributes of objects, and in those of what these wrap.
 
-    They are looked for at each call, because some are made late.
+    Each call searches again, because some are created late.
 
     Args:
         roots: Name -> object.
@@ -34,25 +34,25 @@ class Generators:
         self._roots = dict(roots)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Each generator once, with the way to it."""
+        """Yield each generator once, with its path."""
         seen: set[int] = set()
         for name, root in self._roots.items():
             yield from _within(name, root, seen)
 
     def states(self) -> dict[str, Any]:
-        """Their states, by the way to them."""
+        """Return the states of the generators by path."""
         return {name: _state(generator) for name, generator in self if not _is_systems(generator)}
 
     def restore(self, states: Mapping[str, Any], *, but: str | None = None) -> None:
-        """Put those that are there into their states, but for those below one root."""
+        """Restore the states of the generators that exist, except those under one root."""
         for name, generator in self:
             if name in states and name.split(".")[0] != but:
                 _set_state(generator, states[name])
 
 
 def generators_of(module: Any, model: nn.Module, loaders: Mapping[str, Any]) -> Generators:
-    """Those of what a training calls in this process besides its training data: the module, the layers of its model,
-    the loaders of validation data with their datasets, and the functions that make batches."""
+    """Collect the generators used in this process besides those of the training data: of the module, its model's
+    layers, the loaders of validation data with their datasets, and the collate functions."""
     roots = {"module": module}
     roots |= {f"model.{name}" if name else "model": layer for name, layer in model.named_modules()}
     roots |= {f"loader of '{key}'": loader for key, loader in loaders.items()}
@@ -61,7 +61,7 @@ def generators_of(module: Any, model: nn.Module, loaders: Mapping[str, Any]) -> 
 
 
 def inexact(loader: DataLoader[Any]) -> list[str]:
-    """What keeps a training with this loader from being continued exactly, in one text; nothing where nothing does."""
+    """Describe in one text what keeps a training with this loader from being resumed exactly; empty if nothing does."""
     reasons = [*_of_generators(loader), *_of_workers(loader)]
     if not reasons:
         return []
@@ -70,7 +70,7 @@ def inexact(loader: DataLoader[Any]) -> list[str]:
 
 
 def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
-    """Generators whose state is out of reach; that of the operating system has none."""
+    """Yield a reason for each generator whose state cannot be reached; that of the operating system has none."""
     roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
     samplers = {"sampler": loader.sampler, "batch_sampler": loader.batch_sampler}
     for name, generator in Generators({**roots, **samplers}):
@@ -84,7 +84,7 @@ def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
 
 
 def _goes_on_in_workers(loader: DataLoader[Any], root: str) -> bool:
-    """Whether what an object draws by itself is neither in a state nor drawn again."""
+    """Return whether an object's own random draws are neither part of a state nor repeated."""
     if root not in ("dataset", "collate_fn") or not loader.num_workers:
         return False
     starts_anew = isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
@@ -98,7 +98,7 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
     if loader.num_workers > 1 and not getattr(loader, "in_order", True):
         yield "in_order=False takes batches in the order in which workers happen to finish them"
     if isinstance(dataset, IterableDataset):
-        return  # which hears of epochs, and is read again where its state is out of reach
+        return  # it is told the epoch, and is read again if its state cannot be reached
     if loader.num_workers and has_state(dataset) and not keeps_state(loader):
         yield f"the state of {name} in workers is in no checkpoint (only a StatefulDataLoader reaches it)"
     if loader.persistent_workers and hasattr(dataset, "set_epoch"):
@@ -106,7 +106,7 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
 
 
 def keeps_state(loader: DataLoader[Any]) -> bool:
-    """Whether a loader keeps a state itself, as torchdata's does."""
+    """Return whether a loader keeps a state itself, as torchdata's does."""
     return has_state(loader)
 
 
@@ -134,7 +134,7 @@ def _items(way: str, several: Any) -> list[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """The attributes of an object, by name, and whether they are what it wraps."""
+    """Yield the attributes of an object by name, and whether it wraps them."""
     if isinstance(value, MethodType):
         yield "__self__", value.__self__, True
     elif isinstance(value, partial):

@@ -1,7 +1,7 @@
 """One training at a time in a process.
 
-Two of them would share what a process has once: the random state, the state of Accelerate, the process group, and the
-handlers of signals. Each would change the results of the other. So a second one is refused before it touches anything.
+Two would share what exists once per process: the random state, the state of Accelerate, the process group and the
+signal handlers. Each would change the results of the other, so a second one is refused before it changes anything.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate
 
 
 class Busy(RuntimeError):
-    """Something runs in this process that does not allow what was called; nothing was touched."""
+    """Call refused because of something that runs in this process; nothing was changed."""
 
 
 @dataclass(slots=True)
 class Activity:
-    """Something that has the process for itself.
+    """Training, evaluation or search that has the process to itself.
 
     Attributes:
         kind: The method that was called.
-        evaluation: How the module of a training is evaluated, once the training is assembled.
-        is_evaluating: Whether an evaluation of the training is under way.
+        evaluation: The evaluation of a training's module, once the training is assembled.
+        is_evaluating: True while the training is being evaluated.
     """
 
     kind: Kind
@@ -47,8 +47,8 @@ _mutex = threading.Lock()
 
 
 def _forget() -> None:
-    """Free a forked child of what runs in its parent."""
-    global _mutex  # another thread of the parent may hold it, and is not there to release it
+    """Clear, in a forked child, the activities of its parent."""
+    global _mutex  # a thread of the parent may hold it, and does not exist here to release it
     _mutex = threading.Lock()
     _running.clear()
 
@@ -58,15 +58,15 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def exclusive(kind: Kind) -> Iterator[Activity | None]:
-    """Have the process for a training, an evaluation or a search until the block ends, however it ends.
+    """Reserve the process for a training, an evaluation or a search until the block ends, however it ends.
 
     A search may train and evaluate, and the callbacks of a training may evaluate, in the same thread.
 
     Yields:
-        The training or search that this one is called in; None if there is none.
+        The enclosing training or search; None if there is none.
 
     Raises:
-        Busy: Something else has it.
+        Busy: Another activity has the process.
     """
     mine = Activity(kind)
     with _mutex:
@@ -83,14 +83,14 @@ def exclusive(kind: Kind) -> Iterator[Activity | None]:
 
 
 def lend(evaluation: Evaluation) -> None:
-    """Tell how the training that runs is evaluated, so that its callbacks may evaluate as well."""
+    """Register how the running training is evaluated, so that its callbacks may evaluate too."""
     for running in _running[-1:]:
         running.evaluation = evaluation
 
 
 @contextmanager
 def evaluating() -> Iterator[None]:
-    """Let no other evaluation begin meanwhile."""
+    """Prevent other evaluations from starting during the block."""
     running = _running[-1:]
     for activity in running:
         activity.is_evaluating = True
@@ -102,7 +102,7 @@ def evaluating() -> Iterator[None]:
 
 
 def _problem(outer: Activity, inner: Activity) -> str | None:
-    """Why one cannot run while another does; None if it can."""
+    """Return why one activity cannot run during another; None if it can."""
     name = _NAMES[outer.kind]
     if outer.thread is not inner.thread:
         return (

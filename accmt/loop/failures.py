@@ -1,7 +1,7 @@
-"""Which error of several processes is shown: the one that came first, and it alone.
+"""Choice of the error to show when several processes fail: only the first one.
 
-When a process fails, the others fail a moment later, because it does not answer any more. Their errors say nothing that
-the first one does not: they end with status 1, and without a word.
+When a process fails, the others fail a moment later, because it no longer answers. Their errors add nothing to the
+first one, so they exit with status 1 and print nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _NOTE = (
 
 
 class PeerFailed(SystemExit):
-    """Another process failed first, and shows its error. If it is not caught, this process ends with status 1."""
+    """Exit, because another process failed first and shows its error; if not caught, with status 1."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
 
 class Failures:
-    """Of one training, the how many-th of its processes."""
+    """Failures of one training's processes; trainings are numbered to keep their keys in the store apart."""
 
     def __init__(self) -> None:
         number = next(_numbers)
@@ -48,7 +48,7 @@ class Failures:
         """Tell the other processes that this one failed, unless one of them failed first.
 
         Raises:
-            PeerFailed: Another one did, and this error only follows from it.
+            PeerFailed: Another one did, and this error is only a consequence.
         """
         if not dist.is_initialized() or PartialState().num_processes == 1:
             return
@@ -56,14 +56,14 @@ class Failures:
         if not _follows(error):
             _asked(lambda: store.set(self._own, ""))
             return
-        # Where no process tells of an error, one was killed, or stopped: one of the others shows that.
+        # If no process reports an error of its own, one was killed or stopped: one of the others shows that.
         if _asked(lambda: self._is_told(store) or store.add(self._others, 1) > 1):
             raise PeerFailed from None
         if not isinstance(error, Failed | FailedElsewhere):
             error.add_note(_NOTE)
 
     def _is_told(self, store: Store) -> bool:
-        """Whether a process tells of an error of its own, now or soon."""
+        """Return whether a process reports an error of its own, now or soon."""
         try:
             store.wait([self._own], _PATIENCE)
         except RuntimeError:
@@ -72,7 +72,7 @@ class Failures:
 
 
 def _asked(question: Callable[[], _T]) -> _T | None:
-    """What a store answers; None where it does not, since its process is gone, or cannot be reached any more."""
+    """Return the store's answer; None if it does not answer, because its process is gone or cannot be reached."""
     answers: list[_T] = []
 
     def ask() -> None:
@@ -86,7 +86,7 @@ def _asked(question: Callable[[], _T]) -> _T | None:
 
 
 def _follows(error: BaseException) -> bool:
-    """Whether an error can come from another process."""
+    """Return whether an error can be the consequence of a failure in another process."""
     if isinstance(error, Failed):
         return error.__cause__ is None
     if isinstance(error, FailedElsewhere):

@@ -12,10 +12,9 @@ _UNUSED, _DENSE, _SPARSE = 0, 1, 2
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """The mean of all processes' gradients on each of them.
+    """Average the gradients over all processes.
 
-    A parameter that had no part in the loss of one process counts there with zeros; one that had no part in any has no
-    gradient.
+    A parameter not used in the loss of one process counts as zeros there; one not used in any gets no gradient.
     """
     if not parameters:
         return
@@ -43,7 +42,7 @@ def _average_dense(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _sparse_mean(parameter: nn.Parameter) -> Tensor:
-    """The mean of sparse gradients (of rows, as embeddings have them), itself sparse."""
+    """Average sparse gradients (of rows, as embeddings have them); the mean is sparse too."""
     own = _rows(parameter)
     counts = [torch.zeros(1, dtype=torch.int64, device=parameter.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([own.indices().shape[1]], device=parameter.device))
@@ -62,14 +61,14 @@ def _rows(parameter: nn.Parameter) -> Tensor:
 
 
 def _padded(tensor: Tensor, length: int) -> Tensor:
-    """More rows at its end: all processes gather as many."""
+    """Pad a tensor with rows at its end, so that all processes gather the same number."""
     padded = tensor.new_zeros((length, *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
     return padded
 
 
 def _gathered(tensor: Tensor, counts: Sequence[Tensor]) -> Tensor:
-    """The rows of all processes, without those that were added."""
+    """Gather the rows of all processes, without the padding."""
     parts = [torch.empty_like(tensor) for _ in counts]
     dist.all_gather(parts, tensor)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

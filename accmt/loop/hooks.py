@@ -1,4 +1,4 @@
-"""Calling the user's code: callbacks and steps, so that an exception says where it came from."""
+"""Calls of the user's callbacks and steps, made so that an exception says where it was raised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from accmt.states import TrainingState
 
 
 def _nothing(*_: Any) -> None:
-    """Stands for a hook that no callback overrides."""
+    """Stand in for a hook that no callback overrides."""
 
 
 class Hooks:
-    """All callbacks as one: `hooks.on_epoch_end()` calls every callback that overrides it, in their order."""
+    """All callbacks as one: `hooks.on_epoch_end()` calls every callback that overrides it, in order."""
 
     on_fit_start: Callable[..., None]
     on_fit_end: Callable[..., None]
@@ -63,7 +63,7 @@ def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Call
 
 @contextmanager
 def noted(where: str, state: TrainingState) -> Iterator[None]:
-    """Add to an exception where it was raised."""
+    """Add a note to an exception from the block, saying where it was raised."""
     try:
         yield
     except Exception as error:
@@ -72,13 +72,13 @@ def noted(where: str, state: TrainingState) -> Iterator[None]:
 
 
 def add_note(error: BaseException, where: str, state: TrainingState) -> None:
-    """Say in an exception where it was raised, unless that is said already."""
+    """Add a note to an exception, saying where it was raised, unless it has one already."""
     if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
         error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
 
 
 def tell(hooks: Hooks, error: BaseException) -> None:
-    """Call the one hook that is for this kind of exception."""
+    """Call the one hook for this kind of exception."""
     if is_out_of_memory(error):
         hooks.on_cuda_out_of_memory(error)
     elif isinstance(error, RuntimeError):

@@ -1,8 +1,7 @@
-"""Which data a training was trained on: their kind, their length, and a digest of a few samples.
+"""Identity of training data: type, length, and a digest of a few samples.
 
-Samples are read from a copy of the dataset, so that files which it opens at its first sample stay for its workers to
-open, and random states are afterwards those of before. Where a sample is drawn at random, or reading it twice does not
-give the same, kind and length have to do.
+Samples are read from a copy of the dataset, so that files opened at the first sample are left for its workers to open;
+random states are restored afterwards. If samples are random, or differ when read twice, only type and length are used.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ class _Digest(Protocol):
 
 
 class _Unknown(Exception):
-    """A value that has no bytes of its own."""
+    """Error for a value that cannot be converted to bytes."""
 
 
 def identity_of(dataset: Any, device: torch.device) -> dict[str, Any]:
-    """What a checkpoint keeps of a dataset, as JSON.
+    """Return what a checkpoint records of a dataset, as JSON.
 
     Args:
-        dataset: A dataset, or a stream, of which no sample is read.
-        device: The device of the process, whose random state stays as it is.
+        dataset: A dataset; or a stream, from which no sample is read.
+        device: The device of the process; its random state is not changed.
     """
     try:
         length = len(dataset)
@@ -57,7 +56,7 @@ def identity_of(dataset: Any, device: torch.device) -> dict[str, Any]:
 
 
 def order_of(samplers: Sequence[Any]) -> list[list[Any]]:
-    """What a checkpoint keeps of the samplers that decide the order of the data: their kinds, and what they sample."""
+    """Return what a checkpoint records of the samplers that decide the order: their types, and what they sample."""
     return [
         [
             qualified_name(type(sampler)),
@@ -69,7 +68,7 @@ def order_of(samplers: Sequence[Any]) -> list[list[Any]]:
 
 
 def difference(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    """How data differ from those of a checkpoint, in words; empty where they do not, as far as is known."""
+    """Describe how data differ from those of a checkpoint; empty if no difference is known."""
     if then is None or now is None or then == now:
         return ""
     if then["type"] != now["type"]:
@@ -81,14 +80,14 @@ def difference(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) ->
 
 
 def _digest_of(dataset: Any, length: int, device: torch.device) -> str | None:
-    """The digest of samples from the whole of the dataset; None where it would not be the same again."""
+    """Compute a digest of samples from across the dataset; None if it would not be reproducible."""
     generators = Generators({"dataset": dataset})
     states = generators.states()
     with untouched_random_state(device):
         try:
             places = sorted({round(part * (length - 1) / (_READ - 1)) for part in range(_READ)})
             first, second = (_read(dataset, places, seed, device) for seed in (1, 2))
-        except Exception:  # whatever a dataset may do: the training will meet it where it belongs
+        except Exception:  # a dataset may raise anything: the training will raise it in its place
             return None
         finally:
             generators.restore(states)
@@ -96,7 +95,7 @@ def _digest_of(dataset: Any, length: int, device: torch.device) -> str | None:
 
 
 def _read(dataset: Any, places: list[int], seed: int, device: torch.device) -> str | None:
-    """The digest of some samples; None where something was drawn at random."""
+    """Compute a digest of some samples; None if something was drawn at random, or reading took too long."""
     copied, digest = _copied(dataset), hashlib.blake2b(digest_size=16)
     generators = Generators({"dataset": copied})
     draw_from(seed)
@@ -112,7 +111,7 @@ def _read(dataset: Any, places: list[int], seed: int, device: torch.device) -> s
 
 
 def _copied(dataset: Any) -> Any:
-    """A copy of a dataset and of those that it wraps, which share their data with it."""
+    """Copy a dataset and the datasets that it wraps; the copies share their data with it."""
     copied = copy.copy(dataset)
     for name in _WRAPPED:
         inner = getattr(copied, "__dict__", {}).get(name)
@@ -133,7 +132,7 @@ def _add(digest: _Digest, value: Any) -> None:
     """Add a value to a digest, with its type and shape.
 
     Raises:
-        _Unknown: It is neither plain data nor made of such.
+        _Unknown: It is neither plain data nor composed of plain data.
     """
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)

@@ -1,4 +1,4 @@
-"""Data that lie in memory: to load them is no work, and draws nothing at random."""
+"""Data in memory: loading them takes no work, and draws nothing at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLAIN = (TensorDataset, list, tuple, range, torch.Tensor, np.ndarray)
 
 
 def is_ready(dataset: Any, collate: Any) -> bool:
-    """Whether the samples of a dataset lie in memory, and become batches as torch stacks them (no `collate_fn`)."""
+    """Return whether the samples of a dataset are in memory and batched by torch's default (no `collate_fn`)."""
     return collate in (None, default_collate, default_convert) and _lies_in_memory(dataset)
 
 

@@ -1,9 +1,9 @@
 """The last complete step of a training, kept so that an exception in the next one can still end with a checkpoint.
 
-A step changes weights and the optimizer's state only when the optimizer steps. What else it changes is small: counters,
-random numbers, buffers, sums, the place in the data. That is noted after each step and put back when the next one
-fails. Where the optimizer had begun to step, the weights of the complete step are gone, and there is nothing to make a
-checkpoint of.
+A step changes weights and the optimizer's state only when the optimizer steps. Everything else it changes is small:
+counters, random state, buffers, sums, the position in the data. That is recorded after each step and restored if the
+next one fails. Once the optimizer has begun to step, the weights of the complete step are gone, and no checkpoint can
+be made of it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PATIENCE = timedelta(seconds=5)
 
 
 class Unknown(Exception):
-    """There is no complete step to make a checkpoint of; the message says why."""
+    """Error: there is no complete step to make a checkpoint of; the message says why."""
 
 
 @dataclass(slots=True)
 class _Note:
-    """What a run held after a step, beside weights and the optimizer's state. `versions` tell whether those changed."""
+    """State of a run after a step, except weights and optimizer state; `versions` show whether those have changed."""
 
     is_settled: bool
     versions: list[int]
@@ -52,7 +52,7 @@ class _Note:
 
 
 class LastStep:
-    """Notes each step of a run, and puts the run back to the last one that was complete."""
+    """Recorder of the steps of a run, which can restore the run to the last complete one."""
 
     def __init__(self) -> None:
         self._number = next(_numbers)
@@ -60,7 +60,7 @@ class LastStep:
         self._engine: dict[str, Any] | None = None
 
     def note(self, run: Run, *, is_settled: bool) -> None:
-        """Note a step: before what is due at it is done, or once that is done."""
+        """Record a step, before or after (`is_settled`) the work due at it is done."""
         if self._engine is None or is_settled:
             self._engine = run.engine.state()
         optimizer, buffers = _optimizer(run), _buffers(run).items()
@@ -81,15 +81,15 @@ class LastStep:
         )
 
     def settle(self) -> None:
-        """Nothing was due at the step that was noted."""
+        """Mark the recorded step as settled: nothing was due at it."""
         if self._note is not None:
             self._note.is_settled = True
 
     def put_back(self, run: Run) -> bool:
-        """Put the run back to the last complete step, and say whether there is anything of it that no checkpoint holds.
+        """Restore the run to the last complete step, and return whether it has state that no checkpoint holds.
 
         Raises:
-            Unknown: The step under way has changed what cannot be put back, or processes are at different steps.
+            Unknown: The current step has changed what cannot be restored, or processes are at different steps.
         """
         note = self._note
         step = 0 if note is None else note.counters["step"]
@@ -104,7 +104,7 @@ class LastStep:
         return True
 
     def _is_shared(self, place: str) -> bool:
-        """Whether all processes ended at the same place; the others are waited for only a moment."""
+        """Return whether all processes ended at the same position; the others are waited for only briefly."""
         state = PartialState()
         if state.num_processes == 1:
             return True
@@ -114,12 +114,12 @@ class LastStep:
             store.set(keys[state.process_index], place)
             store.wait(keys, _PATIENCE)
             return all(store.get(key).decode() == place for key in keys)
-        except (RuntimeError, ValueError):  # they run on, or are gone
+        except (RuntimeError, ValueError):  # they are still running, or are gone
             return False
 
 
 class NoLastStep(LastStep):
-    """No checkpoint is made where an exception ends the training: nothing is noted."""
+    """Null recorder, for trainings that make no checkpoint when an exception ends them."""
 
     def note(self, run: Run, *, is_settled: bool) -> None:
         """Do nothing."""
@@ -134,7 +134,7 @@ class NoLastStep(LastStep):
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """The training data as they were: what a checkpoint asks them for."""
+    """Training data, or generators, with the recorded state, which is what a checkpoint asks for."""
 
     data: Any
     noted: Any
@@ -176,7 +176,7 @@ def _optimizer(run: Run) -> Any:
 
 
 def _networks(run: Run) -> list[nn.Module]:
-    """The model and what is beside it."""
+    """Return the model and the networks beside it."""
     kept = run.parts.kept
     return [run.model, *(() if kept is None else kept.found().networks.values())]
 
@@ -190,12 +190,12 @@ def _buffers(run: Run) -> dict[str, Tensor]:
 
 
 def _others(run: Run) -> Iterator[tuple[str, Any]]:
-    """The small parts beside model and optimizer: scheduler, scaler."""
+    """Return the small stateful parts besides model and optimizer: scheduler, scaler."""
     return ((name, part) for name, part in run.parts.stateful.items() if name != "optimizer")
 
 
 def _versions(run: Run) -> Iterator[int]:
-    """How often each parameter and each tensor of the optimizer was changed in its place."""
+    """Yield how often each parameter and each tensor of the optimizer was changed in place."""
     yield from (parameter._version for network in _networks(run) for parameter in network.parameters())
     for state in _optimizer(run).state.values():
         yield from (value._version for value in state.values() if isinstance(value, Tensor))

@@ -1,7 +1,7 @@
-"""Equally many forward passes on every process, for models that are shared out among them.
+"""The same number of forward passes on every process, for sharded models.
 
-A process that has fewer batches of a dataset than another goes through its last one again, and what comes of that is
-thrown away. So nothing counts twice, and nobody waits for a part of the model that never comes.
+A process that has fewer batches of a dataset than another repeats its last one, and the result is discarded. So nothing
+counts twice, and no process waits for a part of the model that never comes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _END = object()
 
 
 def in_step(batches: Iterable[Any], own: int | None) -> Iterator[tuple[Any, bool]]:
-    """The batches of this process and whether each counts; equally many on every process.
+    """Yield the batches of this process and whether each counts, the same number on every process.
 
     Args:
-        batches: Those that count.
-        own: How many there are; None if that is not known, on all processes. Then they agree before each batch.
+        batches: The batches that count.
+        own: Their number; None if unknown, on all processes: then they agree before each batch.
     """
     if own is None:
         yield from _of_unknown(iter(batches))
@@ -50,7 +50,7 @@ def _of_unknown(batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
 
 
 def _extremes(number: int) -> tuple[int, int]:
-    """The largest and the smallest on all processes."""
+    """Return the largest and the smallest number over all processes."""
     numbers = torch.tensor([number, -number], device=PartialState().device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     most, least = numbers.tolist()
@@ -58,7 +58,7 @@ def _extremes(number: int) -> tuple[int, int]:
 
 
 def _of_main(batches: Iterable[Any], own: int) -> Any:
-    """The first batch of the main process, which has one if any has."""
+    """Return the first batch of the main process, which has one if any process has."""
     return _shared(next(iter(batches)) if own else None)
 
 

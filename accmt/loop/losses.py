@@ -17,9 +17,9 @@ _UNIT = "samples"
 
 
 class LossMeter:
-    """Adds up losses on the device and reads them when an interval ends: that of logging, and that of evaluations.
+    """Sum of losses on the device, read only at the end of an interval: that of logging, and that of evaluations.
 
-    The sums are exact over a resume: what is on the device is part of a checkpoint, bit by bit.
+    The sums are exact across a resume: a checkpoint holds those on the device bit by bit.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class LossMeter:
         self._evaluation = _Interval()
 
     def add(self, loss: Tensor, samples: int = 1) -> None:
-        """Count the mean loss of a batch of so many samples."""
+        """Add the mean loss of a batch of `samples` samples."""
         self._sum.add_(loss.detach().to(self._sum.dtype), alpha=samples)
         self._count += samples
         if self._looked is not None:
@@ -40,11 +40,11 @@ class LossMeter:
             self._looked_count += samples
 
     def watch(self) -> None:
-        """Keep an interval of looks as well: a sum of its own, so that they change no rounding of the others."""
+        """Track an interval of looks too, in its own sum, so that looks do not affect the rounding of the others."""
         self._looked = torch.zeros_like(self._sum)
 
     def since_look(self) -> float:
-        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
+        """Return the mean loss since the last call, over all processes; NaN if there was no sample."""
         if self._looked is None:
             return math.nan
         total, count = _over_processes(self._looked, self._looked_count)
@@ -53,12 +53,12 @@ class LossMeter:
         return total / count if count else math.nan
 
     def since_log(self) -> float:
-        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
+        """Return the mean loss since the last call, over all processes; NaN if there was no sample."""
         self._read()
         return self._log.take()
 
     def since_evaluation(self) -> float:
-        """The mean loss since this was last asked, over all processes; NaN if there was no sample."""
+        """Return the mean loss since the last call, over all processes; NaN if there was no sample."""
         self._read()
         return self._evaluation.take()
 
@@ -72,7 +72,7 @@ class LossMeter:
         }
 
     def restore(self, data: Mapping[str, Any], batch_size: int = 1) -> None:
-        """Go on from what `to_json` gave. Checkpoints of before counted batches, not samples: each of `batch_size`."""
+        """Restore the result of `to_json`. Earlier checkpoints counted batches, each of `batch_size`, not samples."""
         scale = 1 if data.get("unit") == _UNIT else batch_size
         self._sum.fill_(from_text(data["sum"]) * scale)
         self._count = count_from(data["count"]) * scale
@@ -88,7 +88,7 @@ class LossMeter:
 
 
 def _over_processes(total: Tensor, count: int) -> tuple[float, int]:
-    """A sum of losses and the number of its samples, over all processes."""
+    """Return a sum of losses and the number of its samples, over all processes."""
     if PartialState().num_processes == 1:
         return total.item(), count
     sums = torch.stack([total, torch.full_like(total, count)])

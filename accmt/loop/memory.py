@@ -1,4 +1,4 @@
-"""Running out of memory: what it looks like, and the second try of a step that did."""
+"""Out-of-memory errors: recognizing them, and retrying a step after one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _T = TypeVar("_T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory; some backends only say so in the text of a RuntimeError."""
+    """Return whether torch ran out of memory; some backends only say so in the text of a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
     )
 
 
 def clean_caches() -> None:
-    """Free what is no longer used: on a device all of it, in main memory what became garbage of late.
+    """Free unused memory: all of it on a device, only recent garbage in main memory.
 
-    A look at all objects of a process takes as long as many a small training; it is left to Python's own schedule where
-    no memory of a device hangs on it.
+    A full garbage collection can take as long as a small training; if no device memory depends on it, it is left to
+    Python's own schedule.
     """
     if torch.accelerator.is_available():
         clear_device_cache(garbage_collection=True)
@@ -40,7 +40,7 @@ def free(error: BaseException) -> None:
 
 
 def tried_again(action: Callable[[], _T]) -> _T:
-    """Run an action; when it runs out of memory, free what it held and run it once more."""
+    """Run an action; if it runs out of memory, free what it held and retry it once."""
     try:
         return action()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Logging, and what follows from an evaluation: record it, ask the engine, save what it says."""
+"""Logging, and the handling of an evaluation: record it, ask the engine, save what it decides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 1.0
 
 
 def log(run: Run, progress: Progress) -> None:
-    """Send the mean training loss of the logging interval on its way."""
+    """Log the mean training loss of the logging interval and the other monitored values."""
     loss = run.stepper.losses.since_log()
     _warn_of(loss, run, progress)
     run.display.logged(progress, loss)
@@ -33,9 +33,9 @@ def log(run: Run, progress: Progress) -> None:
 
 
 def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
-    """Whether a condition on counters, the clock and the training alone asks to stop.
+    """Return the stop requested by a condition on counters, the clock and the training alone, if any.
 
-    What stands on the device is read about once a second, and where the loss was just read to be logged.
+    Values on the device are read about once a second, and when the loss was just read for logging.
     """
     engine = run.engine
     if not engine.watches or (progress.elapsed < run.next_look and not is_logged):
@@ -47,7 +47,7 @@ def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
 
 
 def observe(run: Run, initial: bool = False) -> Decision:
-    """Evaluate, record what was observed, decide, and carry out the savings that were decided."""
+    """Evaluate, record the observation, decide, and save the models that were decided on."""
     position, state = run.position, run.state
     run.hooks.on_evaluation_start()
     values = evaluate(run.evaluation) if run.evaluation else {}
@@ -73,7 +73,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
 
 
 def _training_metrics(run: Run) -> dict[str, float]:
-    """The means of the training metrics since the previous evaluation; one that is missing is said once."""
+    """Return the means of the training metrics since the previous evaluation, warning once of each missing one."""
     means = run.training_metrics.since_evaluation()
     for name in run.training_metrics.names:
         if name not in means and name not in run.nan_reported:
@@ -86,20 +86,20 @@ def _training_metrics(run: Run) -> dict[str, float]:
 
 
 def _warn_of(loss: float, run: Run, progress: Progress) -> None:
-    """Say once that the training loss is no number any more."""
+    """Warn once that the training loss is no longer finite."""
     if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
         run.nan_reported.add(TRAIN_LOSS)
         run.display.warn(f"the training loss is {loss} at step {progress.step}")
 
 
 def record(run: Run, decision: Decision) -> None:
-    """Write a decision down."""
+    """Record a decision, in memory and in the decision log."""
     run.decisions.append(decision)
     _append(run, run.decision_log, decision.to_json())
 
 
 def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
-    """Add a line to a journal, and say so if it has to wait."""
+    """Append a line to a journal, and warn if it has to wait."""
     said: list[str | None] = []
     from_each(lambda: said.append(journal.append(entry)))
     for text in filter(None, said):
@@ -122,7 +122,7 @@ def _update_state(run: Run, observation: Observation, decision: Decision) -> Non
 
 
 def _send(run: Run, observation: Observation) -> None:
-    """Tell the tracker: with several datasets every name is followed by the dataset's key."""
+    """Send the values to the tracker; with several datasets, each name is suffixed with the dataset's key."""
     values: dict[str, float] = {}
     monitor = run.options.monitor
     for key, metrics in observation.values.items():
@@ -145,7 +145,7 @@ def _report(run: Run, observation: Observation, decision: Decision) -> None:
 
 
 def _save(run: Run, decision: Decision) -> Decision:
-    """Write the models that are to be saved. What cannot be written is a warning, and the rule forgets that it saved.
+    """Write the models to save. A model that cannot be written is a warning, and its rule forgets that it saved.
 
     Raises:
         Failed: A rule's model could not be written, twice in a row.

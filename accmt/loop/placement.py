@@ -1,4 +1,4 @@
-"""Where a batch belongs before a step sees it: its device, and its precision where an engine asks for one."""
+"""Placement of batches before a step: their device, and their precision if an engine requires one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Moves batches to a device and converts their floating point tensors; None leaves them as they are."""
+    """Device for batches, and precision for their floating point tensors; None leaves them unchanged."""
 
     device: torch.device | None
     dtype: torch.dtype | None
 
     @classmethod
     def of(cls, accelerator: Accelerator, *, moves: bool, converts: bool) -> Placement:
-        """What a training needs: DeepSpeed holds the model in low precision and computes with nothing else."""
+        """Return the placement for a training: DeepSpeed holds the model in low precision and computes in no other."""
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         return cls(
             accelerator.device if moves and accelerator.device.type != "cpu" else None,
@@ -30,7 +30,7 @@ class Placement:
         )
 
     def __bool__(self) -> bool:
-        """Whether there is anything to do."""
+        """Return whether there is anything to do."""
         return self.device is not None or self.dtype is not None
 
     def __call__(self, batch: Any) -> Any:

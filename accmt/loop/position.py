@@ -1,4 +1,4 @@
-"""Where a training is: its counters and its clock."""
+"""Position of a training: its counters and its clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_be
 
 
 class Stopwatch:
-    """Active training time in seconds, continued over resumes."""
+    """Active training time in seconds, continued across resumes."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -26,7 +26,7 @@ class Stopwatch:
         return self._before + time.perf_counter() - self._started
 
     def set(self, elapsed: float) -> None:
-        """Go on from a given time."""
+        """Continue from a given time."""
         self._before, self._started = elapsed, time.perf_counter()
 
 
@@ -35,8 +35,8 @@ class Position:
 
     Args:
         data: The training batches.
-        epochs: How many epochs, where `max_steps` does not say the end.
-        max_steps: After how many optimizer steps the training ends, whatever the epochs.
+        epochs: Number of epochs, unless `max_steps` sets the end.
+        max_steps: Number of optimizer steps after which training ends, whatever the epochs.
     """
 
     def __init__(self, data: TrainingData, epochs: int, max_steps: int | None) -> None:
@@ -49,16 +49,16 @@ class Position:
         self.step_in_epoch = 0
         self.evaluation = 0
         self.samples_before = 0
-        self.offset = 0  # what the batches of an epoch that is continued in another unit do not begin with
+        self.offset = 0  # skipped before the batches of an epoch that is resumed in another unit
         self.moved = self.passed_end = False
         self.ended_epoch = False
         self.stopwatch = Stopwatch()
-        # Steps that epochs of another length have had more than those of the length of now.
+        # Additional steps of past epochs whose length differed from the current one.
         self._more = 0
 
     @property
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole training, None where the length of the data is not known."""
+        """Optimizer steps of the whole training; None if the length of the data is unknown."""
         per_epoch = self._data.steps_per_epoch
         if self._max_steps is not None:
             return self._max_steps
@@ -66,7 +66,7 @@ class Position:
 
     @property
     def total_epochs(self) -> int | None:
-        """Epochs of the whole training, the last perhaps cut short; None where that is not known."""
+        """Epochs of the whole training, the last possibly partial; None if unknown."""
         if self._max_steps is None:
             return self._epochs
         per_epoch = self._data.steps_per_epoch
@@ -80,17 +80,17 @@ class Position:
 
     @property
     def is_within_epoch(self) -> bool:
-        """Whether some of the epoch was trained on already."""
+        """True if part of the epoch was trained on already."""
         return self.batch > 0 or self.offset > 0
 
     @property
     def ends(self) -> bool:
-        """Whether the step that was just done is the last of an epoch; the last of the training counts as one."""
+        """True if the step just done is the last of an epoch; the last step of the training counts as one."""
         return self.ended_epoch or (self.batch > 0 and self.step == self.total_steps)
 
     @property
     def is_last_step(self) -> bool:
-        """Whether the step that was just done is the last of the training."""
+        """True if the step just done is the last of the training."""
         last_epoch = self._max_steps is None and self.epoch + 1 == self._epochs
         return self.step == self.total_steps or (self.ended_epoch and last_epoch)
 
@@ -102,14 +102,14 @@ class Position:
         self.ended_epoch = window.is_last
 
     def next_epoch(self) -> None:
-        """Go to the start of the next epoch."""
+        """Move to the start of the next epoch."""
         self.samples_before += self._samples
         self.epoch += 1
         self.batch = self.step_in_epoch = self.offset = 0
         self.ended_epoch = False
 
     def progress(self, elapsed: float) -> Progress:
-        """The counters as the rules see them: at the end of an epoch it counts as completed."""
+        """Return the counters as the rules see them: at its end, an epoch counts as completed."""
         return Progress(
             step=self.step,
             epoch=self.epoch + self.ends,
@@ -120,7 +120,7 @@ class Position:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The position to continue from: the end of an epoch is the start of the next."""
+        """Return the position to resume from: the end of an epoch is the start of the next."""
         at_end = self.ended_epoch
         return {
             "step": self.step,
@@ -134,27 +134,27 @@ class Position:
         }
 
     def counters(self) -> dict[str, Any]:
-        """The counters as they are, to continue from before what is due at this step is done."""
+        """Return the counters as they are, to resume from before the work due at this step is done."""
         counters = {name: getattr(self, name) for name in (*COUNTERS, "ended_epoch")}
         return {**counters, "place": self._place, "unit": asdict(self._data.unit)}
 
     def restore(self, data: Mapping[str, Any], processes: int) -> None:
-        """Go on from a position: at the same sample, whatever a batch is now.
+        """Resume from a position: at the same sample, even if batches differ now.
 
-        `moved` says whether batches are others than then; `passed_end`, that what is left of the epoch gives no whole
-        batch of them, so that the next one follows.
+        `moved` says whether batches have changed; `passed_end`, that the rest of the epoch holds no whole batch, so
+        that the next epoch follows.
 
         Args:
-            data: What `to_json` or `counters` gave.
-            processes: How many processes trained then.
+            data: The result of `to_json` or `counters`.
+            processes: The world size at that time.
 
         Raises:
-            Mismatch: These data cannot be read on from there.
-            ValueError, KeyError, TypeError: `data` are no position.
+            Mismatch: The data cannot be read from that position.
+            ValueError, KeyError, TypeError: `data` is not a position.
         """
         for name in COUNTERS:
             setattr(self, name, int(data[name]))
-        # Checkpoints of before say how many batches were read, and not of what size.
+        # Earlier checkpoints record how many batches were read, but not their size.
         then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
         place = count_from(data["place"]) if "place" in data else self.batch * then.size
         self.batch, self.offset = self._data.locate(place, then)
@@ -175,10 +175,10 @@ class Position:
 
     @property
     def _place(self) -> int:
-        """How far the epoch is, in the unit of the data."""
+        """Position within the epoch, in the unit of the data."""
         return self.batch * self._data.unit.size + self.offset
 
     @property
     def _samples(self) -> int:
-        """The samples of the epoch so far."""
+        """Samples of the epoch so far."""
         return self._data.samples_after(self.batch, self.offset)

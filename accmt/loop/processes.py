@@ -1,4 +1,4 @@
-"""The processes of a training: how they come together and part, and what they have to agree on."""
+"""The processes of a training: joining and leaving the process group, and agreeing on values."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _COMPATIBLE = "__compatible_ops__"
 
 
 def join_processes(mixed_precision: str | None = None) -> Accelerator:
-    """The Accelerator, with the process group of all processes that were launched.
+    """Return the Accelerator, with the process group of all launched processes.
 
     Args:
-        mixed_precision: "no", "fp16" or "bf16"; None for what the launcher says.
+        mixed_precision: "no", "fp16" or "bf16"; None for the launcher's setting.
 
     Raises:
-        ConfigError: The processes do not know of each other: they would train apart and write into one folder. Or the
-            device cannot compute with this precision.
+        ConfigError: The processes are not connected, and would train separately but write into one folder. Or the
+            device does not support this precision.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
-        # Its functions have the group as a default argument. Imported only later, as DistributedDataParallel does, it
-        # keeps the group past its end, and a thread of gloo that outlives the interpreter aborts the process.
+        # Its functions have the group as a default argument. If imported only later, as DistributedDataParallel does,
+        # it keeps the group alive, and a gloo thread that outlives the interpreter aborts the process.
         import_module("torch.distributed.nn.functional")
-        # The same happens where the group is kept for another training, or an error ends the script.
+        # The same happens if the group is kept for another training, or an error ends the script.
         atexit.unregister(leave_processes)
         atexit.register(leave_processes)
     if launched > 1 and PartialState._shared_state and not dist.is_initialized() and PartialState().num_processes > 1:
@@ -53,7 +53,7 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
 
 
 def _accelerator(mixed_precision: str | None) -> Accelerator:
-    """An Accelerator. Accelerate keeps the precision of the first for the whole process: that of ours is forgotten."""
+    """Create an Accelerator. Accelerate keeps the first one's precision for the whole process: reset one of ours."""
     is_ours = not is_initialized() or _OURS in AcceleratorState._shared_state
     if is_ours:
         AcceleratorState._reset_state()
@@ -70,10 +70,10 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
 
 
 def require_precision(mixed_precision: str | None, accelerator: Accelerator) -> None:
-    """Find out whether an Accelerator computes in the precision that another of this process would have.
+    """Check that an Accelerator has the precision that a new one in this process would have.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It has another one.
     """
     if mixed_precision is None and _OURS in AcceleratorState._shared_state:
         mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -86,7 +86,7 @@ def require_precision(mixed_precision: str | None, accelerator: Accelerator) -> 
 
 @contextmanager
 def _deepspeed_on_cpus() -> Iterator[str | None]:
-    """Where DeepSpeed trains without a GPU: the backend to take, and no operation that is compiled first."""
+    """Yield the backend for DeepSpeed without a GPU, with no operation compiled first; None in all other cases."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true" or torch.cuda.is_available():
         yield None
         return
@@ -96,7 +96,7 @@ def _deepspeed_on_cpus() -> Iterator[str | None]:
     except ImportError:
         problem = "DeepSpeed is asked for and not installed: pip install deepspeed"
         raise ConfigError([Problem("", problem)], "the launch") from None
-    # DeepSpeed finds out at the first look which operations can be compiled here; this one is not to be.
+    # DeepSpeed determines on first access which operations can be compiled here; this one must not be.
     former = known.pop(_COMPATIBLE, None)
     known[_COMPATIBLE] = {**(former or {}), "deepspeed_shm_comm": False}
     try:
@@ -108,14 +108,14 @@ def _deepspeed_on_cpus() -> Iterator[str | None]:
 
 
 def leave_processes() -> None:
-    """End the process group, if there is one."""
-    # After an error while they came together Accelerate does not know them.
+    """Destroy the process group, if there is one."""
+    # After an error while they joined, Accelerate does not know the processes.
     if PartialState._shared_state.get("num_processes", 1) > 1:
         PartialState().destroy_process_group()
 
 
 def agreed(value: float) -> float:
-    """The value of the main process."""
+    """Return the value of the main process."""
     if PartialState().num_processes == 1:
         return value
     shared = [value]
@@ -124,10 +124,10 @@ def agreed(value: float) -> float:
 
 
 def side_group() -> dist.ProcessGroup | None:
-    """A group of all processes for what goes on beside their training, on the CPU; None for a single process.
+    """Create a group of all processes for work beside their training, on the CPU; None for a single process.
 
-    Its messages do not wait behind those of the training, nor do those wait for them. One waits for the others as long
-    as in the group of the training. `leave_side_groups` ends it.
+    Its messages and those of the training do not wait for each other. Its timeout is that of the training's group.
+    `leave_side_groups` destroys it.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -140,7 +140,7 @@ def side_group() -> dist.ProcessGroup | None:
 
 
 def leave_side_groups() -> None:
-    """End all side groups: those of a training end with it, however it ends."""
+    """Destroy all side groups: those of a training end with it, however it ends."""
     while _side_groups:
         group = _side_groups.pop()
         if dist.is_initialized():

@@ -1,9 +1,9 @@
-"""What a single process alone can know, and all have to act on at the same step.
+"""Events that a single process may see, and on which all must act at the same step.
 
-That is: the time, by the clock of the main process; a signal, whichever process got it; a stop that the script asks for
-on any of them; and that a checkpoint in the background is written, once it is everywhere. A single process looks at
-each step. Several exchange a few numbers about twice a second, without waiting for them: what was asked at one step is
-known at the next. Where steps are so long that this would be late, they wait for the answer at each step.
+These are: the time, by the clock of the main process; a signal to any process; a stop that the script requests on any
+process; and the end of a background write, once it has ended on all. A single process checks at each step. Several
+exchange a few numbers about twice a second, asynchronously: what is sent at one step is known at the next. If steps are
+so long that this would be late, they wait for the answer at each step.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from accmt.loop.signals import Signals
 _ASK_EVERY = 0.5  # seconds
 _PATIENCE = timedelta(seconds=5)
 
-# What other processes never answered. Its end would wait for them: it ends with the process.
+# Requests that other processes never answered. Ending them would block, so they end with the process.
 _unanswered: list[tuple[dist.Work, dist.ProcessGroup | None]] = []
 
 
 class Writer(Protocol):
-    """Something that writes in the background, one thing after the other.
+    """Background writer of one checkpoint after another.
 
     Attributes:
-        has_news: Whether a writing has ended here since `finish` was called.
-        ended: How many writings have ended here.
+        has_news: True if a write has finished here since the last `finish`.
+        ended: Number of writes that have finished here.
     """
 
     @property
@@ -44,12 +44,12 @@ class Writer(Protocol):
 
 
 class Pulse:
-    """Tells between two steps whether something has come that no number of steps says.
+    """Detector, between two steps, of events that do not depend on the step count.
 
     Args:
         elapsed: The active training time of this process in seconds.
-        signals: What signals ask this process for.
-        writer: What is written in the background.
+        signals: Requests that signals make to this process.
+        writer: The background writer.
     """
 
     def __init__(self, elapsed: Callable[[], float], signals: Signals, writer: Writer) -> None:
@@ -68,29 +68,29 @@ class Pulse:
 
     @property
     def weight(self) -> int:
-        """What signals have asked for, as all processes know it: 0 nothing, CHECKPOINT, or END."""
+        """Request made by signals, as all processes know it: 0 for none, CHECKPOINT, or END."""
         return self._signals.weight if self._is_alone else self._weight
 
     @property
     def has_news(self) -> bool:
-        """Whether what was written in the background is written everywhere, as all processes know it.
+        """True if the background write has finished on all processes, as all of them know it.
 
-        An answer may be older than the writing that is under way now: it only tells of those that it has counted.
+        An answer may be older than the current write: it covers only the writes that it has counted.
         """
         return self._writer.has_news and (self._is_alone or self._ended >= self._writer.ended)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the script asks to stop, as all processes know it."""
+        """True if the script requests a stop, as all processes know it."""
         return self._reason is not None if self._is_alone else self._is_stopped
 
     def ask_to_stop(self, reason: str) -> None:
-        """Leave the word that the training shall stop; any thread of any process may. The first reason counts."""
+        """Request that the training stop, from any thread of any process. The first reason counts."""
         if self._reason is None:
             self._reason = reason
 
     def asked_to_stop(self) -> str | None:
-        """Why the script asks to stop, on whichever process; None if it does not. All processes have to ask alike."""
+        """Return why the script requests a stop, on any process; None if it does not. Call it on all processes."""
         if self._is_alone:
             return self._reason
         reasons: list[str | None] = [None] * PartialState().num_processes
@@ -98,8 +98,8 @@ class Pulse:
         return next((reason for reason in reasons if reason is not None), None)
 
     def strikes(self, moment: float, step: int) -> bool:
-        """Whether the moment (in seconds of training) has come, a signal, a stop that the script asks for, or the end
-        of a checkpoint's writing."""
+        """Return whether the moment (in seconds of training) has come, or a signal, a requested stop or the end of a
+        checkpoint's writing."""
         if self._is_alone:
             if self.weight > 0 or self.has_news or self.is_stopped:
                 return True
@@ -112,12 +112,12 @@ class Pulse:
         return False
 
     def forget(self, weight: int) -> None:
-        """What signals of this weight asked for is done; others may have come meanwhile."""
+        """Mark the requests of this weight as done; others may have arrived since."""
         self._signals.forget(weight)
         self._weight = 0
 
     def close(self) -> None:
-        """Wait, in a bounded time, for what is under way: a process that has failed may never answer."""
+        """Wait, with a timeout, for a pending exchange: a process that has failed may never answer."""
         if self._asked is not None:
             work = self._asked[0]
             with suppress(RuntimeError):  # nobody needs the answer
@@ -127,7 +127,7 @@ class Pulse:
         self._asked = self._group = None
 
     def _ask(self) -> None:
-        """Send what this process knows; the largest of each number comes back."""
+        """Send what this process knows; the maximum of each number comes back."""
         elapsed = self._elapsed() if PartialState().is_main_process else 0.0
         known = [float(self._signals.weight), elapsed, -float(self._writer.ended), float(self._reason is not None)]
         numbers = torch.tensor(known, dtype=torch.float64)
@@ -135,7 +135,7 @@ class Pulse:
         self._asked = work, numbers
 
     def _answer(self, moment: float, step: int) -> bool:
-        """Take what came back; the next question is due in about half a second, by the pace since the last."""
+        """Process the answer; the next request is due in about half a second, by the pace since the last."""
         assert self._asked is not None
         work, numbers = self._asked
         work.wait()

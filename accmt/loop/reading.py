@@ -1,4 +1,4 @@
-"""A loader of training data, read by each process its share, from any place in an epoch on."""
+"""Reader of training data: each process reads its shard of a loader, from any position in an epoch."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from accmt.loop.streams import Course, Stream
 from accmt.loop.workers import end_workers, outlast_signals
 from accmt.loop.written import Written
 
-# Samplers that draw from a generator of their own, which is seeded for every epoch, or do not draw.
+# Samplers that draw from their own generator, which is seeded for every epoch, or do not draw.
 SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
 _PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
 
 
 class Moment(Written):
-    """What a state knows of a moment: of the start of an epoch, or of the place where it was taken."""
+    """State at a moment: at the start of an epoch, or at the position where it was taken."""
 
     generators: dict[str, Any]
     samplers: list[Any] | None
 
 
 class ReaderState(Written):
-    """The kinds of what `Reader.state` gives, for states that were read from a file."""
+    """Types of the state returned by `Reader.state`, for states read from a file."""
 
     workers: int
     loader: Any
@@ -61,18 +61,18 @@ class ReaderState(Written):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where reading starts.
+    """Position where reading starts.
 
     Attributes:
         epoch: The epoch.
         seed: The seed of all epochs.
-        skip: The batches of this process that are passed over.
-        reset: Seeds the samplers for the epoch; called before each time that they begin.
-        skipped: Called once, before a batch is loaded that is not passed over.
-        state: What `Reader.state` gave there; None where it is not known. At the start of an epoch, that of the end of
-            the one before.
-        offset: The samples of all processes that are left out before the first of those batches (batches, where a batch
-            sampler of the user's makes them): a training that was continued with other batches stands between two.
+        skip: The number of batches of this process to skip.
+        reset: Seeds the samplers for the epoch; called each time before they start.
+        skipped: Called once, before the first batch that is not skipped is loaded.
+        state: The result of `Reader.state` there; None if unknown. At the start of an epoch, that of the end of the
+            previous one.
+        offset: The number of samples of all processes to skip before those batches (of batches, if a user's batch
+            sampler makes them): a training resumed with other batches may start between two of them.
     """
 
     epoch: int
@@ -85,17 +85,17 @@ class Place:
 
     @property
     def is_within(self) -> bool:
-        """Whether some of the epoch is passed over."""
+        """True if part of the epoch is skipped."""
         return self.skip > 0 or self.offset > 0
 
 
 class Reader:
-    """Reads a loader, epoch by epoch. The loader itself stays as it is: a copy of the same kind is read.
+    """Reader of a loader, epoch by epoch. The loader itself is not changed: a copy of the same kind is read.
 
     Args:
-        loader: The loader, before it is shared among processes.
-        samplers: Those that decide its order.
-        process, processes: Which process this is, and of how many.
+        loader: The loader, before it is sharded across processes.
+        samplers: The samplers that decide its order.
+        process, processes: Rank of this process, and the world size.
     """
 
     def __init__(self, loader: DataLoader[Any], samplers: Sequence[Any], process: int, processes: int) -> None:
@@ -105,7 +105,7 @@ class Reader:
         self._dataset: Any = loader.dataset
         self._process = process
         self._samplers = (*samplers, loader.batch_sampler)
-        # A state that only the loader can ask its workers for.
+        # True if there is a state that only the loader can get, from its workers.
         is_stream = isinstance(loader.dataset, IterableDataset)
         self._asks_workers = keeps_state(loader) and self.workers > 0 and (is_stream or has_state(loader.dataset))
         self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
@@ -130,19 +130,19 @@ class Reader:
 
     @property
     def workers(self) -> int:
-        """Processes that load batches."""
+        """Number of worker processes that load batches."""
         return self._loader.num_workers
 
     @property
     def reads_from_anywhere(self) -> bool:
-        """Whether it can start at any sample of an epoch, and not only between two of its batches."""
+        """True if reading can start at any sample of an epoch, not only between two of its batches."""
         return self._rest is not None or (self._course is not None and not self.workers)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def length_after(self, offset: int) -> int:
-        """The batches of this process in an epoch whose first samples are left out, as `Place.offset` counts them."""
+        """Count this process's batches in an epoch without its first `offset` samples, counted as in `Place`."""
         if self._rest is not None:
             with self._rest.after(offset):
                 return len(self)
@@ -153,14 +153,14 @@ class Reader:
 
     @property
     def length_of_epoch(self) -> int | None:
-        """The batches of this process in the whole epoch that is being read, None where that is not known."""
+        """Number of batches of this process in the whole epoch being read; None if unknown."""
         try:
             return self.length_after(0)
         except TypeError:
             return None
 
     def read(self, place: Place) -> Iterator[tuple[int | None, Any]]:
-        """The batches of an epoch from a place on, each with its number of samples, None where that is not known."""
+        """Return the batches of an epoch from a position on, each with its number of samples, None if unknown."""
         seed = mixed(place.seed, place.epoch)
         generator = self._loader.generator
         assert generator is not None
@@ -169,7 +169,7 @@ class Reader:
         moment = None if place.state is None else place.state["start" if place.is_within else "now"]
         if moment is not None:
             self._take_up(moment)
-        # Samplers that have not begun have nothing to tell, nor have those that just took up what others told.
+        # Samplers that have not started have no state to record, nor do those that were just restored.
         samplers = self._states_of_samplers() if moment is None and self._is_open else (moment or {}).get("samplers")
         self._start = {"generators": self._generators.states(), "samplers": samplers}
         if self._keeps_dataset and place.state is not None and place.state["dataset"] is not None:
@@ -189,11 +189,11 @@ class Reader:
         return self._sizes.beside(batches, self._indices)
 
     def close(self) -> None:
-        """End the workers."""
+        """Shut down the workers."""
         end_workers(self._loader, self._reading())
 
     def finish(self, batches: Iterator[Any]) -> None:
-        """After the last batch of an epoch: let what keeps a state come to its end as well."""
+        """Let objects that keep a state reach their end as well, after the last batch of an epoch."""
         if self._course is not None and not self.workers:
             with apart(1):
                 self._course.finish()
@@ -201,7 +201,7 @@ class Reader:
             self._has_ended = next(batches, END) is END
 
     def state(self, *, at_end: bool) -> dict[str, Any]:
-        """What to know to read on from here: within an epoch, or `at_end` from the start of the next."""
+        """Return the state to resume reading from: within an epoch, or `at_end` from the start of the next."""
         state: dict[str, Any] = {"workers": self.workers, "loader": None, "dataset": None, "course": None}
         state["start"] = None if at_end else self._start
         state["now"] = {"generators": self._generators.states(), "samplers": None}
@@ -218,7 +218,7 @@ class Reader:
         return state
 
     def changes(self, state: Mapping[str, Any]) -> list[str]:
-        """What keeps this reader from going on as the one did that gave a state."""
+        """Describe what keeps this reader from continuing exactly as the one that returned a state."""
         former, there, changes = state["workers"], dict(self._generators), []
         own = [name for name in there if name.split(".")[0] != _SAMPLER]
         draws_alike = bool(former and self.workers) or not (own or has_state(self._dataset))
@@ -239,11 +239,11 @@ class Reader:
         return [copy.deepcopy(sampler.state_dict()) if has_state(sampler) else None for sampler in self._samplers]
 
     def _take_up(self, moment: Mapping[str, Any]) -> None:
-        """Put samplers and generators into the states of the start of an epoch."""
+        """Restore samplers and generators to the states of the start of an epoch."""
         for sampler, former in zip(self._samplers, moment["samplers"] or (), strict=False):
             if former is not None and has_state(sampler):
                 sampler.load_state_dict(former)
-                # At the end of an epoch some begin anew by themselves, others once they were asked for more.
+                # At the end of an epoch some restart on their own, others only once they are asked for more.
                 with apart(1):
                     is_at_end = next(iter(sampler), END) is END
                 if not is_at_end:
@@ -253,7 +253,7 @@ class Reader:
     def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
         state = self._state_of_loader(place)
         skip = place.skip if state is None else 0
-        # Not a method: workers do not end in time where their loader is part of a cycle of references.
+        # Not a method: workers do not end in time if their loader is part of a reference cycle.
         indices.begin(seed, place.reset, skip, partial(_go_on, self._generators, place.state))
         if state is not None:
             self._loader.load_state_dict(state)  # type: ignore[attr-defined]
@@ -288,7 +288,7 @@ class Reader:
         return read_apart(batches, mixed(seed, self._process) + place.skip)
 
     def _read_through(self, place: Place, seed: int) -> Iterator[Any]:
-        """Batches of a stream, those that are passed over included."""
+        """Read the batches of a stream, including those that are skipped."""
         batches: Iterator[Any]
         if self.workers:
             batches = self._begin()
@@ -308,7 +308,7 @@ class Reader:
         return batches
 
     def _state_of_loader(self, place: Place) -> Any:
-        """A state for the loader; that of other workers cannot be loaded."""
+        """Return the state for the loader; None if there is none, or it is that of another number of workers."""
         state = place.state
         if state is None or not self._asks_workers or state["workers"] != self.workers:
             return None
@@ -316,14 +316,13 @@ class Reader:
 
 
 def _go_on(generators: Generators, state: Mapping[str, Any] | None) -> None:
-    """Batches were passed over without being loaded: generators go on as they went on after them, but for those of
-    samplers, which made them."""
+    """Restore generators after batches were skipped without being loaded; those of samplers have advanced already."""
     if state is not None:
         generators.restore(state["now"]["generators"], but=_SAMPLER)
 
 
 def copied(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of the same kind that has not begun."""
+    """Return a loader of the same kind that has not started."""
     other = copy.copy(loader)
     other.generator = torch.Generator()
     fresh = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
@@ -341,7 +340,8 @@ def _indices(loader: DataLoader[Any], batches: Any, draws: bool, process: int, p
 
 
 def _has_course(loader: DataLoader[Any]) -> bool:
-    """Workers that start anew in every epoch read a stream exactly as it is; data pipes are known by their kind."""
+    """Return whether a stream is read through a course: not if workers restart every epoch, which read it exactly as it
+    is, and not if it is a data pipe, which is recognized by its type."""
     starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not keeps_state(loader)
     return not starts_anew and not isinstance(loader.dataset, IterDataPipe)
 
@@ -365,7 +365,7 @@ def _is_plain(sampler: Any) -> bool:
 
 
 class _Turns:
-    """Every n-th index, where each is a batch; the last round is filled up from the start."""
+    """Every n-th index, where each index is a batch; the last round is padded from the start."""
 
     def __init__(self, indices: Iterable[Any], processes: int, process: int) -> None:
         self._indices, self._processes, self._process = indices, processes, process

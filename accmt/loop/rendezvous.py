@@ -1,7 +1,7 @@
-"""How processes find each other where the agent of torchrun keeps one store for all tries.
+"""Rendezvous of processes where the agent of torchrun keeps one store for all attempts.
 
 After a restart that store still holds the addresses of the processes that have died, and torch.distributed waits for
-them: https://github.com/pytorch/pytorch/issues/135712. So each try takes a part of the store for itself.
+them: https://github.com/pytorch/pytorch/issues/135712. So each attempt uses its own part of the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PAUSE = 0.005
 
 
 def init_method() -> str | None:
-    """The `init_method` with which processes join that may have been started again; None for the usual one."""
+    """Return the `init_method` for processes that may have been restarted; None for the usual one."""
     return f"{_SCHEME}://" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
@@ -34,13 +34,13 @@ register_rendezvous_handler(_SCHEME, _meet)  # type: ignore[no-untyped-call]
 
 
 def common_name(store: Store, rank: int, size: int, timeout: timedelta) -> str:
-    """A name that the processes of this try have in common, and no other try has: the main process makes it up.
+    """Return a name that only the processes of this attempt have in common: the main process creates it.
 
-    The others ask for it under names of their own, so that nobody takes an answer that is older than the question. What
-    is left of those that have died is answered as well, and does no harm.
+    The others ask for it under their own names, so that none takes an answer that is older than its question. Questions
+    of processes that have died are answered as well, which does no harm.
 
     Raises:
-        TimeoutError, torch.distributed.DistStoreError: Not all of them came in time.
+        TimeoutError, torch.distributed.DistStoreError: Not all of them joined in time.
     """
     own = uuid.uuid4().hex
     if rank > 0:

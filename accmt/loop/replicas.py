@@ -1,6 +1,6 @@
-"""DistributedDataParallel sums gradients in buckets, and after its first step it arranges these anew, by the order in
-which the gradients came. From three processes on another arrangement sums in another order, and rounds otherwise: a
-training that was continued would not end bit by bit as one that was not. So that step is made before, on nothing.
+"""DistributedDataParallel sums gradients in buckets, and after its first step rearranges them by the order in which
+gradients arrived. With three or more processes, another arrangement sums in another order and rounds differently: a
+resumed training would not end bit by bit like an uninterrupted one. So that step is made in advance, without data.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def settle_buckets(model: nn.Module) -> None:
-    """Let a model that is replicated arrange its gradients for good: as if they came in the reverse order of its
+    """Make a replicated model arrange its gradients for good, as if they arrived in the reverse order of its
     parameters. Call it on all processes. Neither weights nor gradients change.
 
-    Models stay as they are whose buckets do not change (a search for parameters without use) or are learned from what
-    the first step does (a static graph), that have sparse gradients, or whose gradients hooks watch: they would see it.
+    Models are left alone if their buckets do not change (`find_unused_parameters`) or are learned from the first step
+    (a static graph), if they have sparse gradients, or if hooks watch their gradients, which would notice.
     """
     if not isinstance(model, DistributedDataParallel) or model.static_graph or model.find_unused_parameters:
         return
@@ -43,14 +43,15 @@ def settle_buckets(model: nn.Module) -> None:
 
 
 def wrap_again(model: DistributedDataParallel) -> None:
-    """Let a replicated model know which of its parameters are trained now: it learns that when it is made. It stays the
-    same object, and the processes stay the same. Call it on all processes, between two steps or batches."""
+    """Make a replicated model recognize which of its parameters are trained now, which it learns only when it is
+    created. It remains the same object, with the same processes. Call it on all processes, between two steps or
+    batches."""
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
         model.require_backward_grad_sync = False  # nothing to average, and nothing to wait for
         return
     is_training = model.training
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of arguments that are those of the first wrapper
+        warnings.filterwarnings("ignore", category=FutureWarning)  # about arguments, which are the first wrapper's
         new = DistributedDataParallel(
             model.module,
             device_ids=model.device_ids,
@@ -67,11 +68,11 @@ def wrap_again(model: DistributedDataParallel) -> None:
 
 
 class _Touch(nn.Module):
-    """In the place of a model: depends on its parameters, and gives them gradients of zeros."""
+    """Stand-in for a model: it depends on the model's parameters, and gives them gradients of zeros."""
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.model = model  # whose buffers are looked for here
+        self.model = model  # the wrapper looks for its buffers here
         self._touched = parameters
 
     def forward(self) -> list[Tensor]:

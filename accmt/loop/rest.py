@@ -1,4 +1,4 @@
-"""The rest of an epoch, from any of its samples on."""
+"""The rest of an epoch, from any sample on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 
 class Rest:
-    """What a sampler gives, without the first `offset`; all other attributes are the sampler's."""
+    """Items of a sampler, without the first `offset`; all other attributes are the sampler's."""
 
     def __init__(self, sampler: Iterable[Any]) -> None:
         self.sampler = sampler
@@ -32,7 +32,7 @@ class Rest:
 
     @contextmanager
     def after(self, offset: int) -> Iterator[None]:
-        """Leave out so many in the block."""
+        """Skip `offset` items in the block."""
         former, self.offset = self.offset, offset
         try:
             yield
@@ -41,14 +41,14 @@ class Rest:
 
 
 def makes_plain_batches(loader: DataLoader[Any]) -> bool:
-    """Whether batches are made of one sample after the other, so that they can begin anywhere."""
+    """Return whether batches take one sample after the other, so that they can start anywhere."""
     return loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
 
 
 def rest_of(loader: DataLoader[Any]) -> tuple[Rest, Any]:
-    """What leaves out the beginning of an epoch, and the batches of a loader behind it.
+    """Return the `Rest` that skips the start of an epoch, and the batches of a loader after it.
 
-    Samples are left out where batches are plain; where a batch sampler of another kind makes them, whole batches are.
+    Samples are skipped if batches are plain, whole batches if another kind of batch sampler makes them.
     """
     if loader.batch_sampler is None:
         rest = Rest(loader.sampler)

@@ -1,4 +1,4 @@
-"""A training that is under way: the assembled parts, handed to the functions of the loop."""
+"""A running training: the assembled parts, passed to the functions of the loop."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from accmt.tracking.tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class LoopOptions:
-    """What the loop itself has to know.
+    """Options of the loop itself.
 
     Attributes:
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or where a rule says
-            when it is.
+        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or if a rule says
+            when.
         eval_when_start: Evaluate before the first step.
         eval_when_finish: Evaluate after the last step, if evaluations do not happen at the end of epochs anyway.
-        train_loss_name, val_loss_name: What trackers call the losses.
-        monitor: What trackers are told.
-        clean_every: Optimizer steps after which caches are cleaned, besides at evaluations and ends of epochs.
+        train_loss_name, val_loss_name: Names of the losses in trackers.
+        monitor: The values that are sent to trackers.
+        clean_every: Optimizer steps between cleanings of caches, besides those at evaluations and ends of epochs.
         sanity_check: Try one batch of each validation dataset before the first step.
-        followed: The score that the scheduler follows; None where it follows none.
+        followed: The score that the scheduler follows; None if it follows none.
     """
 
     log_every: int | None
@@ -57,50 +57,49 @@ class LoopOptions:
 
 
 class Checkpointer(Protocol):
-    """Makes checkpoints of a run, or does not. Writing may go on in the background."""
+    """Maker of checkpoints of a run, or a no-op. Writing may continue in the background."""
 
     @property
     def ended(self) -> int:
-        """How many writings in the background have ended."""
+        """Number of background writes that have finished."""
         ...
 
     @property
     def has_news(self) -> bool:
-        """Whether writing in the background has ended since the last `finish`."""
+        """True if a background write has finished since the last `finish`."""
         ...
 
     def save(self, run: Run) -> None:
-        """Make a checkpoint of this moment."""
+        """Make a checkpoint of the current state."""
         ...
 
     def finish(self, run: Run) -> None:
-        """Wait for what is being written in the background, and tell what came of it."""
+        """Wait for the background write to complete, and report its outcome."""
         ...
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release what is held."""
         ...
 
 
 class Steps(Protocol):
-    """Notes each complete step, where a checkpoint is to be made of it when the next one fails."""
+    """Recorder of each complete step, if a checkpoint is to be made of it when the next one fails."""
 
     def note(self, run: Run, *, is_settled: bool) -> None:
-        """Note a step: before what is due at it is done, or once that is done."""
+        """Record a step, before or after (`is_settled`) the work due at it is done."""
         ...
 
     def settle(self) -> None:
-        """Nothing was due at the step that was noted."""
+        """Mark the recorded step as settled: nothing was due at it."""
         ...
 
     def put_back(self, run: Run) -> bool:
-        """Put the run back to the last complete step, and say whether there is anything of it that no checkpoint
-        holds."""
+        """Restore the run to the last complete step, and return whether it has state that no checkpoint holds."""
         ...
 
 
 class NoCheckpointer:
-    """Checkpointing is off."""
+    """Null checkpointer, for when checkpointing is off."""
 
     has_news = False
     ended = 0
@@ -119,12 +118,12 @@ class NoCheckpointer:
 class Run:
     """All parts of a training.
 
-    `model` is the module's own one, in no wrapper, `parts` what a checkpoint is made of, and `generators` those
-    that module, model and validation data keep for themselves. `checkpointed_at` is the step of the last
-    checkpoint, -1 if there was none; `is_settled` says whether what is due at the step where the run stands is
-    done. `epoch_random` is the random state at the start of the epoch, `resumed_random` that to resume with once
-    the data of the epoch have been passed over. `record` holds the settings and the data as checkpoints keep them,
-    and `insists` says that a checkpoint was asked for, whatever its data.
+    `model` is the module's own model, unwrapped; `parts` is what a checkpoint consists of; `generators` are those that
+    module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
+    there was none; `is_settled` says whether the work due at the current step is done. `epoch_random` is the random
+    state at the start of the epoch, `resumed_random` the one to resume with once the epoch's earlier data have been
+    skipped. `record` holds the settings and the data as checkpoints record them, and `insists` says that a checkpoint
+    was requested whatever its data.
     """
 
     options: LoopOptions
@@ -169,20 +168,20 @@ class Run:
         return self.accelerator.device  # type: ignore[no-any-return]
 
     def flush_journals(self) -> None:
-        """Write the lines that wait because they could not be written before.
+        """Write the lines that could not be written before.
 
         Raises:
-            OSError: They still cannot.
+            OSError: They still cannot be written.
         """
         self.history.flush()
         self.decision_log.flush()
 
     def begin(self) -> None:
-        """Take up what was restored of what callbacks and module keep, and say what is not as it was."""
+        """Apply the restored state of callbacks and module, and warn of what differs."""
         for note in self.parts.kept.begin() if self.parts.kept is not None else ():
             self.display.warn(note)
 
     def close(self) -> None:
-        """Give back what the training holds beside its results."""
+        """Release what the training holds besides its results."""
         self.pulse.close()
         self.checkpointer.close()

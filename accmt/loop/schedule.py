@@ -1,9 +1,9 @@
-"""The settings of the optimizer and the schedule of its learning rate, over resumes.
+"""The settings of the optimizer and the schedule of its learning rate, across resumes.
 
-Settings are the script's, state is the checkpoint's. A schedule that is the same continues from its state, bit by bit,
-with what a callback has done to the rates by hand. One that has changed, in its arguments, in the learning rate that it
-starts from or in the length that it was built for, is built again and stepped to where the training is, so that each
-further step has the rate of an undisturbed training with the settings of now.
+Settings come from the script, state from the checkpoint. An unchanged schedule continues from its state, bit by bit,
+including what a callback did to the rates by hand. One that has changed, in its arguments, its initial learning rate or
+the length that it was built for, is rebuilt and stepped to the current position, so that each further step has the rate
+of an uninterrupted training with the present settings.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _CYCLED = ("momentum", "betas")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Where a training is that is continued.
+    """Position of a training that is resumed.
 
     Attributes:
         step, epoch: Optimizer steps and epochs done.
-        passed_end: The end of an epoch was passed over in between.
+        passed_end: The end of an epoch was skipped in between.
         is_finished: No step follows.
     """
 
@@ -42,15 +42,15 @@ class Count:
 
 
 class Schedule:
-    """A scheduler, or none, with what it needs to be built again.
+    """A scheduler, or none, with what is needed to rebuild it.
 
     Args:
         optimizer: The optimizer, fresh and without a scheduler.
         names: The name of each parameter, by its id.
-        make: Builds the scheduler for the length that the training has now; None where there is none.
-        length: The length of the training as it is now.
+        make: Builds the scheduler for the training's current length; returns None if there is none.
+        length: Returns the current length of the training.
         per_epoch: It steps once an epoch.
-        is_own: A function of the user's makes it, which may have used the length in whatever way.
+        is_own: A function of the user builds it, which may use the length in any way.
     """
 
     adapts = True
@@ -77,37 +77,36 @@ class Schedule:
 
     @property
     def kind(self) -> str:
-        """The class of the scheduler."""
+        """Class name of the scheduler."""
         return "" if self.scheduler is None else type(self.scheduler).__name__
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to find out later what has changed."""
+        """Return what a checkpoint records, to detect changes later."""
         return {"groups": self._groups, "schedule": self._described}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the scheduler; empty where there is none."""
+        """Return the state of the scheduler; empty if there is none."""
         return {} if self.scheduler is None else dict(self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Continue from a state, if it is one of this schedule."""
+        """Restore a state, if it belongs to this schedule."""
         if self._loads and self.scheduler is not None and state:
             self.scheduler.load_state_dict(state)
 
     def prepare(self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: Count) -> list[str]:
-        """Find out what has changed since a checkpoint, and bring a schedule that has to where the training is. Nothing
-        is loaded yet.
+        """Detect changes since a checkpoint, and step a changed schedule to the current position. Loads nothing yet.
 
         Args:
-            then: The record of the checkpoint; None for one of a version that kept none.
+            then: The record of the checkpoint; None if its version kept none.
             state: The state of its scheduler.
             kind: The class of its scheduler, "" for none.
-            count: Where the training is.
+            count: The current position.
 
         Returns:
-            What has changed, one line each.
+            The changes, one line each.
 
         Raises:
-            ConfigError: The schedule of now ends before this place.
+            ConfigError: The present schedule ends before this position.
         """
         if self._length() != self._built_for:
             self._reset()
@@ -133,7 +132,7 @@ class Schedule:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Load the state of optimizer and scheduler in the block: settings that have changed are the script's."""
+        """Load the state of optimizer and scheduler in the block; changed settings are taken from the script."""
         applied = False
 
         def replaced(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -156,18 +155,18 @@ class Schedule:
             self.scheduler.step()
 
     def _overridden(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Groups that are loaded, with what is the script's in them; those that the training added come last."""
+        """Return the loaded groups with the script's settings applied; groups added by the training come last."""
         changed = [{**group, **new} for group, new in self._with_new(groups)]
         return [*changed, *groups[len(changed) :]]
 
     def _with_new(self, groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Each group that is loaded, and what is the script's in it."""
+        """Yield each loaded group, with the settings of the script that replace its own."""
         if len(groups) < len(self._changes):
             return
         for place, (group, changes) in enumerate(zip(groups, self._changes, strict=False)):
             new = copy.deepcopy(changes)
             if self._former_rates is not None and "lr" in new and self._former_rates[place]:
-                # The schedule answers to a metric: how far it has come is its state, from where it started a setting.
+                # The schedule follows a metric: its progress is state, its starting point a setting.
                 new["lr"] = new["lr"] * (group["lr"] / self._former_rates[place])
             yield group, new
 
@@ -180,7 +179,7 @@ class Schedule:
             self._described = {"per_epoch": self._per_epoch, "length": built_for, **_described(self.scheduler)}
 
     def _reset(self) -> None:
-        """Put the settings of the optimizer back to those that it was made with."""
+        """Reset the settings of the optimizer to its initial ones."""
         for group, settings in zip(self._optimizer.param_groups, self._configured, strict=True):
             for name in [name for name in group if name not in _NO_SETTINGS]:
                 del group[name]
@@ -193,7 +192,7 @@ class Schedule:
         count: Count,
         matched: list[Mapping[str, Any] | None],
     ) -> None:
-        """Bring a fresh schedule to where the training is."""
+        """Step a fresh schedule to the current position."""
         if self.scheduler is not None and follows_metric(self.scheduler):
             self._adopt(was, state, matched)
             return
@@ -203,7 +202,7 @@ class Schedule:
             steps = state["last_epoch"] + (count.passed_end and self._per_epoch)
         if self.scheduler is not None:
             self._step(steps)
-        cycles = _cycles(self.scheduler) or bool(state.get("cycle_momentum"))  # that of now, or that of before
+        cycles = _cycles(self.scheduler) or bool(state.get("cycle_momentum"))  # the present one, or the former one
         for group, configured, changes in zip(
             self._optimizer.param_groups, self._configured, self._changes, strict=True
         ):
@@ -215,7 +214,7 @@ class Schedule:
     def _step(self, steps: int) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the optimizer has made no step yet
+                warnings.simplefilter("ignore")  # about an optimizer that has not stepped yet
                 for _ in range(steps):
                     self.scheduler.step()  # type: ignore[union-attr]
         except ValueError as error:
@@ -225,8 +224,7 @@ class Schedule:
     def _adopt(
         self, was: Mapping[str, Any] | None, state: Mapping[str, Any], matched: list[Mapping[str, Any] | None]
     ) -> None:
-        """Take up the state of a schedule that nothing but its metric could bring here, but for settings that have
-        changed."""
+        """Restore the state of a schedule that only its metric can have brought here, except for changed settings."""
         assert self.scheduler is not None
         if was is None or was["kind"] != self.kind:
             for configured, changes in zip(self._configured, self._changes, strict=True):
@@ -249,7 +247,7 @@ def _recorded_group(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[
 
 
 def _counterpart(place: int, groups: list[dict[str, Any]], former: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The settings of the group of the checkpoint that holds the same parameters, or stands in the same place."""
+    """Return the settings of the checkpoint's group with the same parameters, or in the same place."""
     same = [other for other in former if other["parameters"] == groups[place]["parameters"]]
     if len(same) != 1 and len(former) == len(groups):
         same = [former[place]]
@@ -257,14 +255,14 @@ def _counterpart(place: int, groups: list[dict[str, Any]], former: list[Mapping[
 
 
 def _changed(configured: dict[str, Any], now: Mapping[str, Any], then: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of a group that differ from the checkpoint's, as the script gives them."""
+    """Return the settings of a group that differ from the checkpoint's, with the values of the script."""
     if then is None:
         return dict(configured)
     return {name: value for name, value in configured.items() if name in then and then[name] != now[name]}
 
 
 def _in_words(groups: list[dict[str, Any]], matched: list[Mapping[str, Any] | None]) -> list[str]:
-    """What has changed in the settings, a line each; where groups differ, a line for each group."""
+    """Describe the changes of the settings, one line each; where groups differ, one line for each group."""
     lines: list[str] = []
     pairs = [(group["settings"], then) for group, then in zip(groups, matched, strict=True) if then is not None]
     for name in dict.fromkeys(name for now, _ in pairs for name in now):
@@ -280,7 +278,7 @@ def _in_words(groups: list[dict[str, Any]], matched: list[Mapping[str, Any] | No
 
 
 def _described(scheduler: Any) -> dict[str, Any]:
-    """What a fresh scheduler is, as far as it tells; functions by their constants."""
+    """Describe a fresh scheduler as far as its state shows; functions by their constants."""
     return {
         "kind": type(scheduler).__name__,
         "state": recorded(scheduler.state_dict()),

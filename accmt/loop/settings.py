@@ -1,4 +1,4 @@
-"""The settings of a training as a checkpoint records them, and what has changed in them since, in words."""
+"""Settings of a training as a checkpoint records them, and descriptions of their changes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _ARGUMENTS_OF = {"optim_kwargs": "optimizer", "scheduler_kwargs": "scheduler"}
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two records, one line each: `lr was 0.003 and is 0.1`.
+    """Describe the differences between two records, one line each: `lr was 0.003 and is 0.1`.
 
-    A setting that one of them does not know is left out, but for arguments of the same optimizer or scheduler.
+    A setting missing from one of them is left out, except arguments of the same optimizer or scheduler.
 
     Args:
-        then, now: Setting -> value, flat, the arguments of a factory as `optim_kwargs.lr`.
+        then, now: Setting -> value, flat, with the arguments of a factory as `optim_kwargs.lr`.
     """
     lines = []
     for name in dict.fromkeys([*now, *then]):
         group, _, argument = name.rpartition(".")
         chosen = _ARGUMENTS_OF.get(group)
         if chosen is not None and then.get(chosen) != now.get(chosen):
-            continue  # others have other arguments, and that it is another is said
+            continue  # another class has other arguments, and its change is reported
         absent = "not given" if group else None
         if absent is None and (name not in then or name not in now):
             continue
@@ -34,7 +34,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def said(name: str, then: Any, now: Any) -> str:
-    """A change in words."""
+    """Describe a change."""
     return f"{name} was {_text(then)} and is {_text(now)}"
 
 

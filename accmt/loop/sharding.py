@@ -1,8 +1,8 @@
-"""Every sample once: loaders that users make, and what they may have shared out already.
+"""Every sample once: loaders made by users, whose data may be sharded already.
 
-The trainer shares batches among processes, and so it needs the same data, in the same order, on each of them. A
-DistributedSampler is replaced by the order that it divides; everything else that differs is an error before the first
-step, or as soon as it can be known.
+The trainer shards batches across processes, so it needs the same data, in the same order, on each of them. A
+DistributedSampler is replaced by the order that it divides; any other difference is an error before the first step, or
+as soon as it can be detected.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _ADVICE = "give each process all of the data, in one order: the trainer shares t
 
 
 def whole(loader: Any, name: str) -> DataLoader[Any]:
-    """A loader of the data of all processes together, from one that a user may have prepared for several.
+    """Return a loader of the data of all processes together, from one that a user may have prepared for several.
 
     Raises:
-        ConfigError: What each process would have to read is not known.
+        ConfigError: It is unknown what each process would have to read.
     """
     if not isinstance(loader, DataLoader):
         raise _problem(name, must_be("a torch DataLoader", loader))
@@ -60,7 +60,7 @@ def whole(loader: Any, name: str) -> DataLoader[Any]:
 
 
 def _undistributed(loader: DataLoader[Any], processes: int, name: str) -> DataLoader[Any]:
-    """The loader with the order that its DistributedSampler divides, if it has one."""
+    """Return the loader with the order that its DistributedSampler divides, if it has one."""
     batches = loader.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
     if not isinstance(sampler, DistributedSampler) or sampler.num_replicas == 1:
@@ -83,10 +83,10 @@ def _undistributed(loader: DataLoader[Any], processes: int, name: str) -> DataLo
 
 
 def check_alike(loader: DataLoader[Any], name: str) -> None:
-    """Find out whether all processes have the same data in the same order, as far as that shows before they are read.
+    """Check that all processes have the same data in the same order, as far as that shows before reading.
 
     Raises:
-        ConfigError: They have not.
+        ConfigError: They do not.
     """
     if PartialState().num_processes == 1:
         return
@@ -102,7 +102,7 @@ def check_alike(loader: DataLoader[Any], name: str) -> None:
 
 
 def check_alike_as_read(batches: Iterator[Any], name: str) -> Iterator[Any]:
-    """The batches of a stream that each process reads, compared at the first.
+    """Return the batches of a stream that each process reads, after comparing the first ones.
 
     Raises:
         RuntimeError: They differ.
@@ -114,28 +114,28 @@ def check_alike_as_read(batches: Iterator[Any], name: str) -> Iterator[Any]:
 
 
 def warn_of_differences(samples: Any) -> None:
-    """Say that the first samples that the processes read from a training stream differ."""
+    """Warn if the first samples that the processes read from a training stream differ."""
     if not are_alike(samples):
         text = "the processes read different samples from the training stream, and each trains on its part of what it"
         warn(f"{text} reads: if the stream is shared out already, {_ADVICE}")
 
 
 def are_alike(value: Any) -> bool:
-    """Whether a value is the same on all processes, which call this together; True where it cannot be told."""
+    """Return whether a value is the same on all processes, which call this together; True if that is unknown."""
     found = set(everywhere(lambda: b"" if value is END else _digest(value)))
     return len(found) == 1 or None in found
 
 
 def check_workers(batches: Iterator[Any], workers: int, name: str, tell: Callable[[str], None]) -> Iterator[Any]:
-    """The batches of a stream that several workers read, the first two rounds compared as they come.
+    """Yield the batches of a stream that several workers read, comparing the first two rounds.
 
-    Where each worker reads all of it, all bring the same in the first round, and the same again in the second.
+    If each worker reads all of it, all return the same batch in the first round, and again in the second.
 
     Args:
         batches: The batches.
-        workers: How many workers read them.
-        name: What the data are called.
-        tell: Called with what is wrong, if each worker reads all samples.
+        workers: Number of workers that read them.
+        name: Name of the data.
+        tell: Called with a message if each worker reads all samples.
     """
     if workers == 1:
         yield from batches
@@ -176,7 +176,7 @@ def _length(sized: Any) -> int | None:
 
 
 def _first_samples(dataset: Any) -> bytes | None:
-    """A digest of the first and the last sample, if it is the same when they are read twice."""
+    """Compute a digest of the first and the last sample; None if it is not the same when they are read twice."""
     if next(iter(Generators({"dataset": dataset})), None) is not None:
         return None  # reading would draw from a generator that checkpoints hold
     try:
@@ -185,12 +185,12 @@ def _first_samples(dataset: Any) -> bytes | None:
             with apart(1):
                 found.append(_digest([dataset[0], dataset[len(dataset) - 1]]))
     except Exception:
-        return None  # it is the loop that shows what is wrong with a dataset
+        return None  # the loop will raise what is wrong with a dataset
     return found[0] if found[0] == found[1] else None
 
 
 def _first_indices(order: Any, dataset: Any) -> bytes | None:
-    """A digest of the indices that a copy of a sampler gives first, or of the seed that they follow from."""
+    """Compute a digest of the first indices from a copy of a sampler, or of the seed that determines them."""
     inner = order.sampler if type(order) is BatchSampler else order
     if type(inner) is RandomSampler and not inner.replacement and isinstance(inner.generator, torch.Generator):
         return _digest(inner.generator.initial_seed())
@@ -205,7 +205,7 @@ def _first_indices(order: Any, dataset: Any) -> bytes | None:
 
 
 def _digest(value: Any) -> bytes | None:
-    """What tells values apart; None where they cannot be told."""
+    """Compute a digest that distinguishes values; None if that is not possible."""
     digest = blake2b(digest_size=16)
     try:
         for part in _bytes(value):

@@ -1,4 +1,4 @@
-"""Signals that end a training or ask it for a checkpoint: they only leave a word, and the loop acts at a step."""
+"""Signals that end a training or request a checkpoint: handlers only set a flag, and the loop acts at a step."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# Launchers pass on what the whole group of processes gets anyway: so soon, a second signal is the first one again.
+# Launchers forward what the whole process group gets anyway: within this time, a second signal is the first again.
 _SAME = 1.0
 
-# By their weight, from 1: where several came, the heaviest counts.
+# By weight, from 1: if several arrived, the heaviest counts.
 _WATCHED = (signal.SIGUSR1, signal.SIGTERM)
 CHECKPOINT, END = 1, 2
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a training, after its checkpoint was made. If it is not caught, the script ends with the status
-    that the signal would have given it."""
+    """Exit because SIGTERM ended a training, after its checkpoint was made. If not caught, the script exits with the
+    status that the signal would have given it."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 class Signals:
-    """What signals have asked this process for."""
+    """Requests that signals have made to this process."""
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
@@ -37,15 +37,15 @@ class Signals:
 
     @property
     def weight(self) -> int:
-        """0 for nothing, CHECKPOINT, or END."""
+        """Request with the largest weight: 0 for none, CHECKPOINT, or END."""
         return max(self._asked, default=0)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Take SIGTERM and SIGUSR1 meanwhile, but those that the process ignores. The former handlers are put back.
+        """Handle SIGTERM and SIGUSR1 in the block, unless the process ignores them. Former handlers are restored.
 
         A second SIGTERM, more than a second later, goes to the former handler, and so usually ends the process at once.
-        Outside of the main thread Python knows no handlers, and nothing is taken.
+        Outside of the main thread Python allows no handlers, and nothing is handled.
         """
         if threading.current_thread() is threading.main_thread():
             for number in _WATCHED:
@@ -60,7 +60,7 @@ class Signals:
                 self._put_back(taken)
 
     def forget(self, weight: int) -> None:
-        """What was asked for is done."""
+        """Mark a request as done."""
         self._asked.discard(weight)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
@@ -75,15 +75,15 @@ class Signals:
 
     def _put_back(self, number: int) -> None:
         former = self._former.pop(number, None)
-        # None is the handler of a library in C, which Python cannot put back.
+        # None stands for a handler installed from C, which Python cannot restore.
         signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
 def end_by_signal(ended: Terminated) -> None:
-    """End as SIGTERM does, now that its former handler is back.
+    """End as SIGTERM does, now that its former handler is restored.
 
     Raises:
-        Terminated: The given one; that handler let the process live.
+        Terminated: The given one, if that handler lets the process live.
     """
     signal.raise_signal(signal.SIGTERM)
     raise ended

@@ -1,8 +1,8 @@
-"""The number of samples of a batch, which means are weighted by.
+"""Number of samples in a batch, used as the weight in means.
 
-It is what a loader put into the batch: the samples that its `collate_fn` was given, or the indices that its sampler
-gave. Where a loader takes batches as they come (`batch_size=None`), the module's `batch_size` says it, else the shapes
-in the batch, where they leave no doubt. Nothing is guessed.
+It is what a loader put into the batch: the samples passed to its `collate_fn`, or the indices from its sampler. If a
+loader takes ready-made batches (`batch_size=None`), the module's `batch_size` decides, else the shapes in the batch if
+they are unambiguous. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from accmt.module import AcceleratorModule
 
 
 class Counting:
-    """A `collate_fn` that gives the number of samples too: a pair of it and the batch."""
+    """A `collate_fn` that returns a pair: the number of samples, and the batch."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -31,10 +31,10 @@ class Counting:
 
 
 class Sizes:
-    """The numbers of samples of the batches of a loader, which it is changed to tell.
+    """Numbers of samples in the batches of a loader, which is modified to report them.
 
     Args:
-        loader: The loader, which nobody else uses.
+        loader: The loader, which is used for nothing else.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -46,10 +46,10 @@ class Sizes:
         self._has_workers = loader.num_workers > 0
 
     def beside(self, batches: Iterator[Any], indices: Indices | None) -> Iterator[tuple[int | None, Any]]:
-        """Pairs of number and batch; the number is None where the loader does not know it.
+        """Yield pairs of number and batch; the number is None if the loader does not know it.
 
-        Batches that are not counted have as many samples as there were indices in what was asked for. A loader of a
-        kind of its own may drop batches, or read ahead: it is believed as long as it asks once for each batch.
+        Batches that are not counted have as many samples as indices were requested for them. A custom loader may drop
+        batches, or read ahead: it is trusted as long as it makes one request per batch.
         """
         asked: deque[int | None] = deque() if indices is None else indices.sizes
         is_certain = indices is not None and (self._keeps_order or not self._has_workers)
@@ -62,20 +62,20 @@ class Sizes:
 
 
 def _is_torchs(function: Any) -> bool:
-    """Whether a function is one of torch or torchdata, not of a user's class."""
+    """Return whether a function belongs to torch or torchdata, not to a user's class."""
     return str(getattr(function, "__module__", "")).split(".")[0] in ("torch", "torchdata")
 
 
 def samples_of(batch: Any, told: int | None, module: AcceleratorModule) -> int:
-    """The number of samples of a batch.
+    """Return the number of samples in a batch.
 
     Args:
         batch: The batch.
-        told: What its loader says; None if it does not know.
-        module: Its `batch_size` is asked where the loader does not know.
+        told: The number given by its loader; None if unknown.
+        module: Its `batch_size` is called if the loader does not know.
 
     Raises:
-        ValueError: It cannot be known.
+        ValueError: The number cannot be determined.
     """
     if told is not None:
         return told
@@ -95,13 +95,13 @@ def samples_of(batch: Any, told: int | None, module: AcceleratorModule) -> int:
 
 
 def _has_own(module: AcceleratorModule) -> bool:
-    """Whether the module has the method; `self.batch_size = 32` is something of the user's own."""
+    """Return whether the module overrides the method; `self.batch_size = 32` is an attribute of the user's own."""
     given = getattr(type(module), "batch_size", None)
     return given is not AcceleratorModule.batch_size and callable(getattr(module, "batch_size", None))
 
 
 def _by_shapes(batch: Any) -> int | None:
-    """The first dimension that all tensors of a batch have; None where there is a doubt.
+    """Return the first dimension that all tensors of a batch share; None if that is ambiguous.
 
     A batch that is a list holds columns, unless they look like images; a list within it may hold samples.
     """
@@ -112,7 +112,7 @@ def _by_shapes(batch: Any) -> int | None:
 
 
 def _sizes(part: Any) -> Iterator[int | None]:
-    """The number of samples that each part of a batch stands for, None for a part that does not tell."""
+    """Yield the number of samples in each part of a batch, None for a part that does not show it."""
     if isinstance(part, Tensor | np.ndarray):
         yield part.shape[0] if part.ndim else None
     elif isinstance(part, Mapping):
@@ -135,7 +135,7 @@ def _are_plain(several: Sequence[Any]) -> bool:
 
 
 def _are_alike(several: Sequence[Any], dimensions: int) -> bool:
-    """Whether several things may be samples beside each other: tensors of one kind, of at least some dimensions."""
+    """Return whether items may be samples of a batch: tensors of one kind, of at least `dimensions` dimensions."""
     if not all(isinstance(item, Tensor | np.ndarray) for item in several):
         return False
     kinds = {(item.dtype, item.ndim) for item in several}

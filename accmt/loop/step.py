@@ -27,16 +27,16 @@ from accmt.module import AcceleratorModule
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """How an optimizer step is made.
+    """Options of an optimizer step.
 
     Attributes:
-        clip_grad: The largest norm of all gradients; None for no clipping.
+        clip_grad: Maximum norm of all gradients; None for no clipping.
         set_to_none: Reset gradients to None instead of zero.
         place_batches: Move batches to the device.
-        prepare_batches: Convert batches to the precision of the model, where an engine needs that.
+        prepare_batches: Convert batches to the precision of the model, if an engine needs that.
         scheduler_per_epoch: The scheduler steps once an epoch.
         through_wrapper: The module calls the prepared model, not the bare one.
-        repeats: A step that runs out of memory is tried once more.
+        repeats: Retry a step once if it runs out of memory.
     """
 
     clip_grad: float | None
@@ -49,14 +49,14 @@ class StepOptions:
 
 
 class Stepper:
-    """Makes optimizer steps. `grad_norm` is that of the last step, before clipping, on the device.
+    """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device.
 
     Args:
         module: The module, which knows its Accelerator and its state.
         model: The prepared model.
         optimizer: The prepared optimizer.
         schedule: The scheduler, if there is one.
-        options: How a step is made.
+        options: The options of a step.
         hooks: The callbacks.
         beside: The parameters that a step may train besides those of the model.
     """
@@ -94,7 +94,7 @@ class Stepper:
 
     @property
     def learning_rate(self) -> float:
-        """That of the first parameter group; NaN where the optimizer finds its own, as Adafactor can."""
+        """Learning rate of the first parameter group; NaN if the optimizer chooses its own, as Adafactor can."""
         rate = self._optimizer.param_groups[0].get("lr")
         return math.nan if rate is None else float(rate)
 
@@ -115,11 +115,11 @@ class Stepper:
         self._update()
 
     def held(self) -> list[nn.Parameter]:
-        """The parameters that are trained now."""
+        """Return the parameters that are trained now."""
         return self._trained.held()
 
     def start_epoch(self) -> None:
-        """Look which parameters there are: a model may have grown."""
+        """Look up the current parameters: a model may have grown."""
         self._trained.look()
 
     def end_epoch(self) -> None:
@@ -132,12 +132,12 @@ class Stepper:
         self._step_scheduler(value)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients that are there between two steps, by the name of the parameter; part of a checkpoint."""
+        """Return the gradients that exist between two steps, by parameter name; part of a checkpoint."""
         found = {name: parameter.grad for name, parameter in self._beside.named().items()}
         return {name: local(gradient) for name, gradient in found.items() if gradient is not None}
 
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
-        """Go on with gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
+        """Restore the gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
         named: dict[str, Any] = dict(self._beside.named())
         named |= self._trained.numbered()
         for name, gradient in gradients.items():
@@ -145,7 +145,7 @@ class Stepper:
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
 
     def put_back(self, gradients: Mapping[str, Tensor]) -> None:
-        """Go back to the gradients of between two steps."""
+        """Restore the gradients as they were between two steps."""
         for parameter in self._trained.numbered().values():
             parameter.grad = None
         self.take_up(gradients)
@@ -160,7 +160,7 @@ class Stepper:
         """Clip the gradients and step the optimizer."""
         self._finish_gradients()
         self._hooks.on_before_optimizer_step(self._optimizer)
-        self._trained.drop_frozen()  # also what a hook froze
+        self._trained.drop_frozen()  # including what a hook froze
         self._updates.step()
         if self._updates.clip is None:
             self.grad_norm = self._updates.norm()
@@ -181,7 +181,7 @@ class Stepper:
         self._hooks.on_after_zero_grad(self._optimizer)
 
     def _finish_gradients(self) -> None:
-        """Share the gradients out, where no wrapper has, and clip them."""
+        """Average the gradients over the processes, if no wrapper has done so, and clip them."""
         self._trained.drop_frozen()
         self._trained.check_unheld()
         if self._replicated:
@@ -190,7 +190,7 @@ class Stepper:
             self.grad_norm = self._updates.clip(self._trained.held(), self._options.clip_grad)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
-        """Add the gradients of a batch, one of `share` in its window; the last one brings those of all processes."""
+        """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""
         self._shares_gradients = False
         with nullcontext() if last else self._updates.no_sync():
             loss = self._forward(batch)
@@ -199,8 +199,8 @@ class Stepper:
         return loss
 
     def _learn_again(self, error: RuntimeError, batches: list[Any], share: int) -> Tensor:
-        """Try a batch that ran out of memory once more, after those before it in its window: what of their gradients
-        is right is not known any more."""
+        """Retry a batch that ran out of memory, after those before it in its window: which of their gradients are valid
+        is no longer known."""
         if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
             raise error
         free(error)
@@ -210,7 +210,7 @@ class Stepper:
         return loss
 
     def _is_alone(self) -> bool:
-        """Whether no other process waits for a part of what failed, which it would get twice."""
+        """Return whether no other process waits for data of the failed step, which a retry would send twice."""
         if self._accelerator.num_processes == 1:
             return True
         buffers = self._options.through_wrapper and next(self._model.buffers(), None) is not None
@@ -232,7 +232,7 @@ class Stepper:
         return loss
 
     def _scalar(self, loss: object) -> Tensor:
-        """A loss of one element as a scalar; everything else that is no loss is an error."""
+        """Return a loss of one element as a scalar; anything else that is not a loss is an error."""
         module = type(self._module).__name__
         loss = single_value(loss, module)
         if not loss.requires_grad:
@@ -255,7 +255,7 @@ class Stepper:
 
 
 class ManualStepper(Stepper):
-    """Lets a module compute gradients and update parameters by itself; each window is one batch."""
+    """Stepper for modules that compute gradients and update parameters themselves; each window is one batch."""
 
     _is_stepped = False
     _has_begun = False
@@ -278,16 +278,16 @@ class ManualStepper(Stepper):
             self._state.train_step += 1
 
     def gradients(self) -> dict[str, Tensor]:
-        """Those that an optimizer step has still to use."""
+        """Return the gradients that an optimizer step has yet to use."""
         return {} if self._is_stepped else super().gradients()
 
     def put_back(self, gradients: Mapping[str, Tensor]) -> None:
-        """Go back to the gradients of between two steps."""
+        """Restore the gradients as they were between two steps."""
         super().put_back(gradients)
         self._is_stepped = False
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of a loss; those of before the last optimizer step are gone."""
+        """Add the gradients of a loss; those from before the last optimizer step are dropped."""
         self._has_begun = True
         if self._is_stepped:
             self.zero_grad(self._options.set_to_none)
@@ -304,12 +304,12 @@ class ManualStepper(Stepper):
         super().zero_grad(set_to_none)
 
     def _scalar(self, loss: object) -> Tensor:
-        """The loss is only recorded here: it may be detached."""
+        """Return the loss, which is only recorded here: it may be detached."""
         return single_value(loss, type(self._module).__name__)
 
 
 def single_value(loss: object, module: str) -> Tensor:
-    """A loss of one element as a scalar.
+    """Return a loss of one element as a scalar.
 
     Raises:
         TypeError, ValueError: It is something else.

@@ -1,4 +1,4 @@
-"""Streams: iterable datasets, read by each process for itself, with a state that a checkpoint can hold."""
+"""Streams: iterable datasets, read separately by each process, with a state that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _UNREAD = {"read": 0, "ended": False, "dataset": None, "iterator": None}
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable dataset as a loader reads it: its samples, or a process's share of them, by a course.
+    """Iterable dataset as a loader reads it: its samples, or a process's shard of them, as read by a course.
 
-    All other attributes are those of the dataset, also when they are set: a worker that finds its dataset by
-    `get_worker_info().dataset` can do with it what it would have done.
+    All other attributes are read from and set on the dataset, so that a worker can use the dataset that it finds in
+    `get_worker_info().dataset` as usual.
     """
 
     _course: Course
@@ -45,21 +45,20 @@ class Stream(IterableDataset[Any]):
 
 
 class Course:
-    """How a stream is read, epoch by epoch.
+    """Reading of a stream, epoch by epoch.
 
-    Every process reads all samples, in groups of `size` for each process, and has its part of each group. A last group
-    that is not whole is filled up from its start, unless it is dropped. What is drawn at random while a group is read
-    follows from the seed, the epoch, the worker and the number of the group.
+    Every process reads all samples, in groups of `size` for each process, and keeps its part of each group. An
+    incomplete last group is padded from its start, unless it is dropped. Random draws while a group is read depend on
+    the seed, the epoch, the worker and the number of the group.
 
-    The state of a reading is that of the dataset and of its iterator, where they have `state_dict` and
-    `load_state_dict` and it is known to hold all that matters; elsewhere it is a number of samples, which are read
-    again.
+    The state of a reading is that of the dataset and of its iterator, if they have `state_dict` and `load_state_dict`
+    and it is known to be complete; otherwise it is a number of samples, which are read again.
 
     Args:
         dataset: The iterable dataset.
-        size: Samples of a batch.
-        drop_last: Drop a last group that is not whole, where several processes share.
-        process, processes: Which process this is, and of how many.
+        size: Samples per batch.
+        drop_last: Drop an incomplete last group, if there are several processes.
+        process, processes: Rank of this process, and the world size.
         for_workers: Workers read it.
     """
 
@@ -80,9 +79,9 @@ class Course:
         self._size, self._drop_last = size, drop_last
         self._process, self._processes = process, processes
         self._resumed: Any = None
-        # What is done once with the first group that this process reads, if no worker reads it.
+        # Called once with the first group that this process reads, unless a worker reads it.
         self.seen: Callable[[list[Any]], None] | None = None
-        # Seed and epoch. Workers that outlive an epoch hear of the next one only through shared memory.
+        # Seed and epoch. Workers that outlive an epoch learn of the next one only through shared memory.
         self._place = torch.zeros(2, dtype=torch.int64)
         if for_workers:
             self._place.share_memory_()  # type: ignore[no-untyped-call]
@@ -90,16 +89,16 @@ class Course:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the dataset itself keeps a state that is used."""
+        """True if the dataset itself keeps a state that is used."""
         return self.uses_states and has_state(self.dataset)
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Say which epoch is read next."""
+        """Set the epoch that is read next."""
         self._place[0], self._place[1] = seed, epoch
         self._tell(epoch)
 
     def start(self) -> _Reading:
-        """Start reading the epoch, or go on where `resume` said."""
+        """Start reading the epoch, or resume where `resume` said."""
         self.reading = _Reading(self)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
@@ -107,15 +106,15 @@ class Course:
         return self.reading
 
     def resume(self, state: Any) -> None:
-        """Let the next reading go on from a state."""
+        """Make the next reading resume from a state."""
         self._resumed = state
 
     def resume_after(self, batches: int, samples: int = 0) -> None:
-        """Let the next reading go on after the first batches and samples of the epoch, which are read again."""
+        """Make the next reading resume after the first batches and samples of the epoch, which are read again."""
         self._resumed = {**_UNREAD, "read": batches * self.group + samples}
 
     def finish(self) -> None:
-        """Let a dataset that keeps a state come to its end, as a loop over all of it would; one that is longer than its
+        """Let a dataset that keeps a state reach its end, as a loop over all of it would; one that is longer than its
         length stays where it is."""
         if self.keeps_state and not self.reading.ended:
             state = copy.deepcopy(self.dataset.state_dict())
@@ -123,17 +122,17 @@ class Course:
                 self.dataset.load_state_dict(state)
 
     def carry_over(self, state: Any) -> None:
-        """Put a dataset that keeps a state into that of the end of the epoch before."""
+        """Restore a dataset that keeps a state to the end of the previous epoch."""
         if state["ended"]:
             _Reading(self).load_state_dict(state)
         elif state["dataset"] is not None:
             self.dataset.load_state_dict(state["dataset"])
 
     def length(self, offset: int = 0) -> int:
-        """The samples of this process, where `offset` of all are left out.
+        """Return the number of samples of this process, without the first `offset` of all.
 
         Raises:
-            TypeError: The dataset does not know.
+            TypeError: The dataset has no length.
         """
         samples = max(0, len(self.dataset) - offset)
         if self._processes == 1:
@@ -141,7 +140,7 @@ class Course:
         return self._size * (samples // self.group if self._drop_last else -(-samples // self.group))
 
     def share_of(self, group: list[Any]) -> list[Any]:
-        """This process's part of a group of samples, which may be shorter at the end of the data."""
+        """Return this process's part of a group of samples, which may be shorter at the end of the data."""
         if self._processes == 1 or not group:
             return group
         if len(group) < self.group:
@@ -152,7 +151,7 @@ class Course:
         return group[start : start + self._size]
 
     def seed_of_reader(self) -> int:
-        """The seed of who reads the epoch: this process, or the worker that it is."""
+        """Return the seed of the reader of the epoch: this process, or the worker that it is."""
         worker, (seed, epoch) = get_worker_info(), self._place.tolist()
         if epoch != self._told:
             self._tell(epoch)
@@ -165,7 +164,7 @@ class Course:
 
 
 class _Reading:
-    """One pass over a stream. It seeds the generators that it draws from: read it apart, or in a worker."""
+    """One pass over a stream. It seeds the process-wide generators, so read it apart, or in a worker."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
@@ -186,7 +185,7 @@ class _Reading:
         return self._share.popleft()
 
     def state_dict(self) -> dict[str, Any]:
-        """What to go on from, between two batches."""
+        """Return the state to resume from, between two batches."""
         course, samples = self._course, self._samples
         state = {**_UNREAD, "read": self.read, "ended": self.ended}
         if samples is not None and course.uses_states:
@@ -197,16 +196,16 @@ class _Reading:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Resume from a state.
 
         Raises:
-            RuntimeError: The samples have to be read again, and there are fewer now.
+            RuntimeError: The samples must be read again, and there are fewer now.
         """
         is_known = state["dataset"] is not None or state["iterator"] is not None
         if is_known and (state["dataset"] is None or has_state(self._course.dataset)):
             self._load(state)
             self.read = state["read"]
-            # A dataset may be at its end only after it was asked for more, or start anew once it came to its end.
+            # A dataset may be at its end only once it is asked for more, or restart once it has reached its end.
             if state["ended"] and not self.is_at_end():
                 self._load(state)
         elif not state["ended"]:
@@ -214,7 +213,7 @@ class _Reading:
         self.ended = state["ended"]
 
     def is_at_end(self) -> bool:
-        """Whether there is no further sample; if there is one, it is lost."""
+        """Return whether there are no more samples; if there is one, it is lost."""
         self.ended = next(self._samples, END) is END
         return self.ended
 
@@ -263,7 +262,7 @@ class _Reading:
 
 
 def _loses_samples(dataset: Any) -> bool:
-    """Whether a dataset of Hugging Face mixes its samples in a buffer, which its state does not hold."""
+    """Return whether a Hugging Face dataset shuffles its samples in a buffer, which its state does not hold."""
     if not type(dataset).__module__.startswith("datasets."):
         return False
     waiting, seen = [vars(dataset).get("_ex_iterable")], set[int]()

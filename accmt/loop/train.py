@@ -21,7 +21,7 @@ from accmt.rules.decision import REQUESTED
 
 
 def train(run: Run) -> Stop | None:
-    """Train from where the run stands to its end.
+    """Train from the current position of the run to its end.
 
     try one batch of each validation dataset
     for each epoch:
@@ -30,10 +30,10 @@ def train(run: Run) -> Stop | None:
             if something is due, or this is the end: log, evaluate, save what rules say, checkpoint, stop
 
     Returns:
-        Why a rule or a condition stopped the training; None if it ran its length.
+        Why a rule or a condition stopped the training; None if it ran to its end.
 
     Raises:
-        Terminated: SIGTERM asked for the end; a checkpoint was made.
+        Terminated: SIGTERM requested the end; a checkpoint was made.
     """
     if not run.resumed and not isinstance(run.checkpointer, NoCheckpointer):
         know_data(run.record, run.data, run.device)
@@ -61,9 +61,9 @@ def train(run: Run) -> Stop | None:
 
 
 def _resume_within_step(run: Run) -> Stop | None:
-    """Do what was due at a step whose checkpoint was made because that failed."""
+    """Do the work due at a step whose checkpoint was made because that work failed."""
     with warnings.catch_warnings():
-        # torch takes a scheduler that steps first for a mistake: this one follows the step before the resume.
+        # torch warns if a scheduler steps first: this one follows the optimizer step before the resume.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         stop = _settle(run)
     run.is_settled = True
@@ -73,7 +73,7 @@ def _resume_within_step(run: Run) -> Stop | None:
 
 
 def _train_epoch(run: Run) -> Stop | None:
-    """Train the rest of the epoch that the run stands in."""
+    """Train the rest of the current epoch."""
     position, stepper, state = run.position, run.stepper, run.state
     stop, before = None, position.step
     for window in _windows(run):
@@ -99,7 +99,7 @@ def _train_epoch(run: Run) -> Stop | None:
 
 
 def _windows(run: Run) -> Iterator[Window]:
-    """The windows of the epoch from the current position on, with the random state as it was at this point."""
+    """Return the windows of the epoch from the current position on, with the random state as it was at this point."""
     position, state = run.position, run.state
     state.epoch, state.train_step = position.epoch, position.batch
     state.is_end_of_epoch = False
@@ -121,7 +121,7 @@ def _windows(run: Run) -> Iterator[Window]:
 
 
 def _settle(run: Run) -> Stop | None:
-    """Whatever is due at this step, in the order of the language: log, evaluate, save, checkpoint, stop."""
+    """Do whatever is due at this step, in the order of the language: log, evaluate, save, checkpoint, stop."""
     position = run.position
     if run.pulse.has_news:
         run.checkpointer.finish(run)
@@ -149,7 +149,7 @@ def _settle(run: Run) -> Stop | None:
 
 
 def _stop_before(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
-    """The stop that is asked for at this step, by a condition or by the script, whatever an evaluation may bring."""
+    """Return the stop requested at this step, by a condition or by the script, whatever an evaluation may bring."""
     stop = ask(run, progress, is_logged=is_logged)
     if stop is None:
         return _requested(run) if run.pulse.is_stopped else None
@@ -159,7 +159,7 @@ def _stop_before(run: Run, progress: Progress, *, is_logged: bool) -> Stop | Non
 
 
 def _stop_of_hooks(run: Run, *, has_evaluated: bool) -> Stop | None:
-    """The stop that a callback has just asked for, at an evaluation or the end of an epoch."""
+    """Return the stop that a callback has just requested, at an evaluation or the end of an epoch."""
     stop = _requested(run)
     if stop is not None and not has_evaluated and _evaluates(run, Due(), stop):
         observe(run)
@@ -167,7 +167,7 @@ def _stop_of_hooks(run: Run, *, has_evaluated: bool) -> Stop | None:
 
 
 def _requested(run: Run) -> Stop | None:
-    """The stop that the script asks for, written down; None if it does not ask."""
+    """Return the stop that the script requests, and record it; None if it requests none."""
     reason = run.pulse.asked_to_stop()
     if reason is None:
         return None
@@ -177,10 +177,10 @@ def _requested(run: Run) -> Stop | None:
 
 
 def _checkpoint(run: Run, *, is_due: bool, stop: Stop | None) -> None:
-    """Make a checkpoint if one is due, at the end, or where a signal asks for it.
+    """Make a checkpoint if one is due, at the end, or when a signal requests one.
 
     Raises:
-        Terminated: SIGTERM asks for the end.
+        Terminated: SIGTERM requests the end.
     """
     asked, is_end = run.pulse.weight, stop is not None or run.position.is_last_step
     if is_due or is_end or asked:
@@ -192,7 +192,7 @@ def _checkpoint(run: Run, *, is_due: bool, stop: Stop | None) -> None:
 
 
 def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
-    """Without validation data the rules are asked at the end of every epoch."""
+    """Return whether to evaluate; without validation data, rules are evaluated at the end of every epoch."""
     if not run.evaluation:
         return run.position.ends
     return due.evaluate or (run.options.eval_when_finish and (stop is not None or run.position.is_last_step))
@@ -211,7 +211,7 @@ def _cleans(run: Run) -> bool:
 
 
 def _next_stop(run: Run) -> float:
-    """The next step at which something may be due; the end of an epoch is one anyway."""
+    """Return the next step at which something may be due, besides the end of an epoch."""
     step = run.position.step
     stops = [run.engine.next_step or math.inf, run.position.total_steps or math.inf]
     for every in (run.options.log_every, run.options.clean_every):
@@ -221,6 +221,6 @@ def _next_stop(run: Run) -> float:
 
 
 def _strikes(run: Run) -> bool:
-    """Whether something has come that no number of steps says."""
+    """Return whether an event has occurred that does not depend on the step count."""
     moment = run.engine.next_elapsed
     return run.pulse.strikes(min(moment, run.next_look) if run.engine.watches else moment, run.position.step)

@@ -1,5 +1,5 @@
-"""The parameters that are trained. Users freeze and unfreeze parts and add groups to the optimizer at any time: so the
-set is asked for at every step, and what depends on it follows.
+"""The parameters that are trained. Users freeze and unfreeze parts and add groups to the optimizer at any time, so the
+set is checked at every step, and what depends on it is updated.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from accmt.loop.schedule import Schedule
 from accmt.module import AcceleratorModule
 
 _LISTED = 4
-# What schedulers keep for each group of parameters.
+# Attributes that schedulers keep for each parameter group.
 _BY_GROUP = ("base_lrs", "lr_lambdas", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Parameters beside those that the optimizer holds at the start.
+    """Parameters besides those that the optimizer holds at the start.
 
     Attributes:
-        named: Gives all parameters by name, those of the model too.
-        left: Gives those beside the model by name that no optimizer in an attribute of the module holds.
-        extend: Adds parameters of the model to an optimizer of the hyperparameters; None for one of the module.
+        named: Returns all parameters by name, including those of the model.
+        left: Returns, by name, parameters outside the model that no optimizer in an attribute of the module holds.
+        extend: Adds parameters of the model to an optimizer from the hyperparameters; None for one from the module.
     """
 
     named: Callable[[], Mapping[str, Tensor]]
@@ -45,9 +45,9 @@ class Trained:
     Args:
         module: The module, which knows its Accelerator.
         model: The prepared model.
-        optimizer: The optimizer, in no wrapper.
+        optimizer: The unwrapped optimizer.
         schedule: Its scheduler, if there is one.
-        beside: What is beside the model, and how the optimizer is extended.
+        beside: The parameters outside the model, and how the optimizer is extended.
         through_wrapper: The module calls the model through its wrapper.
     """
 
@@ -78,17 +78,17 @@ class Trained:
         self._wrapped = self._known()
 
     def look(self) -> None:
-        """Look which parameters the model has now."""
+        """Look up the current parameters of the model."""
         share_out_again(self._model)
         parameters = list(self._model.parameters())
         if len(parameters) != len(self._parameters) or any(map(_is_not, parameters, self._parameters)):
             self._parameters, self._required = parameters, []
 
     def follow(self) -> None:
-        """Let optimizer, scheduler and wrapper follow what was frozen, unfrozen or added, before a forward pass.
+        """Update optimizer, scheduler and wrapper for what was frozen, unfrozen or added, before a forward pass.
 
         Raises:
-            RuntimeError: The engine cannot.
+            RuntimeError: The engine does not support that.
         """
         self.follow_groups()
         required = [parameter.requires_grad for parameter in self._parameters]
@@ -106,42 +106,42 @@ class Trained:
             self._wrapped = self._known()
 
     def follow_groups(self) -> None:
-        """Let the scheduler follow groups that were added to the optimizer, before it steps."""
+        """Update the scheduler for groups that were added to the optimizer, before it steps."""
         if len(self._optimizer.param_groups) != self._groups:
             self._groups = len(self._optimizer.param_groups)
             _extend_scheduler(self._schedule.scheduler, self._optimizer.param_groups)
 
     def held(self) -> list[nn.Parameter]:
-        """Those that the optimizer holds and that require a gradient."""
+        """Return the parameters of the optimizer that require a gradient."""
         groups = self._optimizer.param_groups
         return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
 
     def outside(self) -> list[nn.Parameter]:
-        """Those held that no wrapper averages over the processes."""
+        """Return the held parameters that no wrapper averages over the processes."""
         return [parameter for parameter in self.held() if id(parameter) not in self._wrapped]
 
     def numbered(self) -> dict[str, nn.Parameter]:
-        """Those held, by their number in the optimizer."""
+        """Return the parameters of the optimizer, by their number in it."""
         groups = self._optimizer.param_groups
         return {str(number): one for number, one in enumerate(one for group in groups for one in group["params"])}
 
     def frozen(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Those held that are frozen, with a copy of their values."""
+        """Return the frozen parameters of the optimizer, each with a copy of its values."""
         held = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
         return [(parameter, parameter.detach().clone()) for parameter in held if not parameter.requires_grad]
 
     def drop_frozen(self) -> None:
-        """Forget the gradients of parameters that are frozen: an optimizer moves whatever has one."""
+        """Drop the gradients of frozen parameters: an optimizer updates whatever has one."""
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if not parameter.requires_grad and parameter.grad is not None:
                     parameter.grad = None
 
     def check_unheld(self) -> None:
-        """Find out at the first gradients whether what is beside the model gets some, and no optimizer holds it.
+        """Check, at the first gradients, that no parameter outside the model gets one if no optimizer holds it.
 
         Raises:
-            ConfigError: It does.
+            ConfigError: One does.
         """
         if self._unheld is None:
             held = {id(parameter) for parameter in self.held()}
@@ -152,13 +152,13 @@ class Trained:
                 raise ConfigError([unheld(self._owner, lost)], "fit(...)")
 
     def _known(self) -> set[int]:
-        """The parameters that the wrapper averages."""
+        """Return the ids of the parameters that the wrapper averages."""
         if self._wrapper is None:
             return set()
         return {id(parameter) for parameter in self._parameters if parameter.requires_grad}
 
     def _take_in(self) -> None:
-        """Let the optimizer hold what is trained from now on."""
+        """Add the parameters that are trained from now on to the optimizer."""
         held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
         new = [one for one in self._parameters if one.requires_grad and id(one) not in held]
         if not new:
@@ -176,7 +176,7 @@ class Trained:
 
 
 def unheld(owner: str, names: Sequence[str]) -> Problem:
-    """The error for parameters beside the model that would not be trained."""
+    """Return the error for parameters outside the model that would not be trained."""
     ways = list(dict.fromkeys(name.partition(".")[0] for name in names))
     attributes = ", ".join(f"self.{way}" for way in ways)
     text = (
@@ -188,7 +188,7 @@ def unheld(owner: str, names: Sequence[str]) -> Problem:
 
 
 def _extend_scheduler(scheduler: Any, groups: Sequence[dict[str, Any]]) -> None:
-    """Let a scheduler know of groups that were added: their rate is that to start from."""
+    """Extend a scheduler by groups that were added: their rate becomes their initial one."""
     if scheduler is None:
         return
     for inner in getattr(scheduler, "_schedulers", ()):

@@ -1,4 +1,4 @@
-"""The means of training metrics: what a module logs under names that rules may use."""
+"""Means of training metrics: what a module logs under names that rules may use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from accmt.rules.jsonable import from_text, to_text
 
 
 class TrainingMetrics:
-    """Adds up what is logged on the device, and reads it when an interval ends: that of evaluations, and that of looks.
+    """Sums of logged values on the device, read only at the end of an interval: of evaluations, and of looks.
 
-    Of what is logged under one name for one batch the last value counts, so that a step that is tried again, or
-    evaluated several times, counts once. Like those of the losses, the sums are exact over a resume.
+    For each name and batch the last value counts, so that a step that is retried, or evaluated several times, counts
+    once. Like those of the losses, the sums are exact across a resume.
 
     Args:
         names: The declared names.
@@ -30,7 +30,7 @@ class TrainingMetrics:
         self._evaluation, self._look = (_Interval(self.names, device) for _ in range(2))
 
     def add(self, name: str, value: Tensor | float, batch: int, reduction: str) -> None:
-        """Take what was logged for a batch. A tensor counts on each process, another value on the main one."""
+        """Record a value logged for a batch. A tensor counts on each process, another value on the main one only."""
         state = PartialState()
         if isinstance(value, Tensor):
             scale = state.num_processes if reduction == "sum" else 1
@@ -39,19 +39,19 @@ class TrainingMetrics:
             self._pending[batch, name] = float(value)
 
     def commit(self) -> None:
-        """Count what was logged for the batches of a step that was made."""
+        """Count the values logged for the batches of a completed step."""
         for (_, name), value in self._pending.items():
             self._evaluation.add(name, value)
             self._look.add(name, value)
         self._pending.clear()
 
     def since_evaluation(self) -> dict[str, float]:
-        """Name -> mean since this was last asked, over all processes; without those that were not logged."""
+        """Return name -> mean since the last call, over all processes, without names that were not logged."""
         self.commit()
         return self._evaluation.take()
 
     def since_look(self) -> dict[str, float]:
-        """Name -> mean since this was last asked, over all processes; without those that were not logged."""
+        """Return name -> mean since the last call, over all processes, without names that were not logged."""
         self.commit()
         return self._look.take()
 
@@ -60,7 +60,7 @@ class TrainingMetrics:
         return self._evaluation.to_json()
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Take up the sums of the names that are still declared."""
+        """Restore the sums of the names that are still declared."""
         self._evaluation.restore(data)
 
 

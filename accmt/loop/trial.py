@@ -1,5 +1,5 @@
-"""A trial of the evaluation before the first step, for mistakes that would otherwise be found after an epoch: one batch
-of each validation dataset.
+"""A trial evaluation before the first step, on one batch of each validation dataset, for mistakes that would otherwise
+be found after an epoch.
 
 It leaves everything as it was: random state, buffers, attributes, data and loaders. No hook is called.
 """
@@ -42,20 +42,20 @@ from accmt.metrics.torchmetrics import TorchMetric
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False leaves it out)"
 _LONGEST = 10.0
-# Errors that do not come from having few samples.
+# Errors that cannot come from having few samples.
 _CERTAIN = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 
 
 def try_out(evaluation: Evaluation) -> list[str]:
-    """Try one batch of each validation dataset, and say what is worth a warning, one line each.
+    """Try one batch of each validation dataset, and return warnings, one line each.
 
     for dataset in validation:
         validation_step(dataset, first batch)
         gather, compute                        # on more batches, where it fails on one
 
     Raises:
-        Exception: What `validation_step` or a metric raised, or what is wrong with what they gave. Not what a metric
-            raises on these few samples alone.
+        Exception: An error of `validation_step` or a metric, or in what they returned. Not one that a metric raises
+            only because of so few samples.
     """
     module = evaluation.module
     silent = replace(evaluation, hooks=Hooks((), module.state))
@@ -79,7 +79,7 @@ def try_out(evaluation: Evaluation) -> list[str]:
 
 @dataclass(slots=True)
 class _Tried:
-    """What came of the first batches of a dataset: warnings, and what metrics could not be computed, by their name."""
+    """Outcome of the first batches of a dataset: warnings, and the errors of metrics by name."""
 
     warnings: list[str] = field(default_factory=list)
     failures: dict[str, Exception] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Tried:
 
 
 def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> list[str]:
-    """Try one batch, and where a metric fails on it, more of them, as long as that takes no more than seconds."""
+    """Try one batch, and if a metric fails on it, more of them, for a few seconds at most."""
     began, most = time.monotonic(), 1
     tried = first = _try_batches(evaluation, key, most, taken)
     while tried.failures and not tried.is_whole and agreed(time.monotonic() - began) < _LONGEST:
@@ -111,7 +111,7 @@ def _batches(number: int) -> str:
 
 
 def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[str]) -> _Tried:
-    """Go through the first batches of a dataset as an evaluation does."""
+    """Process the first batches of a dataset as an evaluation does."""
     module, metrics = evaluation.module, evaluation.metrics[key]
     meter = ValidationLoss(module.device)
     gatherers = {metric: gatherer_of(metric, module.device) for metric in metrics}
@@ -143,7 +143,7 @@ def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[
 
 
 def _compute(tried: _Tried, gatherers: Mapping[Metric, Gatherer], key: str) -> None:
-    """Compute all metrics: what fails is noted, on every process, and what is certainly wrong is raised on all."""
+    """Compute all metrics: failures are recorded on every process, and certain mistakes are raised on all."""
     values: dict[str, float] = {}
     wrong: Exception | None = None
     for metric, gatherer in gatherers.items():
@@ -167,13 +167,13 @@ def _compute(tried: _Tried, gatherers: Mapping[Metric, Gatherer], key: str) -> N
 
 
 def _check_call(metric: Metric, arguments: tuple[Any, ...], key: str) -> None:
-    """Find out whether a metric can be called with as many arguments as `validation_step` gives.
+    """Check that a metric accepts as many arguments as `validation_step` returns.
 
     Raises:
-        TypeError: It cannot.
+        TypeError: It does not.
     """
     if isinstance(metric, TorchMetric):
-        return  # it is called, batch by batch
+        return  # it is called batch by batch anyway
     function = metric.function if isinstance(metric, FunctionMetric) else metric.compute
     try:
         signature = inspect.signature(function)
@@ -187,7 +187,7 @@ def _check_call(metric: Metric, arguments: tuple[Any, ...], key: str) -> None:
 
 
 def _untaken(outputs: Mapping[str, Any], taken: Collection[str], key: str) -> Iterator[str]:
-    """What `validation_step` returns and nobody takes."""
+    """Yield a warning for each output of `validation_step` that no metric uses."""
     for name in outputs:
         if name != "loss" and name not in taken:
             known = f"The metrics are {', '.join(sorted(taken))}" if taken else "The trainer has no metrics"
@@ -205,9 +205,9 @@ def _told() -> Iterator[None]:
 
 
 class _Read:
-    """The first batches of validation data, read in this process: workers are not started for so few.
+    """First batches of validation data, read in this process: workers are not started for so few.
 
-    They are validation data to whoever asks, as long as the whole ones.
+    All other attributes, such as the length, are those of the whole data.
     """
 
     def __init__(self, data: ValidationData, most: int) -> None:
@@ -218,7 +218,7 @@ class _Read:
         except Exception:
             if not data.loader.num_workers:
                 raise
-            self._batches = _first(data, 1, most)  # they may be made ready in workers alone
+            self._batches = _first(data, 1, most)  # they may be prepared only in workers
         self.is_whole = len(self._batches) < most or (data.length is not None and data.length <= most)
 
     def __iter__(self) -> Iterator[Any]:
@@ -231,7 +231,7 @@ class _Read:
 
 
 def _first(data: ValidationData, workers: int, most: int) -> list[tuple[int | None, Any]]:
-    """The first batches, each with its number of samples."""
+    """Return the first batches, each with its number of samples."""
     read = data.with_workers(workers)
     try:
         return [(read.samples, batch) for batch in islice(read, most)]
@@ -240,7 +240,7 @@ def _first(data: ValidationData, workers: int, most: int) -> list[tuple[int | No
 
 
 def _is_read_once(data: ValidationData) -> bool:
-    """Whether what is read from a stream is gone: it is, or holds, an iterator."""
+    """Return whether a stream can be read only once: it is, or holds, an iterator."""
     dataset = data.dataset
     if not data.is_stream:
         return False

@@ -1,4 +1,4 @@
-"""The unit that a place in an epoch is counted in: samples, wherever batches do not have to stay what they are."""
+"""Unit in which a position in an epoch is counted: samples, unless batches must stay the same."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SAMPLES, BATCHES = "samples", "batches"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a place in an epoch is counted in.
+    """Unit in which a position in an epoch is counted.
 
     Attributes:
-        counts: "samples"; or "batches", where a batch sampler of the user's makes them.
-        batch_size: Samples of a batch of one process; None where it is not known.
-        processes: How many processes share the data.
-        readers: For a stream: the workers that read it, each with a share of its own, and 1 where they are fewer.
+        counts: "samples"; or "batches", if a batch sampler of the user makes them.
+        batch_size: Samples per batch of one process; None if unknown.
+        processes: Number of processes that share the data.
+        readers: For a stream, the number of workers that read it, each with its own shard; at least 1.
     """
 
     counts: str
@@ -32,14 +32,15 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """What one batch of each process brings forward."""
+        """Units that one batch on each process takes together."""
         return self.processes * ((self.batch_size or 1) if self.counts == SAMPLES else 1)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Unit:
-        """
+        """Read a unit from the JSON of a checkpoint.
+
         Raises:
-            ValueError, KeyError, TypeError: It is none.
+            ValueError, KeyError, TypeError: `data` is not a unit.
         """
         size = None if data["batch_size"] is None else max(1, count_from(data["batch_size"]))
         counts = SAMPLES if data["counts"] == SAMPLES else BATCHES
@@ -47,7 +48,7 @@ class Unit:
 
 
 def unit_of(loader: DataLoader[Any], size: int, processes: int) -> Unit:
-    """The unit for a loader with batches of a size, shared by so many processes."""
+    """Return the unit for a loader with batches of `size`, shared by `processes` processes."""
     is_stream = isinstance(loader.dataset, IterableDataset)
     counts = SAMPLES if is_stream or makes_plain_batches(loader) else BATCHES
     known = size if counts == SAMPLES else getattr(loader.batch_sampler, "batch_size", None)
@@ -55,7 +56,7 @@ def unit_of(loader: DataLoader[Any], size: int, processes: int) -> Unit:
 
 
 def unit_in_words(unit: Unit) -> str:
-    """How the data are read, for errors."""
+    """Describe how the data are read, for error messages."""
     size = "batches" if unit.batch_size is None else f"batches of {unit.batch_size}"
     workers = f" and {unit.readers} workers" if unit.readers > 1 else ""
     return f"{size} on {unit.processes} process(es){workers}"

@@ -1,4 +1,4 @@
-"""Doing something with objects of the user, and leaving them as they were."""
+"""Use of the user's objects that leaves them as they were."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Restore = Callable[[], None]
 
 @contextmanager
 def untouched(learned: Iterable[Any], read: Iterable[Any], generators: Generators) -> Iterator[None]:
-    """Put back what the block changes in attributes of objects: which values they have, what containers hold, and the
+    """Restore what the block changes in attributes of objects: their values, the contents of containers, and the
     numbers in tensors that are not trained.
 
     Args:
-        learned: Modules, metrics and states: with what they are made of.
-        read: Loaders: with datasets, samplers and all that these wrap. Their tensors are data, and not looked at.
+        learned: Modules, metrics and states, with their parts.
+        read: Loaders, with datasets, samplers and all that these wrap. Their tensors are data, and not restored.
         generators: Random generators that objects keep.
     """
     states = generators.states()
@@ -45,7 +45,7 @@ def untouched(learned: Iterable[Any], read: Iterable[Any], generators: Generator
 
 
 def _parts(things: Iterable[Any]) -> list[Any]:
-    """Objects with the layers in their attributes, and the user's own objects there, each once."""
+    """Collect objects, the layers in their attributes, and the user's own objects there, each once."""
     found: dict[int, Any] = {}
     for thing in things:
         for value in (thing, *vars(thing).values()):
@@ -66,7 +66,7 @@ def _is_of_library(kind: type) -> bool:
 
 
 def _learned(thing: Any) -> Iterator[Restore]:
-    """What puts back an object; of a layer that belongs to a library, or is sharded by one, the buffers alone."""
+    """Yield functions that restore an object; for a layer owned or sharded by a library, only its buffers."""
     if not isinstance(thing, nn.Module):
         yield _attributes(thing, with_tensors=True)
         return
@@ -76,7 +76,7 @@ def _learned(thing: Any) -> Iterator[Restore]:
 
 
 def _chain(things: Iterable[Any]) -> list[Any]:
-    """Objects and what they wrap, each once."""
+    """Collect objects and what they wrap, each once."""
     found: dict[int, Any] = {}
     waiting = list(things)
     while waiting:
@@ -107,7 +107,7 @@ def _attributes(thing: Any, *, with_tensors: bool) -> Restore:
 
 
 def _content(value: Any, with_tensors: bool, depth: int) -> Iterator[Restore]:
-    """What puts back the content of a container or a tensor."""
+    """Yield functions that restore the content of a container or a tensor."""
     if isinstance(value, Tensor):
         if with_tensors and not isinstance(value, nn.Parameter) and value.nbytes <= _MOST_BYTES:
             yield partial(_put_numbers_back, value, value.detach().clone(), value._version)

@@ -1,4 +1,4 @@
-"""How gradients are computed, clipped and used: by torch itself, through Accelerate, or by DeepSpeed's engine."""
+"""Operations that compute, clip and apply gradients: of torch itself, through Accelerate, or of DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from accmt.loop.engines import PLAIN, is_deepspeed
 
 @dataclass(frozen=True, slots=True)
 class Updates:
-    """What an optimizer step is made of.
+    """Operations that an optimizer step consists of.
 
     Attributes:
         differentiate: Adds the gradients of a loss.
-        no_sync: A context in which gradients stay on their process, because more are to come.
-        clip: Clips the gradients of parameters to a norm, and gives the norm before; None where `step` does it.
+        no_sync: A context in which gradients are not synchronized across processes, because more follow.
+        clip: Clips the gradients of parameters to a norm, and returns the norm before; None if `step` does it.
         step: Steps the optimizer.
         zero_grad: Resets the gradients.
-        was_skipped: Whether the last step was skipped, as its gradients were too large for fp16; None if none ever is.
-        norm: Where `step` clips: the norm of the gradients of the last step, before.
+        was_skipped: Returns whether the last step was skipped because gradients overflowed fp16; None if none ever is.
+        norm: If `step` clips: returns the norm of the last step's gradients before clipping.
     """
 
     differentiate: Callable[..., None]
@@ -39,12 +39,12 @@ class Updates:
 
 
 def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Updates:
-    """The updates of a prepared model by a prepared optimizer."""
+    """Return the operations for a prepared model and a prepared optimizer."""
     no_sync = partial(accelerator.no_sync, model)
     if is_deepspeed(accelerator):
         return _by_deepspeed(model, optimizer)
     if accelerator.scaler is None and accelerator.distributed_type in PLAIN:
-        # Accelerate would only pass these calls on, at a cost in every step.
+        # Accelerate would only forward these calls, at a cost in every step.
         own = optimizer.optimizer
         return Updates(Tensor.backward, no_sync, nn.utils.clip_grad_norm_, own.step, own.zero_grad, None)
 
@@ -58,7 +58,7 @@ def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Up
 
 
 def _by_deepspeed(engine: Any, optimizer: Any) -> Updates:
-    """The engine clips, steps and resets the gradients in one call."""
+    """Return the operations of the engine, which clips, steps and resets the gradients in one call."""
     is_managed = engine.managed_gradient_accumulation()
 
     @contextmanager
@@ -74,7 +74,7 @@ def _by_deepspeed(engine: Any, optimizer: Any) -> Updates:
         return None if value is None else torch.as_tensor(value).detach()
 
     def zero_grad(set_to_none: bool = True) -> None:
-        """The engine has done it."""
+        """Do nothing: the engine has reset the gradients."""
 
     if is_managed:
         engine.set_gradient_accumulation_boundary(is_boundary=True)

@@ -1,4 +1,4 @@
-"""How much of its machine a training uses. Only the main process measures, and only at logging steps."""
+"""Utilization of the machine by a training. Only the main process measures, and only at logging steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GIGABYTE = 1e9
 
 
 def begin_measuring(monitor: Monitor, device: torch.device) -> str | None:
-    """Begin the interval that the first measurement is about. What will not be measured, None if all will be."""
+    """Begin the interval of the first measurement, and return what will not be measured, None if all will be."""
     if monitor.cpu_utilization:
         psutil.cpu_percent()
     if not monitor.gpu_utilization:
@@ -23,17 +23,17 @@ def begin_measuring(monitor: Monitor, device: torch.device) -> str | None:
 
 
 def utilization(monitor: Monitor, device: torch.device) -> dict[str, float]:
-    """What the monitor asks for, as far as it can be measured.
+    """Measure what the monitor asks for, as far as possible.
 
     Args:
-        monitor: What is asked for.
+        monitor: The requested values.
         device: The device of this process.
 
     Returns:
-        `cpu_utilization` and `gpu_utilization`: GB (1e9 bytes) of memory that this process holds, and that its tensors
-        take on its GPU. `cpu_utilization_percent`: how busy all processors of the machine were, data loading included,
-        since the last measurement. `gpu_utilization_percent`: how much of its last sample period (up to a second) the
-        GPU was busy, by whichever process. None of it waits for the GPU.
+        `cpu_utilization` and `gpu_utilization`: memory in GB (1e9 bytes) held by this process, and by its tensors on
+        its GPU. `cpu_utilization_percent`: how busy all processors of the machine were, data loading included, since
+        the last measurement. `gpu_utilization_percent`: for how much of its last sample period (up to a second) the GPU
+        was busy, with any process. No measurement waits for the GPU.
     """
     values: dict[str, float] = {}
     if monitor.cpu_utilization:
@@ -48,7 +48,7 @@ def utilization(monitor: Monitor, device: torch.device) -> dict[str, float]:
 
 
 def _gpu_load(device: torch.device) -> float | Exception:
-    """Per cent, as the driver says by nvidia-ml-py; or why it does not, as on a part of a divided GPU."""
+    """Return the GPU load in percent, from the driver by nvidia-ml-py; or its error, as on a part of a divided GPU."""
     try:
         return float(torch.cuda.utilization(device))
     except Exception as error:

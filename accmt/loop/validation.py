@@ -1,4 +1,4 @@
-"""The batches of validation data: every sample once, on however many processes, and drawn alike in each evaluation."""
+"""Batches of validation data: every sample once, on any number of processes, with the same draws in each evaluation."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _VALIDATION = "validation"
 
 
 class ValidationData:
-    """The batches of this process: every n-th of n processes. It can be gone through any number of times.
+    """Batches of this process: every n-th of n processes. They can be iterated any number of times.
 
-    What is drawn at random while a batch is loaded follows from the seed, the dataset's key and the number of the batch
-    among those of all processes, so that it is the same in each evaluation. The loader itself stays as it is.
+    Random draws while a batch is loaded depend on the seed, the dataset's key and the number of the batch among those
+    of all processes, so they are the same in each evaluation. The loader itself is not changed.
 
     Attributes:
-        loader: The loader, of all processes together.
-        samples: The number of samples of the batch that was given last; None where the loader does not know.
+        loader: The loader for all processes together.
+        samples: The number of samples in the last batch; None if the loader does not know it.
 
     Args:
         loader: The loader.
         key: The key of the dataset.
-        seed: Gives the seed of the training.
+        seed: Returns the seed of the training.
     """
 
     def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int]) -> None:
@@ -68,7 +68,7 @@ class ValidationData:
 
     @property
     def length(self) -> int | None:
-        """The batches of this process; None where that is not known."""
+        """Number of batches of this process; None if unknown."""
         try:
             return None if self.is_stream else len(self._copy)
         except TypeError:
@@ -78,7 +78,7 @@ class ValidationData:
         return len(self._copy)
 
     def with_workers(self, workers: int) -> ValidationData:
-        """The same batches, loaded by another number of workers."""
+        """Return the same batches, loaded by another number of workers."""
         loader = copy.copy(self.loader)
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
@@ -95,7 +95,7 @@ class ValidationData:
             yield batch
 
     def close(self) -> None:
-        """End the workers."""
+        """Shut down the workers."""
         end_workers(self._copy, self._reading())
 
     def _of_indices(self, indices: Indices, seed: int) -> Iterator[Any]:
@@ -104,7 +104,7 @@ class ValidationData:
         return indices.read_apart(batches) if self._draws and not self._copy.num_workers else batches
 
     def _stream(self, seed: int) -> Iterator[Any]:
-        """Each process reads all of a stream, so that no sample is repeated to make shares even."""
+        """Read a stream: all of it on each process, so that no sample is repeated to make shards even."""
         if self._copy.num_workers:
             batches = check_workers(self._begin(), self._copy.num_workers, self._name, _refuse)
         else:
@@ -136,10 +136,10 @@ class ValidationData:
 def validation_loaders(
     options: DataOptions, module: AcceleratorModule, datasets: Mapping[str, Dataset[Any]], seed: Callable[[], int]
 ) -> dict[str, ValidationData]:
-    """Dataset -> the batches of this process.
+    """Return, for each dataset, the batches of this process.
 
     Raises:
-        ConfigError: A loader of the module cannot be shared among the processes.
+        ConfigError: A loader of the module cannot be sharded across the processes.
     """
     data: dict[str, ValidationData] = {}
     for key, dataset in datasets.items():
@@ -153,8 +153,8 @@ def validation_loaders(
 
 
 def _with_own_sampler(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """The loader with a generator of its own for a sampler of torch, which training data may use too, little by little
-    and also while an evaluation interrupts them."""
+    """Return the loader with a separate generator for a sampler of torch: training data may use that sampler too, and
+    be in the middle of it while an evaluation interrupts them."""
     batches, sampler = loader.batch_sampler, loader.sampler
     if type(batches) is BatchSampler:
         sampler = batches.sampler
@@ -175,7 +175,7 @@ def _refuse(text: str) -> None:
 
 
 class _Every:
-    """Every n-th batch of indices, from one on. They are drawn in rounds, the same on every process."""
+    """Every n-th batch of indices, from the `first` on. They are drawn in rounds, the same on every process."""
 
     def __init__(self, batches: Iterable[Any], first: int, step: int) -> None:
         self._batches, self._first, self._step = batches, first, step

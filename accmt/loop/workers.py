@@ -1,4 +1,4 @@
-"""Processes that load batches, and the signals that reach them too when all processes of a training get one.
+"""Processes that load batches, and how they handle signals that are sent to all processes of a training.
 
 SIGTERM to all of them would end the workers first, and with them the training, before it has made its checkpoint.
 """
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from accmt.config.errors import ConfigError, Problem
 
-# What a worker that is asked to end waits at most for the end of its training.
+# Maximum time in seconds that a worker asked to end waits for the end of its training.
 _PATIENCE = 60.0
 _HELD = (signal.SIGTERM, signal.SIGUSR1)
 ADVICE = (
@@ -37,10 +37,10 @@ _Begin = Callable[[int], None] | None
 
 
 def outlast_signals(loader: DataLoader[Any]) -> None:
-    """Let the workers of a loader go on when they get SIGTERM, as long as their training may still need them.
+    """Let the workers of a loader survive SIGTERM, as long as their training may still need them.
 
-    SIGUSR1 they ignore. They end with their loader; with the process of the training, which asks them by SIGTERM as
-    well; and by themselves if neither ends in a minute.
+    They ignore SIGUSR1. They end with their loader; with the process of the training, which sends them SIGTERM as well;
+    or on their own if neither ends within a minute.
     """
     if not loader.num_workers:
         return
@@ -51,10 +51,10 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
 
 
 class _Holding:
-    """A worker that signals do not reach until it is ready for them: torch lets SIGTERM end it before."""
+    """Worker that blocks signals until it can handle them: before that, torch lets SIGTERM end it."""
 
     def start(self) -> None:
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # the new process begins with it
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # the new process inherits it
         try:
             super().start()  # type: ignore[misc]
         finally:
@@ -77,13 +77,14 @@ class _Spawning(SpawnContext):
     Process = _Spawned
 
 
-# A server of forks does not pass on what is held: its workers keep the gap.
+# A fork server does not pass on blocked signals: its workers keep the gap.
 _HOLDING = {ForkContext: _Forking(), SpawnContext: _Spawning()}
 
 
 @cache
 def _end_of(process: int) -> Connection:
-    """Where something can be read once this process ends: before it asks its children to end, and waits for them."""
+    """Return a connection that becomes readable when this process ends, before it asks its children to end and
+    waits."""
     reader, writer = Pipe(duplex=False)
     Finalize(None, writer.send_bytes, args=(b"ends",), exitpriority=100)
     return reader
@@ -102,15 +103,15 @@ def _end_later(end: Connection, number: int, frame: Any) -> None:
 
 
 def _wait_and_end(end: Connection, code: int) -> None:
-    end.poll(_PATIENCE)  # nobody reads it: all workers see it
+    end.poll(_PATIENCE)  # never read, so that all workers see it
     os._exit(code)
 
 
 def end_workers(loader: DataLoader[Any], batches: Any) -> None:
-    """End the workers that load batches, whoever still holds them: a traceback that is kept does.
+    """Shut down the workers that load batches, even if something still holds them, such as a kept traceback.
 
-    Persistent workers belong to their loader, the others to the iterator over it. Torch ends them only when nobody
-    holds these any more, and by no public name.
+    Persistent workers belong to their loader, the others to its iterator. Torch shuts them down only when nothing
+    references these any more, and has no public method for it.
     """
     for part in (batches, getattr(loader, "_iterator", None)):
         end = getattr(part, "_shutdown_workers", None) or getattr(part, "close", None)
@@ -119,15 +120,15 @@ def end_workers(loader: DataLoader[Any], batches: Any) -> None:
 
 
 def main_is_unguarded() -> bool:
-    """Whether a process that is not forked would train too: it runs the script again, and what trains there stands
-    below no `if __name__ == "__main__":`."""
+    """Return whether a process that is not forked would train too: it runs the script again, and the code that trains
+    is not below an `if __name__ == "__main__":`."""
     main = sys.modules.get("__main__")
     frame, script = inspect.currentframe(), getattr(main, "__file__", None)
     while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)):
         frame = frame.f_back
     name = getattr(getattr(main, "__spec__", None), "name", "")
     if frame is None or script is None or name.endswith("__main__"):
-        return False  # there is no script that would be run
+        return False  # there is no script to run again
     try:
         statements = ast.parse(Path(script).read_bytes()).body
     except (OSError, SyntaxError, ValueError):
@@ -138,14 +139,14 @@ def main_is_unguarded() -> bool:
 
 
 def forks(loader: DataLoader[Any] | None = None) -> bool:
-    """Whether workers are forked, those of a loader or by default."""
+    """Return whether workers are forked, those of a loader or by default."""
     context = None if loader is None else loader.multiprocessing_context
     default = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return (default if context is None else context.get_start_method()) == "fork"
 
 
 def refuse_run_again() -> None:
-    """End a process that was made to load data, and came to train because it runs the script of the training again.
+    """Exit from a process that was started to load data but would train, as it runs the training script again.
 
     Raises:
         SystemExit: This is such a process.
@@ -158,7 +159,7 @@ def refuse_run_again() -> None:
 
 
 def _asks(test: ast.expr) -> bool:
-    """Whether a condition asks which process this is."""
+    """Return whether a condition checks which process this is."""
     names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
     return bool(names & {"__name__", "parent_process", "current_process"})

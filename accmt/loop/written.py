@@ -1,6 +1,6 @@
-"""The kinds of the values in the JSON of a checkpoint, which somebody else may have written.
+"""Types of the values in the JSON of a checkpoint, which someone else may have written.
 
-Where a key may be missing, checkpoints of earlier versions lack it.
+A key that may be missing is one that checkpoints of earlier versions lack.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Interval: TypeAlias = Annotated[list[Any], AfterValidator(_interval)]
 
 
 class Written(BaseModel):
-    """A mapping with these keys, each of its kind."""
+    """Mapping with these keys, each of its type."""
 
     model_config = ConfigDict(strict=True)
 
@@ -101,7 +101,7 @@ class _Beside(Written):
 
 
 class Trainer(Written):
-    """What all processes share: see `checkpointer._trainer` and `contents.state_files`."""
+    """State shared by all processes: see `checkpointer._trainer` and `contents.state_files`."""
 
     parts: dict[str, Any]
     kinds: dict[str, str]
@@ -135,7 +135,7 @@ class _Reading(Written):
 
 
 class Process(Written):
-    """What a process alone knows: see `checkpointer._own`."""
+    """State of a single process: see `checkpointer._own`."""
 
     losses: _Losses
     training: dict[str, Interval] = Field(default_factory=dict)
@@ -144,7 +144,7 @@ class Process(Written):
 
 
 def check_written(kind: type[Written], data: Mapping[str, Any]) -> None:
-    """Find out whether a piece of JSON is of a kind.
+    """Check that a piece of JSON is of a given type.
 
     Raises:
         ValueError: It is not; the message says where.
