@@ -1,7 +1,7 @@
-"""Collators for tokenized text: objects that make a batch of a list of samples.
+"""Collators for tokenized text: objects that make a batch from a list of samples.
 
-Give one to a trainer as `collate_fn` (or `collate_fn_train`, `collate_fn_val`), or to a DataLoader. They ask their
-tokenizer for what they need and import no library of tokenizers.
+Pass one to a trainer as `collate_fn` (or `collate_fn_train`, `collate_fn_val`), or to a DataLoader. They use the
+attributes of their tokenizer and import no tokenizer library.
 """
 
 from accmt.collate_fns.language_modeling import DataCollatorForLanguageModeling

@@ -1,4 +1,4 @@
-"""The checks of a collator's arguments."""
+"""Checks of a collator's arguments."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from accmt.config.errors import ConfigError, Problem, must_be
 
 
 def whole_problems(name: str, value: Any) -> list[Problem]:
-    """Whether an argument is a whole number."""
+    """Return a problem if the argument is not an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         return []
     return [Problem(name, must_be("a whole number", value))]
 
 
 def flag_problems(name: str, value: Any) -> list[Problem]:
-    """Whether an argument is True or False."""
+    """Return a problem if the argument is not True or False."""
     return [] if isinstance(value, bool) else [Problem(name, must_be("True or False", value))]
 
 
 def share_problems(name: str, value: Any) -> list[Problem]:
-    """Whether an argument is a number from 0 to 1."""
+    """Return a problem if the argument is not a number from 0 to 1."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return []
     return [Problem(name, must_be("a number from 0 to 1", value))]

@@ -1,6 +1,6 @@
-"""From dictionaries of single samples to those of a batch: the values of each key, and how they become one tensor.
+"""Turns the dictionaries of samples into one dictionary of a batch: the values of each key become one tensor.
 
-A column is the list of one key's values, one of each sample.
+A column is the list of one key's values, one per sample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PER_TOKEN = (IDS, "attention_mask", "token_type_ids", "special_tokens_mask")
 
 
 def read_columns(dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Key -> column. Arrays and lists of numbers are tensors in it, without the batch dimension that a sample may have.
+    """Return key -> column, with arrays and lists of numbers as tensors, and without the batch dimension of a sample.
 
     Raises:
         ValueError: The samples have different keys, or no usable `input_ids`.
@@ -61,7 +61,7 @@ def _row(sample: str, dictionary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_tensor(value: Any) -> Any:
-    """An array, or a list of numbers, as a tensor; everything else as it is."""
+    """Convert an array or a list of numbers to a tensor; return everything else unchanged."""
     if isinstance(value, np.ndarray) and value.ndim > 0 and value.dtype.kind in "biufc":
         return torch.tensor(np.ascontiguousarray(value))
     if isinstance(value, list | tuple):
@@ -69,7 +69,7 @@ def as_tensor(value: Any) -> Any:
             if value and isinstance(value[0], Tensor | np.ndarray):
                 return torch.stack([torch.as_tensor(entry) for entry in value])
             return torch.tensor(value)
-        except (TypeError, ValueError, RuntimeError):  # no numbers, or lists of different lengths
+        except (TypeError, ValueError, RuntimeError):  # not numbers, or lists of different lengths
             return value
     return value
 
@@ -79,10 +79,10 @@ def _without_batch(value: Any) -> Any:
 
 
 def pad_columns(columns: Mapping[str, list[Any]], padding: Padding) -> dict[str, Tensor]:
-    """The columns that follow the tokens, padded; those that do not are not in the result.
+    """Pad the columns that follow the tokens, and return only these.
 
     A column follows the tokens if it has, in each sample, as many entries as `input_ids`, another `..input_ids` or
-    `labels`; the columns that labels must not be padded in are left out by the caller.
+    `labels`. If labels must not be padded, the caller leaves their columns out.
     """
     leading = [lengths for key, column in columns.items() if _leads(key) and (lengths := _lengths(column)) is not None]
     return {
@@ -97,7 +97,7 @@ def _leads(key: str) -> bool:
 
 
 def _lengths(column: Sequence[Any]) -> list[int] | None:
-    """The entries of each value, None where some value is no sequence or they differ in what one entry is."""
+    """Return the length of each value, None if a value is not a sequence or the shapes of entries differ."""
     if not all(isinstance(value, Tensor) and value.dim() > 0 for value in column):
         return None
     kinds = {value.shape[1:] for value in column if len(value) > 0}
@@ -105,7 +105,7 @@ def _lengths(column: Sequence[Any]) -> list[int] | None:
 
 
 def pad(sequences: Sequence[Tensor], value: int, side: str) -> Tensor:
-    """Sequences, each (tokens, ...), as (samples, longest, ...); whole numbers become int64, other types stay."""
+    """Pad sequences, each (tokens, ...), to (samples, longest, ...); integers become int64, other types stay."""
     filled = [sequence for sequence in sequences if len(sequence) > 0] or [torch.zeros(0, dtype=torch.int64)]
     dtype = reduce(torch.promote_types, [_wide(sequence.dtype, value) for sequence in filled])
     longest = max(len(sequence) for sequence in sequences)
@@ -125,7 +125,7 @@ def _wide(dtype: torch.dtype, value: int) -> torch.dtype:
 
 
 def stack(name: str, values: Sequence[Any], advice: str = ALIKE) -> Any:
-    """What is not padded, by torch's default collation.
+    """Stack values that are not padded, by torch's default collation.
 
     Raises:
         ValueError: The values do not fit together.

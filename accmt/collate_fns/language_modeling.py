@@ -1,4 +1,4 @@
-"""The collator that makes labels for language modeling, masked and causal."""
+"""Collator that makes labels for language modeling, masked and causal."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from accmt.collate_fns.tokenizer import (
 class DataCollatorForLanguageModeling:
     """Pads tokenized samples to the longest of their batch and makes the `labels` of language modeling from them.
 
-    With `mlm`, tokens are chosen at random with `mlm_probability`: never special tokens (also those with a 1 in the
-    samples' `special_tokens_mask`) and never padding. Labels are the chosen tokens as they were, and `ignore_index`
-    elsewhere, which is everywhere if chance chooses nothing. Of the chosen tokens, `masked_to_mask` become the mask
-    token; the rest is halved between becoming a random word (uniformly any that is not special) and staying as it is.
-    This is the scheme of BERT (Devlin et al., 2019, arXiv:1810.04805). Without `mlm`, labels are `input_ids`, not
-    shifted, with `ignore_index` at padding.
+    With `mlm`, tokens are chosen at random with `mlm_probability`: never padding, special tokens, or tokens with a 1 in
+    the samples' `special_tokens_mask`. Labels are the original tokens where chosen, and `ignore_index` elsewhere (all
+    of them, if chance chooses no token). Of the chosen tokens, a share of `masked_to_mask` becomes the mask token; half
+    of the others become a random word (uniformly, never a special token), the other half stays unchanged. This is the
+    scheme of BERT (Devlin et al., 2019, arXiv:1810.04805). Without `mlm`, labels are `input_ids`, not shifted, with
+    `ignore_index` at padding.
 
-    Random numbers come from torch's generator: a seed reproduces them. In a worker of a DataLoader it is the worker's.
+    Random numbers come from torch's generator: a seed reproduces them. A DataLoader worker uses its own generator.
 
     Samples and padding are as in `DataCollatorForSeq2Seq`, but at least one element of a sample is a dictionary with
-    `input_ids`, its `labels`, if any, are replaced, and `special_tokens_mask` is taken out. An `attention_mask` is made
-    where it is missing, since a model would take padding for text otherwise. Padding is what `attention_mask` gives
-    as 0. Where it is missing, padding is what was added here, and pad tokens that were in a sample before, but these
-    only if the pad token has no second use, such as the end of the text.
+    `input_ids`, its `labels`, if any, are replaced, and `special_tokens_mask` is removed. If `attention_mask` is
+    missing, it is added, since a model would otherwise treat padding as text. Padding is where `attention_mask` is 0.
+    If samples have none, padding is what was added here, and existing pad tokens in a sample, but these only if the pad
+    token has no other use, such as the end of the text.
 
     Args:
         tokenizer: A tokenizer like those of Hugging Face, with a pad token, and a mask token for `mlm`.
         mlm: Masked language modeling; False for causal language modeling.
-        mlm_probability: The share of tokens that are to be predicted, 0 to 1.
-        ignore_index: The label of what is not to be predicted; losses ignore -100.
+        mlm_probability: The share of tokens to predict, 0 to 1.
+        ignore_index: The label of tokens not to predict; losses ignore -100.
         masked_to_mask: The share of the chosen tokens that become the mask token, 0 to 1.
-        apply_random_words: Whether half of the other chosen tokens become random words; otherwise all of them stay.
+        apply_random_words: Whether half of the other chosen tokens become random words; if not, all of them stay.
         force_one_output: Keep only the first element of samples that are tuples: the batch is one dictionary.
 
     Raises:
-        ConfigError: An argument is wrong, or the tokenizer lacks what is needed.
+        ConfigError: An argument is wrong, or the tokenizer lacks a required attribute.
     """
 
     tokenizer: Any = field(repr=False)
@@ -76,10 +76,10 @@ class DataCollatorForLanguageModeling:
         raise_problems(self, problems)
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        """The batch of these samples: a dictionary, or a tuple if they are tuples and `force_one_output` is False.
+        """Return the batch of these samples: a dictionary, or a tuple if they are tuples and not `force_one_output`.
 
         Raises:
-            ValueError: They do not fit together, or they have no `input_ids`.
+            ValueError: The samples do not fit together, or they have no `input_ids`.
         """
         if self.force_one_output:
             samples = [sample[0] if is_composed(sample) and len(sample) > 0 else sample for sample in samples]
@@ -101,7 +101,7 @@ class DataCollatorForLanguageModeling:
         return batch
 
     def _padding(self, batch: Mapping[str, Any], sequences: Sequence[Tensor]) -> Tensor:
-        """True where the padded `input_ids` of a batch, which were these sequences, are padding."""
+        """Return True where the `input_ids` of a batch, padded from these sequences, are padding."""
         ids: Tensor = batch[IDS]
         mask: Tensor | None = batch.get("attention_mask")
         if mask is not None and mask.shape == ids.shape:
@@ -111,10 +111,10 @@ class DataCollatorForLanguageModeling:
         return added | (ids == self.tokenizer.pad_token_id) if pad_token_is_only_padding(self.tokenizer) else added
 
     def _mask(self, ids: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids with some of those that are not fixed replaced, and their labels."""
+        """Return the ids, with some that are not fixed replaced, and their labels."""
         chosen = (torch.rand(ids.shape, device=ids.device) < self.mlm_probability) & ~fixed
         labels = ids.masked_fill(~chosen, self.ignore_index)
-        # One number per token decides what becomes of it: its interval from 0 to 1 is cut as the shares are.
+        # One random number per token decides its fate: 0 to 1 is divided into intervals as large as the shares.
         fate = torch.rand(ids.shape, device=ids.device)
         masked = chosen & (fate < self.masked_to_mask)
         ids = ids.masked_fill(masked, self.tokenizer.mask_token_id)

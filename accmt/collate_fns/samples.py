@@ -1,4 +1,4 @@
-"""From the samples of a batch to what a collator works on: dictionaries at one place in them, or other values."""
+"""Splits the samples of a batch into what a collator handles: dictionaries at one place in them, or other values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Others = Callable[[str, Sequence[Any]], Any]
 
 
 def collate(samples: Sequence[Any], dictionaries: Dictionaries, others: Others) -> Any:
-    """A batch: `dictionaries` makes it of dictionaries with `input_ids`, `others` of a name and any other values.
+    """Make a batch: `dictionaries` collates dictionaries with `input_ids`, `others` any other values, given their name.
 
-    Of tuples it is a tuple (of the same kind, if it has named fields), whose elements are made one by one; a list with
-    a dictionary in it counts as a tuple.
+    Tuples give a tuple (of the same type, if it has named fields), collated element by element; a list with a
+    dictionary in it counts as a tuple.
 
     Raises:
-        ValueError: There are no samples, or they differ in what they consist of.
+        ValueError: There are no samples, or they differ in structure.
     """
     if len(samples) == 0:
         raise ValueError("the batch has no samples: the dataset or the batch sampler gave an empty list")
@@ -46,14 +46,14 @@ def _collate_one(where: str, values: Sequence[Any], dictionaries: Dictionaries, 
 
 
 def is_composed(sample: Any) -> bool:
-    """Whether a sample is made of several objects, each of which has its own batch."""
+    """Return whether a sample consists of several objects that are collated separately."""
     if isinstance(sample, list):
         return any(isinstance(value, Mapping) for value in sample)
     return isinstance(sample, tuple)
 
 
 def is_tokenized(value: Any) -> bool:
-    """Whether a value is a dictionary like those that a tokenizer returns."""
+    """Return whether a value is a dictionary as returned by a tokenizer."""
     return isinstance(value, Mapping) and IDS in value
 
 
@@ -61,7 +61,7 @@ def require_tokenized(collator: str, samples: Sequence[Any]) -> None:
     """Check that the first sample has a dictionary with `input_ids`; `collate` compares the others with it.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It does not.
     """
     for first in samples[:1]:
         if not any(map(is_tokenized, first if is_composed(first) else (first,))):

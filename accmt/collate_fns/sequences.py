@@ -1,4 +1,4 @@
-"""The collators that pad: one with labels that are sequences, one with labels that are not."""
+"""Collators that pad: one for labels that are sequences, one for other labels."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from accmt.collate_fns.tokenizer import LABEL_PAD, is_label, padding_of, padding
 class DataCollatorForSeq2Seq:
     """Pads tokenized samples to the longest of their batch, and their labels to the longest labels.
 
-    A sample is a dictionary with `input_ids`, or a tuple of such dictionaries and other values; of tuples the batch is
-    a tuple with one element for each of theirs. What is no dictionary with `input_ids` goes through torch's default
-    collation.
+    A sample is a dictionary with `input_ids`, or a tuple of such dictionaries and other values; the batch of tuples is
+    a tuple, collated element by element. All values other than dictionaries with `input_ids` go through torch's
+    default collation.
 
     The values of a dictionary may be lists, numpy arrays or tensors, also with a batch dimension of 1. All its keys
-    stay, and none is added: there is an `attention_mask` if the samples have one. Padding is on the tokenizer's
-    `padding_side`. Padded are `input_ids`, `labels`, and each key whose values are in every sample as long as these:
+    are kept, and none is added: there is an `attention_mask` if the samples have one. Padding is on the tokenizer's
+    `padding_side`. It applies to `input_ids`, `labels`, and each key whose values are as long as these in every sample:
     `..input_ids` (such as `decoder_input_ids`) with the pad token, `.._labels` with `label_pad_token_id`,
-    `..token_type_ids` with the tokenizer's pad type, `..special_tokens_mask` with 1, everything else (other masks and
-    `position_ids` too) with 0. Padded whole numbers become int64. Other values are stacked as they are.
+    `..token_type_ids` with the tokenizer's pad type, `..special_tokens_mask` with 1, all others (other masks and
+    `position_ids` too) with 0. Padded integers become int64. Other values are stacked unchanged.
 
     Args:
         tokenizer: A tokenizer like those of Hugging Face, with a pad token.
-        label_pad_token_id: What labels are padded with; losses ignore -100.
+        label_pad_token_id: The id that labels are padded with; losses ignore -100.
 
     Raises:
-        ConfigError: The tokenizer cannot pad, or the label pad id is no whole number.
+        ConfigError: The tokenizer cannot pad, or the label pad id is not an integer.
     """
 
     tokenizer: Any = field(repr=False)
@@ -45,7 +45,7 @@ class DataCollatorForSeq2Seq:
         raise_problems(self, problems + whole_problems("label_pad_token_id", self.label_pad_token_id))
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        """The batch of these samples.
+        """Return the batch of these samples.
 
         Raises:
             ValueError: They do not fit together.
@@ -62,19 +62,19 @@ class DataCollatorForSeq2Seq:
 
 @dataclass(frozen=True, eq=False)
 class DataCollatorForLongestSequence:
-    """Pads tokenized samples to the longest of their batch and leaves their labels as they are.
+    """Pads tokenized samples to the longest of their batch and leaves their labels unchanged.
 
-    For labels that are not sequences; for those that are, see `DataCollatorForSeq2Seq`.
+    For labels that are not sequences; for sequences see `DataCollatorForSeq2Seq`.
 
-    A sample is a dictionary `x` with `input_ids`, then the batch is a dictionary with the same keys; or a tuple with
-    such a dictionary in it, mostly `(x, y)`, then the batch is a tuple, `(x, y)` with the padded `x` and the stacked
-    `y`. In a dictionary, `label`, `labels` and `.._labels` are never padded; for everything else in it see
+    If a sample is a dictionary `x` with `input_ids`, the batch is a dictionary with the same keys. If it is a tuple
+    with such a dictionary in it, usually `(x, y)`, the batch is a tuple, `(x, y)` with the padded `x` and the stacked
+    `y`. In a dictionary, `label`, `labels` and `.._labels` are never padded; for all other keys see
     `DataCollatorForSeq2Seq`. No key is added.
 
     Args:
         tokenizer: A tokenizer like those of Hugging Face, with a pad token.
-        torch_stack: Stack what is not padded, in dictionaries and beside them: numbers, lists of numbers, arrays and
-            tensors as tensors, everything else by torch's default collation. If False, it becomes a list of the
+        torch_stack: Stack values that are not padded, in dictionaries and outside: numbers, lists of numbers, arrays
+            and tensors as tensors, all others by torch's default collation. If False, they become a list of the
             samples' values, which may differ in shape (arrays and lists of numbers are tensors in it).
 
     Raises:
@@ -88,7 +88,7 @@ class DataCollatorForLongestSequence:
         raise_problems(self, padding_problems(self.tokenizer) + flag_problems("torch_stack", self.torch_stack))
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        """The batch of these samples.
+        """Return the batch of these samples.
 
         Raises:
             ValueError: They do not fit together, or they have no `input_ids`.
@@ -112,6 +112,6 @@ class DataCollatorForLongestSequence:
 
 
 def _one_sequence(labels: Any) -> Any:
-    """Token ids without a batch dimension, which they may have without that the input has one."""
+    """Return token ids without a batch dimension, which labels may have even if the input has none."""
     has_batch = isinstance(labels, Tensor) and labels.dim() == 2 and len(labels) == 1
     return labels[0] if has_batch and not labels.is_floating_point() else labels

@@ -1,6 +1,6 @@
-"""What collators ask of a tokenizer: any object that answers like those of Hugging Face.
+"""Reads what collators need from a tokenizer: any object with the attributes of Hugging Face's tokenizers.
 
-It is asked anew for every batch, so that a `padding_side` changed later counts.
+It is read again for every batch, so that later changes of `padding_side` take effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMED = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """What sequences are filled up with, and on which side ("left" or "right")."""
+    """Ids that sequences are padded with, and the side of padding ("left" or "right")."""
 
     token: int
     token_type: int
@@ -27,10 +27,10 @@ class Padding:
     side: str
 
     def value(self, key: str) -> int:
-        """What the sequences under a key are filled up with.
+        """Return the number that the sequences under a key are padded with.
 
         `..input_ids`: the pad token; `labels` and `.._labels`: the label pad id; `..token_type_ids`: the tokenizer's
-        pad type; `..special_tokens_mask`: 1, because padding is special; all others, masks and positions too: 0.
+        pad type; `..special_tokens_mask`: 1, because padding is special; all others, including masks and positions: 0.
         """
         if key.endswith("input_ids"):
             return self.token
@@ -42,18 +42,18 @@ class Padding:
 
 
 def is_label(key: str) -> bool:
-    """Whether a key of a dictionary names labels."""
+    """Return whether a key of a dictionary names labels."""
     return key in ("label", "labels") or key.endswith("_labels")
 
 
 def padding_of(tokenizer: Any, label: int) -> Padding:
-    """How this tokenizer pads, with this id for labels."""
+    """Return how this tokenizer pads, with this id for labels."""
     side = getattr(tokenizer, "padding_side", "right")
     return Padding(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0) or 0, label, side)
 
 
 def padding_problems(tokenizer: Any) -> list[Problem]:
-    """What keeps a tokenizer from padding."""
+    """Return the problems that keep a tokenizer from padding."""
     if isinstance(tokenizer, type) or not hasattr(tokenizer, "pad_token_id"):
         return [Problem("tokenizer", must_be("a tokenizer (an object with pad_token_id)", tokenizer))]
     problems = []
@@ -68,7 +68,7 @@ def padding_problems(tokenizer: Any) -> list[Problem]:
 
 
 def masking_problems(tokenizer: Any, random_words: bool) -> list[Problem]:
-    """What keeps a tokenizer from masked language modeling, with random words or without."""
+    """Return the problems that prevent masked language modeling, with or without random words."""
     problems = []
     if getattr(tokenizer, "mask_token_id", None) is None:
         text = "has no mask token, which mlm=True needs: set its mask_token, or give mlm=False"
@@ -88,7 +88,7 @@ def masking_problems(tokenizer: Any, random_words: bool) -> list[Problem]:
 
 
 def special_positions(tokenizer: Any, ids: Tensor) -> Tensor:
-    """True where `ids` (samples x tokens) are special tokens, the unknown token and the mask token among them."""
+    """Return True where `ids` (samples x tokens) are special tokens, including the unknown and the mask token."""
     special = torch.isin(ids, _special_ids(tokenizer).to(ids.device))
     if hasattr(tokenizer, "all_special_ids"):
         return special
@@ -97,18 +97,18 @@ def special_positions(tokenizer: Any, ids: Tensor) -> Tensor:
 
 
 def random_words(tokenizer: Any, shape: torch.Size) -> Tensor:
-    """Ids drawn uniformly from all that are not special, by torch's generator."""
+    """Draw ids uniformly from all that are not special, with torch's generator."""
     size = _vocabulary_size(tokenizer)
     assert size is not None
     special = _special_ids(tokenizer)
     special = special[special < size]
     ranks = torch.randint(size - len(special), shape)
-    # The word of rank r is r plus the number of special ids before it: those whose distance to their own rank is <= r.
+    # The word of rank r has the id r plus the number of special ids before it: the number of special[i] - i <= r.
     return ranks + torch.searchsorted(special - torch.arange(len(special)), ranks, right=True)
 
 
 def pad_token_is_only_padding(tokenizer: Any) -> bool:
-    """Whether the pad token has no second use, as it has where it is the end-of-text token, too."""
+    """Return whether the pad token has no other use, such as the end of the text."""
     others = (getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED if name != "pad")
     return tokenizer.pad_token_id not in others
 
@@ -120,5 +120,5 @@ def _special_ids(tokenizer: Any) -> Tensor:
 
 
 def _vocabulary_size(tokenizer: Any) -> int | None:
-    """With added tokens, which `vocab_size` leaves out, if the tokenizer has a length."""
+    """Return the number of tokens, including added ones (which `vocab_size` omits) if the tokenizer has a length."""
     return len(tokenizer) if hasattr(tokenizer, "__len__") else getattr(tokenizer, "vocab_size", None)

@@ -1,4 +1,4 @@
-"""Configurations as they are written: YAML files, the section of rules, and the words for what is wrong with them.
+"""Configurations as written: YAML files, their `rules` section, and error messages for both.
 
-Nothing here imports torch: the command line reads rules with it.
+Nothing here imports torch, because the command line reads rules with it.
 """

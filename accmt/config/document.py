@@ -1,4 +1,4 @@
-"""Reads the file of a configuration: its top-level mapping."""
+"""Reads a configuration file: its top-level mapping."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from accmt.config.yaml_text import MAX_BYTES, YamlError, read_yaml
 
 
 def read_document(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
-    """The top-level mapping of a YAML file.
+    """Read the top-level mapping of a YAML file.
 
     Raises:
-        ConfigError: It cannot be read, or holds something else; it names the file.
+        ConfigError: The file cannot be read, or is not a mapping; the error names the file.
     """
     name = os.fsdecode(path)
     if "\n" in name:
@@ -32,7 +32,7 @@ def read_document(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
 
 
 def rules_of(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
-    """The section `rules` of a document as it was written, {} if there is none, and whether it is a mapping at all."""
+    """Return the section `rules` of a document as written, {} if missing, and a problem if it is not a mapping."""
     section = document.get("rules")
     if section is not None and not isinstance(section, Mapping):
         return {}, [Problem("rules", must_be("a mapping", section))]

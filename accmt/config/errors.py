@@ -1,4 +1,4 @@
-"""What can be wrong with hyperparameters or a configuration file, and how it is said."""
+"""Mistakes in hyperparameters or a configuration file, and their messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: `path` is the place of the value (`hps.optimizer.type`), `text` what is wrong and what to do."""
+    """One mistake: `path` is the place of the value (`hps.optimizer.type`), `text` the error and its fix."""
 
     path: str
     text: str
@@ -42,19 +42,19 @@ class ConfigError(ValueError):
 
 
 def must_be(wanted: str, value: object) -> str:
-    """The sentence for a value of the wrong kind: "must be a whole number, not 'ten' (str)"."""
+    """Return the message for a value of the wrong kind: "must be a whole number, not 'ten' (str)"."""
     if value is None:
         return f"must be {wanted}, not None"
     return f"must be {wanted}, not {_shortened.repr(value)} ({type(value).__name__})"
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """ ", did you mean 'lr'?" when one of the names is near, else "." to end the sentence."""
+    """Return ", did you mean 'lr'?" if one of the names is near, else "." to end the sentence."""
     meant = nearest(name, names)
     return f", did you mean '{meant}'?" if meant is not None else "."
 
 
 def unknown_key(key: object, allowed: Iterable[str]) -> str:
-    """The sentence for a key that a mapping may not have."""
+    """Return the message for a key that a mapping may not have."""
     allowed = tuple(allowed)
     return f"unknown key{did_you_mean(str(key), allowed)} Allowed are {', '.join(allowed)}"

@@ -1,6 +1,6 @@
-"""Files that somebody else may have made, and names in them: they lead nowhere but into the folder they belong to.
+"""Safe access to files that somebody else may have written, and to names in them: neither can escape their folder.
 
-Whoever reads what lies in a `model_path` does it by these functions. They import nothing heavy.
+All code that reads from a `model_path` uses these functions. They import nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MIB = 1 << 20
 
 
 class NotAFile(OSError):
-    """Where a file has to be, there is a link, a pipe or something else; the message says what."""
+    """A path that must be a file is a link, a pipe or something else; the message says what."""
 
 
 def below(folder: Path, name: str) -> Path:
-    """The path of a name from a file.
+    """Return the path in `folder` of a name that was read from a file.
 
     Raises:
-        ValueError: It is not a relative name that stays below the folder, or a part of it is a link.
+        ValueError: It is not a relative name that stays in the folder, or a part of it is a link.
     """
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or ".." in parts or os.path.isabs(name) or "\\" in name:
@@ -36,17 +36,17 @@ def below(folder: Path, name: str) -> Path:
 
 
 def link_to(folder: Path, path: Path) -> Path | None:
-    """The first part of a path below a folder that is a link; the folder itself may be one."""
+    """Return the first part of a path below a folder that is a link, if any; the folder itself may be one."""
     parts = path.relative_to(folder).parts
     places = (folder.joinpath(*parts[: count + 1]) for count in range(len(parts)))
     return next((place for place in places if place.is_symlink()), None)
 
 
 def problem_of_content(folder: Path, path: Path) -> str | None:
-    """Why the content of a file, or of a folder and all that lies in it, may be another one than it seems; None if not.
+    """Return why the content of a file or folder may not be what it seems, None if nothing is wrong with it.
 
     Args:
-        folder: The folder that it must lie in, through no link.
+        folder: The folder that it must be in, without passing a link.
         path: The file or folder, absolute.
     """
     bases = (Path(os.path.abspath(folder)), folder.resolve())
@@ -59,11 +59,11 @@ def problem_of_content(folder: Path, path: Path) -> str | None:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a file that has to be one: no link is followed, and a pipe or a device makes nobody wait.
+    """Open a regular file without following links or blocking on a pipe or device.
 
     Raises:
-        FileNotFoundError: There is none.
-        NotAFile: It is not a regular file; or it is to be written, and has other names, which would be written too.
+        FileNotFoundError: It does not exist.
+        NotAFile: It is not a regular file; or it is opened for writing, and has hard links, which would change too.
         OSError: It cannot be opened.
     """
     try:
@@ -87,10 +87,10 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: It does not exist.
         NotAFile: It is not a regular file.
         OSError: It cannot be read.
         ValueError: It is larger than `most` bytes.
@@ -99,11 +99,11 @@ def read_bytes(path: Path, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"{path.name} has {size:,} bytes, and at most {most:,} are read")
-        return file.read(size)  # not `most`: as much memory as is asked for is taken at once
+        return file.read(size)  # not `most`: read() allocates all requested bytes at once
 
 
 def _entries(path: Path) -> Iterator[Path]:
-    """A file; or all that lies in a folder and below."""
+    """Yield the path itself and, for a folder, all its descendants."""
     yield path
     if path.is_dir() and not path.is_symlink():
         for entry in path.iterdir():

@@ -1,4 +1,4 @@
-"""Paths as users give them, resolved once, where they are given: the current folder may be another one later."""
+"""Resolves paths from users once, when they are given: the current folder may change later."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import re
 from pathlib import Path
 
-# A file of SQLite after three slashes is relative, after four absolute.
+# The path of an SQLite file is relative after three slashes, absolute after four.
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?):///(?P<file>(?!/|file:|:memory:)[^?]+)(?P<rest>.*)", re.DOTALL)
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
-    """The absolute path: `~` is the home of the user, and what is relative begins at the current folder. Links stay.
+    """Return the absolute path: `~` is the user's home, relative paths start at the current folder. Links stay.
 
     Raises:
-        ValueError: There is no such user, or the current folder is gone, or no path can have this name; the message is
-            for the argument.
+        ValueError: There is no such user, the current folder no longer exists, or the path contains an invalid
+            character; the message describes the argument.
     """
     expanded = os.path.expanduser(path)
     if not _can_be_named(expanded):
@@ -30,7 +30,7 @@ def resolved(path: str | os.PathLike[str]) -> Path:
 
 
 def shortened(path: Path) -> Path:
-    """A path as short as it can be shown: relative where it lies below the folder that is current now."""
+    """Return the path for display: relative if it is below the current folder."""
     try:
         return path.relative_to(Path.cwd())
     except (ValueError, OSError):
@@ -38,10 +38,10 @@ def shortened(path: Path) -> Path:
 
 
 def resolved_address(address: str) -> str:
-    """The address of a database with its file absolute, if it is one of SQLite; all others as they are.
+    """Make the file in the URL of an SQLite database absolute; return all other URLs unchanged.
 
     Raises:
-        ValueError: As `resolved`.
+        ValueError: As in `resolved`.
     """
     match = _SQLITE.fullmatch(address)
     return address if match is None else f"{match['scheme']}:///{resolved(match['file'])}{match['rest']}"
@@ -50,5 +50,5 @@ def resolved_address(address: str) -> str:
 def _can_be_named(path: str) -> bool:
     try:
         return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False

@@ -1,4 +1,4 @@
-"""The section `rules` of a configuration: what a trainer is told in Python, as text in a file.
+"""Section `rules` of a configuration: the rules that a trainer accepts in Python, as text in a file.
 
 rules:
   save:
@@ -26,14 +26,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RuleSection:
-    """The rules of a file.
+    """Rules of a file.
 
     Attributes:
-        savings: The saving rules, in their order.
+        savings: The saving rules, in order.
         stop_when: The conditions that stop the training.
-        evaluate: How often to evaluate, None where the file does not say.
-        checkpoint: How often to checkpoint, None where the file does not say or says never.
-        says_checkpoint: Whether the file says how often to checkpoint; `checkpoint_every: null` is never.
+        evaluate: How often to evaluate, None if not given.
+        checkpoint: How often to checkpoint, None if not given or never.
+        says_checkpoint: Whether the file has `checkpoint_every`; its value null means never.
     """
 
     savings: tuple[SavingRule, ...] = ()
@@ -44,7 +44,7 @@ class RuleSection:
 
 
 def read_rules(section: Mapping[Any, Any], source: str = "the configuration") -> RuleSection:
-    """The rules of a section as `Config.rules` gives it.
+    """Read the rules of a section as in `Config.rules`.
 
     Raises:
         ConfigError: With every mistake and its place, such as `rules.save[1].patience`.
@@ -57,14 +57,14 @@ def read_rules(section: Mapping[Any, Any], source: str = "the configuration") ->
 
 
 def rule_problems(section: Mapping[Any, Any]) -> list[Problem]:
-    """What is wrong with the rules of a section."""
+    """Return the problems of the rules of a section."""
     reader = _Reader()
     reader.section(section)
     return reader.problems
 
 
 class _Reader:
-    """Reads a section and collects what is wrong with it."""
+    """Reads a section and collects its problems."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -87,7 +87,7 @@ class _Reader:
         )
 
     def _saving(self, place: str, entry: Any) -> SavingRule | None:
-        """A rule: its text, or a mapping with the text and what else is said of it."""
+        """Read a saving rule: its text, or a mapping with the text and other arguments."""
         if not isinstance(entry, Mapping):
             return self._parsed(SavingRule.parse, entry, place, "a text, or a mapping with 'rule'")
         found = len(self.problems)
@@ -126,12 +126,12 @@ class _Reader:
 
 
 def _indented(problem: object) -> str:
-    """The words of a problem, what stands below its first line a little to the right."""
+    """Return the message of a problem, indented after its first line."""
     return str(problem).replace("\n", "\n  ")
 
 
 def _entries(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The entries of a list with their places; what is no list is its only entry."""
+    """Yield the entries of a list with their places; any other value is a single entry."""
     if isinstance(value, list | tuple):
         yield from ((f"{place}[{index}]", entry) for index, entry in enumerate(value))
     elif value is not None:
@@ -139,7 +139,7 @@ def _entries(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _wanted(key: str, value: Any) -> str | None:
-    """What belongs there if the value has the wrong type; whether its content can be used is said by the rule."""
+    """Return the expected type if the value has another one; its content is checked by the rule."""
     if value is None:
         return "a text" if key == "rule" else None
     if key in ("rule", "name"):

@@ -1,8 +1,8 @@
-"""YAML text to plain values, safely: what YAML 1.2 calls the core schema, and limits on what a file may cost.
+"""Converts YAML text to plain values safely: the core schema of YAML 1.2, with limits on size and nesting.
 
-Differences to PyYAML's `safe_load`: `1e-3` is a number; only true and false are truth values, so `on` and `no` are
-text; `010` is ten; dates are text; a key may stand only once in a mapping; there are no merge keys (`<<`) and no tags
-beyond the core schema.
+Differences from PyYAML's `safe_load`: `1e-3` is a number; only true and false are booleans, so `on` and `no` are text;
+`010` is ten; dates are text; duplicate keys are an error; there are no merge keys (`<<`) and no tags beyond the core
+schema.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NULL = re.compile(r"~|null|Null|NULL|")
 
 
 class YamlError(ValueError):
-    """The text cannot be read. The message says what is wrong and, where it is known, in which line."""
+    """The text cannot be read. The message says what is wrong and, if known, in which line."""
 
 
 class _Resolver(BaseResolver):
-    """Which plain scalars are numbers, truth values or null. The first pattern that matches the whole scalar counts."""
+    """Decides which plain scalars are numbers, booleans or null. The first pattern that matches a whole scalar wins."""
 
 
 def _resolved_as(kind: str, *patterns: re.Pattern[str]) -> None:
@@ -47,7 +47,7 @@ _resolved_as("float", _DECIMAL, _SPECIAL)
 
 
 class _Reader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, _Resolver):
-    """PyYAML's reader without its constructors, which refuses what exceeds a limit while it reads."""
+    """PyYAML's loader without its constructors, which checks the limits while it reads."""
 
     def __init__(self, text: str) -> None:
         yaml.reader.Reader.__init__(self, text)
@@ -78,10 +78,10 @@ class _Reader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml
 
 
 def read_yaml(text: str) -> Any:
-    """The value of the one document in the text; None if there is nothing in it.
+    """Return the value of the single document in the text; None if it is empty.
 
     Raises:
-        YamlError: It is no YAML, uses what is not allowed here, or exceeds a limit.
+        YamlError: The text is not YAML, uses a feature that is not allowed here, or exceeds a limit.
     """
     try:
         root = _Reader(text).get_single_node()
@@ -94,7 +94,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _Values:
-    """Turns nodes into values, counting them: an alias counts as much as what it stands for."""
+    """Converts nodes to values and counts them: an alias counts as many values as its target."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -153,7 +153,7 @@ def _integer(node: ScalarNode) -> int:
     text = node.value
     try:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-    except ValueError:  # Python refuses numbers of thousands of digits
+    except ValueError:  # Python rejects numbers with thousands of digits
         raise YamlError(f"has a number with too many digits ({_line(node.start_mark)})") from None
 
 

@@ -1,4 +1,4 @@
-"""The console that everything with colours or tables is printed on: what steers a terminal comes from rich alone."""
+"""Console for all output with colours or tables: only rich may emit terminal control codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accmt.rules.texts import shown
 
 
 class PlainConsole(Console):
-    """A console to which a text is a text: no markup, no emoji codes, and no control characters but line ends."""
+    """A console that prints texts literally: no markup, no emoji codes, and no control characters but line breaks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})

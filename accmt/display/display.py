@@ -1,4 +1,4 @@
-"""What a training shows on the main process: a bar on a terminal, plain lines elsewhere."""
+"""Output of a training on the main process: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REFRESHES = 4
 
 
 class Display(Protocol):
-    """What the loop tells whoever watches."""
+    """Interface through which the loop shows its progress."""
 
     def show(self, *renderables: RenderableType) -> None:
         """Print something as it is."""
@@ -39,28 +39,28 @@ class Display(Protocol):
         ...
 
     def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
-        """The loop begins; `step` tells how far it is, of `total` steps, after `elapsed` seconds in earlier runs."""
+        """Start the display; `step` returns the current step, of `total`, after `elapsed` seconds in earlier runs."""
         ...
 
     def logged(self, progress: Counters, loss: float) -> None:
-        """A logging interval has ended with this mean loss."""
+        """Show the mean loss of a logging interval that has ended."""
         ...
 
     def evaluated(self, observation: Observation, decision: Decision) -> None:
-        """An evaluation brought this, and this was decided."""
+        """Show the results of an evaluation and the decision."""
         ...
 
     def stop(self) -> None:
-        """The loop has ended, in whatever way."""
+        """End the display, however the loop ended."""
         ...
 
 
 def display_of(*, is_main: bool, quiet: bool) -> Display:
-    """The display of a process, and the one channel for warnings of a training.
+    """Return the display of a process, which is also the only channel for warnings of a training.
 
-    Warnings are not Python's: a filter that turns those into errors would raise them on the process that has one, in
-    the middle of what all do together, and the others would wait for it. So all processes carry on alike, and the main
-    process prints, also what is found on a thread.
+    Python's `warnings` are not used: a filter that turns them into errors would raise on one process, in the middle of
+    a collective operation, and the others would hang. So all processes continue alike, and the main process prints,
+    including warnings from threads.
     """
     if not is_main:
         return NoDisplay()
@@ -68,7 +68,7 @@ def display_of(*, is_main: bool, quiet: bool) -> Display:
 
 
 class NoDisplay:
-    """For all processes but the main one."""
+    """Display of all processes but the main one: shows nothing."""
 
     def show(self, *renderables: RenderableType) -> None:
         """Do nothing."""
@@ -97,7 +97,7 @@ class QuietDisplay(NoDisplay):
 
 
 class ConsoleDisplay:
-    """Shows a training on a console. The bar reads the step by itself, a few times a second, at no cost to the loop."""
+    """Shows a training on a console. The bar polls the step a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or _Output(width=_width(), soft_wrap=False)
@@ -151,12 +151,12 @@ class ConsoleDisplay:
             self._bar = None
 
     def _line(self, text: str, style: str = "") -> None:
-        """One line, never wrapped where it may be read by a program."""
+        """Print one line, wrapped on a terminal only, so that programs can read it elsewhere."""
         self._console.print(Text(shown(text), style), soft_wrap=not self._console.is_terminal)
 
 
 class _Output(PlainConsole):
-    """An output that is full or closed is no reason to end a training: what it does not take is left out."""
+    """Console that ignores write errors: a full or closed output must not end a training."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):
@@ -167,7 +167,7 @@ class _Output(PlainConsole):
 
 
 class _Bar(Progress):
-    """A bar that asks for the step whenever it is drawn."""
+    """A progress bar that reads the step whenever it is drawn."""
 
     def __init__(self, console: Console, step: Callable[[], int], total: int | None) -> None:
         self.loss: float | None = None
@@ -221,5 +221,5 @@ def _clock(seconds: float) -> str:
 
 
 def _width() -> int | None:
-    """A file is as wide as its lines are, so that no path is folded in it; a terminal is as wide as it is."""
+    """Return None, the actual width, for a terminal, and a large width for a file, so that no path is wrapped in it."""
     return None if Console().is_terminal else 1000

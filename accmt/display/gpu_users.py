@@ -1,4 +1,4 @@
-"""Who uses the memory of the GPUs: shown when a training runs out of it."""
+"""Lists the processes that use GPU memory, shown when a training runs out of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GIGABYTE = 1e9
 
 
 def gpu_users() -> RenderableType:
-    """A table of the processes on all NVIDIA GPUs: pid, user, memory in GB; or why there is none."""
+    """Return a table of the processes on all NVIDIA GPUs (pid, user, memory in GB), or why there is none."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -23,7 +23,7 @@ _STYLES = {
 
 
 def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Table:
-    """One row per evaluation and rule: the values, the verdict and why; and the stop, if there was one."""
+    """Return a table with one row per evaluation and rule (values, verdict, reason), and the stop if there was one."""
     table = Table(title="What was decided", title_justify="left", box=None, pad_edge=False)
     for column in ("evaluation", "step", "epoch"):
         table.add_column(column, justify="right")
@@ -48,7 +48,7 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
 
 
 def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | None]]) -> Table:
-    """One row per rule: the values of its best model, the step, the folder."""
+    """Return a table with one row per rule: the values of its best model, the step, the folder."""
     table = Table(title="What was saved", title_justify="left", box=None, pad_edge=False)
     for column in ("rule", "best values", "step", "folder"):
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
@@ -62,7 +62,7 @@ def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | Non
 
 
 def _is_repeated(decision: Decision, following: Decision) -> bool:
-    """Whether a stop between evaluations is said again by the evaluation at the end of the same step."""
+    """Return whether the evaluation at the end of the same step repeats a stop between evaluations."""
     at_one_step = decision.progress.step == following.progress.step
     return not decision.verdicts and at_one_step and decision.stop == following.stop
 

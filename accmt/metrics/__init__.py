@@ -1,4 +1,4 @@
-"""Metrics, and the gatherers that feed them with what `validation_step` returns."""
+"""Metrics, and the gatherers that feed them with the results of `validation_step`."""
 
 from accmt.metrics.metric import FunctionMetric, Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric

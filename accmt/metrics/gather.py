@@ -1,7 +1,7 @@
-"""Gatherers: they collect the arguments of one metric over one dataset and turn them into values.
+"""Gatherers: collect the arguments of one metric over one dataset and turn them into values.
 
-Each process keeps its own batches. At the end of the dataset the main process gets those of the others, once, and puts
-all batches into the order of the dataset, so that a value does not depend on the number of processes.
+Each process keeps its own batches. At the end of the dataset the main process gathers the others' batches, once, and
+sorts all into the order of the dataset, so that a value does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class FailedElsewhere(RuntimeError):
-    """A metric could not be computed on another process, which has the error."""
+    """A metric could not be computed on another process, which raised the error."""
 
 
 class Gatherer(Protocol):
@@ -31,11 +31,11 @@ class Gatherer(Protocol):
     def add(self, arguments: Arguments) -> None: ...
 
     def values(self) -> Mapping[str, Any] | None:
-        """The values of the metric, on the main process at least; None elsewhere. Called once, on every process."""
+        """Return the values, at least on the main process; None elsewhere. Called once on every process."""
 
 
 def gatherer_of(metric: Metric, device: torch.device) -> Gatherer:
-    """The gatherer that a metric needs."""
+    """Return the gatherer that a metric needs."""
     if isinstance(metric, TorchMetric):
         return _TorchmetricsGatherer(metric, device)
     if isinstance(metric, MetricParallel):
@@ -44,7 +44,7 @@ def gatherer_of(metric: Metric, device: torch.device) -> Gatherer:
 
 
 class _MainGatherer:
-    """For `Metric`: everything to the main process."""
+    """For `Metric`: gathers everything on the main process."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -60,7 +60,7 @@ class _MainGatherer:
 
 
 class _ParallelGatherer:
-    """For `MetricParallel`: values of each process, averaged by their number of samples."""
+    """For `MetricParallel`: averages the values of the processes, weighted by their number of samples."""
 
     def __init__(self, metric: MetricParallel) -> None:
         self._metric = metric
@@ -77,7 +77,7 @@ class _ParallelGatherer:
         return {key: sum(count * values[key] for count, values in shares) / total for key in shares[0][1]}
 
     def _share(self) -> tuple[int, Mapping[str, float]]:
-        """The samples of this process and the values of the metric over them."""
+        """Return the number of samples of this process and the values of the metric over them."""
         batches, self._batches = self._batches, []
         samples = sum(_samples(batch) for batch in batches)
         own = self._metric.compute(*joined(batches, self._metric)) if samples else {}
@@ -85,7 +85,7 @@ class _ParallelGatherer:
 
 
 class _TorchmetricsGatherer:
-    """For torchmetrics objects: the state is updated here and synchronised by the object itself."""
+    """For torchmetrics objects: the state is updated here and synchronized by the object itself."""
 
     def __init__(self, metric: TorchMetric, device: torch.device) -> None:
         self._metric = metric
@@ -102,7 +102,7 @@ class _TorchmetricsGatherer:
 
 
 def _kept(arguments: Arguments, metric: Metric) -> Arguments:
-    """The arguments of a batch as they are kept: detached, cast, in main memory, copies that nobody else can change."""
+    """Copy the arguments of a batch to keep them: detached, cast, in main memory, safe from later changes."""
 
     def keep(argument: Any) -> Any:
         if isinstance(argument, Mapping):
@@ -120,7 +120,7 @@ def _kept(arguments: Arguments, metric: Metric) -> Arguments:
 def _as_tensor(argument: Any, metric: Metric) -> Tensor:
     try:
         tensor = torch.as_tensor(argument)
-        # Python's numbers are of double precision, and torch makes single ones of them.
+        # Python's floats have double precision, and torch would convert them to single precision.
         is_narrowed = isinstance(argument, float | list | tuple) and tensor.is_floating_point()
         return torch.as_tensor(argument, dtype=torch.float64) if is_narrowed else tensor
     except (TypeError, ValueError, RuntimeError) as error:
@@ -147,7 +147,7 @@ def _samples(arguments: Arguments) -> int:
 
 
 def _from_all(action: Callable[[], _T]) -> list[_T]:
-    """The results of an action on all processes. If it fails on one, it fails on all, and none is left waiting."""
+    """Return the results of an action on all processes. If it fails on one, it raises on all, so that none hangs."""
     processes = PartialState().num_processes
     if processes == 1:
         return [action()]

@@ -1,7 +1,7 @@
-"""Joining batches: one tensor for each argument of a metric, with what all batches of a dataset have.
+"""Concatenates batches: one tensor for each argument of a metric, over all batches of a dataset.
 
-The tensors are made first, by the shapes of all batches, and every batch is put where it belongs, or received there.
-So no batch is held twice: all of them take little more memory joined than apart.
+The tensors are allocated first, from the shapes of all batches, and every batch is copied or received into its place.
+So no batch is held twice: joining takes little more memory than the batches themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Arguments = tuple[Any, ...]
 
 
 def tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """The tensors of arguments, in order."""
+    """Return the tensors of arguments, in order."""
     found: list[Tensor] = []
     for argument in arguments:
         found += tensors(list(argument.values())) if isinstance(argument, Mapping) else [argument]
@@ -30,10 +30,10 @@ def tensors(arguments: Sequence[Any]) -> list[Tensor]:
 
 
 def joined(batches: list[Arguments], metric: Metric) -> Arguments:
-    """The arguments of a metric over batches of this process. The list loses them meanwhile.
+    """Join the arguments of a metric over batches of this process. Empties the list, to free memory.
 
     Raises:
-        ValueError: There are none, or they do not fit together.
+        ValueError: There are no batches, or they do not fit together.
     """
     room = _room([_described(batch) for batch in batches], metric)
     _fill(room, range(len(batches)), batches)
@@ -41,10 +41,10 @@ def joined(batches: list[Arguments], metric: Metric) -> Arguments:
 
 
 def joined_from_all(batches: list[Arguments], metric: Metric) -> Arguments | None:
-    """The same over the batches of all processes, in the order of the dataset, on the main process; None elsewhere.
+    """Join the batches of all processes, in the order of the dataset, on the main process; return None elsewhere.
 
-    Process p of n has the batches p, p+n, p+2n, ... They are sent from process to process, once a dataset, so nobody
-    but the main process ever holds what is not its own.
+    Process p of n has the batches p, p+n, p+2n, ... They are sent point to point, once per dataset, so only the main
+    process ever holds batches of other processes.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -73,7 +73,7 @@ def joined_from_all(batches: list[Arguments], metric: Metric) -> Arguments | Non
 
 
 class _Slot:
-    """The tensor of one argument, in which each batch has its place. It is filled up where batches are smaller."""
+    """The tensor of one argument, in which each batch has its place. Smaller batches are padded."""
 
     def __init__(self, parts: Sequence[tuple[torch.Size, torch.dtype]], metric: Metric) -> None:
         shapes = [shape for shape, _ in parts]
@@ -115,7 +115,7 @@ class _Slot:
 
 
 def _common_dtype(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """The dtype for values of two dtypes: for whole numbers and others double precision, where torch takes single."""
+    """Return the common dtype of two dtypes: for integers with floats double precision, where torch takes single."""
     common = torch.promote_types(one, other)
     if common.is_floating_point and one.is_floating_point != other.is_floating_point and torch.bool not in (one, other):
         return torch.promote_types(common, torch.float64)
@@ -123,7 +123,7 @@ def _common_dtype(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _room(descriptions: Sequence[Sequence[Any]], metric: Metric) -> tuple[Any, ...]:
-    """Arguments as those that are described, with a slot in the place of each tensor."""
+    """Return the structure of the described arguments, with a slot in place of each tensor."""
 
     def join(parts: list[Any]) -> Any:
         if len({frozenset(part) if isinstance(part, Mapping) else None for part in parts}) > 1:
@@ -140,7 +140,7 @@ def _room(descriptions: Sequence[Sequence[Any]], metric: Metric) -> tuple[Any, .
 
 
 def _described(arguments: Sequence[Any]) -> list[Any]:
-    """Shapes and dtypes in the place of tensors."""
+    """Return arguments with shapes and dtypes in place of tensors."""
     return [
         dict(zip(argument, _described(list(argument.values())), strict=True))
         if isinstance(argument, Mapping)
@@ -150,7 +150,7 @@ def _described(arguments: Sequence[Any]) -> list[Any]:
 
 
 def _fill(room: Sequence[Any], places: Sequence[int], batches: list[Arguments]) -> None:
-    """Put batches into their places, and let go of each at once."""
+    """Copy batches into their places, and free each one immediately."""
     for turn, place in enumerate(places):
         batch, batches[turn] = batches[turn], ()
         for slot, tensor in _pairs(room, batch):
@@ -158,7 +158,7 @@ def _fill(room: Sequence[Any], places: Sequence[int], batches: list[Arguments]) 
 
 
 def _pairs(room: Sequence[Any], arguments: Sequence[Any]) -> Iterator[tuple[_Slot, Any]]:
-    """The slots for what is in arguments, in its order."""
+    """Yield each tensor in arguments with its slot, in order."""
     for slot, argument in zip(room, arguments, strict=True):
         if isinstance(argument, Mapping):
             yield from _pairs([slot[key] for key in argument], list(argument.values()))
@@ -173,7 +173,7 @@ def _content(room: _Slot | Mapping[str, Any]) -> Any:
 
 
 def _is_wanted(answer: bool, device: torch.device) -> bool:
-    """Whether the main process, whose answer counts, takes what the others have."""
+    """Broadcast and return the main process's answer: does it receive the others' batches?"""
     wanted = torch.tensor(answer, dtype=torch.uint8, device=device)
     dist.broadcast(wanted, src=0)
     return bool(wanted)

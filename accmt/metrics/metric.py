@@ -1,4 +1,4 @@
-"""Metrics: what is computed from the outputs of a whole validation dataset."""
+"""Metrics: values computed from the outputs of a whole validation dataset."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ answering_earlier = answering(
 
 
 class Metric:
-    """A metric that is computed once per dataset, on the main process, from what all processes gathered.
+    """A metric that is computed once per dataset, on the main process, from the outputs of all processes.
 
-    Subclass it and write `compute`. The values are exact: those of one process that sees the dataset once, in order.
+    Subclass it and write `compute`. The values are exact: as if one process had seen the dataset once, in order.
 
     Args:
-        name: The name under which `validation_step` gives its arguments.
-        greater_is_better: The direction of the main value. Or, by output of `compute`, those of several values, the
-            main one among them: rules can then ask for each of them.
-        main_metric: The key of the main value in what `compute` returns; by default `name`. It is the name in rules.
+        name: The name under which `validation_step` returns its arguments.
+        greater_is_better: The direction of the main value. Or a mapping from outputs of `compute` to directions, the
+            main one included: rules can then use each of these outputs.
+        main_metric: The key of the main value in the result of `compute`; by default `name`. It is the name in rules.
         do_checks: Check in every batch that all arguments have the same number of samples.
-        cast: What floating point tensors are converted to before they are kept. `torch.float32`, the default, raises
-            what is less precise and leaves float64 as it is; any other dtype is taken at its word. None leaves all
-            tensors as they are.
-        pad: The number with which tensors are filled up, at the ends of their dimensions but the first, to the longest
-            of all batches. None: tensors that differ in more than their number of samples are an error.
+        cast: The dtype that floating point tensors are converted to before they are kept. `torch.float32`, the default,
+            converts lower precisions and leaves float64 unchanged; any other dtype applies to all. None leaves all
+            tensors unchanged.
+        pad: The number with which tensors are padded, at the ends of all dimensions but the first, to the longest of
+            all batches. None: tensors that differ in more than their number of samples are an error.
     """
 
     @answering_earlier
@@ -62,17 +62,17 @@ class Metric:
 
     @property
     def greater_is_better(self) -> bool:
-        """The direction of the main value."""
+        """Direction of the main value."""
         return self.directions[self.main_metric]
 
     def kept_as(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which tensors of a dtype are kept."""
+        """Return the dtype in which tensors of a dtype are kept."""
         if self.cast is None or not dtype.is_floating_point:
             return dtype
         return dtype if self.cast is torch.float32 and torch.finfo(dtype).bits > 32 else self.cast
 
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        """The values of the metric, given the arguments of all samples: at least those whose direction is given.
+        """Compute the values from the arguments of all samples: at least the values whose direction is given.
 
         Values are numbers: float, int, a tensor or NumPy value with one element.
         """
@@ -83,9 +83,9 @@ class Metric:
 
 
 class MetricParallel(Metric):
-    """A metric that each process computes over its own samples; the values are averaged, weighted by their number.
+    """A metric that each process computes over its own samples; the values are averaged, weighted by sample count.
 
-    Cheaper than `Metric` where predictions are large, and exact only for metrics that are means over samples.
+    Cheaper than `Metric` for large predictions, but exact only for metrics that are means over samples.
     """
 
     @answering_earlier
@@ -107,9 +107,9 @@ class FunctionMetric(Metric):
     Args:
         name: The name of the metric.
         function: Called as `function(predictions, targets, ...)`.
-        greater_is_better: The direction of the value, or those of several by name. It has no default: an error measure
-            would be taken for an accuracy, and the worst model kept.
-        cast, pad: As of `Metric`.
+        greater_is_better: The direction of the value, or of several values by name. It has no default: an error measure
+            could be mistaken for an accuracy, and the worst model kept.
+        cast, pad: As in `Metric`.
     """
 
     @answering_earlier
@@ -133,7 +133,7 @@ class FunctionMetric(Metric):
 
 
 def _directions(name: str, main: str, greater_is_better: bool | Mapping[str, bool]) -> dict[str, bool]:
-    """Output -> whether greater is better, the main one first."""
+    """Return output -> whether greater is better, the main output first."""
     given = greater_is_better if isinstance(greater_is_better, Mapping) else {main: greater_is_better}
     wrong = [value for value in given.values() if not isinstance(value, bool)]
     if wrong:

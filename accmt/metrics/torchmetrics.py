@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class TorchMetric(Metric):
-    """A torchmetrics object as a metric: its state is updated batch by batch and synchronised over the processes.
+    """A torchmetrics object as a metric: its state is updated batch by batch and synchronized over the processes.
 
-    It keeps no predictions (unless the object does) and is exact as the object is.
+    It keeps no predictions (unless the object does) and is as exact as the object.
 
     Args:
         name: The name of the metric.
         metric: The torchmetrics object; it is moved to the device and reset by the trainer.
-        greater_is_better: The direction, or those of several values by name; by default the object's own
+        greater_is_better: The direction, or a mapping of directions by output; by default the object's
             `higher_is_better`.
         main_metric: For an object that returns several values, the key of the main one.
 
@@ -44,12 +44,12 @@ class TorchMetric(Metric):
         self.metric = metric
 
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        """The values for these arguments alone, outside of a training."""
+        """Compute the values for these arguments alone, outside of a training."""
         self.metric.reset()
         self.metric.update(*args)
         return self.values()
 
     def values(self) -> Mapping[str, Any]:
-        """The values of what was collected since the last reset."""
+        """Compute the values of the state collected since the last reset."""
         value = self.metric.compute()
         return value if isinstance(value, Mapping) else {self.main_metric: value}

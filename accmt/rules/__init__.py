@@ -1,7 +1,7 @@
 """The rule language: when to save a model, when to checkpoint, when to evaluate and when to stop.
 
-Pure: the standard library and lark only. Text is parsed once into nodes (`parser`), checked once against what a
-training reports (`checker`), and then evaluated against what was observed (`engine`), without touching text again.
+Pure: the standard library and lark only. Text is parsed once into nodes (`parser`), checked once against what the
+training reports (`checker`), and then evaluated against observed values (`engine`) without parsing again.
 
     rule = SavingRule.parse("best_accuracy@dev", patience=3)
     facts = Facts({"accuracy": Reported(("dev",), greater_is_better=True)}, ("dev",))

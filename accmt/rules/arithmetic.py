@@ -9,20 +9,20 @@ ROUNDING = 1e-9
 
 
 def mean(values: Collection[float]) -> float:
-    """The mean; NaN of nothing. Rounded once, so that it depends on no order and on no version of Python."""
+    """Return the mean; NaN if empty. Rounded once, so neither the order nor the version of Python affects it."""
     if not values:
         return math.nan
     try:
         return math.fsum(values) / len(values)
-    except (OverflowError, ValueError):  # a sum beyond all floats, or infinities of both signs
+    except (OverflowError, ValueError):  # a sum too large for a float, or infinities of both signs
         return sum(values) / len(values)
 
 
 def exceeds(value: float, other: float, amount: float) -> bool:
-    """Whether two different numbers are more than an amount apart.
+    """Return whether two different numbers differ by more than `amount`.
 
-    The difference has to exceed the amount by over 1e-9 of the largest of the three numbers, so that exactly the amount
-    is not more, however the numbers were rounded.
+    The difference has to exceed the amount by over 1e-9 of the largest of the three numbers, so that a difference equal
+    to the amount does not count, however the numbers were rounded.
     """
     difference = abs(value - other)
     if math.isinf(difference):

@@ -1,7 +1,7 @@
-"""Conditions that also hold between evaluations: which they are, and when the counters can change them.
+"""Conditions that can also be checked between evaluations, and the moments at which counters can change them.
 
-A condition, or a part of it that is joined by `or`, holds between evaluations if it asks for nothing but counters and
-the clock (`counted`), or for these and training losses and metrics (`watched`).
+A condition, or one operand of its `or`, is checked between evaluations if it uses only counters and the clock
+(`counted`), or also training losses and metrics (`watched`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CLOCK_EVERY = 1.0
 
 
 def counted(condition: Expression) -> Iterator[Expression]:
-    """The parts of a condition that ask for nothing but counters and the clock."""
+    """Yield the parts of a condition that use only counters and the clock."""
     return (part for part in _parts(condition) if not any(measures(part)) and not _looks_back(part))
 
 
 def watched(condition: Expression, training: Collection[str]) -> Iterator[Expression]:
-    """The parts of a condition that ask for training losses or metrics, and for nothing that an evaluation brings."""
+    """Yield the parts of a condition that use training losses or metrics, and nothing from an evaluation."""
     for part in _parts(condition):
         names = {measure.metric.text for measure in measures(part)}
         if names and names <= {TRAIN_LOSS, *training} and not _looks_back(part):
@@ -37,14 +37,14 @@ def watched(condition: Expression, training: Collection[str]) -> Iterator[Expres
 
 
 def asks_for(part: Expression, counter: str) -> bool:
-    """Whether a counter has a part in it."""
+    """Return whether a part of a condition uses a counter."""
     return any(isinstance(node, Counter) and node.name == counter for node in walk(part))
 
 
 def next_change(part: Expression, now: Progress, length: Length) -> tuple[int | None, float]:
-    """The first step after now, and the first moment, at which counters can change whether a part of a condition holds.
+    """Return the first step after now, and the first elapsed time, at which counters can change whether `part` holds.
 
-    None and infinity where they cannot, but for ends of epochs and evaluations, at which it is asked anyway.
+    None and infinity if they cannot. Ends of epochs and evaluations are left out: conditions are checked there anyway.
     """
     steps, moments = [], [math.inf]
     for node in walk(part):
@@ -64,7 +64,7 @@ def _looks_back(part: Expression) -> bool:
 
 
 def _bound(comparison: Comparison, length: Length) -> Exact | None:
-    """What a single counter is compared with; None for a comparison of another form."""
+    """Return the constant that a counter is compared with; None for any other comparison."""
     for counter, other in ((comparison.left, comparison.right), (comparison.right, comparison.left)):
         if not isinstance(counter, Counter):
             continue

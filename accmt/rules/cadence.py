@@ -1,4 +1,4 @@
-"""When something that happens every so often is due: a function of two moments of the training."""
+"""Decides when a cadence is due, as a function of two moments of the training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Exact = int | Fraction
 
 
 def is_due(cadence: Cadence, before: Progress, now: Progress, fired: Progress, length: Length) -> bool:
-    """Whether the cadence comes due between two moments.
+    """Return whether the cadence comes due between two moments.
 
     A single quantity is due when its counter crosses a multiple of it, counted from 0. Quantities joined by `or` are
     counted from `fired`, the moment when the cadence last came due.
@@ -28,14 +28,14 @@ def is_due(cadence: Cadence, before: Progress, now: Progress, fired: Progress, l
 
 
 def has_passed(quantity: Quantity, now: Progress, length: Length) -> bool:
-    """Whether more than the quantity has gone by since the start (exactly that much is not more)."""
+    """Return whether more than the quantity has passed since the start (an equal amount does not count)."""
     if _counts_epochs(quantity):
         return (now.epoch, now.step_in_epoch) > (quantity.value, 0)
     return _counter(quantity, now) > amount(quantity, length)
 
 
 def next_step(cadence: Cadence, now: Progress, fired: Progress, length: Length) -> int | None:
-    """The first step after `now` at which the cadence can come due by counting steps or samples.
+    """Return the first step after `now` at which the cadence can come due by counting steps or samples.
 
     None where only the end of an epoch, an evaluation or the clock can make it due.
     """
@@ -47,7 +47,7 @@ def next_step(cadence: Cadence, now: Progress, fired: Progress, length: Length) 
 
 
 def next_elapsed(cadence: Cadence, now: Progress, fired: Progress) -> float:
-    """The elapsed time, in seconds, at which the cadence comes due by the clock; infinity where it does not."""
+    """Return the elapsed seconds at which the cadence comes due by the clock; infinity if it never does."""
     moments = [math.inf]
     for quantity in cadence.every:
         if quantity.unit in SECONDS:
@@ -61,7 +61,7 @@ def next_elapsed(cadence: Cadence, now: Progress, fired: Progress) -> float:
 
 
 def never_due(cadence: Cadence, length: Length) -> bool:
-    """Whether it is certain that the cadence does not come due in a training of this length."""
+    """Return whether the cadence certainly never comes due in a training of this length."""
     lasts = [_last_step(quantity, length) for quantity in cadence.every]
     if length.total_steps is None or any(last is None for last in lasts):
         return False
@@ -71,14 +71,14 @@ def never_due(cadence: Cadence, length: Length) -> bool:
 
 
 def never_passes(quantity: Quantity, length: Length) -> bool:
-    """Whether it is certain that a training of this length ends before more than the quantity has gone by."""
+    """Return whether a training of this length certainly ends before more than the quantity has passed."""
     steps = _fewest_steps(quantity, length)
     return steps is not None and length.total_steps is not None and steps >= length.total_steps
 
 
 @functools.lru_cache(maxsize=1024)
 def amount(quantity: Quantity, length: Length) -> Exact:
-    """The quantity in the unit of its counter; exact, so that 0.07 epochs of 100 steps are 7 steps."""
+    """Return the quantity in the unit of its counter; exact, so that 0.07 epochs of 100 steps are 7 steps."""
     scale = Fraction(SECONDS.get(quantity.unit, 1))
     if quantity.unit == PERCENT and length.total_steps is not None:
         scale = Fraction(max(1, length.total_steps), 100)
@@ -91,12 +91,12 @@ def amount(quantity: Quantity, length: Length) -> Exact:
 
 
 def exact(value: float) -> Fraction:
-    """The number as it was written: 0.07 is 7/100."""
+    """Return the number as it was written: 0.07 is 7/100."""
     return Fraction(format_number(value))
 
 
 def _awaited(cadence: Cadence) -> Quantity | None:
-    """The `after` whose passing alone makes a cadence due: with `or`, what is counted may long have gone by then."""
+    """Return the `after` whose passing makes a cadence due: with `or`, its quantities may have passed long before."""
     return cadence.after if len(cadence.every) > 1 else None
 
 
@@ -111,7 +111,7 @@ def _next_step(quantity: Quantity, now: Progress, fired: Progress | None, length
 
 
 def _passing_step(quantity: Quantity, now: Progress, length: Length) -> int | None:
-    """The first step at which more than the quantity can have gone by, None where steps do not tell."""
+    """Return the first step at which more than the quantity can have passed, None if steps do not determine it."""
     if quantity.unit in SECONDS or quantity.unit == "evaluation":
         return None
     if _counts_epochs(quantity):
@@ -122,12 +122,12 @@ def _passing_step(quantity: Quantity, now: Progress, length: Length) -> int | No
 
 
 def _fewest_steps_for(samples: Exact, length: Length) -> int:
-    """The fewest steps, at least one, that can bring so many samples."""
+    """Return the minimum number of steps, at least one, that can yield this many samples."""
     return 1 if length.samples_per_step is None else max(1, math.ceil(Fraction(samples) / length.samples_per_step))
 
 
 def _fewest_steps(quantity: Quantity, length: Length) -> Exact | None:
-    """The fewest steps after which the quantity can have gone by, None where steps do not tell."""
+    """Return the minimum number of steps in which the quantity can pass, None if steps do not determine it."""
     match quantity.unit:
         case "step":
             return amount(quantity, length)
@@ -141,12 +141,12 @@ def _fewest_steps(quantity: Quantity, length: Length) -> Exact | None:
 
 
 def _last_step(quantity: Quantity, length: Length) -> Exact | None:
-    """The last step at which a cadence of this quantity comes due; 0 for never, None where it cannot be told."""
+    """Return the last step at which a cadence of this quantity comes due; 0 for never, None if unknown."""
     steps, total = _fewest_steps(quantity, length), length.total_steps
     if steps is None or total is None:
         return None
     if _counts_epochs(quantity) and length.steps_per_epoch is not None:
-        epochs = math.ceil(Fraction(total, length.steps_per_epoch))  # the last step ends its epoch
+        epochs = math.ceil(Fraction(total, length.steps_per_epoch))  # the last step of a training ends its epoch
         return min(total, epochs // exact(quantity.value) * steps)
     if quantity.unit == "sample":
         return 0 if steps > total else None
@@ -162,7 +162,7 @@ def _since(quantity: Quantity, then: Progress, now: Progress) -> Exact:
 
 
 def _counter(quantity: Quantity, now: Progress) -> Exact:
-    """The counter that the quantity is measured on: steps stand for per cent and for fractions of epochs."""
+    """Return the counter for the quantity's unit: percentages and fractions of epochs are measured in steps."""
     if quantity.unit in SECONDS:
         return Fraction(now.elapsed)
     if _counts_epochs(quantity):
@@ -181,7 +181,7 @@ def _counts_steps_of_epochs(quantity: Quantity) -> bool:
 
 
 def at_most(moment: Exact) -> float:
-    """The moment as a float that is not above it, so that the question is never asked too late."""
+    """Round the moment down to a float, so that the check never comes too late."""
     try:
         nearest = float(moment)
     except OverflowError:

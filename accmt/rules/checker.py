@@ -1,4 +1,4 @@
-"""Rules against what a training reports: every problem at once, before the first step."""
+"""Checks rules against what a training reports: all problems at once, before the first step."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from accmt.rules.units import PERCENT
 
 MOST_RULES = 1_000
 LONGEST_FOLDER = 120
-LONGEST_FOLDER_BYTES = 240  # file systems take 255 bytes a name, and a name is longer while its folder is written
+LONGEST_FOLDER_BYTES = 240  # file systems allow 255 bytes per name, and a folder has a longer name while it is written
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a check found: `problems` forbid the training, `warnings` are worth a word."""
+    """Result of a check: `problems` prevent the training, `warnings` do not."""
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -69,10 +69,10 @@ def check(rules: Rules, facts: Facts) -> list[Problem]:
 
 
 def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, int] | None) -> tuple[SavingRule, ...]:
-    """Give every rule its patience: the same to all, or by name. A patience given at its registration goes before.
+    """Give every rule its patience: the same to all, or by name. A patience given at registration takes precedence.
 
     Raises:
-        RuleError: With every key that names no rule or one that another key names, and every value that is no patience.
+        RuleError: With every key that is not a rule or names the same rule as another key, and every invalid value.
     """
     if not isinstance(patience, dict):
         if patience is not None and not is_patience(patience):
@@ -96,7 +96,7 @@ def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, i
 
 
 def canonical_name(key: str) -> str:
-    """The name of the rule that a text stands for (`accuracy` is `best_accuracy`); the text itself if it is no rule."""
+    """Return the canonical name of a rule (`best_accuracy` for `accuracy`); the text itself if it is not a rule."""
     try:
         return parse_saving(key).name
     except (RuleError, TypeError):
@@ -111,7 +111,7 @@ def _no_rule(key: object, names: set[str]) -> Problem:
 
 
 def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
-    """Rules that cannot stand side by side, and folders whose names are too long."""
+    """Yield a problem for rules with the same name or folder, and for folder names that are too long."""
     names: dict[str, SavingRule] = {}
     folders: dict[str, SavingRule] = {}
     for rule in savings:
@@ -135,7 +135,7 @@ def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
 
 
 def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[Problem]:
-    """Rules whose folders have a name that something else in the folder of the training has, such as a tracker's."""
+    """Yield a problem for each rule whose folder name is already in `names`, such as a tracker's folder."""
     taken = {as_on_disk(name) for name in names}
     for rule in savings:
         if as_on_disk(rule.folder) in taken:
@@ -146,7 +146,7 @@ def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[
 
 
 class _Check:
-    """The check of one text."""
+    """Checks one text."""
 
     def __init__(self, text: str, facts: Facts, findings: Findings) -> None:
         self._text, self._facts, self._findings = text, facts, findings
@@ -231,7 +231,7 @@ class _Check:
         return len(self._findings.problems) == before
 
     def _has_datasets(self, call: Call) -> None:
-        """Check that a function over datasets does not stand around a training metric."""
+        """Check that a function over datasets is not applied to a training metric."""
         subject = call.arguments[0]
         if isinstance(subject, Measure) and subject.metric.text in self._facts.training:
             name = subject.metric.text
@@ -323,13 +323,13 @@ class _Check:
 
 
 def _in_one_name(measure: Measure, facts: Facts) -> str | None:
-    """The metric in quotes, where a part of its name was taken for a dataset: "recall@10"."""
+    """Return the quoted metric if part of its name was parsed as a dataset: "recall@10"."""
     name = "@".join([measure.metric.text, *(d.text if isinstance(d, Name) else "*" for d in measure.datasets)])
     return quote(name) if name in facts.metrics else None
 
 
 def quoted(name: str) -> str:
-    """A metric as it is written in a rule."""
+    """Return a metric as it is written in a rule."""
     return str(Measure(Name(name, span=Span(0, 0)), (), span=Span(0, 0)))
 
 

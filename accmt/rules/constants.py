@@ -1,4 +1,4 @@
-"""What an expression comes to whatever is observed: the numbers and the truths that never change."""
+"""Constant folding: numbers and truth values of expressions that do not depend on observed values."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NOTHING = Scene(MetricsStore(), Progress(), Length(), math.nan, {}, {})
 
 
 def constant(node: Expression) -> float | None:
-    """The value of an expression of numbers alone, None of any other."""
+    """Return the value of an expression of numbers only, None for any other."""
     if isinstance(node, Number | Sum | Product) and _is_constant(node):
         return float(evaluate(node, _NOTHING))
     return None
 
 
 def truth(condition: Expression) -> bool | None:
-    """Whether a condition is always true or always false, None where it can be both."""
+    """Return True or False if a condition always has that value, None if it can be both."""
     match condition:
         case Not(operand=operand):
             inner = truth(operand)

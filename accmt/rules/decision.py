@@ -1,4 +1,4 @@
-"""What the engine decides: values that explain themselves and turn into JSON and back."""
+"""Decisions of the engine: values that give their reasons and convert to JSON and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUESTED = "trainer.stop"
 
 
 class Outcome(StrEnum):
-    """What became of one evaluation under one rule."""
+    """Outcome of one evaluation under one rule."""
 
     SAVED = "saved"
     NOT_BETTER = "not better"
@@ -27,7 +27,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A model that a rule keeps: the values it was saved with, and when."""
+    """A model that a rule keeps: its values, and the evaluation and step at which it was saved."""
 
     values: tuple[float, ...]
     evaluation: int
@@ -35,7 +35,7 @@ class Kept:
 
     @property
     def folder(self) -> str:
-        """The name of its subfolder where a rule keeps more than one model."""
+        """Name of its subfolder if the rule keeps more than one model."""
         return f"evaluation-{self.evaluation:04d}-step-{self.step}"
 
     def to_json(self) -> dict[str, Any]:
@@ -52,16 +52,16 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict(EqualAsJson):
-    """What a rule made of one evaluation.
+    """Verdict of one rule on one evaluation.
 
     Attributes:
         rule: The name of the rule.
         values: The value of each objective.
         incumbent: The values that the candidate had to beat; None if there were none.
-        outcome: What became of it.
-        reason: Why, in words.
+        outcome: Whether the model was saved, and if not, why not.
+        reason: The reason in words.
         patience_left: Evaluations without improvement that are left; -1 without patience.
-        kept: The models that the rule keeps after this, best first.
+        kept: The models that the rule keeps after this evaluation, best first.
     """
 
     rule: str
@@ -102,7 +102,7 @@ class Verdict(EqualAsJson):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Why a training stops: the rules or the condition that asked for it, and the reason in words."""
+    """Request to stop the training: the rules or the condition that made it, and the reason in words."""
 
     asked_by: str
     reason: str
@@ -113,7 +113,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided at one moment: after an evaluation (with a verdict per rule), or a stop between evaluations."""
+    """Decision at one moment: after an evaluation (with a verdict per rule), or a stop between evaluations."""
 
     progress: Progress
     verdicts: tuple[Verdict, ...] = ()
@@ -122,7 +122,7 @@ class Decision:
 
     @property
     def saved(self) -> tuple[Verdict, ...]:
-        """The verdicts of the rules that save now."""
+        """Verdicts of the rules that save now."""
         return tuple(verdict for verdict in self.verdicts if verdict.outcome is Outcome.SAVED)
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is due at a step."""
+    """Actions that are due at a step."""
 
     evaluate: bool = False
     checkpoint: bool = False

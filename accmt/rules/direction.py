@@ -1,4 +1,4 @@
-"""Which way is better: the direction of an expression, from its metrics and the signs of their factors."""
+"""Direction of an expression (is greater better?), from its metrics and the signs of their factors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Disagree(Exception):
 
 
 def direction_of(objective: Expression, facts: Facts) -> bool | None:
-    """Whether greater is better for a whole objective, None if it has no direction.
+    """Return whether greater is better for a whole objective, None if it has no direction.
 
     Raises:
-        Disagree: Its parts are better in opposite directions. The checker has refused such an objective.
+        Disagree: Its parts are better in opposite directions. The checker rejects such objectives.
     """
     return _direction(objective, facts.greater_is_better)
 
 
 def _direction(node: Node, greater: dict[str, bool | None]) -> bool | None:
-    """Whether greater is better: from the metrics and the signs of their factors. Raises Disagree."""
+    """Return whether greater is better, from the metrics and the signs of their factors. Raises Disagree."""
     match node:
         case Measure():
             return False if node.metric.text == TRAIN_LOSS else greater.get(node.metric.text)

@@ -1,7 +1,7 @@
 """The engine: (rules, store, progress) -> Decision.
 
-It is asked at moments that the loop knows (a step, a look at the losses, an evaluation) and answers from what it was
-told: no clock, no file, no torch. Its whole state is JSON, so after a resume it decides as if nothing had happened.
+The loop calls it after a step, after logging and after an evaluation. It uses no clock, no file and no torch. Its whole
+state is JSON, so after a resume it decides as if the training had never been interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LONGEST_REASON = 60
 class RuleEngine:
     """Decides when to evaluate, save, checkpoint and stop.
 
-    The rules must have passed `check` with the same facts. `store` holds what was observed so far.
+    The rules must have passed `check` with the same facts. `store` holds all values observed so far.
     """
 
     def __init__(self, rules: Rules, facts: Facts) -> None:
@@ -63,24 +63,23 @@ class RuleEngine:
 
     @property
     def states(self) -> Mapping[str, RuleState]:
-        """Rule name -> what the rule remembers."""
+        """Rule name -> state of the rule."""
         return self._states
 
     def patience_left(self) -> dict[str, int]:
-        """Rule name -> evaluations without improvement that are left, -1 without patience."""
+        """Return rule name -> evaluations without improvement that are left, -1 without patience."""
         return {ranked.name: self._patience_left(ranked) for ranked in self._ranked}
 
     @property
     def watches(self) -> bool:
-        """Whether a condition asks for training losses or metrics between evaluations."""
+        """True if a condition needs training losses or metrics between evaluations."""
         return bool(self._watched)
 
     def after_step(self, progress: Progress) -> Due:
-        """What is due at this step: an evaluation, a checkpoint, a log.
+        """Return whether an evaluation, a checkpoint or a log is due at this step.
 
-        Neither it nor `stop_at` need be asked before `next_step`, nor before `next_elapsed` seconds: nothing is due,
-        and no condition on counters and the clock begins to hold, until one of them, an end of an epoch, or an
-        evaluation.
+        The loop need not call this or `stop_at` before `next_step` or `next_elapsed` seconds, unless an epoch ends or
+        an evaluation is done: until then nothing is due, and no condition on counters and the clock can become true.
         """
         due = Due(*(self._comes_due(role, progress) for role in ("evaluate", "checkpoint", "log")))
         self._now = progress
@@ -88,7 +87,7 @@ class RuleEngine:
         return due
 
     def stop_at(self, progress: Progress, *, is_timed: bool = True) -> Stop | None:
-        """Whether a condition on counters and the clock alone asks to stop; without `is_timed`, on counters alone."""
+        """Return the stop that a condition on counters and the clock requests; without `is_timed`, on counters only."""
         scene = self._scene(progress, math.nan)
         asked = self._counted
         if not is_timed:
@@ -98,24 +97,24 @@ class RuleEngine:
     def after_logging(
         self, progress: Progress, train_loss: float, training: Mapping[str, float] | None = None
     ) -> Stop | None:
-        """Whether a condition on counters, the clock, training losses and training metrics alone asks to stop.
+        """Return the stop that a condition on counters, the clock, training losses and training metrics requests.
 
         Args:
             progress: The counters.
-            train_loss: The mean training loss since this was last asked.
-            training: Training metric -> mean since this was last asked.
+            train_loss: The mean training loss since the last call.
+            training: Training metric -> mean since the last call.
         """
         scene = replace(self._scene(progress, train_loss), training=training or {})
         return _first_holding([*self._counted, *self._watched], scene)
 
     def stay_stopped(self, stop: Stop) -> None:
-        """Hold on to a stop between evaluations that is followed: the loss of its interval will not be seen again."""
+        """Remember a stop between evaluations that takes effect: the loss of its interval will not be seen again."""
         self._stopped = stop.asked_by
 
     def after_evaluation(self, observation: Observation) -> Decision:
-        """Record what an evaluation brought and decide what follows from it.
+        """Record the results of an evaluation and return the decision.
 
-        An evaluation before the first step decides nothing, and its values enter nothing.
+        An evaluation before the first step decides nothing, and its values are not recorded.
         """
         progress = observation.progress
         if observation.initial:
@@ -128,14 +127,14 @@ class RuleEngine:
         self._before = dict(self._states)
         verdicts = tuple(self._judge(ranked, scene) for ranked in self._ranked)
         checkpoint = self._comes_due("checkpoint", progress)
-        if checkpoint or progress.elapsed >= self.next_elapsed:  # what was worked out holds in all other cases
+        if checkpoint or progress.elapsed >= self.next_elapsed:  # otherwise the schedule is still valid
             self._schedule()
         return Decision(progress, verdicts, checkpoint, self.standing_stop(progress))
 
     def undo_saving(self, decision: Decision, rule: str, why: str) -> Decision:
-        """The last decision with the saving of a rule undone, because it could not be written.
+        """Return the last decision with a rule's saving undone, because the model could not be written.
 
-        The rule keeps what it kept before, so that the next candidate has to beat only what is really there.
+        The rule keeps the models it kept before, so that the next candidate has to beat only existing models.
         """
         kept = self._before[rule].kept
         self._states[rule] = replace(self._states[rule], kept=kept)
@@ -146,19 +145,18 @@ class RuleEngine:
         return replace(decision, verdicts=verdicts)
 
     def keep_only(self, rule: str, kept: tuple[Kept, ...]) -> bool:
-        """Forget the models of a rule that are not there any more, and say whether there were such.
+        """Drop the models of a rule that no longer exist, and return whether there were any.
 
-        The next candidate has to beat only what is really there; its patience goes on.
+        The next candidate has to beat only existing models; the patience count is unchanged.
         """
         state = self._states[rule]
         self._states[rule] = replace(state, kept=kept)
         return kept != state.kept
 
     def standing_stop(self, progress: Progress) -> Stop | None:
-        """Whether what is known already asks to stop: patience that has run out, or a condition that holds.
+        """Return the stop that the current state requests: patience has run out, or a condition holds.
 
-        Before the first evaluation nothing is known but the counters and the clock, and a stop that was asked for since
-        the start.
+        Before the first evaluation only counters, the clock and a stop requested since the start are known.
         """
         for stop in self.rules.stop_when if self._stopped is not None else ():
             if str(stop.condition) == self._stopped:
@@ -171,7 +169,7 @@ class RuleEngine:
         return _first_holding([(stop, stop.condition) for stop in self.rules.stop_when], scene)
 
     def state(self) -> dict[str, Any]:
-        """Everything that it remembers, as JSON."""
+        """Return the whole state as JSON."""
         return {
             "schema": SCHEMA,
             "store": self.store.to_json(),
@@ -188,10 +186,10 @@ class RuleEngine:
         }
 
     def restore(self, state: Mapping[str, Any]) -> list[str]:
-        """Take up a saved state and say, one line each, where rules, patience or datasets have changed since.
+        """Restore a saved state and return one line for each change in rules, patience or datasets since.
 
-        An unchanged rule keeps what it remembers, a new or changed one starts fresh, a removed one is dropped. A rule
-        that runs over other datasets than before has changed.
+        An unchanged rule keeps its state, a new or changed one starts from scratch, a removed one is dropped. A rule
+        that runs over other datasets than before counts as changed.
 
         Raises:
             ValueError: The state was written in another format.
@@ -224,7 +222,7 @@ class RuleEngine:
         return notes
 
     def _restore_rule(self, ranked: RankedRule, entry: Mapping[str, Any] | None) -> list[str]:
-        """Take up what a rule remembered, and say what has changed."""
+        """Restore the state of a rule and return what has changed."""
         self._states[ranked.name] = RuleState()
         if entry is None:
             return [f"the rule '{ranked.name}' is new: it starts fresh"]
@@ -245,7 +243,7 @@ class RuleEngine:
         return [f"the patience of '{ranked.name}' was {former} and is {new}: the evaluations without improvement count"]
 
     def _identity(self, ranked: RankedRule) -> dict[str, Any]:
-        """What makes it the same rule after a resume: its text, its limits, its datasets, and which way is better."""
+        """Return what identifies a rule after a resume: its text, limits, datasets and direction."""
         return {
             **ranked.rule.identity,
             "greater": [objective.greater_is_better for objective in ranked.objectives],
@@ -277,7 +275,7 @@ class RuleEngine:
 
     def _comes_due(self, role: str, progress: Progress) -> bool:
         if role not in self._cadences:
-            self._asked[role] = self._fired[role] = progress  # from here counts a cadence that only a resume brings
+            self._asked[role] = self._fired[role] = progress  # a cadence that is added at a resume counts from here
             return False
         asked, fired = self._asked.get(role, _START), self._fired.get(role, _START)
         self._asked[role] = progress
@@ -287,7 +285,7 @@ class RuleEngine:
         return due
 
     def _schedule(self) -> None:
-        """Work out when something can be due next, or a condition on counters and the clock can begin to hold."""
+        """Compute when something can be due next, or a condition on counters and the clock can become true."""
         steps = [1] if self._counted and not self._now.step else []
         self.next_elapsed = math.inf
         for _, part in self._counted:
@@ -304,7 +302,7 @@ class RuleEngine:
 
 
 def _first_holding(asked: Iterable[tuple[StopCondition, Expression]], scene: Scene) -> Stop | None:
-    """The stop of the first condition of which this part holds."""
+    """Return the stop for the first part of a condition that holds."""
     return next((_holding(stop) for stop, part in asked if evaluate(part, scene)), None)
 
 
@@ -324,7 +322,7 @@ def _ranked(rule: SavingRule, facts: Facts, writes: bool) -> RankedRule:
 
 
 def _memories(rules: Rules, facts: Facts) -> list[tuple[Call, Memory]]:
-    """The functions over time of all rules, each once, inner ones before those around them."""
+    """Return the functions over time of all rules, each once, inner calls before outer ones."""
     roots: list[Node] = [rule.saving for rule in rules.savings]
     roots += [stop.condition for stop in rules.stop_when]
     found: dict[Call, Memory] = {}
@@ -349,7 +347,7 @@ def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str |
 
 
 def _datasets_of(node: Node, facts: Facts) -> dict[str, list[str]]:
-    """Metric -> the datasets that it stands for where the text names none."""
+    """Return metric -> its datasets, for metrics written without datasets."""
     everywhere = {
         measure.metric.text
         for measure in measures(node)

@@ -1,7 +1,7 @@
-"""What can be wrong with a rule, and how it is said.
+"""Mistakes in rules, and their messages.
 
 A `Problem` is data: a sentence, the place in the text, what is allowed there, the nearest name. `RuleError` carries all
-problems that were found and words them in one place.
+problems that were found and formats them in one place.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _LONGEST_SUGGESTED = 100
 class Problem:
     """One mistake in one text.
 
-    `text` and `span` show where it is (None for a mistake that has no place, such as two rules of one name), `allowed`
-    says what could stand there, and `suggestion` is the name that was probably meant.
+    `text` and `span` show where it is (None for a mistake without a place, such as two rules with one name), `allowed`
+    says what is allowed there, and `suggestion` is the name that was probably meant.
     """
 
     message: str
@@ -59,7 +59,7 @@ class RuleError(ValueError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is probably a misspelling of or the beginning of, None if none is near."""
+    """Return the one of `names` that `name` probably misspells or abbreviates, None if none is near."""
     if len(name) > _LONGEST_SUGGESTED:
         return None
     by_folded = {candidate.casefold(): candidate for candidate in names if len(candidate) <= _LONGEST_SUGGESTED}
@@ -73,19 +73,19 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def listed(words: Sequence[str], most: int = 12) -> str:
-    """The words with commas between them; of many, the first ones and how many there are besides."""
+    """Join words with commas; of many, list the first ones and the number of the others."""
     if len(words) <= most + 1:
         return ", ".join(words)
     return f"{', '.join(words[:most])} and {len(words) - most:,} more"
 
 
 def either(words: Sequence[str]) -> str:
-    """The words with 'or' in front of the last."""
+    """Join words with commas, and the last one with 'or'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _pointed(text: str, span: Span) -> list[str]:
-    """The text, or the part of it around the mistake, and a line of carets below."""
+    """Return the text, or the part of it around the mistake, and a line of carets below."""
     shown = "".join(map(_visible, text))
     begin = max(0, min(span.start - _WIDTH // 2, len(shown) - _WIDTH))
     end = begin + _WIDTH
@@ -96,13 +96,13 @@ def _pointed(text: str, span: Span) -> list[str]:
 
 
 def _visible(character: str) -> str:
-    """What a terminal can show in one place: no line break, nothing that would steer it."""
+    """Return the character as a terminal can safely show it: no line breaks, no control characters."""
     if character.isspace():
         return " "
     return character if plain(character) == character else "\N{REPLACEMENT CHARACTER}"
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal the text takes."""
+    """Return the number of terminal columns that the text takes."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)

@@ -1,4 +1,4 @@
-"""The value of an expression, given what was observed."""
+"""Evaluates expressions against observed values."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Value = float | bool
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that an expression can ask for.
+    """All values that an expression can use.
 
     Attributes:
         store: The latest values of all metrics.
         progress: The counters.
-        length: The length of the training, for per cent.
-        train_loss: The mean training loss of the interval that is asked about.
+        length: The length of the training, for percentages.
+        train_loss: The mean training loss of the current interval.
         training: Training metric -> its mean in this interval.
         remembered: The current values of the functions over time.
         greater_is_better: Metric -> direction, for `worst`.
@@ -58,7 +58,7 @@ class Scene:
 
 
 def evaluate(node: Expression, scene: Scene) -> Value:
-    """The value of a checked expression: a number, or a truth value. What was never reported is NaN."""
+    """Return the value of a checked expression: a number or a truth value. Metrics never reported are NaN."""
     return _EVALUATE[type(node)](node, scene)
 
 
@@ -122,7 +122,7 @@ def _comparison(node: Comparison, scene: Scene) -> bool:
 
 
 def in_counts(quantity: Quantity, counter: Expression, length: Length) -> Exact:
-    """A quantity in the unit of the counter that it is compared with; exact, as in cadences."""
+    """Convert a quantity to the unit of the counter that it is compared with; exact, as in cadences."""
     if quantity.unit == "epoch":
         return exact(quantity.value)
     count = amount(quantity, length)

@@ -1,4 +1,4 @@
-"""The score that a learning rate scheduler follows: one objective of a rule, without memory of its own."""
+"""Score that a learning rate scheduler follows: one objective of a rule, without state of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FollowedScore:
 
     @classmethod
     def parse(cls, text: str) -> FollowedScore:
-        """Parse and check what can be checked without a training.
+        """Parse the text and check all that needs no training.
 
         Raises:
             RuleError: With every mistake in the text.
@@ -54,12 +54,12 @@ class FollowedScore:
         check(Rules((self.rule,)), facts)
 
     def greater_is_better(self, facts: Facts) -> bool:
-        """The direction of a score that has passed the check."""
+        """Return the direction of a score that has passed the check."""
         [[objective]] = self.rule.saving.ranking.groups
         return direction_of(objective, facts) is True
 
     def value(self, observation: Observation, facts: Facts) -> float:
-        """Its value in an evaluation."""
+        """Return its value in an evaluation."""
         [verdict] = RuleEngine(Rules((self.rule,)), facts).after_evaluation(observation).verdicts
         [value] = verdict.values
         return value

@@ -1,6 +1,6 @@
-"""What can be wrong with a rule whatever the training is: names, units, functions and their arguments, kinds of values.
+"""Checks of a rule that need no training: names, units, functions and their arguments, kinds of values.
 
-Called when text is given, so that a mistake is reported where it was made. All mistakes of one text are found at once.
+Called when text is given, so that a mistake is reported where it was made. All mistakes of a text are found at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Form:
         self.problems: list[Problem] = []
 
     def saving(self, saving: nodes.Saving) -> list[Problem]:
-        """The mistakes of a saving rule."""
+        """Return the mistakes of a saving rule."""
         for objective in saving.ranking.objectives:
             self._objective(objective)
         if saving.condition is not None:
@@ -61,12 +61,12 @@ class Form:
         return self.problems
 
     def condition(self, condition: Expression) -> list[Problem]:
-        """The mistakes of a condition."""
+        """Return the mistakes of a condition."""
         self._expression(condition, "condition", counters=True)
         return self.problems
 
     def cadence(self, cadence: nodes.Cadence) -> list[Problem]:
-        """The mistakes of a cadence."""
+        """Return the mistakes of a cadence."""
         for quantity in cadence.every:
             self._quantity(quantity)
         if cadence.after is not None:
@@ -83,8 +83,8 @@ class Form:
         else:
             self._expression(objective, "number", counters=False)
 
-    def _expression(self, node: Expression | Quantity, wanted: Kind, counters: bool) -> None:  # noqa: C901  (a branch a kind)
-        """Check a node where a number or a condition is wanted; `counters` says whether counters may stand in it."""
+    def _expression(self, node: Expression | Quantity, wanted: Kind, counters: bool) -> None:  # noqa: C901  (one branch per kind)
+        """Check a node where a number or a condition is wanted; `counters` says whether counters are allowed in it."""
         kind: Kind = "number"
         match node:
             case Measure():
@@ -270,5 +270,5 @@ def _plural(unit: str) -> str:
 
 
 def measures(node: Node) -> Iterator[Measure]:
-    """All measures in a node."""
+    """Yield all measures in a node."""
     return (child for child in nodes.walk(node) if isinstance(child, Measure))

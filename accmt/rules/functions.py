@@ -1,4 +1,4 @@
-"""The functions of the language: how each is called and what it gives."""
+"""Functions of the language: how each is called and what it returns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """How a function is called.
+    """Signature of a function.
 
-    `over` says what it runs over: `datasets` (takes a measure), `time` (remembers former evaluations) or `objective`
-    (stands around a whole objective and sets its direction).
+    `over` says what it runs over: `datasets` (takes a measure), `time` (remembers earlier evaluations) or `objective`
+    (wraps a whole objective and sets its direction).
     """
 
     usage: str

@@ -1,4 +1,4 @@
-"""Numbers in strict JSON: NaN and the infinities are written as the texts "nan", "inf" and "-inf"."""
+"""Numbers in strict JSON: NaN and the infinities are written as the strings "nan", "inf" and "-inf"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TEXTS = ("nan", "inf", "-inf")
 
 
 class EqualAsJson:
-    """Values that are equal when their JSON is, so that NaN equals NaN."""
+    """Base for values that are equal if their JSON is equal, so that NaN equals NaN."""
 
     __slots__ = ()
 
@@ -24,16 +24,16 @@ class EqualAsJson:
 
 
 def to_text(value: float) -> float | str:
-    """The number itself, or its text where JSON has no number for it."""
+    """Return the number itself, or a string where JSON has no number for it."""
     number = float(value)
     return number if math.isfinite(number) else str(number)
 
 
 def count_from(value: Any) -> int:
-    """A whole number from 0 on.
+    """Return the value if it is a non-negative integer.
 
     Raises:
-        ValueError: Something else.
+        ValueError: It is not.
     """
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r:.100} is no count")
@@ -41,10 +41,10 @@ def count_from(value: Any) -> int:
 
 
 def from_text(value: float | str) -> float:
-    """The number that `to_text` wrote.
+    """Return the number that `to_text` wrote.
 
     Raises:
-        ValueError: A text that stands for no number, or a whole number that is too large.
+        ValueError: The string is not one of these, or the integer is too large for a float.
     """
     if isinstance(value, str) and value not in _TEXTS:
         raise ValueError(f"{value!r} is not a number; the texts for numbers are {', '.join(_TEXTS)}")

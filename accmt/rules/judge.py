@@ -1,4 +1,4 @@
-"""What one saving rule makes of one evaluation: pure functions of (rule, what it remembers, values)."""
+"""Verdict of one saving rule on one evaluation: pure functions of (rule, its state, values)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class RankedRule:
-    """A saving rule with the directions of its objectives, group by group, its name, and whether models are written."""
+    """A saving rule with its name, its objectives and their directions by group, and whether models are written."""
 
     rule: SavingRule
     name: str
@@ -42,24 +42,24 @@ class RankedRule:
 
     @cached_property
     def places(self) -> tuple[tuple[tuple[Objective, ...], slice], ...]:
-        """Each group, and where its values lie among those of all objectives."""
+        """Each group with the slice of its values among those of all objectives."""
         ends = list(accumulate(map(len, self.groups)))
         return tuple((group, slice(end - len(group), end)) for group, end in zip(self.groups, ends, strict=True))
 
     @cached_property
     def is_total(self) -> bool:
-        """Whether any two candidates can be ranked; objectives joined by `/` cannot."""
+        """True if any two candidates can be ranked; not so with objectives joined by `/`."""
         return all(len(group) == 1 for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True)
 class RuleState:
-    """What a rule remembers between evaluations.
+    """State of a rule between evaluations.
 
     Attributes:
         kept: The models it keeps, best first; for objectives joined by `/`, newest first.
         best_seen: The best values so far, saved or not.
-        waited: Evaluations in a row without improvement.
+        waited: Number of consecutive evaluations without improvement.
     """
 
     kept: tuple[Kept, ...] = ()
@@ -79,19 +79,19 @@ class RuleState:
         )
 
     def patience_left(self, patience: int | None) -> int:
-        """Evaluations without improvement that are left, -1 without patience."""
+        """Return the number of evaluations without improvement that are left, -1 without patience."""
         return -1 if patience is None else max(0, patience - self.waited)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The model after one evaluation, as one rule sees it.
+    """A model after one evaluation, as one rule sees it.
 
     Attributes:
         values: The value of each objective.
-        evaluation, step: When it was.
+        evaluation, step: The number of the evaluation, and its step.
         blocked: Why it may not be saved, None if it may.
-        waiting: Whether the rule still waits for its `after`; evaluations until then cost no patience.
+        waiting: Whether the rule's `after` has not passed yet; evaluations until then cost no patience.
     """
 
     values: Values
@@ -102,7 +102,7 @@ class Candidate:
 
 
 def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[Verdict, RuleState]:
-    """The verdict of a rule on a candidate, and what the rule remembers afterwards."""
+    """Return the verdict of a rule on a candidate, and the state of the rule afterwards."""
     values, rule = candidate.values, ranked.rule
     reference = _to_beat(ranked, state)
     better = beats_best = False
@@ -128,7 +128,7 @@ def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[V
 
 
 def compare(ranked: RankedRule, values: Values, reference: Values | None) -> tuple[bool, str]:
-    """Whether the values beat the reference, and why or why not, in words."""
+    """Return whether the values beat the reference, and the reason in words."""
     if reference is None:
         return True, f"{_shown(values)} is the first"
     by = ranked.rule.saving.by
@@ -163,7 +163,7 @@ def _keep(ranked: RankedRule, kept: tuple[Kept, ...], new: Kept) -> tuple[Kept, 
 
 
 def _ranks_before(ranked: RankedRule, values: Values, others: Values) -> bool:
-    """Strictly better, whatever `by` says; only for rules with a total order."""
+    """Return whether `values` are strictly better, ignoring `by`; only for rules with a total order."""
     for objective, value, other in zip(ranked.objectives, values, others, strict=True):
         if value != other:
             return _better(objective, value, other)

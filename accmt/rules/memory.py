@@ -1,7 +1,7 @@
-"""Functions over time: what each remembers between evaluations.
+"""Functions over time, with the state of each between evaluations.
 
-Each takes the value of one evaluation (`update`), has the function's own (`value`), and turns itself into JSON and
-back. NaN is skipped: it changes no average and no best value, and counts for `stalled` as an evaluation without
+Each takes the value of one evaluation (`update`), has the value of the function (`value`), and converts to JSON and
+back. NaN is skipped: it changes no average and no best value, and `stalled` counts it as an evaluation without
 improvement.
 """
 
@@ -19,21 +19,21 @@ Value = float | bool
 
 
 class Memory(Protocol):
-    """The state of one function over time."""
+    """State of one function over time."""
 
     @property
     def value(self) -> Value:
-        """The function's value after the last evaluation; NaN (or false) before the first."""
+        """Value of the function after the last evaluation; NaN (or False) before the first."""
 
     def update(self, value: float) -> None:
-        """Take the value of one evaluation."""
+        """Add the value of one evaluation."""
 
     def to_json(self) -> Any: ...
     def restore(self, data: Any) -> None: ...
 
 
 def memory_of(call: Call, greater_is_better: bool) -> Memory:
-    """A fresh memory for a call that the checker has accepted."""
+    """Create an empty memory for a call that the checker has accepted."""
     numbers = [argument.value for argument in call.arguments[1:] if isinstance(argument, Number | Quantity)]
     match call.function:
         case "avg":
@@ -48,7 +48,7 @@ def memory_of(call: Call, greater_is_better: bool) -> Memory:
 
 
 class Average:
-    """`avg(x, n)`: the mean of the last n values, of those there are if fewer."""
+    """`avg(x, n)`: the mean of the last n values, or of all if there are fewer."""
 
     def __init__(self, size: int) -> None:
         self._values: deque[float] = deque(maxlen=size)
@@ -110,7 +110,7 @@ class Best:
 
 
 class Stalled:
-    """`stalled(x, n, delta)`: whether the last n evaluations brought no improvement by more than delta."""
+    """`stalled(x, n, delta)`: true if none of the last n evaluations improved x by more than delta."""
 
     def __init__(self, patience: int, delta: float, greater_is_better: bool) -> None:
         self._patience, self._delta, self._sign = patience, delta, 1.0 if greater_is_better else -1.0

@@ -1,6 +1,6 @@
-"""The abstract syntax tree of the rule language.
+"""Abstract syntax tree of the rule language.
 
-Every node is a frozen value that knows its place in the text (`span`, ignored by comparisons), and `str(node)` is its
+Every node is a frozen value with its place in the text (`span`, ignored by comparisons), and `str(node)` is its
 canonical text: parsing that text again gives an equal node.
 """
 
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What all nodes share: their place in the text."""
+    """Base class of all nodes, with the place in the text."""
 
     span: Span = field(compare=False, repr=False, kw_only=True)
 
@@ -64,7 +64,7 @@ class Number(Node):
 
 @dataclass(frozen=True, slots=True)
 class Quantity(Node):
-    """A number of units (`unit` is a key of `units.SPELLINGS`, `%`, or what was written where that is no unit)."""
+    """A number with a unit (`unit` is a key of `units.SPELLINGS`, `%`, or the text as written if it is unknown)."""
 
     value: float
     unit: str
@@ -78,7 +78,7 @@ class Quantity(Node):
 
 @dataclass(frozen=True, slots=True)
 class Amount(Node):
-    """The size of an improvement, absolute or in per cent of the incumbent's absolute value."""
+    """The size of an improvement, absolute or as a percentage of the incumbent's absolute value."""
 
     value: float
     relative: bool
@@ -102,7 +102,7 @@ class Measure(Node):
 
 @dataclass(frozen=True, slots=True)
 class Counter(Node):
-    """How far the training is: `epoch`, `step`, `evaluation` or `elapsed` (seconds)."""
+    """A counter of the training: `epoch`, `step`, `evaluation` or `elapsed` (seconds)."""
 
     name: str
 
@@ -189,7 +189,7 @@ Expression: TypeAlias = Number | Measure | Counter | Call | Sum | Product | Comp
 
 @dataclass(frozen=True, slots=True)
 class Ranking(Node):
-    """What is best: groups joined by `then`, each of objectives joined by `/`."""
+    """The ranking of models: groups joined by `then`, each of objectives joined by `/`."""
 
     groups: tuple[tuple[Expression, ...], ...]
 
@@ -213,7 +213,7 @@ class Saving(Node):
 
     @property
     def name(self) -> str:
-        """The canonical text of the ranking, `best_` in front and without clauses."""
+        """Canonical text of the ranking with the prefix `best_`, without clauses."""
         return f"{PREFIX}{self.ranking}"
 
     def __str__(self) -> str:
@@ -223,7 +223,7 @@ class Saving(Node):
 
 @dataclass(frozen=True, slots=True)
 class Cadence(Node):
-    """How often something happens: whenever one of the quantities has gone by."""
+    """Interval of a recurring action: due each time one of the quantities has passed."""
 
     every: tuple[Quantity, ...]
     after: Quantity | None = None
@@ -246,7 +246,7 @@ _PRECEDENCE: dict[type[Node], int] = {
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it, children before their parents."""
+    """Yield the node and all its descendants, children before their parents."""
     for entry in fields(node):
         value = getattr(node, entry.name)
         for child in _flatten(value):
@@ -255,17 +255,17 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def format_number(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """Return the shortest text that reads back as the same number."""
     return str(int(value)) if math.isfinite(value) and value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name needs no quotes for its characters (it may still be a word of the language)."""
+    """Return whether the characters of a name need no quotes (it may still be a keyword)."""
     return _NAME.fullmatch(name) is not None and (name[0].isalpha() or name[0] == "_")
 
 
 def quote(text: str) -> str:
-    """A name in quotes that it does not contain."""
+    """Return a name in quotes of a kind that it does not contain."""
     return f"'{text}'" if '"' in text else f'"{text}"'
 
 

@@ -1,7 +1,7 @@
-"""Text to nodes. The only file that knows Lark.
+"""Parses text into nodes. The only file that uses Lark.
 
-Parsing is loose: units and functions are any name here. `form` judges them, and `checker` judges the rule against a
-training. The grammar is read and its tables are built at the first parse (about 60 ms), not at import.
+Parsing is loose: any name can be a unit or a function here. `form` validates them, and `checker` checks the rule
+against a training. The grammar is read and its tables are built at the first parse (about 60 ms), not at import.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _lark() -> lark.Lark:
 
 
 def _refuse_hostile(text: str) -> None:
-    """Refuse what would cost more than a rule is worth: the limits hold before anything is parsed."""
+    """Reject texts that are too long, unprintable or too deeply nested, before parsing them."""
     if len(text) > LONGEST:
         head = text[:LONGEST]
         raise RuleError([Problem(f"a rule has at most {LONGEST:,} characters, this one has {len(text):,}", head)])
@@ -120,7 +120,7 @@ def _build(tree: lark.Tree[Any]) -> Any:
 
 
 class _Refused(Exception):
-    """A sentence of the grammar that the tree cannot hold."""
+    """Raised for a text that the grammar accepts and the tree cannot represent."""
 
     def __init__(self, message: str, span: Span, allowed: str | None = None) -> None:
         self.message, self.span, self.allowed = message, span, allowed
@@ -151,7 +151,7 @@ def _call(meta: Any, children: list[Any]) -> nodes.Call:
 
 
 def _total(meta: Any, children: list[Any]) -> nodes.Sum:
-    """Parentheses around the first terms change no value: they are not kept."""
+    """Build a sum. Parentheses around its first terms do not change the value and are dropped."""
     signs = (1, *(-1 if operator.type == "MINUS" else 1 for operator in children[1::2]))
     first, *rest = children[::2]
     if isinstance(first, nodes.Sum):
@@ -166,7 +166,7 @@ def _times(meta: Any, children: list[Any]) -> nodes.Product:
 
 
 def _joined(kind: type[nodes.And] | type[nodes.Or]) -> Callable[[Any, list[Any]], Any]:
-    """Parentheses around what is joined by the same word change nothing: they are not kept."""
+    """Return the builder of `and` or `or`. Parentheses around operands joined by the same word are dropped."""
 
     def build(meta: Any, children: list[Any]) -> nodes.And | nodes.Or:
         operands: list[Expression] = []
@@ -211,7 +211,7 @@ def _clause(word: str) -> Callable[[Any, list[Any]], tuple[str, Any, Span]]:
     return lambda meta, children: (word, children[0], _span(meta))
 
 
-# One function for each rule of the grammar, from its place in the text and its children to a node.
+# One function per grammar rule: takes the position in the text and the children, returns a node.
 _BUILDERS: dict[str, Callable[[Any, list[Any]], Any]] = {
     "bare_name": lambda meta, children: nodes.Name(str(children[0]), span=_span(meta)),
     "quoted_name": lambda meta, children: nodes.Name(str(children[0])[1:-1], span=_span(meta)),

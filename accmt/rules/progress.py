@@ -1,4 +1,4 @@
-"""How far a training is, and how long it is going to be."""
+"""Progress and length of a training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from accmt.rules.jsonable import count_from, from_text
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The counters of a training, over the whole training (resumes included).
+    """Counters of a training, over the whole training (resumes included).
 
     Attributes:
         step: Optimizer steps done.
         epoch: Epochs completed.
-        step_in_epoch: Optimizer steps done in the epoch that is running; 0 at the end of an epoch.
+        step_in_epoch: Optimizer steps done in the current epoch; 0 at the end of an epoch.
         evaluation: Evaluations done, without the one before the first step.
-        samples: Samples of the training data seen, padding not counted.
+        samples: Training samples seen, without padding.
         elapsed: Active training time in seconds.
     """
 
@@ -34,9 +34,10 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Progress:
-        """
+        """Restore the counters.
+
         Raises:
-            ValueError, TypeError: A counter is no whole number from 0 on, or there is no such counter.
+            ValueError, TypeError: A counter is not a non-negative integer, or there is no such counter.
         """
         counters = {name: count_from(value) for name, value in data.items() if name != "elapsed"}
         return cls(**counters, elapsed=from_text(data.get("elapsed", 0.0)))
@@ -44,12 +45,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a training is going to be, as far as that is known.
+    """Length of a training, as far as it is known.
 
     Attributes:
-        total_steps: Optimizer steps of the whole training, None where unknown.
-        steps_per_epoch: Optimizer steps of one epoch, None where unknown.
-        samples_per_step: The most samples that one optimizer step can take, None where unknown.
+        total_steps: Optimizer steps of the whole training, None if unknown.
+        steps_per_epoch: Optimizer steps of one epoch, None if unknown.
+        samples_per_step: Maximum number of samples in one optimizer step, None if unknown.
     """
 
     total_steps: int | None = None

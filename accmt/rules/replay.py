@@ -1,7 +1,7 @@
-"""Decisions made again from what was recorded: what would these rules have saved, and when would they have stopped?
+"""Replays a recorded training: what would other rules have saved, and when would they have stopped?
 
-The same engine decides as during the training. What a history cannot tell is said before: `unanswerable` names the
-rules that need it, `asked_late` the conditions that a training asks between evaluations too, and a replay does not.
+The same engine decides as during the training. A history may lack data: `unanswerable` lists the rules that need it,
+and `asked_late` the conditions that a training also checks between evaluations, and a replay does not.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NEEDS: dict[Need, str] = {
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is left of a training.
+    """Record of a training.
 
     Attributes:
-        observations: What its evaluations brought, in their order.
-        stops: The decisions to stop that it took between evaluations.
+        observations: The results of its evaluations, in order.
+        stops: The decisions to stop that it made between evaluations.
         failures: (Evaluation, name of a rule) -> why the model that the rule saved could not be written.
-        checkpoints: The evaluations at which a checkpoint was due. Where the clock has a part in that, only the
-            training itself knew.
+        checkpoints: The evaluations at which a checkpoint was due. If that depends on the clock, it cannot be
+            recomputed.
     """
 
     observations: tuple[Observation, ...]
@@ -51,16 +51,16 @@ class History:
 
 
 def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
-    """The decisions of these rules, up to the one that stops the training.
+    """Return the decisions of these rules, up to the one that stops the training.
 
     for each evaluation:
         pass the steps before it, where a condition may stop the training
         decide
 
-    Conditions on counters are asked at every step, as in a training, except on `elapsed`, which is known at evaluations
-    only. A stop that was decided between evaluations is decided again if its condition is among the rules; one that the
-    script asked for ends nothing that was recorded after it.
-    Samples and time between evaluations count as of the evaluation before. The rules must have passed `check`.
+    Conditions on counters are checked at every step, as in a training, except on `elapsed`, which is known at
+    evaluations only. A recorded stop between evaluations is repeated if its condition is among the rules; one that the
+    script requested does not end the replay if more was recorded after it.
+    Between evaluations, samples and time have the values of the previous one. The rules must have passed `check`.
     """
     player = _Player(rules, facts, history)
     decisions: list[Decision] = []
@@ -81,16 +81,16 @@ def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
 
 
 def unanswerable(rules: Rules, lacking: Mapping[Need, str]) -> list[Problem]:
-    """The places of the rules that need what a source does not tell; `lacking` says why it does not."""
+    """Return a problem for each part of a rule that needs missing data; `lacking` says why it is missing."""
     texts: list[tuple[str, Node]] = [(rule.text, rule.saving) for rule in rules.savings]
     texts += [(stop.text, stop.condition) for stop in rules.stop_when]
     return [problem for text, node in texts for problem in _lacked(text, node, lacking)]
 
 
 def asked_late(rules: Rules, history: History, recorded: Rules | None) -> tuple[StopCondition, ...]:
-    """The conditions that a training asks between evaluations, and a replay at evaluations only.
+    """Return the conditions that a training checks between evaluations, and a replay at evaluations only.
 
-    Those of the training itself (`recorded`) are not among them: when they stopped it, that is known.
+    Conditions of the training itself (`recorded`) are left out: the history records their stops.
     """
     known = {stop.condition for stop in recorded.stop_when} if recorded is not None else set()
     training = {name for observation in history.observations for name in observation.training}
@@ -102,7 +102,7 @@ def asked_late(rules: Rules, history: History, recorded: Rules | None) -> tuple[
 
 
 class _Player:
-    """Goes through a training again."""
+    """Replays the steps and evaluations of a training."""
 
     def __init__(self, rules: Rules, facts: Facts, history: History) -> None:
         self.engine = RuleEngine(replace(rules, evaluate=None, log=None), facts)
@@ -114,7 +114,7 @@ class _Player:
         self._stops = {d.progress.step: d for d in history.stops if d.stop is not None and d.stop.asked_by in asked}
 
     def pass_steps(self, before: Progress, now: Progress) -> list[Decision]:
-        """Go from one moment to another, and give the decisions on the way, up to one that stops the training."""
+        """Advance from one moment to another and return the decisions in between, up to one that stops the training."""
         step, passed = before.step, []
         while step < now.step:
             step = min([now.step, *self._moments(step)])
@@ -128,7 +128,7 @@ class _Player:
         return passed
 
     def decide(self, observation: Observation) -> Decision:
-        """What follows from an evaluation. What could not be saved then is not saved now."""
+        """Return the decision after an evaluation. A saving that failed in the training fails here, too."""
         decision = self.engine.after_evaluation(observation)
         if self._checkpoints is not None and not observation.initial:
             decision = replace(decision, checkpoint=decision.progress.evaluation in self._checkpoints)
@@ -139,7 +139,7 @@ class _Player:
         return decision
 
     def _moments(self, step: int) -> Iterator[int]:
-        """The steps after this one at which something may be decided."""
+        """Yield the steps after this one at which a decision is possible."""
         if self.engine.next_step is not None and self.engine.next_step > step:
             yield self.engine.next_step
         per_epoch = self._length.steps_per_epoch
@@ -148,7 +148,7 @@ class _Player:
         yield from (at for at in self._stops if at > step)
 
     def _between(self, before: Progress, step: int) -> Progress:
-        """The counters at a step between two evaluations."""
+        """Return the counters at a step between two evaluations."""
         per_epoch = self._length.steps_per_epoch
         if per_epoch is None:
             return replace(before, step=step, step_in_epoch=before.step_in_epoch + step - before.step)
@@ -162,12 +162,12 @@ class _Player:
 
 
 def _ends(decision: Decision) -> bool:
-    """Whether a decision stops the training for as long as its rules are the same."""
+    """Return whether a rule stops the training in this decision, not the script."""
     return decision.stop is not None and decision.stop.asked_by != REQUESTED
 
 
 def _is_clocked(rule: CadenceRule | None) -> bool:
-    """Whether the clock has a part in when the cadence comes due."""
+    """Return whether the cadence depends on the clock."""
     return rule is not None and any(isinstance(n, Quantity) and n.unit in SECONDS for n in walk(rule.cadence))
 
 

@@ -1,4 +1,4 @@
-"""The rules of a training: what was declared, as values that the checker judges and the engine runs."""
+"""Rules of a training as declared: values that the checker checks and the engine runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SavingRule:
     Attributes:
         saving: The parsed text.
         text: The text as the user wrote it, for messages.
-        given_name: A name of its own, also of its folder; None for the canonical text of its ranking.
-        patience: Evaluations without improvement after which it asks to stop; None for never.
-        saving_below: Every objective must be below it to save.
-        saving_above: Every objective must be above it to save.
+        given_name: The name given by the user, also of its folder; None for the canonical text of its ranking.
+        patience: Evaluations without improvement after which it requests a stop; None for never.
+        saving_below: Limit that every objective must be below to save.
+        saving_above: Limit that every objective must be above to save.
     """
 
     saving: Saving
@@ -50,10 +50,10 @@ class SavingRule:
         saving_below: float | None = None,
         saving_above: float | None = None,
     ) -> SavingRule:
-        """Parse and check what can be checked without a training.
+        """Parse the text and check all that needs no training.
 
         Raises:
-            RuleError: With every mistake in the text, and in the arguments beside it.
+            RuleError: With every mistake in the text and the other arguments.
         """
         try:
             saving = _checked(text, parse_saving, Form.saving)
@@ -79,22 +79,22 @@ class SavingRule:
 
     @property
     def folder(self) -> str:
-        """The name of its folder below `model_path`. No dataset or metric name can lead out of there."""
+        """Name of its folder in `model_path`. No dataset or metric name can escape from there."""
         return self.given_name or _encoded(self.saving.name)
 
     @property
     def keep(self) -> int:
-        """How many models it keeps."""
+        """Number of models it keeps."""
         return int(self.saving.keep.value) if self.saving.keep is not None else 1
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it the same rule after a resume; its patience does not."""
+        """Identity of the rule after a resume; its patience is not part of it."""
         limits = {"below": self.saving_below, "above": self.saving_above}
         return {"rule": str(self.saving), **{key: v if v is None else to_text(v) for key, v in limits.items()}}
 
     def with_patience(self, patience: int | None) -> SavingRule:
-        """The same rule with this patience, unless it was registered with its own."""
+        """Return the rule with this patience, unless it was registered with its own."""
         return self if self.patience is not None else replace(self, patience=patience)
 
 
@@ -107,7 +107,7 @@ class StopCondition:
 
     @classmethod
     def parse(cls, text: str) -> StopCondition:
-        """Raises RuleError with every mistake in the text."""
+        """Parse and check a condition. Raises RuleError with every mistake in the text."""
         return cls(_checked(text, parse_condition, Form.condition), text)
 
 
@@ -120,15 +120,15 @@ class CadenceRule:
 
     @classmethod
     def parse(cls, text: str, *, evaluates: bool = False, logs: bool = False) -> CadenceRule:
-        """Raises RuleError with every mistake in the text; a cadence that `evaluates` or `logs` cannot count
-        evaluations."""
+        """Parse and check a cadence. Raises RuleError with every mistake; a cadence that `evaluates` or `logs` cannot
+        count evaluations."""
         rule = cls(_checked(text, parse_cadence, Form.cadence), text)
         if (evaluates or logs) and (problems := rule.circular("evaluations" if evaluates else "logs")):
             raise RuleError(problems)
         return rule
 
     def circular(self, counted: str = "evaluations") -> list[Problem]:
-        """What is wrong with it as a cadence of evaluations, or of what comes before them at a step."""
+        """Return a problem for each quantity in evaluations, which a cadence of evaluations or logs cannot count."""
         after = self.cadence.after
         return [
             Problem(
@@ -144,9 +144,9 @@ class CadenceRule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All rules of a training. Without `writes` its saving rules decide as ever, and no model is written.
+    """All rules of a training. Without `writes` its saving rules decide as usual, but no model is written.
 
-    `log` is how often the training loss is logged, where that is said by a text.
+    `log` is how often the training loss is logged, if that is given as a text.
     """
 
     savings: tuple[SavingRule, ...]
@@ -159,7 +159,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A metric that a training reports: on which datasets, and its direction (None where it has none)."""
+    """A metric that a training reports: its datasets, and its direction (None if it has none)."""
 
     datasets: tuple[str, ...]
     greater_is_better: bool | None
@@ -167,13 +167,13 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What rules are checked against.
+    """Facts about a training that rules are checked against.
 
     Attributes:
-        metrics: Name -> what is known of it, `valid_loss` among them; `train_loss` always exists and is not listed.
+        metrics: Name -> metric, including `valid_loss`; `train_loss` always exists and is not listed.
         datasets: The keys of the validation datasets; empty without validation data.
-        length: How long the training is going to be.
-        training: Training metric -> its direction (None where it has none); like `train_loss` they have no dataset.
+        length: The length of the training.
+        training: Training metric -> its direction (None if it has none); like `train_loss` they have no dataset.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Facts:
 
 
 def is_patience(value: object) -> bool:
-    """Whether a value can be a rule's patience: a whole number, at least 1."""
+    """Return whether a value is a valid patience: an integer, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -221,7 +221,7 @@ def _is_limit(value: object) -> bool:
         return False
     try:
         return not math.isnan(value)
-    except OverflowError:  # a whole number that no float comes near to
+    except OverflowError:  # an integer too large for a float
         return False
 
 

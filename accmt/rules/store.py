@@ -1,4 +1,4 @@
-"""What was observed: one `Observation` per evaluation, and a store of the latest value of every metric."""
+"""Observed values: one `Observation` per evaluation, and a store of the latest value of every metric."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Values = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation(EqualAsJson):
-    """What one evaluation brought.
+    """Results of one evaluation.
 
     Attributes:
-        progress: When it was; `progress.evaluation` is its number.
-        values: Dataset -> metric -> value. Empty where there is no validation data.
+        progress: The counters at that moment; `progress.evaluation` is its number.
+        values: Dataset -> metric -> value. Empty without validation data.
         train_loss: Mean training loss since the previous evaluation; NaN if no step was done since.
-        initial: Whether it was done before the first step: it is recorded and decides nothing.
+        initial: Whether it was done before the first step; it is recorded, but decides nothing.
         training: Training metric -> mean since the previous evaluation; NaN if it was not logged since.
     """
 
@@ -49,7 +49,7 @@ class Observation(EqualAsJson):
 
 
 class MetricsStore:
-    """The latest value of every metric on every dataset. Observations are only ever added."""
+    """Latest value of every metric on every dataset. Observations are added, never removed."""
 
     def __init__(self) -> None:
         self._latest: dict[str, dict[str, float]] = {}
@@ -65,7 +65,7 @@ class MetricsStore:
         self.train_loss, self.training = observation.train_loss, dict(observation.training)
 
     def restricted(self, reported: Mapping[str, Collection[str]]) -> MetricsStore:
-        """The store without the values of metrics and datasets that are not reported any more."""
+        """Return the store without the values of metrics and datasets that are no longer reported."""
         store = MetricsStore()
         store._latest = {
             metric: {dataset: value for dataset, value in values.items() if dataset in reported[metric]}
@@ -76,7 +76,7 @@ class MetricsStore:
         return store
 
     def on(self, metric: str) -> Mapping[str, float]:
-        """Dataset -> latest value of a metric; empty if it was never reported."""
+        """Return dataset -> latest value of a metric; empty if it was never reported."""
         return self._latest.get(metric, _NOTHING)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Words for syntax errors: what the parser met, what it would have taken, and the mistakes that people really make."""
+"""Messages for syntax errors: what the parser found, what it expected, and mistakes that are common in practice."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SIGN = r"[+-](?=[\d.]*)"
 
 @dataclass(frozen=True, slots=True)
 class _Habit:
-    """A mistake that people make.
+    """A common mistake.
 
-    `here` is what the text looks like where the parser stopped, and `before` what stands in front of that; a group
-    named `at` in `before` is part of the mistake. `when` and `unless` ask for what the parser would have taken, and for
-    where it was: a terminal, a word of the language, `value`, `ranking`, `saving`, `condition` or `cadence`.
+    `here` matches the text where the parser stopped, and `before` the text in front of it; a group named `at` in
+    `before` is part of the mistake. `when` and `unless` test what the parser expected and where it was: a terminal, a
+    keyword, `value`, `ranking`, `saving`, `condition` or `cadence`.
     """
 
     message: str
@@ -47,7 +47,7 @@ def _habit(
     return _Habit(message, allowed, here, f"(?:{before})$", frozenset(when.split()), frozenset(unless.split()))
 
 
-# The first that fits speaks.
+# The first one that matches is reported.
 _HABITS = (
     _habit(
         "a unit is missing",
@@ -148,7 +148,7 @@ _HABITS = (
     ),
 )
 
-# What the parser would have taken -> words. The first of a group speaks for all of it.
+# Expected terminals -> words, tried in order: an entry applies if all its terminals are expected, and uses them up.
 _PHRASES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"NAME", "LPAR"}), "a metric"),
     (frozenset({"NAME", "STAR"}), "a dataset"),
@@ -170,7 +170,7 @@ _PHRASES: tuple[tuple[frozenset[str], str], ...] = (
 
 
 def explain(text: str, error: UnexpectedInput, start: str) -> Problem:
-    """The problem that made the parser stop."""
+    """Return the problem that made the parser stop."""
     if not text.strip():
         return Problem(f"the {_KINDS[start]} is empty", allowed=f"an example: {_EXAMPLES[start]}")
     expected = _expected(error)
@@ -191,7 +191,7 @@ def explain(text: str, error: UnexpectedInput, start: str) -> Problem:
 
 
 def _expected(error: UnexpectedInput) -> frozenset[str]:
-    """The terminals that the parser would have taken; words of the language as they are written."""
+    """Return the terminals that the parser expected; keywords as they are written."""
     found: Collection[str] = ()
     for source in ("accepts", "expected", "allowed"):
         found = found or getattr(error, source, None) or ()
@@ -209,7 +209,7 @@ def _incomplete(text: str, expected: frozenset[str]) -> Problem:
 
 
 def _keyword(word: str, expected: frozenset[str], start: str) -> str | None:
-    """The word of the language that was probably meant."""
+    """Return the keyword that was probably meant."""
     keywords = expected & RESERVED
     if "NAME" in expected or word in RESERVED or len(word) < 2:
         return None

@@ -1,6 +1,6 @@
-"""Texts of unknown origin, made fit to be seen: names and messages from files, from tools, and from data.
+"""Makes texts of unknown origin safe to print: names and messages from files, tools and data.
 
-Every floor may call it. What is printed anywhere in the package goes through `shown`, at the one place of its floor:
+Every layer may call it. All printed text in the package goes through `shown`, at one place per layer:
 `accmt.display.console` for a training, `accmt.cli.output` for the command line.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Control characters, halves of surrogate pairs, separators of lines, and what changes the direction of writing or is
-# not seen at all.
+# Control characters, lone surrogates, line separators, and characters that are invisible or change the direction of
+# writing.
 _STEERING = ("Cc", "Cs", "Zl", "Zp", "Cf")
 _JOINERS = "\u200c\u200d"  # several scripts and most emoji need them
 
-# User and password stand before an '@'; a password that holds a '/' is recognized by not being the number of a port.
+# User and password precede an '@'; a password that contains a '/' is recognized because it is not a port number.
 _USER = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/?#@:'\"<>]*:(?!\d{1,5}(?![^\s/?#'\"<>]))[^\s'\"<>]*@)")
 _SECRET = re.compile(
     r"(?<=[?&;])([\w.-]*(?:token|secret|passw|pwd|credential|signature|sig|auth|key)[\w.-]*=)(?!\*{3})[^\s&;#'\"<>]+",
@@ -23,11 +23,11 @@ _SECRET = re.compile(
 
 
 def plain(text: object, *, lines: bool = False) -> str:
-    r"""A text in which what would steer a terminal, or hide something, is written as `\x1b`.
+    r"""Escape characters that would control a terminal or hide something, as in `\x1b`.
 
     Args:
         text: The text.
-        lines: Keep the ends of lines: the text has several, each made by us.
+        lines: Keep line breaks: the text has several lines, each made by us.
     """
     written = str(text)
     if written.isprintable():
@@ -36,7 +36,7 @@ def plain(text: object, *, lines: bool = False) -> str:
 
 
 def masked(text: object) -> str:
-    """A text without the user, the password and the tokens in its addresses, so that it may be shown and written."""
+    """Remove user, password and tokens from the URLs in a text, so that it is safe to show and to write."""
     written = str(text)
     if "://" not in written:
         return written
@@ -44,7 +44,7 @@ def masked(text: object) -> str:
 
 
 def shown(text: object, *, lines: bool = False) -> str:
-    """A text as it may be printed: `plain` and `masked`."""
+    """Return a text that is safe to print: `masked` and `plain`."""
     return plain(masked(text), lines=lines)
 
 

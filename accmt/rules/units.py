@@ -1,4 +1,4 @@
-"""The units of the language: what a quantity counts, and how each unit may be spelled."""
+"""Units of the language: what a quantity counts, and how each unit may be spelled."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ PERCENT = "%"
 SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 WHOLE = frozenset({"step", "evaluation", "sample"})
 
-MEANT = {"s": "sec", "m": "min"}  # abbreviations that are usual elsewhere, and none here
+MEANT = {"s": "sec", "m": "min"}  # common abbreviations that are not accepted here
 _BY_SPELLING = {
     spelling + plural: unit for unit, spellings in SPELLINGS.items() for spelling in spellings for plural in ("", "s")
 }
 
 
 def unit_of(spelling: str) -> str | None:
-    """The unit that a spelling stands for (`eps` is `epoch`), or None where there is no such unit."""
+    """Return the unit of a spelling (`epoch` for `eps`), or None if there is no such unit."""
     return _BY_SPELLING.get(spelling)
 
 
 def spellings() -> tuple[str, ...]:
-    """Every accepted spelling."""
+    """Return every accepted spelling."""
     return tuple(_BY_SPELLING)
 
 
 def suggestions() -> tuple[str, ...]:
-    """The spellings that are worth suggesting: those that are no abbreviations."""
+    """Return the spellings that are not abbreviations, for suggestions."""
     return tuple(unit + plural for unit in SPELLINGS for plural in ("", "s"))
 
 

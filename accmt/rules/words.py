@@ -1,4 +1,4 @@
-"""Rules in words, for people who have never seen the language."""
+"""Describes rules in words, for people who have never seen the language."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOSSES = Facts({VALID_LOSS: Reported((), greater_is_better=False)})
 
 
 def in_words(rule: SavingRule, facts: Facts | None = None) -> str:
-    """What a rule does, in one sentence.
+    """Describe a rule in one sentence.
 
     Args:
         rule: A rule that has passed the check with these facts.
@@ -40,13 +40,13 @@ def in_words(rule: SavingRule, facts: Facts | None = None) -> str:
 
 
 def cadence_in_words(cadence: Cadence) -> str:
-    """How often, in words."""
+    """Describe how often a cadence comes due."""
     every = " or ".join(str(q).removeprefix("1 ") if q.value == 1 else str(q) for q in cadence.every)
     return f"every {every}" + (f", after {cadence.after}" if cadence.after is not None else "")
 
 
 def stop_in_words(stop: StopCondition) -> str:
-    """When a condition ends the training, in words."""
+    """Describe when a condition stops the training."""
     return f"stops as soon as {stop.condition}"
 
 
@@ -57,7 +57,7 @@ def _ranking(saving: Saving, keep: int, facts: Facts | None) -> str:
 
 
 def _is_total(saving: Saving) -> bool:
-    """Whether any two models can be ranked; objectives joined by '/' cannot."""
+    """Return whether any two models can be ranked; not so with objectives joined by '/'."""
     return all(len(group) == 1 for group in saving.ranking.groups)
 
 
@@ -69,7 +69,7 @@ def _group(objectives: tuple[Expression, ...], facts: Facts | None) -> str:
 
 
 def _direction(objective: Expression, facts: Facts | None) -> str:
-    """`higher` or `lower`; `better` where nothing is known of a metric."""
+    """Return `higher` or `lower`; `better` if the direction is unknown."""
     if facts is None:
         bounded = isinstance(objective, Call) and objective.function in ("max", "min")
         if not bounded and any(m.metric.text not in (TRAIN_LOSS, VALID_LOSS) for m in measures(objective)):
