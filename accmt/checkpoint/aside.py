@@ -1,4 +1,4 @@
-"""Putting an earlier training aside, so that a new one in the same folder neither continues nor overwrites it."""
+"""Archiving of an earlier training, so that a new one in the same folder neither resumes nor overwrites it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NAME = re.compile(rf"{EARLIER}([0-9]{{1,9}})")
 
 
 def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
-    """Move what an earlier training left into `earlier-N`; None if it left neither checkpoints nor models.
+    """Move the files of an earlier training into `earlier-N`; None if it has neither checkpoints nor models.
 
-    The checkpoints go first, in one step: whenever this is cut short, nothing of the earlier training is continued by
-    mistake. The journals go next: what is left then is found again, by the models.
+    The checkpoints are moved first, in one step, so that an interruption never leaves an earlier training to resume
+    by mistake. The journals follow; after an interruption there, the next call finds the rest by its models.
 
     Args:
         model_path: The folder of the training.
-        savings: The folders of the models that it saved.
+        savings: The folders of the models that the earlier training saved.
     """
     first = [model_path / FOLDER] if Checkpoints(model_path).all() else []
     journals = [path for name in JOURNALS if (path := model_path / name).exists()]
@@ -34,7 +34,7 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
 
 
 def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
-    """Move files and folders of a training into a new folder beside them, in this order."""
+    """Move files and folders of a training into a new `earlier-N` folder beside them, in the given order."""
     aside = model_path / f"{EARLIER}{max(_numbers(model_path), default=0) + 1}"
     aside.mkdir()
     for path in paths:
@@ -45,11 +45,11 @@ def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
 
 
 def _were_forgotten(model_path: Path, journals: Iterable[Path]) -> bool:
-    """Whether journals belong to checkpoints that were put aside last, by a process that died before these followed."""
+    """Return whether a process died after it archived the checkpoints and before it archived their journals."""
     newest = model_path / f"{EARLIER}{max(_numbers(model_path), default=0)}"
     return (newest / FOLDER).is_dir() and any(not (newest / journal.name).exists() for journal in journals)
 
 
 def _numbers(model_path: Path) -> list[int]:
-    """The numbers of the folders that there are: the highest is the newest one, whatever the clock says."""
+    """Return the numbers of the existing `earlier-N` folders; the highest is the newest, whatever the clock says."""
     return [int(match[1]) for path in model_path.iterdir() if (match := _NAME.fullmatch(path.name))]

@@ -1,5 +1,6 @@
-"""What an object of the user keeps in its attributes that a checkpoint has to hold: networks, parameters, and objects
-with a state of their own. Containers and plain objects are looked into, so that a list of networks is found as well.
+"""State in the attributes of a user's object that a checkpoint has to hold: networks, parameters, stateful objects.
+
+Containers and plain objects are searched too, so that a list of networks is found as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from accmt.checkpoint.names import plain_name
 
-# Attributes of a module that are kept elsewhere, that the trainer sets, or that are not part of checkpoints.
+# Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
 _APART = frozenset(
     {"model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer", "_updates", "_log_every"}
 )
@@ -25,11 +26,11 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleT
 
 @dataclass(slots=True)
 class Attributes:
-    """What was found, by the way to it, such as `head` or `heads.0`.
+    """Objects found, by attribute path, such as `head` or `heads.0`.
 
     Attributes:
-        networks: Networks that are no part of the model, each once.
-        loose: Parameters, and other leaves that require a gradient, that are in no network.
+        networks: Networks that are not part of the model, each once.
+        loose: Parameters, and other leaf tensors that require a gradient, outside of any network.
         stateful: Other objects with `state_dict` and `load_state_dict`.
     """
 
@@ -38,7 +39,7 @@ class Attributes:
     stateful: dict[str, Any] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Tensor]:
-        """All parameters, by the way to them."""
+        """Return all parameters, by attribute path."""
         found = dict(self.loose)
         for way, network in self.networks.items():
             for name, parameter in network.named_parameters():
@@ -46,7 +47,7 @@ class Attributes:
         return found
 
     def tensors(self) -> list[Tensor]:
-        """All parameters and buffers."""
+        """Return all parameters and buffers."""
         inside = (
             tensor for network in self.networks.values() for tensor in (*network.parameters(), *network.buffers())
         )
@@ -54,11 +55,11 @@ class Attributes:
 
 
 def attributes_of(owner: Any, model: nn.Module, apart: Sequence[Any] = ()) -> Attributes:
-    """What an object keeps besides its model.
+    """Find the state that an object keeps besides its model.
 
     Args:
         owner: The object, usually an `AcceleratorModule`.
-        model: Its model, in no wrapper, whose parts are left out wherever they are found.
+        model: Its model, unwrapped, whose parts are left out wherever they are found.
         apart: Other objects to leave out.
     """
     own = {id(part) for part in model.modules()} | {id(parameter) for parameter in model.parameters()}
@@ -71,7 +72,7 @@ def attributes_of(owner: Any, model: nn.Module, apart: Sequence[Any] = ()) -> At
 
 
 def has_state(value: Any) -> bool:
-    """Whether an object keeps a state that can be taken and given back."""
+    """Return whether an object has both `state_dict` and `load_state_dict`."""
     return not isinstance(value, type) and all(
         callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
     )
@@ -94,7 +95,7 @@ def _look(way: str, value: Any, found: Attributes, seen: set[int], depth: int) -
 
 
 def _look_into_network(way: str, network: nn.Module, found: Attributes, seen: set[int]) -> None:
-    """A network that has parts of the model in it is looked into, and what else is in it is found."""
+    """Record a network; of one that contains parts of the model, record only the other parts."""
     parts = [part for part in network.modules() if part is not network]
     if not any(id(part) in seen for part in parts) and not any(id(one) in seen for one in network.parameters()):
         found.networks[way] = network

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: which there are, which is the newest that can be trusted, which are kept."""
+"""The checkpoints of a training: which exist, which is the newest intact one, which are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accmt.checkpoint import publish
 from accmt.rules import names
 
 FOLDER = names.CHECKPOINTS
-SCHEMA = 2  # of the format of a checkpoint; here, as the command line reads it too, and without torch
+SCHEMA = 2  # of the checkpoint format; defined here because the command line reads it without torch
 _NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 
 
@@ -24,15 +24,15 @@ class Checkpoint:
 
 
 class NoCheckpoint(RuntimeError):
-    """There is no checkpoint to continue from, or none that can be trusted."""
+    """No checkpoint to resume from exists, or none is intact."""
 
 
 class Checkpoints:
-    """The folder of checkpoints below a `model_path`. Names are scanned each time: no file points to the newest.
+    """The folder of checkpoints below a `model_path`. Names are scanned each time; no file points to the newest.
 
     Attributes:
         folder: The folder.
-        refused: Why `newest` passed over those that are newer, one line each.
+        refused: Why `newest` skipped newer checkpoints, one line each.
     """
 
     def __init__(self, model_path: Path) -> None:
@@ -40,7 +40,7 @@ class Checkpoints:
         self.refused: list[str] = []
 
     def all(self) -> list[Checkpoint]:
-        """All that are there by name, oldest first, verified or not."""
+        """List all checkpoints by name, oldest first, verified or not."""
         found = []
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if match := _NAME.fullmatch(path.name):
@@ -48,10 +48,10 @@ class Checkpoints:
         return sorted(found, key=lambda checkpoint: (checkpoint.index, checkpoint.step))
 
     def newest(self) -> Checkpoint | None:
-        """The newest that can be trusted, every byte of it verified; None if there are none at all.
+        """Return the newest intact checkpoint, every byte verified; None if there are no checkpoints.
 
         Raises:
-            NoCheckpoint: There are some, and none can be trusted.
+            NoCheckpoint: There are checkpoints, and none is intact.
         """
         refused: list[str] = []
         for checkpoint in reversed(self.all()):
@@ -69,10 +69,10 @@ class Checkpoints:
         return None
 
     def at(self, index: int) -> Checkpoint:
-        """The checkpoint with an index, every byte of it verified.
+        """Return the checkpoint with an index, every byte verified.
 
         Raises:
-            NoCheckpoint: There is none, or it cannot be trusted.
+            NoCheckpoint: It does not exist, or is damaged.
         """
         found = self.all()
         for checkpoint in found:
@@ -85,12 +85,12 @@ class Checkpoints:
         raise NoCheckpoint(f"there is no checkpoint {index} in {self.folder}; there are: {there}")
 
     def next(self, step: int) -> Path:
-        """Where the next checkpoint belongs."""
+        """Return the path for the next checkpoint."""
         last = max((checkpoint.index for checkpoint in self.all()), default=0)
         return self.folder / f"checkpoint-{last + 1:04d}-step-{step}"
 
     def prune(self, keep: int | None) -> None:
-        """Delete all but the newest `keep` complete ones; None keeps all. Damaged ones are left for inspection."""
+        """Delete all but the newest `keep` complete checkpoints; None keeps all. Damaged ones stay for inspection."""
         if keep is None:
             return
         complete = [c for c in self.all() if publish.problem_of(c.path, read=False) is None]

@@ -1,14 +1,14 @@
-"""What a checkpoint holds, and how it is taken up again.
+"""The contents of a checkpoint, and how they are restored.
 
     model.safetensors       the weights
-    modules.safetensors     those of networks beside the model, where there are any
-    optimizer.safetensors   the tensors of optimizer, scheduler and gradient scaler, and of a model's extra state
-    shards-<rank>.*         of both, what is shared out among the processes
-    trainer.json            the rest of those, position, rules, state
+    modules.safetensors     the weights of networks beside the model, if any
+    optimizer.safetensors   tensors of the optimizer, scheduler and gradient scaler, and of a model's extra state
+    shards-<rank>.*         the sharded tensors of the model and the optimizer
+    trainer.json            the rest of their state, the position, rules, trainer state
     rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
-    process-<rank>.json     what else each process alone knows, the states of callbacks and other objects among it
+    process-<rank>.json     other state of each process, such as that of callbacks and other objects
 
-Everything is read and compared with the training before anything of it is touched.
+Everything is read and compared with the training before any live object is changed.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The live objects that a checkpoint is made of.
+    """The live objects that a checkpoint saves and restores.
 
     Attributes:
-        model: The model, in no wrapper.
-        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One with an attribute
-            `adapts` that is true decides for itself what it takes of a state, or of None where there is none.
-        engine: Where DeepSpeed keeps model and optimizer: its own state, in the place of these two.
-        kept: What module and callbacks keep besides.
+        model: The model, unwrapped.
+        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
+            `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
+        engine: The state of DeepSpeed, in place of model and optimizer, if DeepSpeed is used.
+        kept: Other state of the module and the callbacks.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Parts:
     kept: Kept | None = None
 
     def named(self) -> dict[str, Any]:
-        """The stateful parts, each optimizer with its state by the names of parameters."""
+        """Return the stateful parts, each optimizer with its state keyed by parameter name."""
         parameters = (self.kept or Kept(None, self.model)).parameters
         return {
             name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
@@ -69,7 +69,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What one process alone knows: JSON, and the random states by name."""
+    """State of one process: JSON, and the random states by name."""
 
     process: dict[str, Any]
     random: dict[str, Tensor]
@@ -81,8 +81,9 @@ class Mismatch(RuntimeError):
 
 @contextmanager
 def understood(folder: Path) -> Iterator[None]:
-    """Take up a checkpoint in the block, the model last of all: an error before that is told as one of the checkpoint,
-    whose files are those of its manifest, and hold something else than a training wrote.
+    """Turn an error of restoring a checkpoint in the block into `NoCheckpoint`.
+
+    As the files match the manifest, the cause is content that no training writes. The block loads the model last.
 
     Raises:
         NoCheckpoint: An error was raised in the block.
@@ -100,8 +101,10 @@ def understood(folder: Path) -> Iterator[None]:
 
 
 def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
-    """What a process writes of the state that all have in common: the first writes it, the others what they alone have
-    of it. To be called on all."""
+    """Return the files of the state that all processes share: rank 0 writes it, the others only their shards.
+
+    Must be called on all processes.
+    """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
     states = {name: part.state_dict() for name, part in parts.named().items()}
     beside = {} if parts.kept is None else parts.kept.shared()
@@ -113,7 +116,7 @@ def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
     model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
     head["deepspeed"] = _described(parts.engine)
-    # The largest first: the others are written while it is hashed.
+    # The largest file first: the others are written while it is hashed.
     return {
         **shards,
         _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
@@ -124,15 +127,15 @@ def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
 
 
 def own_files(rank: int, own: Own) -> Files:
-    """What each process writes for itself."""
+    """Return the files of the state of one process."""
     return {f"rng-{rank}.safetensors": own.random, f"process-{rank}.json": as_json(own.process)}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
-    """The JSON that all processes share.
+    """Read the JSON that all processes share.
 
     Raises:
-        Mismatch: It was written by a newer version.
+        Mismatch: It was written by a newer version of accmt.
     """
     trainer: dict[str, Any] = read_json(folder / _TRAINER)
     if type(trainer["schema"]) is not int:
@@ -146,20 +149,20 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 
 def read_own(folder: Path, rank: int) -> Own | None:
-    """What a process wrote for itself; None if there was no process of this rank."""
+    """Read the state of one process; None if the checkpoint has no process of this rank."""
     if not (folder / f"process-{rank}.json").is_file():
         return None
     return Own(read_json(folder / f"process-{rank}.json"), read_tensors(folder / f"rng-{rank}.safetensors"))
 
 
 def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[str]:
-    """Put the live objects into the state of a checkpoint, whichever way it was and they are shared out.
+    """Restore the live objects from a checkpoint, however the checkpoint and the objects are sharded.
 
     Returns:
-        What is not as it was, one line each.
+        Differences from the saved training, one line each.
 
     Raises:
-        Mismatch: The model, the optimizer or the scheduler is another one; nothing was loaded.
+        Mismatch: The model, the optimizer or the scheduler differs; nothing was loaded.
     """
     _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
     shards = read_shards(folder)
@@ -182,7 +185,7 @@ def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[s
     if "optimizer" in states:
         states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
     weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
-    _load_states(named, states)  # these can refuse what is no state of theirs, and the model cannot any more
+    _load_states(named, states)  # before the model: these can still reject a state, the model cannot
     _keep(parts, networks, beside)
     parts.model.load_state_dict(by_own_name(parts.model, weights))
     return notes
@@ -218,7 +221,7 @@ def _compare_engines(folder: Path, engine: DeepSpeedState | None, saved: Mapping
 
 
 def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The state of an optimizer, that of each parameter shared out as the parameter is."""
+    """Return the state of an optimizer, sharded like its parameters."""
     shared = {
         name: {key: shards.alike(value, optimizer.parameter(name)) for key, value in own.items()}
         for name, own in state["state"].items()
@@ -227,7 +230,7 @@ def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) 
 
 
 def _split(model: nn.Module, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and the extra state that a module may keep beside them, by plain names."""
+    """Split a state dict into tensors and the extra state of modules, both by plain names."""
     named = by_plain_name(model, state)
     weights = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     return weights, {name: value for name, value in named.items() if name not in weights}
@@ -236,7 +239,7 @@ def _split(model: nn.Module, state: Mapping[str, Any]) -> tuple[dict[str, Tensor
 def differences(
     expected: Mapping[str, Any], weights: Mapping[str, Any], what: str = "the checkpoint", of: str = "model"
 ) -> list[str]:
-    """Where the weights of a file are not those of a model's state dict: names and shapes, a line each."""
+    """List where names or shapes of weights in a file differ from a model's state dict, one line each."""
     lines = [f"{name} is not in {what}" for name in expected if name not in weights]
     lines += [f"{name} is not in the {of}" for name in weights if name not in expected]
     for name in expected.keys() & weights.keys():
@@ -247,7 +250,7 @@ def differences(
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Return the first lines, and the number of the others."""
     more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
     return [*map(plain, lines[:_LISTED]), *more]
 
@@ -279,7 +282,7 @@ def _refuse(folder: Path, what: str, lines: list[str]) -> None:
 
 
 def _kinds(stateful: Mapping[str, Any]) -> dict[str, str]:
-    """The class of each part; an optimizer may be in a wrapper of ours."""
+    """Return the class name of each part, of an optimizer without our wrapper."""
     own = {name: part.optimizer if isinstance(part, NamedOptimizer) else part for name, part in stateful.items()}
     return {name: getattr(part, "kind", type(part).__name__) for name, part in own.items()}
 

@@ -1,7 +1,7 @@
-"""The part of a checkpoint that only DeepSpeed can write, in its own format, in a folder of its own.
+"""The part of a checkpoint that only DeepSpeed can write, in its own format and folder.
 
-DeepSpeed reads it by unpickling. So every file is looked through before, without executing anything of it, and refused
-if it names anything but what DeepSpeed itself writes.
+DeepSpeed reads it by unpickling. So every file is scanned first, without executing anything, and rejected if it names
+a global that DeepSpeed itself does not write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 FOLDER = "deepspeed"
 _TAG = "state"
 
-# What its files name besides what torch holds to be safe: plain data, an address in a buffer, a loss scaler.
+# Globals in DeepSpeed's files beyond those that torch deems safe: plain data, a buffer address, a loss scaler.
 _HARMLESS = frozenset(
     {
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
 
 
 class UntrustedFile(RuntimeError):
-    """A file of a checkpoint would execute code that DeepSpeed does not write."""
+    """Unpickling a checkpoint file would execute code that DeepSpeed does not write."""
 
 
 class DeepSpeedState:
@@ -39,7 +39,7 @@ class DeepSpeedState:
 
     Args:
         engine: The engine.
-        trusts: Read files also if they name what DeepSpeed does not write.
+        trusts: Also read files with globals that DeepSpeed does not write.
     """
 
     def __init__(self, engine: Any, *, trusts: bool) -> None:
@@ -48,32 +48,32 @@ class DeepSpeedState:
 
     @property
     def stage(self) -> int:
-        """How much is shared out among the processes: 0 nothing, 1 optimizer, 2 gradients too, 3 parameters too."""
+        """ZeRO stage: 0 shards nothing, 1 the optimizer state, 2 also gradients, 3 also parameters."""
         return int(self._engine.zero_optimization_stage())
 
     def shapes(self) -> dict[str, list[int]]:
-        """Name -> shape of all weights, of the whole model."""
+        """Return name -> full (unsharded) shape of all weights."""
         model = self._engine.module
         named = {name: getattr(value, "ds_shape", value.shape) for name, value in model.named_parameters()}
         own = {name: value.shape for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         return {name: list(shape) for name, shape in {**own, **named}.items()}
 
     def write(self, folder: Path) -> list[Path]:
-        """Write it into a folder, and give the files of this process. To be called on all processes."""
+        """Write the state into a folder and return the files of this process. Must be called on all processes."""
         with _quietly():
             self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
         rank = PartialState().process_index
-        if rank == 0:  # scripts that convert what is in there; the package of DeepSpeed has them too
+        if rank == 0:  # conversion scripts, which DeepSpeed's package has too
             for script in (folder / FOLDER).glob("*.py"):
                 script.unlink()
         found = sorted((folder / FOLDER / _TAG).iterdir())
         return [path for path in found if (_rank_of(path) or 0) == rank]
 
     def load(self, folder: Path) -> None:
-        """Load it from a verified checkpoint.
+        """Load the state from a verified checkpoint.
 
         Raises:
-            UntrustedFile: A file names what DeepSpeed does not write; nothing was loaded.
+            UntrustedFile: A file has globals that DeepSpeed does not write; nothing was loaded.
         """
         place = folder / FOLDER / _TAG
         if not self._trusts:
@@ -85,10 +85,10 @@ class DeepSpeedState:
 
 
 def check(folder: Path) -> None:
-    """Look through all files of DeepSpeed for what they would execute.
+    """Scan all files of DeepSpeed for code that unpickling would execute.
 
     Raises:
-        UntrustedFile: A file names what DeepSpeed does not write, or is none of its files.
+        UntrustedFile: A file has globals that DeepSpeed does not write, or is not a DeepSpeed file.
     """
     for path in sorted(folder.iterdir()):
         try:
@@ -104,7 +104,7 @@ def check(folder: Path) -> None:
 
 
 def _rank_of(path: Path) -> int | None:
-    """The process that writes a file, by its name; None for the files of the first one alone."""
+    """Return the rank in the name of a file; None for files that only rank 0 writes."""
     words = path.stem.split("_")
     after = [words[i + 2] for i in range(len(words) - 2) if words[i : i + 2] == ["pp", "rank"]]
     return int(after[0]) if after and after[0].isdigit() else None
@@ -112,7 +112,7 @@ def _rank_of(path: Path) -> int | None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """DeepSpeed tells at length what it writes and reads."""
+    """Silence the verbose logs that DeepSpeed writes on save and load."""
     former = logging.root.manager.disable
     logging.disable(max(former, logging.INFO))
     try:
@@ -122,10 +122,10 @@ def _quietly() -> Iterator[None]:
 
 
 def mismatches(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """Why an engine cannot continue from what another one wrote, one line each.
+    """List why an engine cannot resume from the state of another one, one line each.
 
     Args:
-        own, saved: `stage` and `processes` of both.
+        own, saved: `stage` and `processes` of each engine.
     """
     lines = []
     if saved["stage"] != own["stage"]:

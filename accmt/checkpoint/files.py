@@ -23,12 +23,12 @@ _INSTEAD = {
     "sparse": "its indices and values, or dense",
 }
 
-# Name -> what is written under it: JSON, or named tensors.
+# File name -> content: JSON, or named tensors.
 Files = Mapping[str, str | Mapping[str, Tensor]]
 
 
 def write_files(folder: Path, files: Files) -> Iterator[Path]:
-    """Write files into a folder, and give the path of each when it is written."""
+    """Write files into a folder, and yield the path of each once it is written."""
     for name, content in files.items():
         path = folder / name
         if isinstance(content, str):
@@ -39,7 +39,7 @@ def write_files(folder: Path, files: Files) -> Iterator[Path]:
 
 
 def size_of(files: Files) -> int:
-    """About how many bytes files take on the disk."""
+    """Estimate the bytes that files take on the disk."""
     return sum(
         len(content)
         if isinstance(content, str)
@@ -49,7 +49,7 @@ def size_of(files: Files) -> int:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors; one that stands under several names (tied weights) is written once.
+    """Write tensors; one with several names (tied weights) is written once.
 
     Raises:
         TypeError: The file format cannot hold one of them.
@@ -70,29 +70,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, in main memory, also those that were written under another name."""
+    """Read all tensors of a file into main memory, tied weights under each of their names."""
     with safe_open(path, framework="pt", device="cpu") as file:
-        # Copies: what the file gives lies at odd addresses, where sums round otherwise than in the training before.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        # Clone, because tensors of the file are unaligned, and sums over them round differently than before the save.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a mapping)
         aliases = aliases_of(file)
     return tensors | {name: tensors[original] for name, original in aliases.items()}
 
 
 def aliases_of(file: Any) -> dict[str, str]:
-    """The names in an open file of tensors that were written under another one, and that other one."""
+    """Return name -> the name under which it was written, for the tied weights in an open file."""
     aliases: dict[str, str] = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
     return aliases
 
 
 def identity_of(tensor: Tensor) -> tuple[object, ...]:
-    """What two tensors have in common that are the same memory, read in the same way."""
+    """Return a key that is equal for two tensors that view the same memory in the same way."""
     storage = tensor.untyped_storage().data_ptr()
     read_as = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
     return (tensor.device, storage, tensor.storage_offset(), *read_as)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in main memory, each contiguous and in a storage of its own."""
+    """Return the tensors in main memory, each contiguous and in a storage of its own."""
     storages: set[int] = set()
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -112,11 +112,11 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:
-    """What a tensor is that cannot be written; None if it can.
+    """Describe why a tensor cannot be written; None if it can.
 
     Args:
         tensor: The tensor.
-        safe: As safetensors, and not by `torch.save`.
+        safe: Whether it is written as safetensors, not by `torch.save`.
     """
     if is_lazy(tensor):
         return "without a shape: it gets one in its first forward pass. Make one before fit"
@@ -132,10 +132,10 @@ def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:
 
 @cache
 def _holds(dtype: torch.dtype) -> bool:
-    """Whether the file format knows a dtype."""
+    """Return whether safetensors supports a dtype."""
     try:
         with catch_warnings():
-            simplefilter("ignore")  # torch warns of some of its dtypes
+            simplefilter("ignore")  # torch warns about some of its dtypes
             save({"": torch.empty(0, dtype=dtype)})
     except Exception:
         return False

@@ -1,7 +1,7 @@
-"""What a module and its callbacks keep besides the model and the optimizer, as parts of a checkpoint.
+"""State of a module and its callbacks besides the model and the optimizer, as parts of a checkpoint.
 
-What all processes have in common (networks beside the model, modes, further optimizers) is written once; a state that
-an object gives by its own `state_dict` is written by each process, because it may be another on each.
+State that all processes share (networks beside the model, modes, further optimizers) is written once; the `state_dict`
+of any other object is written by each process, because it may differ between them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SHARED = (Optimizer, LRScheduler, torch.amp.GradScaler)
 
 
 class Kept:
-    """What is kept besides the model. What is restored is applied by `begin`, when callbacks have made what they make.
+    """State besides the model. `begin` applies what was restored, once callbacks have created their objects.
 
     Args:
         module: The module.
-        model: Its model, in no wrapper.
+        model: Its model, unwrapped.
         callbacks: The callbacks.
-        apart: Objects that are parts of a checkpoint anyway.
+        apart: Objects that a checkpoint holds elsewhere.
     """
 
     def __init__(self, module: Any, model: nn.Module, callbacks: Sequence[Any] = (), apart: Sequence[Any] = ()) -> None:
@@ -42,21 +42,21 @@ class Kept:
         self._pending: dict[str, Any] = {}
 
     def found(self) -> Attributes:
-        """What is there now."""
+        """Find the attributes that hold state now."""
         return attributes_of(self._module, self._model, self._apart)
 
     def parameters(self) -> dict[str, Tensor]:
-        """All parameters by name, those of the model as `model.<name>`."""
+        """Return all parameters by name, those of the model as `model.<name>`."""
         share_out_again(self._model)
         own = {f"model.{plain_name(self._model, name)}": value for name, value in self._model.named_parameters()}
         return {**own, **self.found().parameters()}
 
     def networks(self) -> dict[str, Tensor]:
-        """The weights of what is beside the model, by the way to them."""
+        """Return the weights of networks beside the model, by attribute path."""
         return {name: value for name, value in self._states().items() if isinstance(value, Tensor)}
 
     def trained(self, held: Iterable[Any]) -> dict[str, Tensor]:
-        """The weights of those networks and parameters that are trained: of which some are held by optimizers."""
+        """Return the weights of networks and parameters that are trained: some optimizer holds a part of them."""
         found = self.found()
         ids = {id(parameter) for parameter in held} | self._held_further()
         ways = {way for way, value in found.loose.items() if id(value) in ids}
@@ -64,26 +64,26 @@ class Kept:
         return {name: value for name, value in self.networks().items() if any(_is_below(name, way) for way in ways)}
 
     def further_optimizers(self) -> list[Optimizer]:
-        """Optimizers in attributes of the module."""
+        """Return the optimizers in attributes of the module."""
         return [part for part in self.found().stateful.values() if isinstance(part, Optimizer)]
 
     def left_to_trainer(self) -> dict[str, Tensor]:
-        """Parameters beside the model that no optimizer in an attribute of the module holds."""
+        """Return the parameters beside the model that no optimizer in an attribute of the module holds."""
         further = self._held_further()
         return {name: value for name, value in self.found().parameters().items() if id(value) not in further}
 
     def shared(self) -> dict[str, Any]:
-        """What is the same on all processes, besides the weights."""
+        """Return the state that all processes share, besides the weights."""
         extra = {name: value for name, value in self._states().items() if not isinstance(value, Tensor)}
         attributes = {way: part.state_dict() for way, part in self._further().items()}
         return {"modes": self._eye().state_dict(), "extra": extra, "attributes": attributes}
 
     def own(self) -> dict[str, Any]:
-        """What objects of this process give as their state, by name."""
+        """Return the state dicts of the objects of this process, by name."""
         return {name: _state_of(part) for name, part in self.objects().items()}
 
     def objects(self) -> dict[str, Any]:
-        """Objects with a state of their own: attributes, the module itself, callbacks."""
+        """Return the objects with a state of their own: attributes, the module itself, callbacks."""
         stateful = self.found().stateful
         named = {f"module.{way}": part for way, part in stateful.items() if not isinstance(part, _SHARED)}
         if has_state(self._module) and not _is_inherited(self._module):
@@ -91,7 +91,7 @@ class Kept:
         return {**named, **{name: part for name, part in self._callbacks.items() if has_state(part)}}
 
     def half(self) -> Iterator[tuple[Any, str, str]]:
-        """Objects that have one of the two methods alone: the object, what it has, and what it lacks."""
+        """Yield each object that has only one of the two methods, the method it has, and the one it lacks."""
         for part in (self._module, *self._callbacks.values()):
             is_there = [hasattr(part, name) for name in ("state_dict", "load_state_dict")]
             if any(is_there) and not all(is_there):
@@ -100,11 +100,11 @@ class Kept:
     def differing(
         self, weights: Mapping[str, Tensor], *, at_least_those: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of the networks that are here and in a file: the weights here, and those there.
+        """Return the weights here, and those in a file, of the networks that are in both.
 
         Args:
-            weights: Those of the file.
-            at_least_those: All of the file, also of networks that are not here.
+            weights: The weights in the file.
+            at_least_those: Include all networks of the file, even those that are not here.
         """
         own = self.networks()
         ways = {_way(name) for name in weights}
@@ -114,10 +114,10 @@ class Kept:
         return here, as_expected(there, here)
 
     def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
-        """Load the networks that are there, which fit, and remember the rest for `begin`.
+        """Load the weights of existing networks, which must fit, and defer the rest to `begin`.
 
         Raises:
-            ValueError: What is remembered are no buffers.
+            ValueError: A buffer is not a tensor.
         """
         for name, value in shared["modes"]["buffers"].items():
             if not isinstance(value, Tensor):
@@ -126,11 +126,11 @@ class Kept:
         self.load_networks(weights, shared["extra"])
 
     def restore_own(self, states: Mapping[str, Any]) -> None:
-        """Remember for `begin` what objects gave as their states."""
+        """Defer the restoring of the states of objects to `begin`."""
         self._pending["own"] = states
 
     def begin(self) -> list[str]:
-        """Start to keep an eye on modes, and take up what was restored; say what did not go as it was, a line each."""
+        """Start to track modes, and apply the restored state; return what differs from before, one line each."""
         eye = self._eye()
         pending, self._pending = self._pending, {}
         notes: list[str] = []
@@ -160,7 +160,7 @@ class Kept:
         return {id(parameter) for group in groups for parameter in group["params"]}
 
     def _further(self) -> dict[str, Any]:
-        """Optimizers and the like in attributes of the module."""
+        """Return optimizers, schedulers and scalers in attributes of the module."""
         found: dict[str, Any] = {}
         for way, part in self.found().stateful.items():
             if isinstance(part, Optimizer):
@@ -170,7 +170,7 @@ class Kept:
         return found
 
     def load_networks(self, weights: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Load weights, and extra state, into those networks that are here."""
+        """Load weights and extra state into the networks that exist here."""
         found = self.found()
         for way, value in found.loose.items():
             if way in weights:
@@ -214,7 +214,7 @@ def _is_inherited(module: Any) -> bool:
 
 
 def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
-    """Callbacks by the name of their class, numbered where there are several of one."""
+    """Return callbacks by class name, numbered where several have the same class."""
     named: dict[str, Any] = {}
     for callback in callbacks:
         name, number = type(callback).__name__, 1

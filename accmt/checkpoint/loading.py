@@ -1,4 +1,4 @@
-"""Loading a saved model into a module, outside of a training."""
+"""Loading of a saved model into a module, outside of a training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
 
     Args:
         folder: The folder of the rule below `model_path`, such as "model/best_accuracy"; where the rule keeps several
-            models, the best of them is loaded, or give the folder of one.
+            models, the best of them is loaded; to load another one, give its folder.
         module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained beside `self.model` are
             loaded into the AcceleratorModule's attributes of the same names.
 
     Returns:
-        What was saved: rule, values, step, epoch, folder.
+        The description of the saved model: rule, values, step, epoch, folder.
 
     Raises:
-        FileNotFoundError: There is no saved model in the folder.
+        FileNotFoundError: The folder has no saved model.
         ValueError: Its files are damaged.
-        Mismatch: It is the saving of another model; nothing was loaded.
+        Mismatch: It was saved from a different model; nothing was loaded.
     """
     place = place_of_best(resolved(folder))
     if place is None:
@@ -64,5 +64,5 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
 
 
 def _is_wrapping(module: Any) -> bool:
-    """Whether it is a module that has a model, as an AcceleratorModule has, and not the model."""
+    """Return whether it is a module with a `model`, such as an AcceleratorModule, and not the model itself."""
     return not isinstance(module, nn.Module) or hasattr(module, "get_validation_dataloader")

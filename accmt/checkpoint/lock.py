@@ -1,10 +1,10 @@
 """One training at a time in one `model_path`.
 
-Two guards, and either refuses a second training. The file `.lock` is locked, for all machines that share the folder.
-Its lock belongs to the open file (F_OFD_SETLK), as a POSIX record lock would be lost as soon as anything in the process
-opened and closed the file, such as a copy of the folder. And on Linux a socket without a file is named after the
-folder: it holds where a file system has no locks, and where `.lock` or the whole folder is deleted. Both end with the
-process; a forked child, such as a worker that loads data, would inherit them, and closes them at once.
+Two guards, and either rejects a second training. The file `.lock` is locked, for all machines that share the folder.
+The lock belongs to the open file (F_OFD_SETLK), as a POSIX record lock is lost as soon as any code in the process opens
+and closes the file, such as a copy of the folder. On Linux, an abstract socket (without a file) is also named after the
+folder: it works where a file system has no locks, and survives the deletion of `.lock` or the whole folder. Both end
+with the process; a forked child, such as a data loading worker, would inherit them, so it closes them at once.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LONGEST_TEXT = 400
 _HOST = re.compile(r"[\w.:-]{1,255}", re.ASCII)
 _TIME = re.compile(r"[0-9-]{10} [0-9:]{8} UTC")
 
-# struct flock: its first fields are what is asked, and where the kernel answers.
+# struct flock: the kernel reads the request from its first fields, and writes the answer there.
 _LINUX = struct.Struct("hhqqi4x")  # type, whence, start, length, process
 _BSD = struct.Struct("qqihhi")  # start, length, process, type, whence, system
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock, as far as that is known."""
+    """Holder of a lock, as far as it is known."""
 
     process: int | None = None
     host: str = ""
@@ -51,12 +51,12 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this process."""
+        """True if this process holds the lock."""
         return (self.process, self.host) == (os.getpid(), _host())
 
 
 class Lock:
-    """The lock of a folder."""
+    """Lock of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -64,14 +64,14 @@ class Lock:
         self._socket: socket.socket | None = None
 
     def acquire(self) -> str | None:
-        """Take the lock.
+        """Acquire the lock.
 
         Returns:
-            A warning where the file system knows no locks; None if it is locked.
+            A warning if the file system does not support locks; None if it is locked.
 
         Raises:
-            RuntimeError: Another training, in this process or another, works in this folder.
-            OSError: The file of the lock cannot be written.
+            RuntimeError: Another training, in this or another process, uses this folder.
+            OSError: The lock file cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._file >= 0:
@@ -84,14 +84,14 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Give the lock back. Releasing a lock that is not held does nothing."""
+        """Release the lock. Does nothing if it is not held."""
         if self._file >= 0:
             with suppress(OSError):
-                _lock_file(self._file, unlock=True)  # a child that copied the open file by other means holds it too
+                _lock_file(self._file, unlock=True)  # a child that copied the file without our fork hook holds it too
         self._close()
 
     def _take(self) -> str | None:
-        """Take both guards; the result is that of `acquire`."""
+        """Acquire both guards, with the result of `acquire`."""
         warning = None
         if not self._named():
             raise self._refusal()
@@ -109,7 +109,7 @@ class Lock:
         return warning
 
     def _named(self) -> bool:
-        """Name a socket after the folder; False if another process has. Where there are none, the file has to do."""
+        """Bind a socket named after the folder; False if another process has. Without sockets, the file must do."""
         address = _address(self._folder)
         if address is None:
             return True
@@ -124,7 +124,7 @@ class Lock:
         return True
 
     def _opened(self) -> int:
-        """The file of the lock; no link is followed, for what is behind it would be overwritten."""
+        """Open the lock file; links are not followed, as their target would be overwritten."""
         path = self._folder / LOCK
         try:
             return open_regular(path, os.O_RDWR | os.O_CREAT)
@@ -152,10 +152,10 @@ class Lock:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who holds the lock of a folder, found out without taking it; None if nobody does.
+    """Return the holder of the lock of a folder, without acquiring it; None if nobody holds it.
 
     Raises:
-        OSError: That cannot be told.
+        OSError: The holder cannot be determined.
     """
     folder = folder.resolve()
     try:
@@ -164,7 +164,7 @@ def holder_of(folder: Path) -> Holder | None:
         return Holder() if _is_named(folder) else None
     try:
         process = -1 if _is_named(folder) else _locked_by(file)
-        # The lock of an open file, or of a process on another machine, has no process number.
+        # The lock of an open file, or of a process on another machine, has no process id.
         return None if process is None else Holder(process) if process > 0 else _holder_in(file)
     finally:
         os.close(file)
@@ -183,14 +183,14 @@ def _open_to_read(folder: Path) -> int:
 
 
 def _holder_in(file: int) -> Holder:
-    """The holder that is written in a file of a lock; what is no such text stays unknown."""
+    """Read the holder from a lock file; malformed fields stay unknown."""
     lines = [*os.pread(file, _LONGEST_TEXT, 0).decode(errors="replace").split("\n"), "", "", ""]
     process = int(lines[0]) if re.fullmatch("[0-9]{1,10}", lines[0]) else None
     return Holder(process, lines[1] * bool(_HOST.fullmatch(lines[1])), lines[2] * bool(_TIME.fullmatch(lines[2])))
 
 
 def _lock_file(file: int, *, unlock: bool = False) -> bool:
-    """Lock an open file; False if another has it.
+    """Lock an open file; False if another process holds the lock.
 
     Raises:
         OSError: Files cannot be locked here.
@@ -204,7 +204,7 @@ def _lock_file(file: int, *, unlock: bool = False) -> bool:
                 fcntl.fcntl(file, fcntl.F_OFD_SETLK, asked)
                 return True
             except OSError as error:
-                if error.errno != errno.EINVAL:  # the system does not know this kind of lock
+                if error.errno != errno.EINVAL:  # the system does not support this kind of lock
                     raise
         fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -215,7 +215,7 @@ def _lock_file(file: int, *, unlock: bool = False) -> bool:
 
 
 def _locked_by(file: int) -> int | None:
-    """The process that holds a lock on a file, 0 or less where it has no number here; None if there is none."""
+    """Return the process that locks a file, 0 or less if it has no id on this machine; None if it is not locked."""
     import fcntl
 
     if sys.platform == "linux":
@@ -228,8 +228,10 @@ def _locked_by(file: int) -> int | None:
 
 
 def _address(folder: Path) -> bytes | None:
-    """The name of the socket of a folder: of the one above and the name in it, which stay when the folder is deleted,
-    and differ in two containers. None where sockets need a file."""
+    """Return the socket address of a folder; None where sockets need a file.
+
+    It is made of the parent and the folder's name, which outlast the folder, and differ between containers.
+    """
     if sys.platform != "linux":
         return None
     above = folder.parent.stat()
@@ -238,7 +240,7 @@ def _address(folder: Path) -> bytes | None:
 
 
 def _is_named(folder: Path) -> bool:
-    """Whether a process has named a socket after a folder."""
+    """Return whether a process has bound the socket of a folder."""
     address = _address(folder)
     if address is None:
         return False
@@ -252,7 +254,7 @@ def _host() -> str:
     return socket.gethostname()
 
 
-# All locks that are held, also those whose object nobody keeps.
+# All held locks; keeps those alive that nothing else references.
 _open: set[Lock] = set()
 
 

@@ -1,9 +1,9 @@
-"""What a network has besides its state dict: which parameters require a gradient, which parts are in training mode, and
-buffers that are not persistent.
+"""State of a network outside its state dict: `requires_grad` of parameters, training mode of parts, and
+non-persistent buffers.
 
-All three are configuration where the script sets them, and state where the training changes them. So a checkpoint holds
-what they were at the start of the training too: what the script sets otherwise now is the script's, the rest is the
-checkpoint's.
+All three are configuration where the script sets them, and state where the training changes them. So a checkpoint also
+holds their values at the start of the training: where the script now sets another value, the script's is used, and
+otherwise the checkpoint's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FROZEN, _EVALUATING, _SHAPES, _BUFFERS = "frozen", "evaluating", "shapes", "buf
 
 
 class Modes:
-    """Keeps an eye on networks, from the moment on at which it is made: before the first step.
+    """Tracker of changes in networks since its construction, which must be before the first step.
 
     Args:
-        roots: Gives the networks, by name.
-        loose: Gives the parameters that are in no network, by name.
+        roots: Returns the networks, by name.
+        loose: Returns the parameters outside of any network, by name.
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class Modes:
         self._buffers = {name: value.detach().to("cpu", copy=True) for name, value, _, _ in self._own_buffers()}
 
     def state_dict(self) -> dict[str, Any]:
-        """How everything is now and was at the start, and the buffers that have changed since."""
+        """Return the modes now and at the start, and the buffers that have changed since."""
         now = self._listed()
         self._changed |= {name for name, value, _, _ in self._own_buffers() if self._is_changed(name, value)}
         buffers = {name: value.detach() for name, value, _, _ in self._own_buffers() if name in self._changed}
         return {"now": now, "start": self._started, _BUFFERS: buffers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Take up what the training had changed.
+        """Restore what the training had changed.
 
         Returns:
-            What the script sets otherwise than at the start of the training, one line each.
+            What the script sets differently than at the start of the training, one line each.
         """
         notes = _differing(self._started, state["start"])
         same = {
             kind: set(self._started[kind]) ^ set(state["start"][kind]) for kind in (_FROZEN, _EVALUATING)
-        }  # the names of which the script says something else than then
+        }  # names for which the script now sets another value
         for name, parameter in self._parameters():
             if name not in same[_FROZEN] and parameter.is_leaf:
                 parameter.requires_grad_(name not in state["now"][_FROZEN])
@@ -70,7 +70,7 @@ class Modes:
             if name in owners:
                 own, owner, key = owners[name]
                 if self._started[_SHAPES].get(name) != state["start"][_SHAPES].get(name):
-                    continue  # the script makes it otherwise now
+                    continue  # the script now creates it with another shape
                 if own.shape == value.shape:
                     with torch.no_grad():
                         own.copy_(value)
@@ -105,7 +105,7 @@ class Modes:
         yield from self._loose().items()
 
     def _own_buffers(self) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
-        """Buffers that are in no state dict: name, value, where it is."""
+        """Yield name, value, owner and attribute of each non-persistent buffer."""
         for way, part in self._modules():
             for key in part._non_persistent_buffers_set:
                 value = part._buffers.get(key)
@@ -120,7 +120,7 @@ class Modes:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """What stands in the memory of a tensor: not all dtypes can be compared, and NaN is not itself."""
+    """View a tensor as bytes, because not all dtypes can be compared, and NaN does not equal itself."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -1,9 +1,9 @@
-"""The state of an optimizer by the names of its parameters, so that it goes to the right ones however they are grouped.
+"""The state of an optimizer by parameter name, so that it is restored correctly however parameters are grouped.
 
     {"state": {"model.0.weight": {...}}, "param_groups": [{"params": ["model.0.weight"], "lr": ...}], "start": [...]}
 
-`start` lists the parameters that it held before the first step. What was added since belongs to the training and is
-taken up; what the script leaves out now is left out.
+`start` lists the parameters that it held before the first step. Parameters added since belong to the training and are
+restored; those that the script now leaves out are not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 _STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
 _LISTED = 4
-# A setting -> what an optimizer keeps for it, beside what else. It makes that, of zeros, at a first step.
+# Setting -> the state that it needs, and a state of the same shape. Optimizers create it, as zeros, at a first step.
 _KEPT_FOR = {
     "amsgrad": ("max_exp_avg_sq", "exp_avg_sq"),
     "centered": ("grad_avg", "square_avg"),
@@ -27,13 +27,13 @@ _KEPT_FOR = {
 
 @dataclass(slots=True)
 class Fit:
-    """How the state in a checkpoint goes into an optimizer.
+    """Mapping of the state in a checkpoint onto an optimizer.
 
     Attributes:
-        groups: For each group of the optimizer, then for each that is added: the names in it, in their order.
+        groups: For each group of the optimizer, then for each added group: its parameter names, in order.
         options: The options of each of these groups.
-        lines: Why it does not fit, a line each.
-        notes: What is worth saying, a line each.
+        lines: Why it does not fit, one line each.
+        notes: Differences worth reporting, one line each.
     """
 
     groups: list[list[str]] = field(default_factory=list)
@@ -43,11 +43,11 @@ class Fit:
 
 
 class NamedOptimizer:
-    """An optimizer, as a part of a checkpoint.
+    """Optimizer, as a part of a checkpoint.
 
     Args:
-        optimizer: The optimizer, in no wrapper.
-        parameters: Gives all parameters that it may hold, by name.
+        optimizer: The optimizer, unwrapped.
+        parameters: Returns all parameters that it may hold, by name.
     """
 
     def __init__(self, optimizer: Any, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
@@ -56,7 +56,7 @@ class NamedOptimizer:
         self._start = [name for names in self._labels() for name in names]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state by name; by number for an optimizer whose state is arranged in another way than torch's."""
+        """Return the state by parameter name; by number for an optimizer whose state is not laid out like torch's."""
         state: dict[str, Any] = self.optimizer.state_dict()
         groups = self._labels()
         if not _is_usual(state, groups):
@@ -70,7 +70,7 @@ class NamedOptimizer:
         return {**state, _STATE: by_name, _GROUPS: listed, _START: self._start}
 
     def fit(self, saved: Mapping[str, Any]) -> Fit:
-        """Find out how a state fits, and change nothing."""
+        """Match a saved state to the optimizer, without changing either."""
         own = self._labels()
         if not _is_named(saved):
             sizes = [len(group) for group in own], [len(group[_PARAMS]) for group in saved[_GROUPS]]
@@ -87,7 +87,7 @@ class NamedOptimizer:
         return fit
 
     def parameter(self, name: str | int) -> Any:
-        """The parameter of a name, or of a number in an older checkpoint; None if there is none."""
+        """Return the parameter with a name, or with a number in an older checkpoint; None if there is none."""
         held = [parameter for group in self.optimizer.param_groups for parameter in group[_PARAMS]]
         if isinstance(name, int) or name.isdecimal():
             return held[int(name)]
@@ -95,7 +95,7 @@ class NamedOptimizer:
         return dict(zip(names, held, strict=True)).get(name, self._parameters().get(name))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up a state that fits; groups and parameters that were added in the training are added."""
+        """Load a state that fits, with the groups and parameters that were added during the training."""
         if not _is_named(saved):
             self.optimizer.load_state_dict(saved)
             return
@@ -112,7 +112,7 @@ class NamedOptimizer:
         self.optimizer.load_state_dict({**rest, _STATE: state, _GROUPS: groups})
 
     def _add(self, place: int, names: Sequence[str], options: Mapping[str, Any]) -> None:
-        """Add what a group does not hold yet, or the group."""
+        """Add the missing parameters to a group, or the group itself if it is missing."""
         groups, known = self.optimizer.param_groups, self._parameters()
         if place >= len(groups):
             named = any(_NAMES in group for group in groups)
@@ -126,7 +126,7 @@ class NamedOptimizer:
             group[_NAMES].extend(added)
 
     def _labels(self) -> list[list[str]]:
-        """The names in each group; parameters that are in none of the networks are numbered."""
+        """Return the names in each group; parameters outside of any network are numbered."""
         names = {id(parameter): name for name, parameter in reversed(list(self._parameters().items()))}
         labels: list[list[str]] = []
         unnamed = 0
@@ -140,7 +140,7 @@ class NamedOptimizer:
 
 
 def complete(optimizer: Any) -> None:
-    """Give a state that was loaded what settings need that were not on when it was made."""
+    """Add to a loaded state what settings need that were off when it was saved."""
     for group in optimizer.param_groups:
         for setting, (missing, beside) in _KEPT_FOR.items():
             states = [optimizer.state[one] for one in group[_PARAMS] if one in optimizer.state]
@@ -154,7 +154,7 @@ def _is_named(saved: Mapping[str, Any]) -> bool:
 
 
 def _is_usual(state: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> bool:
-    """Whether parameters are numbered in the order of the groups, as torch does it, and each is named once."""
+    """Return whether parameters are numbered in group order, as in torch, and their names are unique."""
     if not isinstance(state.get(_STATE), Mapping) or not isinstance(state.get(_GROUPS), list):
         return False
     if not all(isinstance(group, Mapping) and _PARAMS in group for group in state[_GROUPS]):
@@ -194,7 +194,7 @@ def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: M
 
 
 def _pairs(own: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> dict[int, int]:
-    """Group here -> the group of the checkpoint that has most names in common with it, each once."""
+    """Match each group here with the checkpoint's group that shares most names with it, each used once."""
     shared = [
         (len(set(mine) & set(other)), -abs(place - number), place, number)
         for place, mine in enumerate(own)
@@ -209,7 +209,7 @@ def _pairs(own: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> dic
 
 
 def _home(names: Sequence[str], own: Sequence[Sequence[str]]) -> int | None:
-    """The group that holds some of the names."""
+    """Return the group that holds some of the names."""
     return next((place for place, mine in enumerate(own) if set(mine) & set(names)), None)
 
 

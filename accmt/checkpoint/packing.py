@@ -1,8 +1,8 @@
-"""State dictionaries as JSON and tensors, so that nothing that is loaded can execute code.
+"""Serialization of state dicts as JSON and tensors, so that loading cannot execute code.
 
-`pack` takes nested dicts, counters, lists, tuples, numbers, texts, None, dtypes, tensors, NumPy arrays and NumPy
-numbers apart into a JSON value and named tensors; `unpack` puts them together again, exactly. What is plain JSON stays
-as it is; everything else stands under a tag: `{"$tuple": [...]}`, `{"$tensor": "state.0.exp_avg"}`.
+`pack` splits nested dicts, counters, lists, tuples, numbers, strings, None, dtypes, tensors, NumPy arrays and NumPy
+numbers into a JSON value and named tensors; `unpack` restores them exactly. Plain JSON stays as it is; everything else
+is tagged: `{"$tuple": [...]}`, `{"$tensor": "state.0.exp_avg"}`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _NUMBERS = {
 
 
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A JSON value and the tensors that it refers to.
+    """Convert a value to JSON and the tensors that it refers to.
 
     Raises:
-        TypeError: Something that is neither plain data nor a tensor.
+        TypeError: A part of it is neither plain data nor a tensor.
     """
     tensors: dict[str, Tensor] = {}
     return _packed(value, "", tensors), tensors
 
 
 def unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `pack` took apart.
+    """Restore a value from the result of `pack`.
 
     Raises:
         ValueError: A tensor is missing, or the data was not made by `pack`.
@@ -62,7 +62,7 @@ def unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack(value, tensors) for key, value in data.items()}
 
 
-def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: C901  (one branch a kind of data)
+def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: C901  (one branch per kind of data)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -105,7 +105,7 @@ def _packed_key(key: Any, path: str) -> Any:
 
 
 def _named(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
-    """Add a tensor under the name of its place; where two places read alike, the later one gets a number."""
+    """Add a tensor under its path; if two paths are spelled alike, the later one gets a number."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise _unwritable(tensor, path)
     wanted = name = path or "value"

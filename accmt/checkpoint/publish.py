@@ -1,9 +1,9 @@
-"""Publishing a directory: it is complete and verified under its name, or it is not there.
+"""Atomic publishing of a directory: under its name it is complete and verified, or absent.
 
 A directory is written under a temporary name beside its target, every file is hashed and flushed to the disk, a
 manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
-no half-deleted one is ever visible either. Where that cannot be (a directory of a lower layer of an overlay, as images
-of containers have them), it is copied, and its manifest is deleted first: what is left of it is not taken for whole.
+no half-deleted one is ever visible either. Where a rename is impossible (a directory in a lower layer of an overlay, as
+in container images), it is copied, and its manifest is deleted first, so that the rest does not pass as complete.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ TEMPORARY = names.TEMPORARY
 TRASH = names.TRASH
 REPLACED = names.REPLACED
 
-# File systems take 255 bytes a name: a target may have 240, for no name here is longer by more than 15.
+# File systems allow 255 bytes per name: a target may have 240, as names here add at most 15.
 _UNIQUE = 8
 _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.DOTALL)
 
 FileEntry = dict[str, Any]
 
 _PIECE = 2**24
-_LONGEST_MANIFEST = 2**24  # a hundred thousand files
+_LONGEST_MANIFEST = 2**24  # about 100,000 files
 _THREADS = 4
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
@@ -49,13 +49,13 @@ _AT_FDCWD = -100
 
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `target`, complete, at the end of the block, replacing a former one.
+    """Yield a temporary directory that becomes `target` at the end of the block, replacing a former one.
 
-    If the block raises, or the process dies in it, `target` is what it was before. What fails when the directory has
-    become `target` is a warning.
+    If the block raises, or the process dies in it, `target` is unchanged. A failure after the directory has become
+    `target` is a warning.
 
     Raises:
-        ValueError: Something was put into the directory that is not a regular file, or that has the manifest's name.
+        ValueError: An entry of the directory is not a regular file, or has the manifest's name.
     """
     temporary = temporary_for(target)
     try:
@@ -67,7 +67,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def require_writable(folder: Path) -> None:
-    """Find out before anything is written that directories can be published in a folder.
+    """Check before writing that directories can be published in a folder.
 
     Raises:
         OSError: They cannot; the message names the folder by its last name.
@@ -90,17 +90,17 @@ def require_writable(folder: Path) -> None:
 
 
 def temporary_for(target: Path) -> Path:
-    """A new temporary directory beside a target."""
+    """Create a temporary directory beside a target."""
     temporary = target.parent / _name(TEMPORARY, target.name)
     temporary.mkdir(parents=True)
     return temporary
 
 
 def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
-    """Flush files to the disk and give the size and hash of each, each as soon as it comes, beside those that follow.
+    """Flush files to the disk and return size and hash of each, working in threads while `files` yields more.
 
     Raises:
-        ValueError: One is a link or another thing that is not a regular file.
+        ValueError: A file is a link, or otherwise not a regular file.
     """
     with ThreadPoolExecutor(_THREADS, "flush") as pool:
         entries = {path: pool.submit(_describe, path) for path in files}
@@ -110,7 +110,7 @@ def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
 def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
     """Add the manifest to a temporary directory and make it visible as `target`, replacing a former one.
 
-    If it raises, `target` is what it was before; what fails afterwards is a warning.
+    If it raises, `target` is unchanged; a failure after the replacement is a warning.
 
     Raises:
         ValueError: One of the files has the manifest's name.
@@ -127,9 +127,9 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
 
 
 def problem_of(folder: Path, *, read: bool = True) -> str | None:
-    """Why a published directory cannot be trusted, None if it can.
+    """Describe why a published directory is not intact; None if it is.
 
-    Names, kinds and sizes are compared before anything is read; `read=False` stops there.
+    Names, file types and sizes are compared before any content is read; `read=False` stops there.
     """
     manifest = folder / MANIFEST
     if folder.is_symlink() or not folder.is_dir():
@@ -151,7 +151,7 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a directory so that it is never visible half-deleted."""
+    """Delete a directory such that it is never visible half-deleted."""
     trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
     try:
         folder.rename(trash)
@@ -164,7 +164,7 @@ def remove(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename, or where the system cannot, copy to the disk and delete; `target` is complete, or it is not there."""
+    """Rename, or copy to the disk and delete where a rename is impossible; `target` is complete or absent."""
     try:
         source.rename(target)
     except OSError as error:
@@ -184,9 +184,9 @@ def move(source: Path, target: Path) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Clear away what a process left behind when it died; call it only while nobody else can publish here.
+    """Clean up after a process that died; call it only while nobody else can publish here.
 
-    A directory that was renamed away to make place for a successor that never came is put back, as it was.
+    A directory that was renamed away for a replacement that never came is restored.
     """
     if not parent.is_dir():
         return
@@ -205,9 +205,9 @@ def recover(parent: Path) -> None:
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    # In large pieces: after each a thread waits for the interpreter, which a training loop holds most of the time.
+    # In large pieces: after each, the thread waits for the GIL, which a training loop holds most of the time.
     piece = memoryview(bytearray(min(_PIECE, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(piece):
@@ -246,7 +246,7 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _replace(temporary: Path, target: Path, former: Path) -> None:
-    """Put a directory in the place of another in two steps; a death between them is mended by `recover`."""
+    """Replace a directory in two steps; `recover` repairs it if the process dies between them."""
     try:
         move(target, former)
         temporary.rename(target)
@@ -259,7 +259,7 @@ def _replace(temporary: Path, target: Path, former: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two directories in one step; False where the system cannot."""
+    """Swap two directories atomically; False if the system cannot."""
     rename = _renameat2()
     if rename is None:
         return False
@@ -278,7 +278,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def _delete(path: Path) -> None:
-    """Delete whatever has this name; what cannot be deleted now is left for the next `recover`."""
+    """Delete a file or directory; what cannot be deleted now is left to the next `recover`."""
     if path.is_dir() and not path.is_symlink():
         for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")]:
             with suppress(OSError):
@@ -290,7 +290,7 @@ def _delete(path: Path) -> None:
 
 
 def _is_half_deleted(target: Path, former: Path) -> bool:
-    """Whether a process died when it deleted a directory in its place, having put a copy of it away."""
+    """Return whether a process died while it deleted a directory of which `former` is a complete copy."""
     return target.is_dir() and not (target / MANIFEST).exists() and (former / MANIFEST).is_file()
 
 
@@ -300,12 +300,12 @@ def _copy_flushed(source: str, target: str) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """A directory and all below it, those below first."""
+    """List a directory and all below it; the directory itself is last."""
     return [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]
 
 
 def _contents(folder: Path) -> dict[str, Path]:
-    """Name -> path of all that lies in a directory and below, but for directories themselves."""
+    """Return name -> path of everything below a directory except directories."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return {path.relative_to(folder).as_posix(): path for path in found}
 

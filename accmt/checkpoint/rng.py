@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of all generators that code commonly draws from, as tensors."""
+    """Return the state of all commonly used random generators, as tensors."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -31,17 +31,17 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put all generators back to a state.
+    """Restore the state of all generators.
 
     Raises:
-        KeyError, ValueError, TypeError, RuntimeError: It is not one that `random_state` gave.
+        KeyError, ValueError, TypeError, RuntimeError: The state is not one that `random_state` returned.
     """
     version, *words = state["python"].tolist()
     gauss = state["python.gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
     position, has_gauss = state["numpy.position"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
-    if not 0 <= position <= len(keys):  # NumPy would read behind the end
+    if not 0 <= position <= len(keys):  # NumPy would read past the end
         raise ValueError(f"{position} is no position among {len(keys)} random words")
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy.gauss"].item()))
     torch.set_rng_state(state["torch"])
@@ -51,20 +51,20 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def _generator_of(device: torch.device) -> Any:
-    """torch's module for a kind of accelerator, which has the random state of its devices; None for the CPU."""
+    """Return torch's module for a type of accelerator, which has its random state; None for the CPU."""
     return getattr(torch, device.type) if device.type in ("cuda", "xpu", "mps") else None
 
 
 def _where(device: torch.device) -> tuple[torch.device, ...]:
-    """The arguments that say which device: of MPS there is one."""
+    """Return the arguments that select the device; none for MPS, which has one device."""
     return () if device.type == "mps" else (device,)
 
 
 def check_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Find out whether the generators can be put back to a state, and leave them as they are.
+    """Check that a state of the generators can be restored, and leave them unchanged.
 
     Raises:
-        KeyError, ValueError, TypeError, RuntimeError: They cannot.
+        KeyError, ValueError, TypeError, RuntimeError: It cannot.
     """
     with untouched_random_state(device):
         set_random_state(state, device)
@@ -72,7 +72,7 @@ def check_random_state(state: Mapping[str, Tensor], device: torch.device) -> Non
 
 @contextmanager
 def untouched_random_state(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn in the block, the random state afterwards is that of before."""
+    """Restore the random state after the block, whatever is drawn in it."""
     state = random_state(device)
     try:
         yield

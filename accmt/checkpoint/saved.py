@@ -1,4 +1,4 @@
-"""What rules have saved, as it lies on the disk: the reading side of `savings`. It imports no torch."""
+"""Reading of the models that rules saved, the counterpart of `savings`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
 
 
 class DamagedSaving(ValueError):
-    """What describes a saved model cannot be read; the message names the file and says why."""
+    """The description of a saved model cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Saving:
         values: Objective -> value when it was saved.
         step: The optimizer step, counted from the start of the training.
         epoch: Completed epochs.
-        folder: Where its files lie.
+        folder: The folder of its files.
     """
 
     rule: str
@@ -45,7 +45,7 @@ class Saving:
 
     @classmethod
     def read(cls, folder: Path) -> Saving:
-        """The saving in a folder.
+        """Read the description of the saved model in a folder.
 
         Raises:
             FileNotFoundError: There is none.
@@ -59,17 +59,17 @@ class Saving:
 
 
 def best_in(folder: Path) -> Saving | None:
-    """The model in the folder of a rule, the best of them where it keeps several; None if there is none.
+    """Return the model in the folder of a rule, the best if it keeps several; None if there is none.
 
     Raises:
-        DamagedSaving: What describes it cannot be read.
+        DamagedSaving: Its description cannot be read.
     """
     place = place_of_best(folder)
     return None if place is None else Saving.read(place)
 
 
 def place_of_best(folder: Path) -> Path | None:
-    """Where the best model of a rule lies; None if there is none.
+    """Return the folder of the best model of a rule; None if there is none.
 
     Raises:
         DamagedSaving: The list of its models cannot be read.
@@ -80,7 +80,7 @@ def place_of_best(folder: Path) -> Path | None:
 
 
 def listed_in(folder: Path) -> list[str]:
-    """The names of the models that a rule keeps, best first; none where it keeps one, in the folder itself.
+    """List the names of the models that a rule keeps, best first; none if it keeps one, in the folder itself.
 
     Raises:
         DamagedSaving: The list cannot be read.
@@ -94,12 +94,12 @@ def listed_in(folder: Path) -> list[str]:
 
 
 def savings_in(model_path: Path) -> list[Path]:
-    """The folders of all rules that have saved a model."""
+    """List the folders of all rules that have saved a model."""
     return sorted(path for path in model_path.iterdir() if _is_folder(path) and is_saving(path))
 
 
 def is_saving(folder: Path) -> bool:
-    """Whether a folder holds models that a rule saved."""
+    """Return whether a folder holds models that a rule saved."""
     return _is_file(folder / DESCRIPTION) or _is_file(folder / INDEX)
 
 
@@ -113,7 +113,7 @@ def _is_file(path: Path) -> bool:
 
 @contextmanager
 def _described(path: Path) -> Iterator[Any]:
-    """Read a description, and tell of what is wrong with it, also of what the block finds."""
+    """Read a description, and turn errors of reading and of the block into `DamagedSaving`."""
     try:
         yield read_json(path)
     except NotAFile as error:

@@ -1,4 +1,4 @@
-"""Model savings: the models that rules chose, each in a folder that is always complete."""
+"""Saved models: those that rules chose, each in a folder that is always complete."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from accmt.rules.names import TEMPORARY
 
 
 class Savings:
-    """Writes what rules decide to save, below a `model_path`.
+    """Writer of the models that rules decide to save, below a `model_path`.
 
     Args:
-        model_path: The folder above those of the rules.
-        form: How weights are written.
-        extras: Writes what belongs beside the weights (configuration, tokenizer) into a folder.
+        model_path: The parent of the rules' folders.
+        form: Format of the weights.
+        extras: Writes the files beside the weights (configuration, tokenizer) into a folder.
     """
 
     def __init__(
@@ -49,13 +49,15 @@ class Savings:
         epoch: int,
         beside: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Publish the model that a verdict saves, in the place of the one that it replaces, with the weights of the
-        networks that are trained beside it."""
+        """Publish the model that a verdict saves, replacing the former one.
+
+        `beside` are the weights of the networks that are trained beside it.
+        """
         folder = self._model_path / rule.folder
         new = max(verdict.kept, key=lambda kept: kept.evaluation)
         target = folder if rule.keep == 1 else folder / new.folder
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
-            publish.remove(folder)  # a rule of an earlier training that kept one model in the folder itself
+            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
         require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
         with publish.publishing(target) as temporary:
             self._extras(temporary)
@@ -80,10 +82,10 @@ class Savings:
             _update_index(folder, verdict.kept)
 
     def those_there(self, rule: SavingRule, kept: tuple[Kept, ...], evaluation: int) -> tuple[Kept, ...]:
-        """Those of the models that a rule keeps that lie where they belong.
+        """Return the kept models of a rule that exist on the disk.
 
-        Models that made place for later ones, after this evaluation, are as if they were there: the training that
-        continues from here saves the later ones again.
+        Models that were replaced by those of evaluations after this one count as existing: the training that resumes
+        from here saves the later ones again.
         """
         folder = self._model_path / rule.folder
         if rule.keep > 1 and folder.is_dir():
@@ -97,12 +99,12 @@ class Savings:
         return there
 
     def put_aside(self, rule: SavingRule, step: int) -> Path | None:
-        """Move away the models of an earlier rule of this name, before the new one replaces them; None without any.
+        """Archive the models of an earlier rule of this name, before the new one replaces them; None if there are none.
 
-        One that this rule saved after this step, before the training was cut short, is no such model.
+        A model that this rule saved after this step, before the training was interrupted, is not archived.
         """
         folder = self._model_path / rule.folder
-        with suppress(DamagedSaving):  # whatever it was, it is not overwritten
+        with suppress(DamagedSaving):  # a damaged one is archived too, never overwritten
             saved = self.best(rule)
             if saved is None:
                 return None
@@ -111,12 +113,12 @@ class Savings:
         return move_aside(self._model_path, [folder])
 
     def best(self, rule: SavingRule) -> Saving | None:
-        """The best model that a rule has saved, as it lies on the disk; None if it has saved none."""
+        """Return the best model that a rule has on the disk; None if it has none."""
         return best_in(self._model_path / rule.folder)
 
 
 def _is_described(place: Path) -> bool:
-    """Whether there is a model whose description can be read."""
+    """Return whether a folder has a model whose description can be read."""
     try:
         Saving.read(place)
     except (FileNotFoundError, NotADirectoryError, DamagedSaving):
@@ -125,7 +127,7 @@ def _is_described(place: Path) -> bool:
 
 
 def _has_list(folder: Path) -> bool:
-    """Whether the list of the models that a rule keeps is there, and can be read."""
+    """Return whether the list of the models that a rule keeps exists and can be read."""
     try:
         return bool(listed_in(folder))
     except DamagedSaving:
@@ -133,7 +135,7 @@ def _has_list(folder: Path) -> bool:
 
 
 def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
-    """List the kept models best first, then delete those that are kept no longer."""
+    """Write the list of kept models, best first, then delete those that are no longer kept."""
     names = [entry.folder for entry in kept]
     temporary = folder / f"{TEMPORARY}{INDEX}"
     write_json(temporary, {"schema": 1, "best_first": names})

@@ -1,7 +1,7 @@
-"""Tensors that are shared out among processes: each writes its part, and any number of processes reads what it needs.
+"""Tensors that are sharded among processes: each writes its shard, and any number of processes can read them.
 
-shards-<rank>.safetensors   the parts of a process
-shards-<rank>.json          of which tensor each is a part: its whole shape, and where the part begins
+shards-<rank>.safetensors   the shards of a process
+shards-<rank>.json          the tensor of each shard: its full shape, and the offset of the shard
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ _NAME = "shards-{rank}"
 
 
 def is_shared_out(tensor: Any) -> bool:
-    """Whether a tensor is one of those (a DTensor) of which each process has a part."""
+    """Return whether a tensor is sharded among processes (a DTensor)."""
     return hasattr(tensor, "device_mesh")
 
 
 def share_out_again(model: nn.Module) -> None:
-    """Give a model its parameters back: after a forward pass FSDP may leave whole tensors in their places, which no
-    optimizer holds, until the next backward pass. To be called between passes."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # it takes long to import, and was where a model is in it
+    """Reshard a model, to be called between passes.
+
+    After a forward pass FSDP may leave unsharded tensors, which no optimizer holds, until the next backward pass.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and already imported if it wraps a model
     if fsdp is not None:
         for part in model.modules():
             if isinstance(part, fsdp.FSDPModule):
@@ -39,7 +41,7 @@ def share_out_again(model: nn.Module) -> None:
 
 
 def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
-    """What a process writes of those tensors that are shared out, by the file in which they would stand otherwise."""
+    """Return the files with the shards of a process; `files` are those that would hold the tensors unsharded."""
     parts: dict[str, Tensor] = {}
     places: dict[str, Any] = {}
     for file, tensors in files.items():
@@ -53,7 +55,7 @@ def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
 
 
 def read_shards(folder: Path) -> Shards:
-    """The parts that all processes wrote into a folder."""
+    """Find the shards that all processes wrote into a folder."""
     found: dict[str, list[_Part]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob(_NAME.format(rank="*") + ".json")):
@@ -66,7 +68,7 @@ def read_shards(folder: Path) -> Shards:
 
 
 class _StandIn(Tensor):
-    """A tensor without content, which knows under which key its parts lie."""
+    """Placeholder of a tensor without content, with the key of its shards."""
 
     key: str
 
@@ -85,13 +87,13 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """Where the parts of tensors lie. `shapes` are those of the whole tensors."""
+    """Locations of the shards of tensors. `shapes` are the full shapes."""
 
     parts: Mapping[str, list[_Part]]
     shapes: Mapping[str, tuple[int, ...]]
 
     def stand_ins(self, file: str) -> dict[str, Tensor]:
-        """Name -> an empty tensor in the place of each that would stand in a file, until `alike` reads it."""
+        """Return name -> placeholder for each sharded tensor of a file, until `alike` reads it."""
         prefix = _key(file, "")
         return {
             key.removeprefix(prefix): _StandIn.of(key, shape)
@@ -100,14 +102,14 @@ class Shards:
         }
 
     def alike(self, value: Any, tensor: Any) -> Any:
-        """A value of a checkpoint as it has to be to go with a tensor: shared out as that one is, if it has its shape.
+        """Convert a value of a checkpoint to match a tensor: sharded like it, if it has the same shape.
 
         Args:
-            value: What stands in the checkpoint, or a stand-in for it.
+            value: The value in the checkpoint, or its placeholder.
             tensor: The parameter or weight that it is for.
 
         Raises:
-            ValueError: Some of it was written by nobody.
+            ValueError: A part of it is missing in the files.
         """
         if not isinstance(value, Tensor):
             return value
@@ -128,10 +130,10 @@ class Shards:
         )
 
     def _cut(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        """The part of a tensor that begins at an offset.
+        """Read the slice of a tensor that begins at an offset.
 
         Raises:
-            ValueError: Something of it was written by nobody.
+            ValueError: A part of it is missing in the files.
         """
         result: Tensor | None = None
         missing = _count(shape)
@@ -158,7 +160,7 @@ class Shards:
 def _overlap(
     offset: tuple[int, ...], size: tuple[int, ...], other: tuple[int, ...], other_size: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """What two boxes have in common, as a part of each; None if they have nothing."""
+    """Compute the overlap of two boxes, as slices of each; None if they do not overlap."""
     first: list[slice] = []
     second: list[slice] = []
     for start, length, other_start, other_length in zip(offset, size, other, other_size, strict=True):
@@ -186,7 +188,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _offset(tensor: Any) -> list[int]:
-    """Where the part of this process begins in the whole tensor."""
+    """Return the offset of the shard of this process in the full tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -194,7 +196,7 @@ def _offset(tensor: Any) -> list[int]:
 
 
 def _is_first_of_its_kind(tensor: Any) -> bool:
-    """Whether no process before this one has the same part, as where groups of processes are replicas of another."""
+    """Return whether this process is the first replica of its shard, as only that one writes it."""
     coordinates = tensor.device_mesh.get_coordinate()
     return all(
         place == 0 for place, placement in zip(coordinates, tensor.placements, strict=True) if placement.is_replicate()

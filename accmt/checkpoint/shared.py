@@ -1,4 +1,4 @@
-"""Whether all processes see one folder: a checkpoint is written by all of them, and published by one."""
+"""A check that all processes see the same folder: all write a checkpoint, and one publishes it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from accelerate import PartialState
 from accmt.checkpoint.together import everywhere, on_main
 from accmt.rules.names import TEMPORARY
 
-# Network file systems show what another machine has made only after a while.
+# Network file systems show the files of another machine with a delay.
 _PATIENCE = 3.0
 _PAUSE = 0.05
 
 
 def require_shared(folder: Path) -> None:
-    """Find out whether a folder is the same on every process.
+    """Check that a folder is the same on every process.
 
     Raises:
-        Failed: On every process; another machine has a folder of its own there, or none.
+        Failed: On every process; another machine has a different folder at this path, or none.
     """
     if PartialState().num_processes == 1:
         return
@@ -36,7 +36,7 @@ def require_shared(folder: Path) -> None:
 
 
 def _made_in(folder: Path) -> str:
-    """The name of a new file there."""
+    """Create a file in a folder and return its name."""
     name = f"{TEMPORARY}shared-{uuid.uuid4().hex[:12]}"
     (folder / name).touch()
     return name

@@ -1,4 +1,4 @@
-"""Whether there is room on a disk."""
+"""A check for free disk space."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Find out before anything is written that a disk is too full. Quotas are not seen.
+    """Check before writing that a disk has enough free space. Quotas are not considered.
 
     Args:
         folder: A folder on the disk.
-        size: Bytes that are to be written.
+        size: Bytes to be written.
 
     Raises:
-        OSError: There are fewer.
+        OSError: Fewer bytes are free.
     """
     try:
         total, _, free = shutil.disk_usage(folder)
     except OSError:
-        return  # what is wrong with the folder is told by writing into it
-    if total and free < size:  # some file systems do not know how large they are
+        return  # writing into the folder reports what is wrong with it
+    if total and free < size:  # some file systems report a size of 0
         raise OSError(errno.ENOSPC, f"{_readable(size)} are needed and {_readable(free)} are free", str(folder))
 
 

@@ -1,4 +1,4 @@
-"""Copies of what is to be written, so that a training can go on while they are."""
+"""Copies of tensors to be written, so that the training can continue during the write."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from accmt.checkpoint.files import Files, identity_of
 
 
 class Staging:
-    """Copies tensors into main memory that is taken once and used again for each checkpoint.
+    """Copier of tensors into main memory that is allocated once and reused for each checkpoint.
 
-    Copies from an accelerator go into pinned memory behind its queue; `wait` waits for them on the thread that writes.
+    Copies from an accelerator are asynchronous, into pinned memory; the writing thread calls `wait` for them.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Staging:
         self._copied: list[torch.cuda.Event] = []
 
     def copy(self, files: Files) -> Files:
-        """The files as they are now, until the next call. Names that are the same memory (tied weights) stay so."""
+        """Copy the files; valid until the next call. Names that share memory (tied weights) still do in the copy."""
         copies: dict[tuple[object, ...], Tensor] = {}
         former, self._memory = self._memory, {}
         result: dict[str, str | dict[str, Tensor]] = {}
@@ -37,7 +37,7 @@ class Staging:
         return result
 
     def wait(self) -> None:
-        """Wait until the copies are there."""
+        """Wait until the copies are complete."""
         for event in self._copied:
             event.synchronize()
 
@@ -45,7 +45,7 @@ class Staging:
 def _copied(tensor: Tensor, memory: Tensor | None) -> Tensor:
     source = tensor.detach()
     if source.layout is not torch.strided or source.is_quantized:
-        return source.clone()  # what the file format refuses is refused when it is written
+        return source.clone()  # writing raises for what the file format does not support
     source = source.resolve_conj().resolve_neg()
     if memory is None or memory.shape != source.shape or memory.dtype != source.dtype:
         memory = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.device.type == "cuda")

@@ -1,4 +1,4 @@
-"""Strict JSON. It imports no torch."""
+"""Strict JSON. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _LARGEST = 256 * MIB
 
 
 def as_json(data: Any) -> str:
-    """Strict JSON.
+    """Serialize to strict JSON.
 
     Raises:
         ValueError: A number is NaN or infinite.
-        TypeError: Something that JSON does not have.
+        TypeError: JSON has no such type.
     """
     return json.dumps(data, allow_nan=False)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write strict JSON, as `as_json` makes it."""
+    """Write strict JSON, as serialized by `as_json`."""
     path.write_text(as_json(data), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read strict JSON from a regular file; no link is followed.
+    """Read strict JSON from a regular file; links are not followed.
 
     Raises:
-        OSError: There is no such file.
-        ValueError: It is something else, or too large.
+        OSError: The file does not exist, or is not a regular file.
+        ValueError: It is not strict JSON, or too large.
     """
     return json.loads(read_bytes(path, _LARGEST).decode("utf-8"), parse_constant=_refuse)
 

@@ -1,4 +1,4 @@
-"""Doing something on all processes so that all succeed or all know that one failed."""
+"""Actions on all processes, such that all succeed or all know that one failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 _T = TypeVar("_T")
 
-# The processes that take part; None for the group of all that a training has anyway.
+# The participating processes; None for the default group of all.
 Group = dist.ProcessGroup | None
 
 
@@ -19,7 +19,7 @@ class Failed(Exception):
 
 
 def everywhere(action: Callable[[], _T], group: Group = None) -> list[_T]:
-    """Run an action on every process and give the results of all, in the order of the processes.
+    """Run an action on every process and return the results of all, in rank order.
 
     Raises:
         Failed: On every process, if it raised on any; the exception of this process, if any, is its cause.
@@ -44,7 +44,7 @@ def everywhere(action: Callable[[], _T], group: Group = None) -> list[_T]:
 
 
 def from_each(action: Callable[[], _T]) -> None:
-    """Run an action on every process; an exception keeps its type where it was raised.
+    """Run an action on every process; an exception keeps its type on the process that raised it.
 
     Raises:
         Failed: On the other processes, if it raised on any.
@@ -58,7 +58,7 @@ def from_each(action: Callable[[], _T]) -> None:
 
 
 def on_main(action: Callable[[], _T], group: Group = None) -> _T:
-    """Run an action on the main process and give its result to all.
+    """Run an action on the main process and return its result on all.
 
     Raises:
         Failed: On every process, if it raised; the exception is the cause on the main process.
@@ -80,7 +80,7 @@ def on_main(action: Callable[[], _T], group: Group = None) -> _T:
 
 
 def from_main(action: Callable[[], _T]) -> _T:
-    """Run an action on the main process and give its result to all; an exception keeps its type there.
+    """Run an action on the main process and return its result on all; an exception keeps its type there.
 
     Raises:
         Failed: On the other processes, if it raised.

@@ -1,10 +1,10 @@
 """The weights of a saved model: written in one file or several, and read back.
 
     pytorch_model.bin  or  model.safetensors                    one file
-    pytorch_model-00001-of-00002.bin, ..., pytorch_model.bin.index.json    several, when they are larger than asked
-    modules.safetensors                                         those of networks that are trained beside the model
+    pytorch_model-00001-of-00002.bin, ..., pytorch_model.bin.index.json    several, if larger than `max_shard_size`
+    modules.safetensors                                         weights of networks trained beside the model
 
-The names are those that transformers and Accelerate read.
+transformers and Accelerate read these names.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BESIDE = "modules.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class WeightsFormat:
-    """How weights are written.
+    """Format of weights on the disk.
 
     Attributes:
-        safe: As safetensors, instead of a file that `torch.load(weights_only=True)` reads.
-        max_shard_size: The largest file, such as "10GB"; what is more goes into further files.
+        safe: Whether to write safetensors, instead of a file for `torch.load(weights_only=True)`.
+        max_shard_size: The maximum size of a file, such as "10GB"; larger weights are split into several.
     """
 
     safe: bool = False
@@ -60,17 +60,17 @@ def write_weights(folder: Path, weights: Mapping[str, Any], form: WeightsFormat)
 
 
 def read_weights(folder: Path) -> dict[str, Any]:
-    """The state dict that lies in a folder, in main memory.
+    """Read the state dict in a folder into main memory.
 
     Raises:
-        FileNotFoundError: There are no weights.
+        FileNotFoundError: The folder has no weights.
         ValueError: They cannot be read, or the index names a file outside of the folder.
     """
     try:
         return _read_all(folder)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever readers of files say that somebody has tampered with
+    except Exception as error:  # readers raise anything for files that were tampered with
         text = "".join(str(error).strip().splitlines()[0:1])
         cause = error if plain(error, lines=True) == str(error) else None
         raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {plain(text)}") from cause
@@ -101,7 +101,7 @@ def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
     else:
         try:
             torch.save(_on_cpu(weights), path)
-        except RuntimeError as error:  # what torch says of a full disk names neither the disk nor the file
+        except RuntimeError as error:  # on a full disk, torch's error names neither the disk nor the file
             raise OSError(f"{path} could not be written, the disk may be full: {error}") from error
 
 
@@ -116,7 +116,7 @@ def _read(path: Path, safe: bool) -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive that would take more memory than the file has bytes; torch itself compresses nothing."""
+    """Reject an archive that would take more memory than its file size; torch itself compresses nothing."""
     with ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != ZIP_STORED for entry in entries):
@@ -126,7 +126,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _on_cpu(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights in main memory; tensors that are one stay one, and no tensor keeps more memory than its own."""
+    """Copy weights to main memory; tied tensors stay tied, and no tensor keeps more memory than its own."""
     storages: set[int] = set()
     copies: dict[tuple[object, ...], Tensor] = {}
     result: dict[str, Any] = {}
@@ -142,9 +142,9 @@ def _on_cpu(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
-    """The tensor, or a copy where its storage holds more than it, or holds another tensor too.
+    """Return the tensor, or a copy if its storage is larger than it, or shared with another tensor.
 
-    torch writes a storage as a whole, and none that is read as two dtypes.
+    torch writes a storage as a whole, and rejects one that is viewed as two dtypes.
     """
     if tensor.layout is not torch.strided:
         return tensor

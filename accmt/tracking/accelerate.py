@@ -1,4 +1,4 @@
-"""The trackers that Accelerate knows, behind our interface. A tool is imported when it is used."""
+"""Adapters for the trackers of Accelerate. A tool is imported when it is used."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ ARTIFACTS = "artifacts"
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What is particular to a tool.
+    """Specifics of a tool.
 
     Attributes:
-        module, init: Where the function or class is found that begins a run and takes the arguments of a run.
-        ours: Its arguments that the trainer gives -> the argument of the trainer that they come from.
+        module, init: Location of the function or class that begins a run and takes its arguments.
+        ours: Its arguments that the trainer sets -> the argument of the trainer that they come from.
         run_name: Its argument for the name of a run.
         folder: Its argument for a folder, if Accelerate does not give it one.
-        to_continue: A run -> the arguments with which a later process continues it.
+        to_continue: A run -> the arguments with which a later process resumes it.
         continued: The names of these arguments.
-        finish: Ends a run with its status, before Accelerate does without.
+        finish: Ends a run with its status, before Accelerate ends it without one.
     """
 
     module: str
@@ -92,11 +92,11 @@ TOOLS = {
 
 
 class AccelerateTracker:
-    """One of the trackers of Accelerate.
+    """Tracker of Accelerate.
 
     Args:
-        name: Its name there.
-        beginning: What it is told; its `former[name]` are the arguments with which the former run is continued.
+        name: Its name in Accelerate.
+        beginning: The facts of the training; `former[name]` are the arguments that resume the former run.
         arguments: The arguments of the run, for the tool.
     """
 
@@ -108,7 +108,7 @@ class AccelerateTracker:
         kind = LOGGER_TYPE_TO_CLASS[name]
         places = [project, beginning.location] if kind.requires_logging_directory else [project]
         self._tracker = kind(*places, **given)
-        # This is the main process; and the last call may come when the processes have parted already.
+        # This is the main process, and the last call may come after the process group has ended.
         self._tracker.main_process_only = False
         self._tracker.start()
         self._state = self._to_continue()
@@ -132,7 +132,7 @@ class AccelerateTracker:
         self._tracker.finish()
 
     def _run(self, beginning: Beginning, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The project and the arguments for the tool."""
+        """Return the project and the arguments for the tool."""
         tool = self._tool
         if tool.run_name is not None and "run_name" in given:
             given[tool.run_name] = given.pop("run_name")
@@ -147,9 +147,9 @@ class AccelerateTracker:
 
 
 class TensorBoardTracker(AccelerateTracker):
-    """TensorBoard: a new training has a folder of its own, and one that is continued goes on in its folder.
+    """TensorBoard: a new training gets a folder of its own, and a resumed one continues in its folder.
 
-    There TensorBoard hides what was logged after the checkpoint, as it is logged again. Artifacts are copied to the
+    There TensorBoard hides values logged after the checkpoint, as they are logged again. Artifacts are copied to the
     folder `artifacts` beside the values.
     """
 
@@ -165,10 +165,10 @@ class TensorBoardTracker(AccelerateTracker):
         shutil.copytree(folder, self._artifacts(), dirs_exist_ok=True, copy_function=_copy)
 
     def _artifacts(self) -> Path:
-        """The folder of the artifacts.
+        """Create the folder of the artifacts.
 
         Raises:
-            ValueError: It, or a folder in it, is a link.
+            ValueError: The folder, or one in it, is a link.
         """
         artifacts = below(self._location, f"{self._folder}/{ARTIFACTS}")
         artifacts.mkdir(parents=True, exist_ok=True)
@@ -193,23 +193,23 @@ class TensorBoardTracker(AccelerateTracker):
 
 
 def tracker_for(recipient: Recipient, arguments: Mapping[str, Any] | None, run: Any, step: int | None) -> Tracker:
-    """The tracker of an outbox.
+    """Create the tracker of an outbox.
 
     Args:
-        recipient: Whom the outbox is for.
-        arguments: The arguments of the run, for the tool; None if they are not known any more.
-        run: A run to continue, from `state()`; None for a new one.
-        step: The step of the checkpoint that a training is continued from; None in all other cases.
+        recipient: The recipient of the outbox.
+        arguments: The arguments of the run, for the tool; None if they are no longer known.
+        run: A run to resume, from `state()`; None for a new one.
+        step: The step of the checkpoint that a training resumes from; None in all other cases.
 
     Raises:
-        ValueError: Without a training there is no such tracker, or it cannot begin a run.
+        ValueError: Only the training itself can create this tracker, or begin its run.
     """
     name = recipient.tracker
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ValueError(f"'{name}' is a tracker that the training registered: continue the training")
     if arguments is None and run is None:
         raise ValueError("the arguments of the run are objects that only the training has: continue the training")
-    PartialState()  # Accelerate's trackers write to its log, which does not work without
+    PartialState()  # Accelerate's trackers write to its log, which needs this
     former = {} if run is None else {name: run}
     beginning = Beginning(recipient.location, recipient.experiment, recipient.parameters, former, step)
     kind = TensorBoardTracker if name == TENSORBOARD else partial(AccelerateTracker, name)
@@ -217,7 +217,7 @@ def tracker_for(recipient: Recipient, arguments: Mapping[str, Any] | None, run: 
 
 
 def refuse_places(recipient: Recipient) -> None:
-    """Find out that the arguments of a run, as an outbox tells them, lead nowhere else than the outbox itself says.
+    """Check that the arguments of a run in an outbox do not override the destination of the outbox.
 
     Raises:
         ValueError: They do.
@@ -230,13 +230,13 @@ def refuse_places(recipient: Recipient) -> None:
 
 
 def _unused(location: Path, name: str) -> str:
-    """The name, or with a number behind it the first in whose folder no training has logged."""
+    """Return the name, with a number appended if a training has logged into its folder."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(name for name in names if not any(below(location, name).glob("events.out.tfevents.*")))
 
 
 def _copy(source: str | Path, target: str | Path) -> None:
-    """Copy a file in the place of what has the name, be it a link."""
+    """Copy a file, replacing the target, even if that is a link."""
     temporary = Path(target).with_name(f".tmp-{uuid.uuid4().hex[:12]}")
     try:
         shutil.copy2(source, temporary)
@@ -247,10 +247,10 @@ def _copy(source: str | Path, target: str | Path) -> None:
 
 
 def _run_to_continue(name: str, run: Any) -> dict[str, Any] | None:
-    """A run to continue, as a checkpoint or an outbox tells it.
+    """Validate a run to resume from a checkpoint or an outbox.
 
     Raises:
-        ValueError: No training writes such a thing down.
+        ValueError: No training writes such a run.
     """
     if run is None:
         return None

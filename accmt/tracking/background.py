@@ -1,4 +1,4 @@
-"""Trackers in the background: a thread for each, so that a slow or dead one neither stops nor slows a training."""
+"""Background trackers: a thread for each, so that a slow or dead one neither stops nor slows a training."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a tracker may hold up, in values and in seconds.
+    """Limits of waiting for a tracker, in values and in seconds.
 
     Attributes:
-        values: Values that may wait in memory while the disk takes none; beyond that the oldest are left out.
-        interval: Between two calls, while values gather.
-        start: For a tracker to begin a run before the training starts without it.
-        artifact: For an artifact to be sent before the training goes on.
-        end: For what still waits at the end of the training.
-        end_with_artifacts: The same, if artifacts are among it.
-        end_when_killed: The same, if somebody wants the training to end now.
-        pause: The longest between two attempts.
+        values: Values that may wait in memory while the disk cannot be written; beyond that the oldest are dropped.
+        interval: Between two calls, while values accumulate.
+        start: For a tracker to begin a run; after that the training starts without it.
+        artifact: For an artifact to be sent; after that the training continues.
+        end: For pending entries at the end of the training.
+        end_with_artifacts: The same, if artifacts are among them.
+        end_when_killed: The same, if the training is being killed.
+        pause: The maximum between two attempts.
     """
 
     values: int = 100_000
@@ -52,13 +52,13 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of all that was given to a tracker.
+    """Outcome of everything that was given to a tracker.
 
     Attributes:
         sent: What was sent.
-        left: What waits in the outbox.
-        lost: What cannot be sent any more.
-        why_left, why_lost: The reasons, as far as they are known.
+        left: What remains in the outbox.
+        lost: What can no longer be sent.
+        why_left, why_lost: The reasons, as far as known.
         refused: Why an artifact is not sent, one line each.
     """
 
@@ -71,22 +71,22 @@ class Outcome:
 
 
 class BackgroundTracker:
-    """Sends to a tracker from a thread of its own, in order.
+    """Tracker that sends from a thread of its own, in order.
 
-    What the loop calls never raises and, but for artifacts, never waits. It is in the outbox, on the disk, when the
-    call returns. Values that gather while a call is under way go out together. While the tracker is unreachable the
-    same call is tried again; what it refuses is left out. Each kind of trouble is one warning, and what was not sent in
-    the end is one more.
+    The methods for the loop never raise, and wait only for artifacts. An entry is in the outbox, on the disk, when the
+    call returns. Values that accumulate during a call to the tracker are sent together. While the tracker is
+    unreachable, the call is retried; entries that the tracker rejects are dropped. Each kind of problem is one warning,
+    and what remains unsent at the end is one more.
 
     Args:
-        name: What the tracker is called in warnings.
-        make: Makes the tracker. It is called on the thread, as the tracker's methods are: some tools mind.
-        warn: Takes a warning.
-        outbox: Where it waits what was not sent yet.
-        later: The command that sends it when the training is over.
+        name: The name of the tracker in warnings.
+        make: Creates the tracker. It is called on the thread that calls the tracker's methods, as some tools need that.
+        warn: Receives a warning.
+        outbox: Holds the entries that were not sent yet.
+        later: The command that sends them after the training.
         limits: How long to wait for what.
-        refuse: A file that an earlier process wrote down -> why it is not sent, None if it may be. A file that is given
-            here is sent whatever it is.
+        refuse: A file that an earlier process recorded -> why it is not sent; None if it may be. A file that this
+            process gives is always sent.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class BackgroundTracker:
         self._warned: set[str] = set()
 
     def start(self, *, may_be_late: bool) -> None:
-        """Begin the run, and wait until it has begun.
+        """Begin the run and wait until it has begun.
 
         Args:
             may_be_late: Whether the training can start without the tracker if it takes too long.
 
         Raises:
-            Exception: The tracker refuses; what is sent to it from now on waits in the outbox.
+            Exception: The tracker rejects the run; later entries stay in the outbox.
         """
         self.work()
         if not self._tried.wait(self._limits.start if may_be_late else None):
@@ -136,7 +136,7 @@ class BackgroundTracker:
             self.finish_and_say()
 
     def tell(self, values: Mapping[str, float], step: int) -> bool:
-        """Do what `log` does, but wait for nothing; True if it is over, so that somebody has to wait."""
+        """Log without waiting; return True if the tracker is closed, so that the caller has to wait."""
         numbers: dict[str, float] = {}
         for name, value in values.items():
             try:
@@ -149,15 +149,15 @@ class BackgroundTracker:
         return self._is_closed
 
     def log_artifact(self, path: Path) -> None:
-        """Send a file after what was logged before. It waits for a while, so that the file may change afterwards."""
+        """Send a file after earlier entries. Wait up to `artifact` seconds, so that the file may change afterwards."""
         self.await_file(self.tell_file(path, is_folder=False), monotonic())
 
     def log_artifacts(self, folder: Path) -> None:
-        """Send all files of a folder after what was logged before, waiting as `log_artifact` does."""
+        """Send all files of a folder after earlier entries, waiting like `log_artifact`."""
         self.await_file(self.tell_file(folder, is_folder=True), monotonic())
 
     def tell_file(self, path: Path, *, is_folder: bool) -> tuple[File, threading.Event] | None:
-        """Have a file or a folder sent, and wait for nothing: `await_file` does. None if there is none."""
+        """Queue a file or a folder without waiting, which `await_file` does. None if it does not exist."""
         try:
             place = resolved(path)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -171,7 +171,7 @@ class BackgroundTracker:
         return file, self._put(file)
 
     def await_file(self, told: tuple[File, threading.Event] | None, since: float) -> None:
-        """Wait for a file that was told at this moment, but not again for a tracker that hangs."""
+        """Wait for a file that was queued at time `since`, but not again for a tracker that hangs."""
         if told is None:
             return
         if self._is_closed:
@@ -184,17 +184,17 @@ class BackgroundTracker:
             self._warn(f"{self.name}: '{file.path}' is not sent yet: leave it as it is while the training goes on")
 
     def state(self) -> dict[str, Any]:
-        """What a training needs that is continued from here: whose values these are, and when the last one came."""
+        """Return the state for a training that resumes from here: training, run, and the time of the last value."""
         run = self._outbox.run if self._tracker is None else self._tracker.state().get(self.name)
         return {self.name: {"training": self._outbox.recipient.training, "until": self._backlog.cut(), "run": run}}
 
     def close(self, status: Status, time: int | None = None) -> None:
-        """Send what still waits, in a bounded time, and end the run. What could not be sent is said."""
+        """Send pending entries, in a bounded time, and end the run. Warn about what could not be sent."""
         self.close_soon(status, time)
         self.finish_and_say()
 
     def close_soon(self, status: Status | None, time: int | None = None) -> None:
-        """Have everything sent without pauses, and do not wait for it. None is no end of the run."""
+        """Have everything sent without pauses, and do not wait for it. With None the run is not ended."""
         if self._is_closed:
             self._backlog.reopen()
         self._is_killed = status == "KILLED"
@@ -208,7 +208,7 @@ class BackgroundTracker:
         """Wait for the thread to end, in a bounded time, after `close_soon`.
 
         Args:
-            since: The moment from which the time counts, where several are waited for together; None is now.
+            since: Start of the time limit, if several trackers are awaited together; None is now.
         """
         self._is_closed = True
         if self._thread is not None and not self._is_stuck:
@@ -237,7 +237,7 @@ class BackgroundTracker:
         return self._limits.end_with_artifacts if self._backlog.has_files else self._limits.end
 
     def finish_and_say(self, since: float | None = None) -> None:
-        """Wait as `finish` does, and say what was not sent."""
+        """Wait like `finish`, and warn about what was not sent."""
         outcome = self.finish(since)
         if outcome.lost:
             self._warn("; ".join(filter(None, [f"{self.name}: not sent: {outcome.lost}", outcome.why_lost])))
@@ -253,7 +253,7 @@ class BackgroundTracker:
         return None
 
     def _put(self, entry: Entry) -> threading.Event:
-        if self._is_closed:  # such as by `trainer.log_artifact` after `fit`
+        if self._is_closed:  # for example `trainer.log_artifact` after `fit`
             self._backlog.reopen()
         done = self._backlog.put(entry)
         if self._backlog.trouble is not None:
@@ -264,13 +264,13 @@ class BackgroundTracker:
         return done
 
     def work(self) -> None:
-        """See to it that the thread is at work; `start` does the same, and waits."""
+        """Start the thread if it is not running; `start` does the same, and waits."""
         if self._refusal is None and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._work, name=f"tracker {self.name}", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
-        """What the thread does: work, and leave what is there in the outbox if that cannot be read."""
+        """Run on the thread: send everything, and leave it in the outbox if that cannot be read."""
         try:
             self._send_all()
         except Exception as error:
@@ -278,7 +278,7 @@ class BackgroundTracker:
             self._backlog.abandon()
 
     def _send_all(self) -> None:
-        """Make the tracker, and send what comes until the backlog is closed."""
+        """Create the tracker, and send entries until the backlog is closed."""
         pauses, is_last = self._pauses(), self._backlog.is_closed
         while not self._make_tracker():
             if is_last or not self._backlog.pause(next(pauses)):
@@ -293,7 +293,7 @@ class BackgroundTracker:
                 return
 
     def _make_tracker(self) -> bool:
-        """Make the tracker, if there is none; False if it is worth another attempt."""
+        """Create the tracker, if there is none; return False if a retry may succeed."""
         try:
             if self._tracker is None:
                 self._tracker = self._make()
@@ -309,7 +309,7 @@ class BackgroundTracker:
         return True
 
     def _send(self, tracker: Tracker, job: File | Ended | Sequence[Logged]) -> bool:
-        """Send what was taken in hand; False if the tracker is unreachable and time is up."""
+        """Send the entries in hand; return False if the tracker is unreachable and time is up."""
         if isinstance(job, File):
             return self._send_file(tracker, job)
         if isinstance(job, Ended):
@@ -319,7 +319,7 @@ class BackgroundTracker:
         failure = self._call(partial(tracker.log_batch, job))
         if failure is None or isinstance(failure, Unreachable) or len(job) == 1:
             return self._settle(failure, count=len(job))
-        # One of them may be what it refuses.
+        # The tracker may reject only one of them.
         return all(self._send(tracker, [entry]) for entry in job)
 
     def _send_values(self, tracker: Tracker, entry: Logged) -> bool:
@@ -356,7 +356,7 @@ class BackgroundTracker:
         return self._settle(failure, f"takes no artifact '{file.path}'", _reason(failure))
 
     def _call(self, call: Callable[[], None]) -> Exception | None:
-        """Call the tracker, again and again while it is unreachable. What it failed with, None if it did not."""
+        """Call the tracker, with retries while it is unreachable. Return its exception, None if it succeeded."""
         pauses = self._pauses()
         while True:
             is_last = self._backlog.is_closed
@@ -401,7 +401,7 @@ class BackgroundTracker:
 
 
 class MultiTracker:
-    """Several trackers as one; none of them waits for another, and all together take no longer than the slowest may."""
+    """Several trackers as one; none waits for another, so all together take no longer than the slowest may."""
 
     def __init__(self, trackers: Sequence[BackgroundTracker]) -> None:
         self._trackers = tuple(trackers)
@@ -438,6 +438,6 @@ def _is_there(path: Path, is_folder: bool) -> bool:
 
 
 def _reason(error: Exception | None) -> str:
-    """What went wrong, in one line."""
+    """Format an exception in one line."""
     text = " ".join(masked(error).split())[:_LONGEST_REASON]
     return text if isinstance(error, Unreachable | NoArtifacts) else f"{type(error).__name__}: {text}"

@@ -1,6 +1,6 @@
-"""What waits to be sent to a tracker: in order, between the loop and the thread that sends it.
+"""Queue of entries for a tracker, in order, between the loop and the thread that sends them.
 
-It waits in the outbox on the disk. In memory is what is in hand, and, bounded, what the disk would not take.
+Entries wait in the outbox on the disk. Memory holds those in hand, and, bounded, those that could not be written.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _FAR_BEHIND = 1 << 15
 
 
 class Backlog:
-    """A queue that never blocks who fills it.
+    """Queue that never blocks the threads that fill it.
 
-    The thread that empties it takes entries in hand, and says of each whether it was sent.
+    The thread that empties it takes entries in hand, and settles each as sent or lost.
 
     Args:
-        outbox: Where it waits. Nobody else uses it.
-        most: The number of values that may wait in memory while the disk takes none; beyond, the oldest are left out.
-        interval: Seconds in which values gather before they are taken together.
+        outbox: Holds the entries. Nobody else uses it.
+        most: Values that may wait in memory while the disk cannot be written; beyond that the oldest are dropped.
+        interval: Seconds during which values accumulate before they are taken together.
 
     Attributes:
-        sent, lost: How much was sent, and how much cannot be sent any more.
-        trouble: Why the disk did not take something, None if it took all.
+        sent, lost: How much was sent, and how much can no longer be sent.
+        trouble: Why an entry could not be written to the disk; None if all were written.
     """
 
     def __init__(self, outbox: Outbox, most: int, interval: float) -> None:
@@ -50,7 +50,7 @@ class Backlog:
         self._closed = self._abandoned = self._is_idle = False
 
     def put(self, entry: Entry) -> threading.Event:
-        """Add an entry. For a file, what is returned is set when it was sent, or given up."""
+        """Add an entry. For a file, the returned event is set once it is sent or given up."""
         done = threading.Event()
         with self._changed:
             self._keep(entry)
@@ -58,12 +58,12 @@ class Backlog:
                 self._done[entry] = done
             elif isinstance(entry, Logged):
                 self._values += len(entry.values)
-            if self._is_idle or self._done or self._values >= _BATCH:  # to wake the thread each time costs the loop
+            if self._is_idle or self._done or self._values >= _BATCH:  # waking the thread each time would slow the loop
                 self._changed.notify_all()
         return done
 
     def end(self, ended: Ended) -> None:
-        """Add the end of the run. Where a training was to be continued and failed before, it leaves no trace."""
+        """Add the end of the run, in memory only if a resumed training failed before it logged anything."""
         if ended.status == "FAILED" and not self._outbox.is_taken_up:
             with self._changed:
                 self._memory.append(ended)
@@ -71,19 +71,19 @@ class Backlog:
         self.put(ended)
 
     def stamp(self, *, own: bool = False) -> int:
-        """The time in milliseconds since 1970; it never goes back, and with `own` nothing else has the same."""
+        """Return the time in milliseconds since 1970; it never decreases, and with `own` it is unique."""
         with self._changed:
             self._latest = max(int(time.time() * 1000), self._latest + own)
             return self._latest
 
     def cut(self) -> int:
-        """A time that nothing was logged after; whatever is logged from now on has a later one."""
+        """Return a time that separates all entries logged so far from all later ones."""
         with self._changed:
             self._latest += 1
             return self._latest - 1
 
     def take(self, *, merging: bool) -> File | Ended | Sequence[Logged]:
-        """Wait for entries and take them in hand: values of some steps, or one other; none if it is closed and empty.
+        """Wait for entries and take them in hand: values of some steps, or one other; none if closed and empty.
 
         With `merging` the values of one step become one entry.
         """
@@ -91,7 +91,7 @@ class Backlog:
             with self._changed:
                 self._wait_until_it_is_time()
             while self._read_ahead():
-                pass  # in small parts, so that nobody waits for the lock for long
+                pass  # in small parts, so that the lock is never held for long
             with self._changed:
                 if self._abandoned or (self._closed and not self._ahead):
                     return ()
@@ -100,44 +100,44 @@ class Backlog:
                     return self._taken(merging)
 
     def settle(self, count: int, into: Count | None) -> None:
-        """Say that the first entries in hand need not be sent any more, and count them as sent, as lost, or not."""
+        """Drop the first entries in hand, and count them into `sent` or `lost`, or not at all (None)."""
         with self._changed:
             place: Place | None = None
-            for _ in range(0 if self._abandoned else count):  # what was abandoned stays in the outbox
+            for _ in range(0 if self._abandoned else count):  # abandoned entries stay in the outbox
                 entry, own = self._in_hand.popleft()
                 place = own or place
                 if into is not None:
                     into.add(entry)
                 self._is_done(entry)
             if place is not None:
-                with suppress(OSError):  # a later process may send it again: trackers that can tell do not double it
+                with suppress(OSError):  # a later process may send it again: some trackers detect the duplicates
                     self._outbox.settle(place)
 
     def begun(self, run: object) -> None:
-        """Keep what is needed to continue the run."""
+        """Store what is needed to resume the run."""
         with self._changed:
             self._outbox.begun(run)
 
     def pause(self, seconds: float) -> bool:
-        """Wait before another attempt, not at all once the backlog is closed; False if it was abandoned."""
+        """Wait before a retry, but not once the backlog is closed; return False if it was abandoned."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed, seconds)
             return not self._abandoned
 
     @property
     def is_closed(self) -> bool:
-        """Whether there is no time for attempts any more, but for one each."""
+        """True if each entry gets only one more attempt."""
         with self._changed:
             return self._closed
 
     def close(self) -> None:
-        """Let what is there be taken without pauses; `take` does not wait any more."""
+        """Let the remaining entries be taken without pauses; `take` no longer waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Send nothing any more: what is there, and what will come, stays in the outbox."""
+        """Stop sending: present and future entries stay in the outbox."""
         with self._changed:
             self._closed = self._abandoned = True
             for done in self._done.values():
@@ -145,7 +145,7 @@ class Backlog:
             self._changed.notify_all()
 
     def leave(self) -> Count:
-        """Give the outbox back to the disk, when the thread is gone or was abandoned. How much waits in it."""
+        """Release the outbox, when the thread has ended or was abandoned. Return how much waits in it."""
         with self._changed:
             kept = [entry for entry, place in (*self._in_hand, *self._ahead) if place is None]
             self._memory.extendleft(reversed(kept))
@@ -163,18 +163,18 @@ class Backlog:
             return self._left()
 
     def reopen(self) -> None:
-        """Take up what the disk has, after `leave`."""
+        """Reopen the outbox on the disk, after `leave`."""
         with self._changed:
             self._outbox.reopen()
 
     @property
     def has_files(self) -> bool:
-        """Whether a file waits or is being sent."""
+        """True if a file waits or is being sent."""
         with self._changed:
             return bool(self._done)
 
     def _keep(self, entry: Entry) -> None:
-        """Write an entry down, after those that the disk would not take; or keep it in memory as well."""
+        """Write an entry to the disk, after those that failed before; keep it in memory if that fails."""
         self._memory.append(entry)
         self._memory_values += len(entry.values) if isinstance(entry, Logged) else 0
         self._write_memory()
@@ -206,7 +206,7 @@ class Backlog:
         self._is_idle = True
         self._changed.wait_for(lambda: self._has_more() or self._closed)
         self._is_idle = False
-        # What gathers in the meantime goes along in one call.
+        # Values that accumulate in the meantime are sent in the same call.
         pause = self._next_take - time.monotonic()
         if pause > 0:
             self._changed.wait_for(lambda: self._closed or self._is_urgent(), pause)
@@ -219,7 +219,7 @@ class Backlog:
         return bool(self._done) or self._values >= _BATCH or far_behind
 
     def _read_ahead(self) -> bool:
-        """Have some more entries ahead; False if there are enough, or all."""
+        """Read more entries ahead; return False if there are enough, or no more."""
         with self._changed:
             if self._abandoned or len(self._ahead) >= _BATCH:
                 return False
@@ -232,7 +232,7 @@ class Backlog:
             return bool(entries)
 
     def _taken(self, merging: bool) -> File | Ended | Sequence[Logged]:
-        """The next entry, or all values up to another entry or resumption, or as many as go into a batch."""
+        """Take the next entry, or all values up to another kind of entry, another resumption or the batch size."""
         first = self._ahead[0][0]
         if not isinstance(first, Logged):
             self._in_hand.append(self._ahead.popleft())

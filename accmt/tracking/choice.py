@@ -1,4 +1,4 @@
-"""The check of `log_with` and of what goes with it, before anything is begun."""
+"""Validation of `log_with` and its arguments, before any run begins."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ Arguments = dict[str, dict[str, Any]]
 
 
 def known_trackers() -> tuple[str, ...]:
-    """What `log_with` may name: MLflow, what Accelerate knows, and what was registered there."""
+    """Return the names for `log_with`: MLflow, and the trackers that Accelerate has or that were registered there."""
     return (MLFLOW, *sorted(name for name in LOGGER_TYPE_TO_CLASS if name != MLFLOW))
 
 
 def choose_trackers(
     log_with: Any, location: str, given: Mapping[str, Any], own: Sequence[str]
 ) -> tuple[Arguments, list[Problem]]:
-    """The trackers that are asked for.
+    """Choose the requested trackers and their arguments.
 
     Args:
         log_with: A name, a list of names, or None.
         location: `logging_dir`.
-        given: Keyword arguments that the trainer does not know: each goes to the trackers that take it, and one that
-            has the name of a tracker and is a dictionary goes to that tracker alone.
+        given: Keyword arguments that the trainer does not know: each is passed to the trackers that accept it; a
+            dictionary with the name of a tracker is passed to that tracker alone.
         own: The arguments of the trainer, for suggestions.
 
     Returns:
@@ -78,7 +78,7 @@ def _shared_out(names: Sequence[str], given: Mapping[str, Any], own: Sequence[st
             continue
         takers = [name for name in names if _takes(name, key, taken)]
         if all(taken[name] is None for name in takers) and (_answer(key) or nearest(key, own) is not None):
-            takers = []  # one takes anything, and this is more likely a misspelling
+            takers = []  # they accept anything, and this is more likely a misspelling
         for name in takers:
             arguments[name].setdefault(key, value)
         if not takers:
@@ -113,7 +113,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _accepted(name: str) -> Sequence[str] | None:
-    """The arguments of a run; None if that is not known."""
+    """Return the arguments that a run accepts; None if they are not known."""
     if name == MLFLOW:
         return RUN_ARGUMENTS
     tool = TOOLS.get(name)
@@ -132,7 +132,7 @@ def _accepted(name: str) -> Sequence[str] | None:
 
 
 def _parameters(function: Any, ours: int) -> Sequence[str] | None:
-    """The names of a function's parameters after the first ones; None if it takes any."""
+    """Return the names of a function's parameters after the first `ours`; None if it accepts any."""
     parameters = list(inspect.signature(function).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -165,7 +165,7 @@ def _without_tracker(key: str, own: Iterable[str]) -> Problem:
 
 
 def _answer(key: str) -> Problem | None:
-    """The answer to an argument of earlier versions, and to one that belongs to the hyperparameters."""
+    """Explain an argument of earlier versions, or one that belongs to the hyperparameters; None for others."""
     if key in ARGUMENTS:
         return Problem(key, f"is not an argument any more: {ARGUMENTS[key]}")
     if key in _HYPERPARAMETERS:
@@ -174,7 +174,7 @@ def _answer(key: str) -> Problem | None:
 
 
 def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:
-    """Values that MLflow cannot use."""
+    """List the values that MLflow cannot use."""
     wanted = {key: _WANTED[key] for key in arguments if key in _WANTED}
     return [
         Problem(key, must_be(text, arguments[key]))
@@ -184,7 +184,7 @@ def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:
 
 
 def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
-    """A place that none of the trackers can use."""
+    """Report a location that none of the trackers can use."""
     if MLFLOW in names or location == FOLDER:
         return []
     writing = [name for name in names if writes(name)]
@@ -196,7 +196,7 @@ def _place_problems(names: Sequence[str], location: str) -> list[Problem]:
 
 
 def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) -> list[Problem]:
-    """Names that would lead out of `logging_dir`, where a tracker writes to a folder that has them."""
+    """List names that lead out of `logging_dir`, if a tracker writes to a folder of that name."""
     writing = [tracker for tracker in trackers if writes(tracker)]
     names = [("track_name", track_name)] if writing else []
     names += [("run_name", trackers[tracker]["run_name"]) for tracker in writing if "run_name" in trackers[tracker]]
@@ -209,6 +209,6 @@ def name_problems(trackers: Mapping[str, Mapping[str, Any]], track_name: str) ->
 
 
 def writes(name: str) -> bool:
-    """Whether a tracker writes to a folder that has the name of the experiment."""
+    """Return whether a tracker writes to a folder named after the experiment."""
     tool = TOOLS.get(name)
     return bool(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory) or (tool is not None and tool.folder is not None)

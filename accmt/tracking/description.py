@@ -1,7 +1,7 @@
-"""What a training is: its metrics, its length and its rules, in `training.json` beside its history.
+"""Description of a training: its metrics, length and rules, in `training.json` beside its history.
 
-Written before the first step and again whenever it is resumed. With it and the history its decisions can be made again,
-or those that other rules would have made. It imports no torch.
+It is written before the first step and whenever the training is resumed. With it and the history, the decisions can be
+replayed, also with other rules. Does not import torch.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _LARGEST = 64 * MIB
 
 
 class DamagedDescription(ValueError):
-    """A `training.json` cannot be read; the message names the file and says why."""
+    """A `training.json` cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is known of a training before its first step.
+    """Facts of a training known before its first step.
 
     Attributes:
-        rules: Its rules, each with the patience that it has.
-        facts: What it reports, and how long it is.
+        rules: Its rules, each with its patience.
+        facts: The metrics that it reports, and its length.
         log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or a cadence's text.
-        changes: What was changed each time it was continued, in words.
+        changes: What was changed each time it was resumed, in words.
     """
 
     rules: Rules
@@ -76,10 +76,11 @@ class Description:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Description:
-        """
+        """Parse the content of a `training.json`.
+
         Raises:
-            ValueError: It was written in another format, or a rule in it cannot be read.
-            KeyError, TypeError, AttributeError: Something is missing in it, or has another type.
+            ValueError: It has another format, or a rule in it cannot be parsed.
+            KeyError, TypeError, AttributeError: A field is missing, or has another type.
         """
         if data.get("schema") != SCHEMA:
             raise ValueError(f"it has the format {data.get('schema')!r}, not {SCHEMA}")
@@ -103,7 +104,7 @@ class Description:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write the file of a training: the whole of it is on the disk when this returns, or the former one still is.
+    """Write the file of a training atomically: it is on the disk when this returns, else the former one still is.
 
     Raises:
         OSError: It could not be written.
@@ -124,7 +125,7 @@ def write_description(folder: Path, description: Description) -> None:
 
 
 def read_description(folder: Path) -> Description | None:
-    """What a training in this folder was told, None if there is no such file.
+    """Read the description of the training in a folder; None if there is no such file.
 
     Raises:
         DamagedDescription: The file cannot be read.

@@ -1,4 +1,4 @@
-"""What is on its way to a tracker, and how it is written down: one line of JSON each."""
+"""Entries on their way to a tracker, and their format on the disk: one line of JSON each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accmt.tracking.tracker import Logged, Resumption, Status
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file, or a folder of files, to be sent; `time` in milliseconds since 1970."""
+    """File, or folder of files, to be sent; `time` in milliseconds since 1970."""
 
     path: Path
     is_folder: bool
@@ -23,7 +23,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a run; `time` in milliseconds since 1970."""
+    """End of a run; `time` in milliseconds since 1970."""
 
     status: Status
     time: int
@@ -33,7 +33,7 @@ Entry = Logged | File | Ended
 
 
 def to_line(entry: Entry) -> bytes:
-    """An entry as a line. The resumption of values is not in it: it is that of the whole file."""
+    """Serialize an entry to a line, without the resumption of values: it belongs to the whole file."""
     data: dict[str, Any]
     if isinstance(entry, Logged):
         values = {name: to_text(value) for name, value in entry.values.items()}
@@ -46,10 +46,10 @@ def to_line(entry: Entry) -> bytes:
 
 
 def from_data(data: Any, resumption: Resumption | None) -> Entry | None:
-    """The entry of a line; None for a line that says something else.
+    """Parse the entry of a line; None for another kind of line.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: It is no such line.
+        ValueError, KeyError, TypeError, AttributeError: The line is malformed.
     """
     if "values" in data:
         values = {str(name): from_text(value) for name, value in data["values"].items()}
@@ -72,7 +72,7 @@ def _whole(number: Any) -> int:
 
 @dataclass(slots=True)
 class Count:
-    """How much was sent, or was not: values and the range of their steps, artifacts, the status at the end."""
+    """Number of sent or unsent entries: values and the range of their steps, artifacts, the final status."""
 
     values: int = 0
     first: float = math.inf
@@ -109,7 +109,7 @@ class Count:
 
 
 def merged(entries: list[Logged]) -> list[tuple[Logged, int]]:
-    """Entries of the same step as one, where no name is in both, each with the number of those that it stands for."""
+    """Merge consecutive entries of a step that share no name; pair each result with its number of entries."""
     result: list[tuple[Logged, int]] = []
     for entry in entries:
         last, count = result[-1] if result else (None, 0)

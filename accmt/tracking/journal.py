@@ -1,4 +1,4 @@
-"""The local history of a training: JSON lines that are on the disk before anything else is told."""
+"""The local history of a training: JSON lines that are on the disk before any tracker gets them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LARGEST = 1024 * MIB
 
 
 class Journal:
-    """An append-only file of JSON lines; each line is on the disk when `append` returns.
+    """Append-only file of JSON lines; each line is on the disk when `append` returns.
 
     A line that cannot be written waits for the next one, or for `flush`; two failures in a row are an error. Only the
-    main process writes; elsewhere `writes=False` makes it count along.
+    main process writes; with `writes=False`, other processes only count lines.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -40,7 +40,7 @@ class Journal:
 
         Raises:
             ValueError: A number is NaN or infinite.
-            OSError: It could not be written, nor could the one before; the file is as before.
+            OSError: Neither it nor the one before could be written; the file is unchanged.
         """
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         self.lines += 1
@@ -54,17 +54,17 @@ class Journal:
         return None
 
     def flush(self) -> None:
-        """Write the lines that wait.
+        """Write the waiting lines.
 
         Raises:
-            OSError: They could not be written; the file is as before.
+            OSError: They could not be written; the file is unchanged.
         """
         if self._writes and self._waiting:
             self._write(self._waiting)
         self._waiting = b""
 
     def cut(self, lines: int) -> None:
-        """Keep the first `lines` lines, as what came after a checkpoint is written again. None are made up."""
+        """Truncate to the first `lines` lines, if there are so many, as later ones are written again."""
         self.lines, self._waiting = lines, b""
         if not self._writes or not (self.path.exists() or lines):
             return
@@ -96,12 +96,12 @@ class Journal:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The complete lines of a journal; a last line without its end was cut off by a crash and is left out."""
+    """Read the complete lines of a journal; a last line that a crash cut off is left out."""
     return read_bytes(path, _LARGEST).decode("utf-8", errors="replace").split("\n")[:-1]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The entries of a journal; none if there is no file.
+    """Read the entries of a journal; none if there is no file.
 
     Raises:
         ValueError: A complete line is not JSON; the message says which.
@@ -118,7 +118,7 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _end_of_lines(file: Any) -> int:
-    """Where the last complete line ends: what a crash left behind it is written over."""
+    """Find the end of the last complete line; a partial line of a crash after it is overwritten."""
     size: int = file.seek(0, os.SEEK_END)
     if size == 0:
         return 0

@@ -36,7 +36,7 @@ _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
 _ADDRESS = re.compile(rf"(?:[^/\s@]+@)?(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 _PASSES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "DEADLINE_EXCEEDED")
-_PASSES_ELSEWHERE = (*_PASSES, "INTERNAL_ERROR")  # what MLflow calls a server that is not there
+_PASSES_ELSEWHERE = (*_PASSES, "INTERNAL_ERROR")  # MLflow's code for a server that is down
 _PASSES_LATER = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND")
 _DOWN = (500, 502, 503, 504)
 _PASSING = (401, 403, 404, 408, 429, *_DOWN)
@@ -51,20 +51,20 @@ _Point = tuple[str, int, str]
 
 
 class MlflowTracker:
-    """Sends values to an MLflow store.
+    """Tracker that sends values to an MLflow store.
 
     Args:
-        location: A folder (an sqlite store in it, artifacts beside it), an address such as `10.0.0.1:5000`, or a link.
-        experiment: The name of the experiment; it is created if it is not there.
-        parameters: Logged as parameters of a new run.
-        run_id: A run to continue, from `state()`; if it is not there any more, it is as if it were not given.
-        training: What tells the training from all others. The run has it as a tag, so that it is found and no second
-            one begun, also where the answer to the first attempt was lost.
+        location: A folder (with an SQLite store and artifacts in it), an address such as `10.0.0.1:5000`, or a URL.
+        experiment: The name of the experiment; it is created if it does not exist.
+        parameters: Parameters of a new run.
+        run_id: A run to resume, from `state()`; ignored if it no longer exists.
+        training: Unique id of the training. The run has it as a tag, so that it is found and no second one is begun,
+            even if the answer to the first attempt was lost.
         run: `run_name`, `tags`, `description`, and `start_time` in milliseconds since 1970.
 
     Raises:
-        Unreachable: The store does not answer, here and in all methods.
-        ValueError: The folder has a name that cannot stand in the address of a store.
+        Unreachable: The store does not answer; raised by all methods too.
+        ValueError: The folder's name cannot be part of the address of a store.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MlflowTracker:
                 self._run_id = self._new_run(experiment, artifacts, run)
                 self._log_parameters(parameters)
         if is_address(location):
-            self._passes += _PASSES_LATER  # it did take us once
+            self._passes += _PASSES_LATER  # it accepted us once
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.log_batch([Logged(values, step, int(time.time() * 1000))])
@@ -99,8 +99,8 @@ class MlflowTracker:
     def log_batch(self, batch: Sequence[Logged]) -> None:
         """Send values of several steps, all with the same resumption.
 
-        What was sent before with the same time is not doubled by MLflow. What a training logs again after it was
-        continued is not sent again; where it went back on purpose, only if it is the same.
+        MLflow does not duplicate values that were sent before with the same time. Values that a resumed training logs
+        again are not sent again; if the user chose an earlier checkpoint, only equal values are left out.
         """
         from mlflow.entities import Metric
 
@@ -138,10 +138,10 @@ class MlflowTracker:
             self._delete_others(self._client.get_run(self._run_id).info.experiment_id)
 
     def _check_artifacts(self) -> None:
-        """Find out that artifacts are kept in the folder of the store, where it is one and keeps them on this disk.
+        """Check that the artifacts of a store in a local folder lie in that folder.
 
         Raises:
-            ValueError: They lie elsewhere.
+            ValueError: They lie elsewhere on this disk.
         """
         if self._folder is None:
             return
@@ -164,7 +164,7 @@ class MlflowTracker:
         return True
 
     def _new_run(self, experiment: str, artifacts: str | None, run: Mapping[str, Any]) -> str:
-        """The run of this training: the one that was begun before, or a new one."""
+        """Return the run of this training: one that was begun before, or a new one."""
         number = self._experiment(experiment, artifacts)
         found = self._runs(number)
         if found:
@@ -187,13 +187,13 @@ class MlflowTracker:
             try:
                 return str(self._client.create_experiment(name, artifacts))
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # an answer was lost, or somebody else was quicker
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # an answer was lost, or another process was faster
                     raise
             found = self._client.get_experiment_by_name(name)
         return str(found.experiment_id)
 
     def _runs(self, experiment: str) -> list[str]:
-        """All runs of this training. There is one, but where a server did what it was asked and its answer was lost."""
+        """Find all runs of this training: several only if a server created one and its answer was lost."""
         if self._training is None:
             return []
         wanted = f"tags.`{_TRAINING}` = '{self._training}'"
@@ -205,13 +205,13 @@ class MlflowTracker:
                 self._client.delete_run(run_id)
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Log those that the run does not have."""
+        """Log the parameters that the run does not have yet."""
         from mlflow.exceptions import MlflowException
 
         named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
         try:
             self._client.log_batch(self._run_id, params=self._lacking(named))
-        except MlflowException:  # an attempt that was given up before may have come between: then they are there now
+        except MlflowException:  # an attempt that timed out may have logged them in the meantime
             self._client.log_batch(self._run_id, params=self._lacking(named))
 
     def _lacking(self, parameters: Mapping[str, str]) -> list[Param]:
@@ -221,7 +221,7 @@ class MlflowTracker:
         return [Param(name, value) for name, value in parameters.items() if name not in there]
 
     def _sent_before(self, resumption: Resumption) -> Counter[_Point]:
-        """What the run has that the training logs again, and how often; what was logged again since is taken off."""
+        """Count the points in the run that the training logs again, less those that it has logged again already."""
         if resumption not in self._repeatable:
             names = self._client.get_run(self._run_id).data.metrics
             points = (point for name in names for point in self._client.get_metric_history(self._run_id, name))
@@ -232,7 +232,7 @@ class MlflowTracker:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Tell a store that does not answer now from one that refuses."""
+        """Raise `Unreachable` if a store does not answer now; let its refusals pass."""
         from mlflow.exceptions import MlflowException
         from requests import ConnectionError as NoConnection
         from requests import HTTPError, Timeout
@@ -244,7 +244,7 @@ class MlflowTracker:
             if error.error_code in self._passes:
                 raise Unreachable(str(error)) from error
             raise
-        except HTTPError as error:  # of artifacts
+        except HTTPError as error:  # raised for artifacts
             if error.response is not None and error.response.status_code in _PASSING:
                 raise Unreachable(str(error)) from error
             raise
@@ -258,10 +258,10 @@ def _point(metric: Metric, resumption: Resumption | None) -> _Point:
 
 
 def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
-    """The tracker of an outbox: it continues `run`, or the run that this training has, or begins one.
+    """Create the tracker of an outbox: it resumes `run`, or the existing run of this training, or begins one.
 
     Raises:
-        ValueError: The run, its arguments or the name of the training are none that a training writes down.
+        ValueError: No training writes such a run, arguments or training id.
     """
     unknown = sorted(set(arguments) - set(RUN_ARGUMENTS))
     if unknown or not isinstance(run, str | None) or _RUN.fullmatch(recipient.training) is None:
@@ -274,11 +274,11 @@ def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) ->
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow allows, different for different names.
+    """Encode a name as one that MLflow allows, different for different names.
 
-    Other characters, and slashes and dots that would make it an unusual path, become their code in percent notation
-    with ':' for '%': `recall@10` is `recall:4010`. `original_name` takes it back. Only a name that gets too long is cut
-    for good, and then ends in a hash.
+    Other characters, and slashes and dots that would make it an unusual path, are percent-encoded with ':' for '%':
+    `recall@10` is `recall:4010`. `original_name` decodes it. Only a name that gets too long is cut irreversibly, and
+    then ends in a hash.
     """
     coded = _FORBIDDEN.sub(lambda match: _code(match[0]), name)
     if coded.startswith((".", "/")) or posixpath.normpath(coded) != coded:
@@ -290,19 +290,19 @@ def metric_name(name: str) -> str:
 
 
 def original_name(name: str) -> str:
-    """What `metric_name` made this name of; one that was too long, and was cut, as it is."""
+    """Decode a name from `metric_name`; one that was cut is returned as it is."""
     if name == ":" or "::" in name:
         return "" if name == ":" else name
     return unquote(name.replace(":", "%"), errors="surrogatepass")
 
 
 def load() -> None:
-    """Import MLflow: done on a thread, it could be half done when the main one forks processes that load data."""
+    """Import MLflow, not on a thread: the main thread could fork data loading workers in the middle of the import."""
     import_module("mlflow")
 
 
 def is_address(location: str) -> bool:
-    """Whether a location is an IP address, a host with a port, or a link, and not a folder."""
+    """Return whether a location is an IP address, a host with a port, or a URL, and not a folder."""
     return "://" in location or _ADDRESS.fullmatch(location) is not None
 
 
@@ -311,7 +311,7 @@ def _code(character: str) -> str:
 
 
 def _store(location: str) -> tuple[str, str | None]:
-    """The address of a store, and of the folder for its artifacts where that is ours to say."""
+    """Return the address of a store, and of its artifact folder, None if the server chooses that."""
     if is_address(location):
         return (location if "://" in location else f"http://{location}"), None
     folder = Path(location).resolve()
@@ -330,10 +330,10 @@ def sqlite_address(file: Path) -> str:
 
 
 def _look_for(uri: str) -> None:
-    """Ask a server for a sign of life. MLflow itself would go on asking for minutes before it gives up.
+    """Check that a server is alive. MLflow itself would retry for minutes before it gives up.
 
     Raises:
-        Unreachable: There is none, or it answers that it cannot work.
+        Unreachable: It does not answer, or answers with a server error.
     """
     if not uri.startswith(("http://", "https://")):
         return
@@ -342,7 +342,7 @@ def _look_for(uri: str) -> None:
     try:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_PATIENCE, allow_redirects=False)
     except requests.exceptions.SSLError:
-        return  # somebody is there; MLflow knows which certificates are good
+        return  # a server answers; MLflow knows which certificates to trust
     except requests.ConnectionError as error:
         raise Unreachable(f"no connection to {masked(uri)}") from error
     except requests.Timeout as error:
@@ -355,7 +355,7 @@ def _look_for(uri: str) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """MLflow tells nobody that it makes a database, or where a run can be looked at."""
+    """Silence the messages of MLflow about creating a database and the URLs of runs."""
     logger = logging.getLogger("mlflow")
     level, former = logger.level, os.environ.get(_QUIET)
     logger.setLevel(logging.WARNING)

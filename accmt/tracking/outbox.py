@@ -1,7 +1,7 @@
-"""The outbox of a run: what waits for a tracker, in files below a `model_path`, so that nothing ends it but sending it.
+"""The outbox of a run: entries that wait for a tracker, in files below a `model_path`, kept until they are sent.
 
-What is logged is added to the newest file; what was sent is marked, and a file in which nothing waits any more is
-deleted. Only the main process of a training has one, under the lock of its folder.
+Logged entries are appended to the newest file; sent ones are marked, and a file in which nothing waits is deleted. Only
+the main process of a training has an outbox, under the lock of its folder.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Place = tuple[Segment, int]
 
 
 class Outbox:
-    """What waits for a tracker. It knows nothing of threads: whoever uses it from several has a lock.
+    """Entries that wait for a tracker. Not thread-safe: callers with several threads need a lock.
 
-    In a training that was continued, what was logged after the checkpoint waits no more, as it is logged again. That
-    is so from the first entry that is added; until then the files stay as they are.
+    In a resumed training, entries that were logged after the checkpoint no longer wait, as they are logged again. This
+    applies from the first entry that is added; until then the files stay as they are.
 
     Args:
         model_path: The folder of the training.
-        recipient: Whom it is for. What there is for the same run already comes first.
-        resumption: Where the training is continued now; None if it is not.
+        recipient: Recipient of the entries. Entries that already wait for the same run come first.
+        resumption: Where the training resumes now; None if it does not.
 
     Attributes:
         recipient, resumption: As given.
-        run: What the tracker needs to continue the run; None if it has not begun.
+        run: What the tracker needs to resume the run; None if it has not begun.
         ended: Whether the end of the run was logged.
-        unreadable: How many damaged lines were met.
-        problems: What could not be used of what was there, one line each.
+        unreadable: Number of damaged lines found.
+        problems: Why existing files could not be used, one line each.
     """
 
     def __init__(self, model_path: Path, recipient: Recipient, resumption: Resumption | None = None) -> None:
@@ -62,17 +62,17 @@ class Outbox:
 
     @property
     def is_taken_up(self) -> bool:
-        """Whether there was nothing before, or something was added since."""
+        """True if there were no files before, or an entry was added since."""
         return not self._segments or self._continues_last
 
     @property
     def modified(self) -> int | None:
-        """When something was written to it before it was opened, in milliseconds since 1970; None if it is new."""
+        """Time of the last write before it was opened, in milliseconds since 1970; None if it is new."""
         return max((segment.modified for segment in self._segments), default=None)
 
     @property
     def unread(self) -> int:
-        """How many bytes were not read yet, marks included."""
+        """Number of unread bytes, marks included."""
         rest = self._segments[self._reading + 1 :]
         here = self._segments[self._reading].end - self._position if self._reading < len(self._segments) else 0
         return here + sum(segment.end - segment.start for segment in rest)
@@ -81,7 +81,7 @@ class Outbox:
         """Add an entry at the end.
 
         Raises:
-            OSError: It could not be written; nothing has changed.
+            OSError: It could not be written; nothing was changed.
         """
         line = to_line(entry)
         last = self._segments[-1] if self._continues_last else None
@@ -92,7 +92,7 @@ class Outbox:
         return last, place
 
     def read(self) -> list[tuple[Entry, Place]]:
-        """The next entries that wait, some of them; none if all were read. Damaged lines are counted."""
+        """Read some of the next waiting entries; none if all were read. Damaged lines are counted."""
         while self._reading < len(self._segments):
             segment, index = self._segments[self._reading], self._reading
             found, self._position = segment.read(self._position)
@@ -109,10 +109,10 @@ class Outbox:
         return []
 
     def settle(self, place: Place) -> None:
-        """Everything up to this place, which was read, was sent or given up.
+        """Mark everything up to a place, all of which was read, as sent or given up.
 
         Raises:
-            OSError: That could not be written down: some of it may be sent again by a later process.
+            OSError: The mark could not be written; a later process may send some entries again.
         """
         segment, position = place
         while self._segments and self._segments[0] is not segment:
@@ -121,14 +121,14 @@ class Outbox:
         segment.mark(position)
 
     def begun(self, run: Any) -> None:
-        """Keep what is needed to continue the run."""
+        """Store what is needed to resume the run."""
         self.run = run
         if self._segments:
             with suppress(OSError):
                 self._segments[-1].begun(run)
 
     def left(self) -> Count:
-        """How much waits."""
+        """Count the waiting entries."""
         count = Count()
         for index, segment in enumerate(self._segments):
             position = segment.sent
@@ -140,7 +140,7 @@ class Outbox:
         return count
 
     def reopen(self) -> None:
-        """Find what is on the disk for this run."""
+        """Open the files on the disk for this run."""
         for segment in _segments(self._folder, self.problems, self._stem):
             if segment.header.recipient.identity != self.recipient.identity:
                 segment.close()
@@ -154,7 +154,7 @@ class Outbox:
         self._position = self._segments[0].sent if self._segments else 0
 
     def release(self) -> None:
-        """Let others use the files. Until `reopen`, or something is added, there is nothing to read."""
+        """Close the files, so that others may use them. Until `reopen` or `add` there is nothing to read."""
         for segment in self._segments:
             with suppress(OSError):
                 segment.flush()
@@ -192,7 +192,7 @@ class Outbox:
         return segment
 
     def _is_void(self, entry: Entry, index: int) -> bool:
-        """Whether an entry of this file is logged again by the training that was continued since."""
+        """Return whether an entry of this file is logged again by a training that was resumed since."""
         own = self._segments[index].header.resumption
         later = {segment.header.resumption for segment in self._segments[index + 1 :]} - {own, None}
         if isinstance(entry, Logged):
@@ -201,7 +201,7 @@ class Outbox:
 
 
 def outboxes_in(model_path: Path) -> tuple[list[Outbox], list[str]]:
-    """The outboxes that lie in a folder, open, and what cannot be used of them, one line each."""
+    """Open the outboxes in a folder; list why files could not be used, one line each."""
     headers: dict[tuple[str, str, str], list[Header]] = {}
     problems: list[str] = []
     for segment in _segments(model_path / FOLDER, problems):
@@ -211,7 +211,7 @@ def outboxes_in(model_path: Path) -> tuple[list[Outbox], list[str]]:
 
 
 def waiting_in(model_path: Path) -> tuple[dict[tuple[str, str, str], Count], list[str]]:
-    """What waits in a folder, by recipient, and what cannot be used, one line each."""
+    """Count the waiting entries in a folder, by recipient; list why files could not be used."""
     outboxes, problems = outboxes_in(model_path)
     waiting = {outbox.recipient.identity: outbox.left() for outbox in outboxes}
     for outbox in outboxes:
@@ -220,7 +220,7 @@ def waiting_in(model_path: Path) -> tuple[dict[tuple[str, str, str], Count], lis
 
 
 def _segments(folder: Path, problems: list[str], stem: str | None = None) -> Iterator[Segment]:
-    """Open the files of a folder, one after the other; those that cannot be used are added to the problems."""
+    """Open the files of a folder one by one; add those that cannot be used to the problems."""
     if folder.is_symlink():
         problems.append(f"{folder} is a link, and must be a folder: nothing behind it is read or written")
         return
@@ -233,7 +233,7 @@ def _segments(folder: Path, problems: list[str], stem: str | None = None) -> Ite
 
 
 def _files(folder: Path, stem: str | None = None) -> Iterator[Path]:
-    """The files of outboxes in a folder, in the order in which they were begun."""
+    """Yield the files of outboxes in a folder, in order of creation."""
     found: list[Path] = []
     with suppress(OSError):
         found = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
@@ -248,5 +248,5 @@ def _number(path: Path) -> int:
 
 
 def _plain(name: str) -> str:
-    """A part of a file name, whatever the name is."""
+    """Encode any name as a part of a file name."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "_") else f"%{ord(c):X}" for c in name)[:60]

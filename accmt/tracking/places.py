@@ -1,4 +1,4 @@
-"""Files and folders that trackers write to, so that none of them is where a training keeps something of its own."""
+"""Files and folders that trackers write to, so that none of them collides with files of the training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from accmt.tracking.mlflow import STORE, is_address
 def places_of(
     trackers: Mapping[str, Mapping[str, Any]], location: str, folder: str, track_name: str
 ) -> tuple[Path, ...]:
-    """What the trackers of a training write to.
+    """List the files and folders that the trackers of a training write to.
 
     Args:
         trackers: Tracker -> the arguments of its run.
         location: `logging_dir`.
-        folder: The folder of those that cannot use an address.
+        folder: The folder of trackers that cannot use an address.
         track_name: The name of the experiment.
     """
     places: list[Path] = []
@@ -36,7 +36,7 @@ def places_of(
 
 
 def names_in(folder: Path, places: Iterable[Path]) -> frozenset[str]:
-    """The names that these places have in a folder, for those that lie in it."""
+    """Return the first path component below a folder of each place inside it."""
     above = os.path.realpath(folder)
     inside = (Path(os.path.realpath(place)) for place in places)
     return frozenset(

@@ -1,13 +1,13 @@
-"""A file of an outbox: whom it is for, what was logged, and how far that was sent; a line of JSON each.
+"""A file of an outbox: its recipient, the logged entries, and how far they were sent; a line of JSON each.
 
     {"outbox": 1, "tracker": "mlflow", "training": "0123abcd", "location": ..., "run": ..., "resumption": ...}
     {"time": 1764000000000, "step": 12, "values": {"train_loss": 0.5}}
     {"time": 1764000000900, "file": "/home/me/notes.txt"}
-    {"sent": 187}                                             everything before this byte
-    {"run": "4567cdef"}                                       begun later than the file
+    {"sent": 187}                                             everything before this byte was sent
+    {"run": "4567cdef"}                                       the run began after the file
     {"time": 1764000001800, "status": "FINISHED"}
 
-Lines are only added, each by one write, so that a process may be killed at any moment.
+Lines are only appended, each by one write, so that a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _NO_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Damaged(ValueError):
-    """A file does not begin as one of an outbox; the message names it and says why."""
+    """A file does not begin as one of an outbox; the message names it and the reason."""
 
 
 class Unbegun(Exception):
-    """A process was killed when it was about to begin the file: there is nothing in it."""
+    """The file has no complete line, as a process was killed while it created the file."""
 
 
 class InUse(Exception):
@@ -52,15 +52,15 @@ class InUse(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """Whom an outbox is for: all that is needed to begin the run later.
+    """Recipient of an outbox: everything needed to begin the run later.
 
     Attributes:
-        tracker: Its name.
-        training: Tells the training from all others.
-        location: A folder, absolute, or an address; on the disk without its user and password.
-        experiment: The name under which the training is found.
-        parameters: With dotted names, as JSON.
-        arguments: Those of the run, as JSON; None if they cannot be written down.
+        tracker: The name of the tracker.
+        training: Unique id of the training.
+        location: An absolute folder, or an address; on the disk without user and password.
+        experiment: The name of the experiment.
+        parameters: Parameters of the run with dotted names, as JSON.
+        arguments: Arguments of the run, as JSON; None if they cannot be serialized.
         began: When the training began, in milliseconds since 1970.
     """
 
@@ -74,7 +74,7 @@ class Recipient:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What is the same in all files for the same run."""
+        """Key that is equal in all files of the same run."""
         return self.tracker, self.training, masked(self.location)
 
 
@@ -83,9 +83,9 @@ class Header:
     """The first line of a file.
 
     Attributes:
-        recipient: Whom it is for.
-        resumption: The last one before what is in the file; None if the training was not continued.
-        run: What the tracker needs to continue the run; None if it was not begun.
+        recipient: The recipient of the entries.
+        resumption: The last one before the entries in the file; None if the training was not resumed.
+        run: What the tracker needs to resume the run; None if it was not begun.
         ended: Whether the end of the run is in an earlier file.
     """
 
@@ -101,9 +101,10 @@ class Header:
 
     @classmethod
     def from_line(cls, line: bytes) -> Header:
-        """
+        """Parse a header.
+
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: It is no such line.
+            ValueError, KeyError, TypeError, AttributeError: The line is malformed.
         """
         data = json.loads(line)
         if data.pop("outbox", None) != SCHEMA:
@@ -117,16 +118,16 @@ class Header:
 
 
 class Segment:
-    """A file of an outbox that is open, and that no other process may use.
+    """Open file of an outbox, locked against other processes.
 
     Attributes:
         header: Its first line.
-        run: The last that is known of the run.
+        run: The latest state of the run.
         ended: Whether the end of the run is in this file or an earlier one.
-        start: Where what was logged begins, in bytes.
-        sent: Everything before this is sent.
-        end: Behind the last complete line.
-        modified: When it was written to before it was opened, in milliseconds since 1970.
+        start: Byte offset of the first entry.
+        sent: Byte offset before which everything was sent.
+        end: Byte offset after the last complete line.
+        modified: Time of the last write before it was opened, in milliseconds since 1970.
     """
 
     def __init__(self, path: Path, file: int, header: Header, start: int) -> None:
@@ -139,11 +140,11 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Segment:
-        """Begin a file; only its owner may read it.
+        """Create a file; only its owner may read it.
 
         Raises:
-            FileExistsError: There is one.
-            OSError: It could not be written; it is not there.
+            FileExistsError: The file exists.
+            OSError: It could not be written; it was removed.
         """
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         _lock(file)
@@ -157,13 +158,13 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """Open a file that is there, and cut off a last line that is not complete.
+        """Open an existing file, and truncate an incomplete last line.
 
         Raises:
             Unbegun: Not even its first line is complete; it is deleted.
-            Damaged: It is no file of an outbox.
-            InUse: Another process has it.
-            OSError: It cannot be opened, or is not a file of this folder alone.
+            Damaged: It is not a file of an outbox.
+            InUse: Another process uses it.
+            OSError: It cannot be opened, or is a link or has hard links.
         """
         file = open_regular(path, os.O_RDWR | os.O_APPEND)
         try:
@@ -187,10 +188,10 @@ class Segment:
         return segment
 
     def add(self, line: bytes) -> int:
-        """Add a line, and give the place behind it.
+        """Append a line, and return the offset after it.
 
         Raises:
-            OSError: It could not be written; the file is as before.
+            OSError: It could not be written; the file is unchanged.
         """
         try:
             written = os.write(self._file, line)
@@ -203,9 +204,9 @@ class Segment:
         return self.end
 
     def read(self, position: int) -> tuple[list[tuple[Entry | None, int]], int]:
-        """The next entries from a place on, each with the place behind it, and where to go on.
+        """Read the next entries from an offset on, each with the offset after it, and the offset to continue at.
 
-        A damaged line is None.
+        A damaged line is returned as None.
         """
         entries: list[tuple[Entry | None, int]] = []
         place = position
@@ -224,40 +225,40 @@ class Segment:
         return entries, place
 
     def mark(self, position: int) -> None:
-        """Write down that everything before a place was sent.
+        """Record that everything before an offset was sent.
 
         Raises:
-            OSError: That could not be written.
+            OSError: The record could not be written.
         """
         self.sent = position
         self.add(json.dumps({"sent": position}).encode() + b"\n")
 
     def begun(self, run: Any) -> None:
-        """Write down what is needed to continue the run.
+        """Record what is needed to resume the run.
 
         Raises:
-            OSError: That could not be written.
+            OSError: The record could not be written.
         """
         self.run = run
         self.add(json.dumps({"run": run}).encode() + b"\n")
 
     def flush(self) -> None:
-        """Put it on the disk, against a power cut."""
+        """Flush to the disk, to survive a power cut."""
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Let others use the file. Closing it again does nothing."""
+        """Close the file, so that others may use it. Closing it again does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def remove(self) -> None:
-        """Delete the file, and close it."""
+        """Delete and close the file."""
         self.path.unlink(missing_ok=True)
         self.close()
 
     def _look_through(self, lines: Iterator[tuple[bytes, int]]) -> None:
-        """Find out how far it was sent, what is known of the run, and where it ends."""
+        """Scan for how far it was sent, the state of the run, and its end."""
         for line, end in lines:
             self.end = end
             if line.startswith(b'{"time"') and b'"status"' not in line:
@@ -271,11 +272,11 @@ class Segment:
                 elif "status" in data:
                     self.ended = True
             except _NO_LINE:
-                continue  # it is counted when it is its turn
+                continue  # `read` counts it as damaged
 
 
 def _lines(file: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """The complete lines from a place on, each with the place behind it."""
+    """Yield the complete lines from an offset on, each with the offset after it."""
     rest = b""
     while position < end:
         chunk = os.pread(file, min(_CHUNK, end - position), position)
@@ -292,7 +293,7 @@ def _lines(file: int, position: int, end: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _lock(file: int) -> bool:
-    """Lock a file for this process; False if another has it. Where files cannot be locked nobody has them."""
+    """Lock a file for this process; False if another process has. Without support for locks, always True."""
     import fcntl
 
     try:

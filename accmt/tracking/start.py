@@ -26,7 +26,7 @@ from accmt.tracking.trust import names_of, problem_of_artifact
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """What a checkpoint knows of a tracker: see `BackgroundTracker.state`."""
+    """State of a tracker in a checkpoint, see `BackgroundTracker.state`."""
 
     training: str
     until: int
@@ -36,16 +36,16 @@ class Former:
 def start_trackers(
     trackers: Mapping[str, Mapping[str, Any]], beginning: Beginning, model_path: Path, warn: Callable[[str], None]
 ) -> Tracker:
-    """Begin a run in every tracker, or continue the former one, also with what still waits for it.
+    """Begin a run in every tracker, or resume the former one, including entries that still wait for it.
 
     Args:
         trackers: Tracker -> the arguments of its run.
-        beginning: What they are told.
+        beginning: The facts for the trackers.
         model_path: The folder of the training, for their outboxes.
-        warn: Takes a warning.
+        warn: Receives a warning.
 
     Raises:
-        ConfigError: A tracker refuses a new training. One that is continued goes on without that tracker.
+        ConfigError: A tracker rejects a new training. A resumed training continues without that tracker.
     """
     started: list[BackgroundTracker] = []
     command = f"accmt sync {shlex.quote(str(shortened(model_path)))}"
@@ -69,7 +69,7 @@ def start_trackers(
             if beginning.step is None:
                 for other in started:
                     other.close("FAILED")
-                hides = masked(outbox.recipient.location) != outbox.recipient.location  # the error may tell it
+                hides = masked(outbox.recipient.location) != outbox.recipient.location  # the error may reveal it
                 raise ConfigError([Problem("log_with", problem)], "fit(...)") from (None if hides else error)
             warn(f"{problem}; the training goes on without it")
         started.append(tracker)
@@ -77,7 +77,7 @@ def start_trackers(
 
 
 def _outbox(name: str, arguments: Mapping[str, Any], beginning: Beginning, model_path: Path) -> Outbox:
-    """The outbox of a new training, or of the one that is continued."""
+    """Open the outbox of a new or resumed training."""
     now = int(time.time() * 1000)
     known = beginning.former.get(name)
     former = Former(uuid.uuid4().hex, now, None) if known is None else Former(**known)
@@ -104,7 +104,7 @@ def _location(name: str, beginning: Beginning) -> str:
 
 
 def _written(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The arguments of a run as JSON, None if that cannot be."""
+    """Convert the arguments of a run to JSON; None if they cannot be serialized."""
     try:
         written: dict[str, Any] = json.loads(json.dumps(arguments, default=str if name == MLFLOW else None))
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""Sending what waits in the outboxes of a training that is over; the lock of its folder must be held.
+"""Sending of the outboxes of a training that is over; the lock of its folder must be held.
 
-It imports no torch, unless something waits for another tracker than MLflow.
+Does not import torch, unless entries wait for another tracker than MLflow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from accmt.tracking.trust import ENVIRONMENT, Allowed, destination_of, names_of,
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of an outbox: whose it was, and where its tracker is, as it may be shown."""
+    """Outcome of an outbox, with its tracker and the place of that, without password."""
 
     tracker: str
     place: str
@@ -33,17 +33,17 @@ class Sent:
 
 
 def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = None) -> Iterator[Sent | str]:
-    """Send what waits for each tracker, one after the other.
+    """Send the entries that wait for each tracker, one tracker after the other.
 
-    A run whose end was never logged is the run of a training that was killed, and is ended as such.
+    A run whose end was never logged belongs to a killed training, and is ended with that status.
 
     Args:
         model_path: The folder of the training.
-        seconds: For all of them together. What was not sent by then waits on.
-        allowed: Where to send, and which artifacts, besides those in the folder.
+        seconds: Time limit for all of them together. Unsent entries keep waiting.
+        allowed: Destinations, and artifacts outside the folder, that may be used.
 
     Yields:
-        What became of each outbox, and, in words, what is wrong with a file that is none, or why one is not sent.
+        The outcome of each outbox; or, as text, the problem of a damaged file, or why an outbox is not sent.
     """
     allowed = allowed or Allowed()
     deadline = time.monotonic() + seconds
@@ -62,7 +62,7 @@ def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = Non
 
 
 def _not_named(outbox: Outbox) -> str:
-    """Leave an outbox, and say how its destination is named."""
+    """Release an outbox, and explain how to name its destination."""
     recipient, left = outbox.recipient, outbox.left()
     outbox.release()
     options = " ".join(f"--to {shlex.quote(name)}" for name in names_of(recipient.tracker, recipient.location))
@@ -107,4 +107,4 @@ def _make(outbox: Outbox) -> Tracker:
 
 
 def _say_nothing(warning: str) -> None:
-    """The outcome says it all."""
+    """Ignore a warning, as the outcome contains it."""

@@ -1,4 +1,4 @@
-"""Trackers: where the values of a training are sent to be looked at."""
+"""Trackers: tools that display the values of a training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Unreachable(Exception):
 
 
 class NoArtifacts(Exception):
-    """A tracker has no place for files."""
+    """A tracker cannot store files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """A checkpoint from which a training was continued: what was logged after it is logged again.
+    """Resumption of a training from a checkpoint: values logged after the checkpoint are logged again.
 
     Attributes:
-        step: Its step.
-        since: The time of what was logged last before it, in milliseconds since 1970.
-        at: When the training was continued, in the same unit.
-        goes_back: Whether the user chose the checkpoint, so that the values that follow may be others on purpose.
+        step: The step of the checkpoint.
+        since: The time of the last entry before the checkpoint, in milliseconds since 1970.
+        at: When the training was resumed, in the same unit.
+        goes_back: Whether the user chose the checkpoint, so that later values may differ on purpose.
     """
 
     step: int
@@ -37,11 +37,11 @@ class Resumption:
     goes_back: bool = False
 
     def voids(self, step: int, time: int) -> bool:
-        """Whether what was logged as of this step and at this time is logged again, and need not be sent any more."""
+        """Return whether an entry of this step and time is logged again, and so need not be sent."""
         return step > self.step and time > self.since
 
     def may_repeat(self, step: int, time: int) -> bool:
-        """Whether what is logged now may be this, which was sent before."""
+        """Return whether an entry logged now may repeat one of this step and time that was sent before."""
         return time <= self.at and (step > self.step or time > self.since)
 
 
@@ -53,7 +53,7 @@ class Logged:
         values: Name -> value.
         step: The step.
         time: When they were logged, in milliseconds since 1970.
-        resumption: The last one before them; None in a training that was not continued.
+        resumption: The last one before them; None in a training that was not resumed.
     """
 
     values: Mapping[str, float]
@@ -64,13 +64,13 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What trackers are told at the start of a training.
+    """Facts for the trackers at the start of a training.
 
     Attributes:
         location: A folder or an address.
-        experiment: The name under which the training is found.
-        parameters: Hyperparameters and what else describes the training; may be nested.
-        former: Tracker -> its `state()` when the checkpoint was made that is continued from.
+        experiment: The name of the experiment.
+        parameters: Hyperparameters and other facts of the training; may be nested.
+        former: Tracker -> its `state()` in the checkpoint from which the training resumes.
         step: The step of that checkpoint, None for a new training.
         goes_back: Whether the user chose that checkpoint by its number.
         folder: The folder of trackers that need one where `location` is an address.
@@ -86,10 +86,10 @@ class Beginning:
 
 
 class Tracker(Protocol):
-    """What the loop and modules ask of a tracker."""
+    """Interface of a tracker for the loop and modules."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send values, as of an optimizer step."""
+        """Send values of an optimizer step."""
         ...
 
     def log_artifact(self, path: Path) -> None:
@@ -101,25 +101,25 @@ class Tracker(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs to continue the same run, as JSON."""
+        """Return what a resumed training needs to resume the same run, as JSON."""
         ...
 
     def close(self, status: Status, time: int | None = None) -> None:
-        """End the run, as of a time in milliseconds since 1970; None is now."""
+        """End the run, at a time in milliseconds since 1970; None is now."""
         ...
 
 
 @runtime_checkable
 class BatchTracker(Tracker, Protocol):
-    """A tracker that takes the values of several steps in one call."""
+    """Tracker that accepts the values of several steps in one call."""
 
     def log_batch(self, batch: Sequence[Logged]) -> None:
-        """Send values of several steps, all logged after the same resumption or before any."""
+        """Send values of several steps, all after the same resumption or all before the first one."""
         ...
 
 
 class NoTracker:
-    """Takes everything and keeps nothing: no tracker was asked for, or this is not the main process."""
+    """No-op tracker, if none was requested or this is not the main process."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Do nothing."""
@@ -138,7 +138,7 @@ class NoTracker:
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Find out whether the state of trackers is one that `Tracker.state` gave.
+    """Check that a state of trackers is one that `Tracker.state` returned.
 
     Raises:
         ValueError: It is not.
@@ -152,7 +152,7 @@ def check_state(state: Mapping[str, Any]) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values with dotted names: `{"optimizer": {"lr": 0.1}}` is `{"optimizer.lr": 0.1}`."""
+    """Flatten nested values to dotted names: `{"optimizer": {"lr": 0.1}}` is `{"optimizer.lr": 0.1}`."""
     pairs: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -161,7 +161,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The same, of values that every tracker takes: what is no number becomes a text, an address without a password."""
+    """Flatten like `flat`, to values that every tracker accepts: numbers and text, addresses without passwords."""
     return {
         name: value if isinstance(value, bool | int | float) else masked(value) for name, value in flat(values).items()
     }

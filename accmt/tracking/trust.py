@@ -1,6 +1,6 @@
-"""What may be sent of an outbox that somebody else may have written, and where to.
+"""Checks of what may be sent, and where to, from an outbox that somebody else may have written.
 
-A destination is used when whoever calls names it, and an artifact is sent when it lies in the folder of the training.
+A destination is used only if the caller names it, and an artifact is sent if it lies in the folder of the training.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BY_PLACE_ALONE = (mlflow.NAME, "tensorboard")
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What whoever calls allows.
+    """Destinations and artifacts that the caller allows.
 
     Attributes:
-        destinations: Addresses, folders, and names of trackers that find their server by themselves.
+        destinations: Addresses, folders, and names of trackers that find their own server.
         artifacts: Files, and folders from which files may be sent, besides the folder of the training.
     """
 
@@ -35,12 +35,12 @@ class Allowed:
 
 
 def names_of(tracker: str, location: str) -> tuple[str, ...]:
-    """What has to be named so that an outbox is sent: where it goes to."""
+    """Return the names that allow the sending of an outbox to its destination."""
     return (masked(location),) if tracker in _BY_PLACE_ALONE else (tracker, masked(location))
 
 
 def destination_of(recipient: Recipient, allowed: Allowed) -> str | None:
-    """Where to send, with the password of whoever named it; None if that was not named, nor by the environment."""
+    """Return the allowed destination, with any password given; None if neither caller nor environment names it."""
     named = list(allowed.destinations)
     if recipient.tracker == mlflow.NAME and ENVIRONMENT in os.environ:
         named.append(os.environ[ENVIRONMENT])
@@ -51,7 +51,7 @@ def destination_of(recipient: Recipient, allowed: Allowed) -> str | None:
 
 
 def problem_of_artifact(model_path: Path, allowed: tuple[Path, ...], file: File) -> str | None:
-    """Why an artifact is not sent, None if it may be."""
+    """Describe why an artifact may not be sent; None if it may."""
     problem = problem_of_content(model_path, file.path)
     for allowed_path in allowed:
         absolute = Path(os.path.abspath(allowed_path.expanduser()))
@@ -62,7 +62,7 @@ def problem_of_artifact(model_path: Path, allowed: tuple[Path, ...], file: File)
 
 
 def _same(location: str) -> str:
-    """A text that two ways to write a location have in common."""
+    """Normalize a location, so that different spellings of it are equal."""
     if location.startswith(_FILES):
         file = Path(unquote(urlsplit(location).path if location.startswith("file") else location[len("sqlite:///") :]))
         return os.path.realpath(file.parent if file.name == mlflow.STORE else file)
