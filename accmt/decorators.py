@@ -108,7 +108,7 @@ def _decorated(name: str, here: Callable[[_Place], bool], function: Callable[P, 
         async def wait(*args: P.args, **kwargs: P.kwargs) -> Any:
             return await function(*args, **kwargs) if here(_place()) else None
 
-        return wait  # a coroutine function stays a coroutine function
+        return wait  # type: ignore[return-value]  # a coroutine function stays a coroutine function
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -85,7 +85,7 @@ def answering(
                     raise TypeError(f"{type(self).__name__} has no '{name}' any more: {names[name]}")
             function(self, *args, **kwargs)
 
-        return construct  # `self` is passed by position: it has no name here
+        return construct  # type: ignore[return-value]  # `self` is passed by position: it has no name here
 
     return decorate
 

@@ -5,7 +5,7 @@ a traceback of its own, whatever a rank's exit status. It also sends signals to 
 training reaches its checkpoint, and after 30 seconds kills ranks that are still writing one. So signals are caught
 here, sent to the ranks only and waited for, and this process exits with the status of the script.
 
-Run only by module name, with a strategy's name, its configuration and the command:
+Run only by module name, with a name for the configuration, the configuration and the command:
 `python -m accmt.launcher ddp '{...}' [-m] train.py ...`.
 """
 

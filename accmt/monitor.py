@@ -11,7 +11,7 @@ class Monitor:
 
     Args:
         learning_rate: The learning rate of the first parameter group (`learning_rate`).
-        epoch: The epoch, as a fraction (`epoch`).
+        epoch: The epoch, fractional between epoch ends (`epoch`).
         train_loss: The mean training loss of each logging interval.
         validation_loss: The validation loss of each dataset.
         additional_metrics: The metrics of each dataset.

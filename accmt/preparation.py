@@ -157,7 +157,7 @@ def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:
     if options.compile_kwargs is None:
         return model
     compiled: Any = torch.compile(model, **options.compile_kwargs)
-    return compiled  # a compiled module is a module
+    return compiled  # type: ignore[no-any-return]  # a compiled module is a module
 
 
 @contextmanager

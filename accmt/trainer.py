@@ -327,7 +327,7 @@ class Trainer:
         return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
 
     def _fit_together(self, make_plan: Callable[[], Plan]) -> Terminated | None:
-        """Train with all processes, and shut down however it ends. Return what SIGTERM asked for, if it did."""
+        """Train with all processes, and shut down however it ends. Return the error of a SIGTERM, if one came."""
         signals, failures = Signals(), Failures()
         try:
             with heard_by(self._warn):
