@@ -1,7 +1,7 @@
 """accmt: a trainer for PyTorch on Hugging Face Accelerate.
 
-When to save a model, when to checkpoint, when to evaluate and when to stop are declared in a small language and decided
-by one engine. The names below are loaded when they are used: importing accmt imports neither torch nor accelerate.
+A small language declares when to save a model, checkpoint, evaluate and stop; one engine decides. The names below are
+loaded on first use: importing accmt imports neither torch nor accelerate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A module of earlier versions: importing it says what to write now."""
+"""Module of an earlier version: importing it fails with a hint on what to write now."""
 
 from accmt.earlier import refuse
 

@@ -1,4 +1,4 @@
-"""The check of the constructor's arguments: every problem at once, before anything happens."""
+"""Validation of the constructor's arguments: reports every problem at once, before anything happens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class ArgumentCheck:
-    """Reads the arguments of a trainer by name and collects what is wrong with them."""
+    """Reads a trainer's arguments by name and collects what is wrong with them."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._given = arguments
@@ -47,11 +47,11 @@ class ArgumentCheck:
         self._rule_errors: list[RuleError] = []
 
     def options(self) -> Options:
-        """The options that the arguments stand for.
+        """Return the options that the arguments describe.
 
         Raises:
             ConfigError: With all problems.
-            RuleError: If the only problems are in texts of the rule language.
+            RuleError: If the only problems are in rule texts.
         """
         config = self._config()
         section, monitor = self._section(config), self._monitor()
@@ -134,13 +134,13 @@ class ArgumentCheck:
         return config
 
     def _wrong_in_file(self, problems: Iterable[Problem]) -> None:
-        """Problems of the configuration, with the name of its file if it is one."""
+        """Record problems of the configuration, with its file name if it came from a file."""
         given = self._given["hps_config"]
         place = f"{given}: " if isinstance(given, str | Path) else ""
         self._problems += [Problem(f"{place}{problem.path}".strip(": "), problem.text) for problem in problems]
 
     def _section(self, config: Config | None) -> RuleSection:
-        """The rules of the configuration."""
+        """Return the rules of the configuration."""
         try:
             return read_rules(config.rules) if config is not None else RuleSection()
         except ConfigError as error:
@@ -203,14 +203,14 @@ class ArgumentCheck:
         return RuleOptions(section.savings, every, tuple(filter(None, conditions)), log)
 
     def _log_cadence(self) -> CadenceRule | None:
-        """How often to log, where that is given as a text, and is no number of steps."""
+        """Return the logging cadence, if `log_every` is a text that is not a plain number of steps or epochs."""
         text = self._given["log_every"]
         parse = partial(CadenceRule.parse, logs=True)
         rule = self._parsed(parse, text, "log_every") if isinstance(text, str) else None
         return None if rule is None or _in_steps(rule) is not None else rule
 
     def _evaluate(self) -> CadenceRule | None:
-        """How often to evaluate, None where the arguments do not say."""
+        """Return the evaluation cadence, or None if the arguments do not give one."""
         steps, text = self._whole("evaluate_every_n_steps", none=True), self._given["evaluate_every"]
         if steps is not None and text is not None:
             self._wrong("evaluate_every", "is given beside evaluate_every_n_steps: give one of them")
@@ -241,7 +241,7 @@ class ArgumentCheck:
         if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
             self._wrong("clip_grad", must_be("a positive number, or None", clip))
         return StepOptions(
-            # A norm that is only looked at is clipped to nothing.
+            # An infinite limit computes the norm without clipping.
             clip_grad=math.inf if clip is None and monitor.grad_norm else clip,
             set_to_none=self._flag("set_to_none"),
             place_batches=self._flag("batch_device_placement"),
@@ -269,7 +269,7 @@ class ArgumentCheck:
         )
 
     def _kwargs(self, name: str, switch: str, is_on: bool) -> dict[str, Any] | None:
-        """The arguments of something that another argument switches on."""
+        """Return the keyword arguments of a feature that another argument switches on."""
         value = self._given[name]
         if value is not None and not isinstance(value, Mapping):
             self._wrong(name, must_be("a dictionary, or None", value))
@@ -299,7 +299,7 @@ class ArgumentCheck:
         )
 
     def _followed(self, config: Config | None) -> FollowedScore | None:
-        """The score that the scheduler follows. Whether the module brings one that follows none, `fit` finds out."""
+        """Return the score that the scheduler follows. `fit` checks a module's own scheduler."""
         text = self._given["scheduler_metric"]
         if text is not None:
             return self._parsed(FollowedScore.parse, text, "scheduler_metric")
@@ -359,7 +359,7 @@ class ArgumentCheck:
         return path
 
     def _resolved(self, name: str, given: str | Path, resolve: Callable[[Any], _T]) -> _T:
-        """What a path stands for that was given as an argument."""
+        """Resolve a path argument, and record a problem if that fails."""
         try:
             return resolve(given)
         except ValueError as error:
@@ -367,7 +367,7 @@ class ArgumentCheck:
             return resolve("/")
 
     def _training_metrics(self) -> dict[str, bool]:
-        """Training metric -> whether greater is better."""
+        """Return training metric -> whether greater is better."""
         given = self._given["training_metrics"]
         if not isinstance(given, Mapping | None):
             self._wrong("training_metrics", must_be('a dictionary such as {"kl": "min"}', given))
@@ -383,7 +383,7 @@ class ArgumentCheck:
         return {str(name): direction == "max" for name, direction in (given or {}).items()}
 
     def _metrics(self) -> dict[str | None, list[Metric]]:
-        """Dataset -> metrics; the key None stands for all datasets."""
+        """Return dataset -> metrics; the key None means all datasets."""
         given = self._given["metrics"]
         by_dataset = given if isinstance(given, Mapping) else {None: given}
         metrics: dict[str | None, list[Metric]] = {}
@@ -411,7 +411,7 @@ class ArgumentCheck:
 
 
 def _in_steps(rule: CadenceRule) -> int | None:
-    """The number that `log_every` can be given instead of a text: steps, or -1 for every epoch; None if it cannot."""
+    """Return a cadence as a number for `log_every`: steps, or -1 for every epoch; None if it is not such a cadence."""
     quantity = rule.cadence.every[0]
     if rule.cadence.after is not None or len(rule.cadence.every) > 1:
         return None
@@ -421,12 +421,12 @@ def _in_steps(rule: CadenceRule) -> int | None:
 
 
 def _log_every(given: Any) -> int | None:
-    """The number of steps, None where a cadence says when it is."""
+    """Return the number of steps between two logs, or None if a cadence decides."""
     if not isinstance(given, str):
         return given  # type: ignore[no-any-return]
     try:
         return _in_steps(CadenceRule.parse(given))
-    except RuleError:  # it is told where cadences are read
+    except RuleError:  # reported where cadences are read
         return None
 
 

@@ -1,4 +1,4 @@
-"""From options, a module and datasets to a run: every check first, then the parts."""
+"""Build a run from options, a module and datasets: all checks come first, then the parts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ from accmt.unsaved import unsaved
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A training that has passed all checks that need no file, and has touched nothing."""
+    """A training that has passed all checks that need no file; nothing has been touched yet."""
 
     options: Options
     model_path: Path
@@ -87,7 +87,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def close(self) -> None:
-        """End the processes that load data, also where the traceback of an error holds them."""
+        """Stop the data-loading processes, even if the traceback of an error still references them."""
         self.data.close()
         for loader in self.loaders.values():
             loader.close()
@@ -101,11 +101,11 @@ def plan(
     train_dataset: Dataset[Any] | None,
     datasets: Mapping[str, Dataset[Any]],
 ) -> Plan:
-    """Make what can be made without touching a file, and check the rules against the training.
+    """Build everything that needs no file, and check the rules against the training.
 
     Raises:
-        ConfigError, RuleError: Something cannot work.
-        NoCheckpoint: There is nothing to continue from, and there must be.
+        ConfigError, RuleError: If something cannot work.
+        NoCheckpoint: If a checkpoint is required and there is none.
     """
     accelerator = join_processes(options.model.mixed_precision)
     if options.checkpoint.in_background and is_deepspeed(accelerator):
@@ -153,9 +153,9 @@ def plan(
 
 
 def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, signals: Signals) -> Run:
-    """Put the parts of a run together; the tracker goes on with the run of the checkpoint, if there is one."""
+    """Assemble the run; the tracker resumes the run recorded in the checkpoint, if there is one."""
     options, module, accelerator = plan.options, plan.module, plan.accelerator
-    module.tracker = NoTracker()  # first of all: it is closed if anything below fails
+    module.tracker = NoTracker()  # set first: it is closed if anything below fails
     record = _record(plan)
     if checkpoint is not None:
         know_data(record, plan.data, accelerator.device)
@@ -175,7 +175,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     hooks = Hooks(options.callbacks, state)
     stepper = _stepper(plan, prepared, hooks)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
-    # Where engines share out a model, processes wait for each other in every forward pass: none can be repeated alone.
+    # With a sharded model, processes wait for each other in every forward pass: none can repeat a step alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     checkpointer = _checkpointer(options, Checkpoints(plan.model_path), parts)
@@ -219,17 +219,17 @@ def assemble_evaluation(
     state: TrainingState,
     around: Evaluation | None = None,
 ) -> Evaluation:
-    """What an evaluation needs that a user asks for.
+    """Assemble an evaluation that a user asks for.
 
     Args:
-        options: Those of its trainer.
-        module: What is evaluated.
-        datasets: What it is evaluated on.
+        options: The options of its trainer.
+        module: The module to evaluate.
+        datasets: The datasets to evaluate it on.
         state: The state of the evaluation.
-        around: How the training around it evaluates, which is not disturbed; None outside of a training.
+        around: The evaluation of the surrounding training, which is not disturbed; None outside of a training.
 
     Raises:
-        ConfigError: It would compute in another precision than the training around it.
+        ConfigError: If its precision would differ from that of the surrounding training.
     """
     if around is None:
         accelerator = join_processes(options.model.mixed_precision)
@@ -244,7 +244,7 @@ def assemble_evaluation(
     else:
         known = list(accelerator._models)
         module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
-        accelerator._models[:] = known  # those of the training
+        accelerator._models[:] = known  # the models of the training
         prepare_teacher(module, options.model)
     step = options.step
     place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
@@ -255,13 +255,13 @@ def assemble_evaluation(
 
 
 def _record(plan: Plan) -> dict[str, Any]:
-    """What a checkpoint keeps of the settings and the order of the data; the data are looked at later."""
+    """Return what a checkpoint records of the settings and the data order; the data themselves are added later."""
     settings = configuration(plan.options, plan.module)
     return {"settings": settings, "data": None, "order": order_of(plan.data.samplers)}
 
 
 def _log_every(plan: Plan) -> int | str | None:
-    """The steps between two logs of the module; a text where only the loop knows when it logs."""
+    """Return the steps between two logs of the module, or a text if only the loop knows when it logs."""
     if plan.rules.log is not None:
         return plan.rules.log.text
     every = plan.options.loop.log_every
@@ -309,7 +309,7 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
 
 
 def _agreed_seed() -> int:
-    """The seed of the main process, on all."""
+    """Return the main process's seed on all processes."""
     seed = [torch.initial_seed() % 2**31]
     if PartialState().num_processes > 1:
         broadcast_object_list(seed)
@@ -343,7 +343,7 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
 
 
 def _without_effect(options: Options, facts: Facts) -> list[str]:
-    """What was asked for and needs validation data, where there are none."""
+    """Warn about arguments that need validation data when there are none."""
     if facts.datasets:
         return []
     asked = {"metrics": any(options.metrics.values()), "evaluate_every": options.rules.evaluate.text != "epoch"}
@@ -354,7 +354,7 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 def _optimizer(
     options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
 ) -> tuple[Any, Schedule, bool]:
-    """Optimizer and schedule, and whether the optimizer is that of the hyperparameters."""
+    """Return the optimizer, its schedule, and whether the optimizer comes from the hyperparameters."""
     given = module.get_optimizer()
     optimizer = given
     if optimizer is None:
@@ -383,17 +383,17 @@ def _optimizer(
 
 
 def _require_kind(method: str, given: Any, wanted: str, names: Sequence[str]) -> None:
-    """Find out whether what a method of the module returned can be used.
+    """Check that the return value of a module's method can be used.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: If it cannot.
     """
     if isinstance(given, type) or not all(hasattr(given, name) for name in names):
         raise ConfigError([Problem(method, f"what it returns {must_be(wanted, given)}")], "fit(...)")
 
 
 def _check_scheduler(scheduler: Any | None, options: Options, facts: Facts) -> None:
-    """Check what the scheduler follows.
+    """Check the metric that the scheduler follows.
 
     Raises:
         ConfigError, RuleError: With all problems.
@@ -461,7 +461,7 @@ def _parts(
 
 
 def _beside(options: Options, module: AcceleratorModule, parts: Parts, optimizer: Any, *, is_ours: bool) -> Beside:
-    """What is trained besides the parameters that the optimizer holds at the start."""
+    """Return what is trained besides the parameters that the optimizer holds at the start."""
     model, hps = module.model, options.hps
 
     def extend(added: Sequence[nn.Parameter]) -> None:
@@ -472,7 +472,7 @@ def _beside(options: Options, module: AcceleratorModule, parts: Parts, optimizer
 
 
 def _with_engine(parts: Parts, prepared: Prepared, options: Options, accelerator: Accelerator) -> Parts:
-    """The parts of a checkpoint, where DeepSpeed keeps some of them by itself."""
+    """Return the parts of a checkpoint, without those that DeepSpeed saves itself."""
     if not is_deepspeed(accelerator):
         return parts
     engine = DeepSpeedState(prepared.model, trusts=options.checkpoint.trusts)
@@ -487,7 +487,7 @@ def _checkpointer(options: Options, checkpoints: Checkpoints, parts: Parts) -> C
 
 
 def _tracker(plan: Plan, checkpoint: Checkpoint | None) -> Tracker:
-    """The trackers, on the main process; all processes know when one refuses."""
+    """Create the trackers on the main process; if one fails, all processes learn of it."""
     options, tracking = plan.options, plan.options.tracking
     started: list[Tracker] = [NoTracker()]
 

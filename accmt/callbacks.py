@@ -1,4 +1,4 @@
-"""Callbacks: the moments of a training at which a user's code can run."""
+"""Callbacks: hooks that run a user's code at defined moments of a training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Override the methods for the moments of interest; every one of them does nothing here.
+    """Base class of callbacks: override the hooks of interest; by default every hook does nothing.
 
-    The methods run on every process (see `accmt.decorators` to run them on one). The trainer sets the attributes before
-    `on_fit_start`.
+    Hooks run on every process (see `accmt.decorators` to restrict them to one). The trainer sets the attributes
+    before `on_fit_start`.
 
     Attributes:
-        module: The module that is trained.
+        module: The module being trained.
         trainer: The trainer; `self.trainer.stop(reason)` ends the training after this step.
         state: The state of the training.
     """
@@ -37,77 +37,76 @@ class Callback:
             self.state = state
 
     def on_fit_start(self) -> None:
-        """The training starts."""
+        """Called when the training starts."""
 
     def on_fit_end(self) -> None:
-        """The training has come to its end, by itself or because a rule stopped it."""
+        """Called when the training has ended, at its full length or because a rule stopped it."""
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Before the gradients of a batch are computed; `loss` is the scalar that `training_step` returned."""
+        """Called before the gradients of a batch are computed; `loss` is the scalar that `training_step` returned."""
 
     def on_after_backward(self) -> None:
-        """After the gradients of a batch were computed."""
+        """Called after the gradients of a batch were computed."""
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Before an optimizer step, after clipping."""
+        """Called before an optimizer step, after clipping."""
 
     def on_after_optimizer_step(self, optimizer: Optimizer) -> None:
-        """After an optimizer step."""
+        """Called after an optimizer step."""
 
     def on_before_scheduler_step(self, scheduler: LRScheduler) -> None:
-        """Before the learning rate scheduler steps."""
+        """Called before the learning rate scheduler steps."""
 
     def on_after_scheduler_step(self, scheduler: LRScheduler) -> None:
-        """After the learning rate scheduler stepped."""
+        """Called after the learning rate scheduler stepped."""
 
     def on_before_zero_grad(self, optimizer: Optimizer) -> None:
-        """Before the gradients are reset."""
+        """Called before the gradients are reset."""
 
     def on_after_zero_grad(self, optimizer: Optimizer) -> None:
-        """After the gradients were reset."""
+        """Called after the gradients were reset."""
 
     def on_runtime_error(self, exception: Exception) -> None:
-        """The training raised a RuntimeError, other than out of memory."""
+        """Called when the training raised a RuntimeError other than out of memory."""
 
     def on_cuda_out_of_memory(self, exception: Exception) -> None:
-        """The training ran out of GPU memory."""
+        """Called when the training ran out of GPU memory."""
 
     def on_keyboard_interrupt(self, exception: BaseException) -> None:
-        """The training was interrupted by Ctrl-C."""
+        """Called when Ctrl-C interrupted the training."""
 
     def on_exception(self, exception: Exception) -> None:
-        """The training raised any other exception, also a SystemExit, or SIGTERM ended it: then it is an
-        `accmt.Terminated`, which is a SystemExit."""
+        """Called on any other exception, including SystemExit; SIGTERM arrives as `accmt.Terminated`, a SystemExit."""
 
     def on_resume(self) -> None:
-        """The training continues from a checkpoint; called after `on_fit_start`."""
+        """Called when the training resumes from a checkpoint, after `on_fit_start`."""
 
     def on_save_checkpoint(self) -> None:
-        """A checkpoint was made."""
+        """Called when a checkpoint was made."""
 
     def on_before_training_step(self, batch: Any) -> None:
-        """Before `training_step`."""
+        """Called before `training_step`."""
 
     def on_after_training_step(self) -> None:
-        """After `training_step`."""
+        """Called after `training_step`."""
 
     def on_before_validation_step(self, batch: Any) -> None:
-        """Before `validation_step`."""
+        """Called before `validation_step`."""
 
     def on_after_validation_step(self) -> None:
-        """After `validation_step`."""
+        """Called after `validation_step`."""
 
     def on_epoch_start(self) -> None:
-        """An epoch starts."""
+        """Called when an epoch starts."""
 
     def on_epoch_end(self) -> None:
-        """An epoch has ended, after the evaluation at its end."""
+        """Called when an epoch has ended, after its final evaluation."""
 
     def on_evaluation_start(self) -> None:
-        """An evaluation starts, of all validation datasets."""
+        """Called when an evaluation of all validation datasets starts."""
 
     def on_evaluation_end(self) -> None:
-        """An evaluation has ended; `state` holds its values."""
+        """Called when an evaluation has ended; `state` holds its values."""
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

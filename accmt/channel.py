@@ -1,6 +1,6 @@
-"""The channel of warnings. Whoever finds something out says it here; the display of the training prints it.
+"""Channel for warnings: any code can report here, and the display of the training prints it.
 
-While a training runs, all processes carry on alike and the main one prints. Outside of one a warning is Python's.
+During a training all processes may warn and the main one prints. Outside of one it is a Python warning.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _listeners: list[Listener] = [_as_python]
 
 
 def warn(text: str) -> None:
-    """Say something that whoever runs the training should know."""
+    """Warn the person who runs the training."""
     _listeners[-1](text)
 
 
 @contextmanager
 def heard_by(listener: Listener) -> Iterator[None]:
-    """Let a listener have what is said in the block, on whichever thread."""
+    """Send warnings given within the block, on any thread, to a listener."""
     _listeners.append(listener)
     try:
         yield

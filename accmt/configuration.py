@@ -1,4 +1,4 @@
-"""The hyperparameters and arguments of a script as a checkpoint records them, to say at a resume what has changed."""
+"""Settings of a script as a checkpoint records them, so that a resume can report what has changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs")
 
 
 def configuration(options: Options, module: AcceleratorModule) -> dict[str, Any]:
-    """Setting -> value, flat, as JSON: the hyperparameters, the arguments, and the rules that are in force."""
+    """Return a flat JSON mapping of settings: hyperparameters, arguments, and the rules in force."""
     arguments = {name: value for name, value in options.given.items() if name not in NOT_COMPARED}
     arguments |= _in_force(options)
     return {
@@ -42,7 +42,7 @@ def _hyperparameters(options: Options, module: AcceleratorModule) -> Iterator[tu
 
 
 def _arguments(group: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a factory is called with, defaults included, but for what the trainer fills in."""
+    """Yield the arguments of a factory, including defaults but not what the trainer fills in."""
     known = arguments_of(factory)
     defaults = {name: value for name, value in known.defaults.items() if not known.awaits(name)}
     for name, value in {**defaults, **given}.items():
@@ -50,7 +50,7 @@ def _arguments(group: str, factory: Callable[..., Any], given: Mapping[str, Any]
 
 
 def _in_force(options: Options) -> dict[str, Any]:
-    """The rules of a configuration file where arguments leave them to it."""
+    """Return the rules in force, including rules that the arguments leave to the configuration file."""
     rules, every = options.rules, options.checkpoint.every
     force: dict[str, Any] = {"stop_when": [stop.text for stop in rules.stop_when]}
     if options.given.get("evaluate_every_n_steps") is None:
@@ -61,7 +61,7 @@ def _in_force(options: Options) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Mappings by the names in them."""
+    """Flatten nested mappings into dotted names."""
     for name, value in values.items():
         plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         if isinstance(plain, Mapping):

@@ -1,4 +1,4 @@
-"""Decorators that let a function run on one process only; on the others it does nothing and returns None.
+"""Decorators that run a function on one process only; on the others it does nothing and returns None.
 
     class Report(Callback):
         @on_main_process
@@ -8,9 +8,9 @@
     @on_process(1)
     def describe(): ...
 
-Which process this is is asked at every call, so a function may be decorated, and called, before there is a process
-group; no process group is made here. What is decorated must not wait for the other processes: no gathering, no
-reducing. Put `@staticmethod` and `@classmethod` above these decorators.
+The process index is looked up at every call, so a function may be decorated, and called, before a process group
+exists; no process group is created here. A decorated function must not wait for other processes: no gather, no
+reduce. Put `@staticmethod` and `@classmethod` above these decorators.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Decorator = Callable[[Callable[P, T]], Callable[P, T | None]]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where this process stands: its index, that on its machine, and how many there are."""
+    """Position of this process: its global index, its index on its machine, and the number of processes."""
 
     index: int
     local_index: int
@@ -44,7 +44,7 @@ def on_main_process(function: Callable[P, T], /) -> Callable[P, T | None]: ...
 @overload
 def on_main_process() -> Decorator[P, T]: ...
 def on_main_process(function: Callable[..., Any] | None = None, /) -> Any:
-    """Run on the main process, the first of all. With or without parentheses."""
+    """Run on the main process (index 0). Usable with or without parentheses."""
     return _on("on_main_process", lambda place: place.index == 0, function)
 
 
@@ -53,7 +53,7 @@ def on_local_main_process(function: Callable[P, T], /) -> Callable[P, T | None]:
 @overload
 def on_local_main_process() -> Decorator[P, T]: ...
 def on_local_main_process(function: Callable[..., Any] | None = None, /) -> Any:
-    """Run on the first process of every machine. With or without parentheses."""
+    """Run on the first process of every machine. Usable with or without parentheses."""
     return _on("on_local_main_process", lambda place: place.local_index == 0, function)
 
 
@@ -62,15 +62,15 @@ def on_last_process(function: Callable[P, T], /) -> Callable[P, T | None]: ...
 @overload
 def on_last_process() -> Decorator[P, T]: ...
 def on_last_process(function: Callable[..., Any] | None = None, /) -> Any:
-    """Run on the last process; that is the main process where there is one only. With or without parentheses."""
+    """Run on the last process, which may be the only one. Usable with or without parentheses."""
     return _on("on_last_process", lambda place: place.index == place.count - 1, function)
 
 
 def on_process(process_index: int) -> Decorator[P, T]:
-    """Run on the process with this index, counted from 0 over all machines; on none if there are not as many.
+    """Run on the process with this global index, counted from 0; on none if there are fewer processes.
 
     Raises:
-        TypeError, ValueError: `process_index` is no index.
+        TypeError, ValueError: If `process_index` is not a valid index.
     """
     wanted = _index("on_process", "process_index", process_index)
     decorator: Decorator[P, T] = _on("on_process", lambda place: place.index == wanted)
@@ -81,7 +81,7 @@ def on_local_process(local_process_index: int) -> Decorator[P, T]:
     """Run on the process with this index on every machine, counted from 0; not on machines with fewer processes.
 
     Raises:
-        TypeError, ValueError: `local_process_index` is no index.
+        TypeError, ValueError: If `local_process_index` is not a valid index.
     """
     wanted = _index("on_local_process", "local_process_index", local_process_index)
     decorator: Decorator[P, T] = _on("on_local_process", lambda place: place.local_index == wanted)
@@ -89,7 +89,7 @@ def on_local_process(local_process_index: int) -> Decorator[P, T]:
 
 
 def _on(name: str, here: Callable[[_Place], bool], function: Callable[..., Any] | None = None) -> Any:
-    """Decorate the function, or give what decorates one."""
+    """Decorate the function, or return a decorator if there is none."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T | None]:
         return _decorated(name, here, function)
@@ -108,7 +108,7 @@ def _decorated(name: str, here: Callable[[_Place], bool], function: Callable[P, 
         async def wait(*args: P.args, **kwargs: P.kwargs) -> Any:
             return await function(*args, **kwargs) if here(_place()) else None
 
-        return wait  # type: ignore[return-value]  # a coroutine function for a coroutine function
+        return wait  # type: ignore[return-value]  # a coroutine function stays a coroutine function
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -128,9 +128,9 @@ def _index(decorator: str, argument: str, given: object) -> int:
 
 
 def _place() -> _Place:
-    """What Accelerate knows, once it does; before, what the launcher told this process.
+    """Return this process's place, from Accelerate if it is initialized, else from the launcher's environment.
 
-    Asking Accelerate earlier would make the process group, at a moment and with settings that are the trainer's.
+    Asking Accelerate earlier would create the process group, whose time and settings are the trainer's to choose.
     """
     from accelerate import PartialState
     from accelerate.state import is_initialized

@@ -1,4 +1,4 @@
-"""Writing through to the disk, also where a file system cannot: then it is said once what is no longer certain."""
+"""Flushing to disk; where a file system cannot flush, one warning says what may be lost."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from accmt.channel import warn
 
-# A file system, or a sandbox, that cannot flush says so in one of these ways. All others, such as EIO and ENOSPC, are
-# faults. A folder that can be written to may be one that cannot be opened to be read.
+# Errors by which a file system or sandbox says that it cannot flush. All others, such as EIO and ENOSPC, are faults.
+# A folder may be writable and yet not be opened for reading.
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM})
 _CANNOT_FOLDERS = _CANNOT | {errno.EBADF, errno.EISDIR, errno.EACCES}
 
-# What is answered where another has the lock of a file. All else, EPERM among them, says that nothing can be locked.
+# Errors that mean another process has the lock. All others, including EPERM, mean that locking does not work at all.
 LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 
 _said: set[str] = set()
 
 
 def flush_file(path: Path) -> None:
-    """Make the content of a file survive a power cut."""
+    """Flush a file, so that its content survives a power cut."""
     with path.open("rb") as file:
         flush(file.fileno(), path)
 
 
 def flush(descriptor: int, path: Path) -> None:
-    """The same for a file that is open."""
+    """Flush an open file."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -38,7 +38,7 @@ def flush(descriptor: int, path: Path) -> None:
 
 
 def flush_directory(folder: Path) -> None:
-    """Make renames in a directory survive a power cut."""
+    """Flush a directory, so that renames in it survive a power cut."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -53,7 +53,7 @@ def flush_directory(folder: Path) -> None:
 
 @contextmanager
 def only_warned(what: str) -> Iterator[None]:
-    """Make an error in the block a warning, as it is too late for it: `what` says what was done all the same."""
+    """Turn an error in the block into a warning, as it is too late to fail; `what` says what was done nonetheless."""
     try:
         yield
     except Exception as error:
@@ -62,7 +62,7 @@ def only_warned(what: str) -> Iterator[None]:
 
 
 def begin() -> None:
-    """Say again what is not certain: another training begins."""
+    """Reset the warnings already given, because another training begins."""
     _said.clear()
 
 

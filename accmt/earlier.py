@@ -1,4 +1,4 @@
-"""Names of earlier versions, and what to write now."""
+"""Names of earlier versions, each with what to write now."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ NAMES: Mapping[str, str] = {
 
 
 def refuse(name: str) -> NoReturn:
-    """Answer an import.
+    """Reject the import of a name of an earlier version.
 
     Raises:
-        ImportError: Always, with what to write now.
+        ImportError: Always; it says what to write now.
     """
     raise ImportError(f"accmt has no '{name}' any more: {NAMES[name]}", name=f"accmt.{name}")
 
@@ -73,7 +73,7 @@ def answering(
     [Callable[Concatenate[_Self, _Parameters], None]],
     Callable[Concatenate[_Self, _Parameters], None],
 ]:
-    """Let a constructor answer arguments of earlier versions: name -> what to write now."""
+    """Make a constructor reject arguments of earlier versions; `names` maps each to what to write now."""
 
     def decorate(
         function: Callable[Concatenate[_Self, _Parameters], None],
@@ -85,13 +85,13 @@ def answering(
                     raise TypeError(f"{type(self).__name__} has no '{name}' any more: {names[name]}")
             function(self, *args, **kwargs)
 
-        return construct  # type: ignore[return-value]  # by position, `self` has no name
+        return construct  # type: ignore[return-value]  # `self` is passed by position: it has no name here
 
     return decorate
 
 
 class Gone:
-    """Stands for a method that is gone: whoever asks for it is told what to write now.
+    """Placeholder for a removed method; accessing it says what to write now.
 
     Raises:
         AttributeError: On every access.

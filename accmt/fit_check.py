@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` were given: the check, every problem at once before anything is made, and what it tells."""
+"""Validation of the arguments of `fit` and `evaluate`: reports every problem at once, before anything is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_MODEL = "has no model: set self.model to a torch.nn.Module in its constructor
 
 
 def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: Any) -> dict[str, Dataset[Any]]:
-    """Check what `fit` was given and name the validation datasets.
+    """Check the arguments of `fit` and name the validation datasets.
 
     Raises:
         ConfigError: With all problems.
@@ -42,7 +42,7 @@ def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: An
 
 
 def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, Dataset[Any]]:
-    """Check what `evaluate` was given and name the datasets.
+    """Check the arguments of `evaluate` and name the datasets.
 
     Raises:
         ConfigError: With all problems.
@@ -91,7 +91,7 @@ def _module_problems(
 
 
 def _collate_problems(options: Options, module: AcceleratorModule) -> list[Problem]:
-    """The functions of the trainer that those of the module leave nothing to do."""
+    """Return collate functions of the trainer that the module's own make useless."""
     given = {"collate_fn_train": options.data.collate_train, "collate_fn_val": options.data.collate_val}
     idle = [
         name for name, function in given.items() if function is not None and getattr(module, name, None) is not None
@@ -121,7 +121,7 @@ def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem
 
 
 def _named(val_dataset: Any, problems: list[Problem], name: str = "val_dataset") -> dict[str, Dataset[Any]]:
-    """Key -> dataset; keys are text, a list has "0", "1", ..., and a single dataset "0"."""
+    """Return key -> dataset; keys are strings; a list gets "0", "1", ..., a single dataset "0"."""
     if val_dataset is None:
         return {}
     if isinstance(val_dataset, Mapping):
@@ -139,7 +139,7 @@ def _named(val_dataset: Any, problems: list[Problem], name: str = "val_dataset")
 
 
 def _is_a_dataset(item: Any) -> bool:
-    """Whether an item of a list is a dataset, or something that is refused as one; a sample is neither."""
+    """Return whether an item of a list is a dataset, or something rejected as one, rather than a sample."""
     if isinstance(item, Dataset | DataLoader | str):
         return True
     is_sample = isinstance(item, Tensor | list | tuple | Mapping) or hasattr(item, "__array__")
@@ -206,14 +206,14 @@ def _metric_problems(
 
 
 def _training_metric_problems(options: Options, datasets: Mapping[str, Dataset[Any]]) -> list[Problem]:
-    """The names of training metrics that validation metrics have too."""
+    """Report training metrics whose names validation metrics also use."""
     measured = {name for key in datasets for metric in metrics_on(options.metrics, key) for name in metric.directions}
     text = "is also computed by a metric on validation data: log it under another name"
     return [Problem(f"training_metrics['{name}']", text) for name in options.training_metrics if name in measured]
 
 
 def _shared_states(metrics: Mapping[str | None, Sequence[Metric]]) -> list[Problem]:
-    """Objects of torchmetrics that several metrics update: each would see the samples of all of them."""
+    """Report torchmetrics objects that several metrics share: each would see the samples of all."""
     owners: dict[int, Metric] = {}
     problems = []
     for metric in dict.fromkeys(metric for listed in metrics.values() for metric in listed):
@@ -233,7 +233,7 @@ def facts_of(
     length: Length,
     training: Mapping[str, bool] | None = None,
 ) -> Facts:
-    """What a training reports, for the check of its rules."""
+    """Return the facts of a training against which its rules are checked."""
     reported: dict[str, Reported] = {}
     for key in datasets:
         for metric in metrics_on(metrics, key):
@@ -246,5 +246,5 @@ def facts_of(
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:
-    """The metrics of a dataset: those for all, then its own."""
+    """Return the metrics of a dataset: those for all datasets, then its own."""
     return [*metrics.get(None, ()), *metrics.get(key, ())]

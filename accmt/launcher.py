@@ -1,11 +1,11 @@
-"""The process that `accmt launch` becomes where it starts several: Accelerate's launcher, and who passes things on.
+"""The process that `accmt launch` runs for several ranks: Accelerate's launcher plus forwarding of signals.
 
-Accelerate's launcher sets the environment and starts the processes ("ranks") by the functions of torchrun. Left alone,
-these end with 1 and a traceback of their own, whatever a rank ended with. They send a signal also to the workers that
-load data, without which no training comes to its checkpoint, and kill 30 seconds later what still writes one. So
-signals are taken here, sent to the ranks alone and waited for, and this process ends as the script did.
+Accelerate's launcher sets the environment and starts the ranks through torchrun. Left alone, torchrun exits with 1 and
+a traceback of its own, whatever a rank's exit status. It also sends signals to data-loading workers, without which no
+training reaches its checkpoint, and after 30 seconds kills ranks that are still writing one. So signals are caught
+here, sent to the ranks only and waited for, and this process exits with the status of the script.
 
-Run by name only, with a configuration, what to call it, and the command:
+Run only by module name, with a name for the configuration, the configuration and the command:
 `python -m accmt.launcher ddp '{...}' [-m] train.py ...`.
 """
 
@@ -29,21 +29,21 @@ from accmt.cli.output import complain
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
-# Torchrun wants a signal to handle. This one comes to nobody who has not asked for it.
+# Torchrun requires a signal to handle. Nobody sends this one by accident.
 _LEFT_TO_TORCHRUN = "SIGURG"
 _SAID_BY_TORCHRUN = ("failed (exitcode:", "Sending process ")
-# Seconds that the others have, once a rank has ended by a signal: the main one may be sending to its trackers.
+# Seconds that the other ranks get after a signal ended one: the main rank may still be sending to its trackers.
 _PATIENCE = 660.0
 
 
 class Ended(BaseException):
-    """A signal ends this process, and there is no rank that has to end before it."""
+    """Raised when a signal ends this process and no rank has to end first."""
 
 
 class Signals:
-    """Sends the signals that this process gets on to the ranks.
+    """Forwards the signals that this process receives to the ranks.
 
-    `asked` is the one by which the training was last asked to end, and `times` how often it was.
+    `asked` is the last signal that asked the training to end, and `times` counts such signals.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Signals:
         self.times = 0
 
     def take(self) -> None:
-        """From now on, all but those that this process ignores, as under nohup."""
+        """Catch all signals from now on, except ignored ones, as under nohup."""
         for number in _PASSED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
@@ -71,7 +71,7 @@ class Signals:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Start the processes, wait for them, and give the exit status of the script."""
+    """Start the processes, wait for them, and return the exit status of the script."""
     signals = Signals()
     signals.take()
     name, configuration, *command = arguments
@@ -82,11 +82,11 @@ def main(arguments: Sequence[str]) -> int:
     if status < 0 and -status == signals.asked:
         signal.signal(signals.asked, signal.SIG_DFL)
         signal.raise_signal(signals.asked)
-    return status if status >= 0 else 128 - status  # as a shell says that a signal ended a process
+    return status if status >= 0 else 128 - status  # as a shell reports that a signal ended a process
 
 
 def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str], signals: Signals) -> int:
-    """Let Accelerate start the command, and give its exit status; a signal that ended it is a negative number."""
+    """Let Accelerate run the command and return its exit status; negative for the signal that ended it."""
     from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -99,13 +99,13 @@ def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str],
             file.write_text(json.dumps(configuration))
             given = launch_command_parser().parse_args(["--config_file", str(file), *module, *command[len(module) :]])
             given.signals_to_handle = _LEFT_TO_TORCHRUN
-            given.log_dir = folder  # else torchrun makes a folder that nobody removes
+            given.log_dir = folder  # otherwise torchrun creates a folder that nobody removes
             logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
             if configuration["distributed_type"] in ("NO", "MULTI_CPU"):
                 program, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(given)[0])
             else:
                 launch_command(given)
-        if program:  # the script itself, or mpirun, in the place of this process
+        if program:  # the script itself, or mpirun, replaces this process
             os.execvpe(program[0], program, {**environment, "PYTHONUNBUFFERED": "1"})
     except ChildFailedError as error:
         return _outcome(error.failures, signals)
@@ -117,9 +117,9 @@ def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str],
 
 
 def _outcome(failures: Mapping[int, Any], signals: Signals) -> int:
-    """What the script ended with, and who ended so is said, unless it was asked to."""
+    """Return the exit status of the script, and report which ranks failed unless they were asked to end."""
     first = min(failure.timestamp for failure in failures.values())
-    # Torchrun ends the others by SIGTERM, and 30 seconds later by SIGKILL; its clock counts seconds.
+    # Torchrun ends the other ranks by SIGTERM, 30 seconds later by SIGKILL; its clock has a resolution of seconds.
     early = {rank: failures[rank].exitcode for rank in sorted(failures) if failures[rank].timestamp <= first + 1}
     by_themselves = {rank: code for rank, code in early.items() if -code not in (signal.SIGTERM, *_asked(signals))}
     if signals.asked and not by_themselves:
@@ -130,7 +130,7 @@ def _outcome(failures: Mapping[int, Any], signals: Signals) -> int:
 
 
 def _asked(signals: Signals) -> tuple[int, ...]:
-    """The signals that a rank may have ended by, because it was asked to."""
+    """Return the signals that may have ended a rank because it was asked to end."""
     if signals.times > 2:
         return (*_ENDING, signal.SIGKILL)
     return _ENDING if signals.asked else ()
@@ -148,12 +148,12 @@ def _name(number: int) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether torchrun says something that is not said here."""
+    """Return whether a message of torchrun is not already reported here."""
     return not str(record.msg).startswith(_SAID_BY_TORCHRUN)
 
 
 def _ranks() -> list[psutil.Process]:
-    """The ranks that live. Torchrun starts each in a session of its own, and nothing else is started so."""
+    """Return the live ranks: torchrun starts each in its own session, and nothing else is started so."""
     return [child for child in psutil.Process().children() if _lives(child) and _leads(child)]
 
 
@@ -165,7 +165,7 @@ def _leads(process: psutil.Process) -> bool:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended; that it did is left for its parent to see."""
+    """Return whether a process is alive; one that ended stays a zombie until its parent reaps it."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -183,7 +183,7 @@ def _send(process: psutil.Process, number: int) -> None:
 
 
 def _await(ranks: Sequence[psutil.Process]) -> None:
-    """Wait until all have ended. Torchrun does not go on meanwhile; it would end the others when it sees the first."""
+    """Wait until all ranks have ended. Torchrun is blocked until then; it would kill the rest on the first exit."""
     until = None
     while (living := sum(map(_lives, ranks))) and (until is None or time.monotonic() < until):
         if until is None and living < len(ranks):

@@ -1,4 +1,4 @@
-"""The methods that a user wrote: can the trainer call them as it does, and is there one that it never calls?"""
+"""Checks of user-written methods: whether the trainer can call them, and whether it ever does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLED_BY_USERS = frozenset({"forward", "freeze", "unfreeze", "log", "pad", "st
 _COLLATE = ("collate_fn_train", "collate_fn_val")
 _STATE = ("state_dict", "load_state_dict")
 
-# What other trainers, and earlier versions of this one, call it.
+# Names that other trainers, and earlier versions of this one, use.
 _OF_MODULES = {
     "collate_fn": "write collate_fn_train and collate_fn_val, or give it to the trainer: Trainer(collate_fn=...)",
     "step": "write training_step(self, batch) and validation_step(self, key, batch)",
@@ -52,7 +52,7 @@ _OF_CALLBACKS = {
 
 
 def method_problems(module: AcceleratorModule, callbacks: Sequence[Callback]) -> list[Problem]:
-    """Methods of a module and of callbacks that cannot be called as they are called."""
+    """Report methods of a module and of callbacks whose signatures do not match the trainer's calls."""
     problems: list[Problem] = []
     for name in _called(AcceleratorModule):
         problems += _method_problems(module, AcceleratorModule, name)
@@ -65,7 +65,7 @@ def method_problems(module: AcceleratorModule, callbacks: Sequence[Callback]) ->
 
 
 def function_problems(place: str, function: Any, arguments: Sequence[str]) -> list[Problem]:
-    """What keeps a function, if there is one, from being called with these arguments, by position."""
+    """Report why a function cannot be called with these positional arguments; nothing for None."""
     if function is None:
         return []
     if not callable(function):
@@ -77,7 +77,7 @@ def function_problems(place: str, function: Any, arguments: Sequence[str]) -> li
 
 
 def uncalled(module: AcceleratorModule, callbacks: Sequence[Callback], collates: Sequence[Any] = ()) -> list[str]:
-    """Methods that nobody calls and that were meant to be called, it seems: a warning each, with the right name.
+    """Warn about methods that look like hooks but are never called, and suggest the right names.
 
     Args:
         module: The module.
@@ -105,7 +105,7 @@ def uncalled(module: AcceleratorModule, callbacks: Sequence[Callback], collates:
 
 
 def overrides(thing: Any, base: type, name: str) -> bool:
-    """Whether an object has a method of its own in the place of one of a base class."""
+    """Return whether an object overrides a method of a base class."""
     return getattr(getattr(thing, name, None), "__func__", None) is not getattr(base, name)
 
 
@@ -122,7 +122,7 @@ def _method_problems(thing: Any, base: type, name: str) -> list[Problem]:
 
 
 def _of_signature(function: Callable[..., Any], arguments: Sequence[str]) -> str | None:
-    """Why a function cannot be called with arguments of these names, by position."""
+    """Return why a function cannot be called with these positional arguments, or None if it can."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         return "is asynchronous, and nobody would await it"
     if inspect.isgeneratorfunction(function):
@@ -130,7 +130,7 @@ def _of_signature(function: Callable[..., Any], arguments: Sequence[str]) -> str
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return None  # some are written in C
+        return None  # some functions written in C have no signature
     called = f"it is called with ({', '.join(arguments)})"
     try:
         signature.bind(*arguments)
@@ -152,13 +152,13 @@ def _defined(name: str, arguments: Sequence[str]) -> str:
 
 
 def _called(base: type) -> tuple[str, ...]:
-    """The methods of the module's base class that the trainer calls."""
+    """Return the methods of the module's base class that the trainer calls."""
     public = (name for name, value in vars(base).items() if inspect.isfunction(value) and not name.startswith("_"))
     return tuple(name for name in public if name not in _CALLED_BY_USERS)
 
 
 def _methods(thing: Any, base: type) -> Iterator[tuple[str, str, Any]]:
-    """The public methods that the user's classes add to a base class."""
+    """Yield the public methods that the user's classes add to a base class."""
     for kind in type(thing).__mro__:
         if kind.__module__.split(".")[0] in ("accmt", "builtins", "torch", "typing", "abc"):
             continue
@@ -180,11 +180,11 @@ def _hint_for_module(module: AcceleratorModule, name: str) -> str | None:
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:
-    """A known name of which this one is a misspelling, more likely than a name of the user's own."""
+    """Return the known name that this one probably misspells, or None."""
     same = (other for other in known if _squashed(other) == _squashed(name))
     return next(same, None) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)), None)
 
 
 def _squashed(name: str) -> str:
-    """A text that `onEpochEnd` and `on_epoch_end` have in common."""
+    """Normalize a name, so that `onEpochEnd` and `on_epoch_end` are equal."""
     return name.replace("_", "").lower()

@@ -1,4 +1,4 @@
-"""The module that a user writes: a model, a training step and a validation step."""
+"""Base classes of the user's module: a model, a training step and a validation step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TrainerLink:
-    """A reference to the trainer that keeps it from nothing: it is left behind where a module is pickled or copied."""
+    """Weak reference to the trainer, dropped when a module is pickled or copied."""
 
     def __init__(self, trainer: Trainer | None = None) -> None:
         self._trainer = None if trainer is None else weakref.ref(trainer)
@@ -38,18 +38,18 @@ class TrainerLink:
 
 
 class _Trainer:
-    """Gives a module its trainer. A module that sets an attribute `trainer` of its own keeps it."""
+    """Descriptor that returns a module's trainer; a module may set an attribute `trainer` of its own instead."""
 
     def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> Trainer:
         return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
 
 
 class AcceleratorModule:
-    """What is trained, without a loop: the constructor sets `self.model`, `training_step` returns a loss.
+    """A model and its steps, without a loop: the constructor sets `self.model`, `training_step` returns a loss.
 
     `super().__init__()` need not be called. The trainer sets `state`, `device`, `accelerator` and `tracker` before the
-    first step. `self.model` is the prepared model while training, so call `self.model(...)`, not a reference that was
-    kept from before.
+    first step. While training, `self.model` is the prepared model: call `self.model(...)`, not a reference saved
+    earlier.
 
     Attributes:
         model: The model (a `torch.nn.Module`).
@@ -58,7 +58,7 @@ class AcceleratorModule:
         device: The device of this process.
         accelerator: The Accelerator.
         tracker: The tracker, with `log(values, step)`.
-        trainer: The trainer, for `self.trainer.stop(reason)`; None where nothing was trained yet.
+        trainer: The trainer, for `self.trainer.stop(reason)`; None before any training.
         status_dict: `epoch_step`, the index of the current batch in its epoch.
     """
 
@@ -78,29 +78,29 @@ class AcceleratorModule:
     from_hf = Gone('give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)')
 
     def training_step(self, batch: Any) -> Tensor:
-        """The loss of one batch, a scalar tensor."""
+        """Return the loss of one batch, a scalar tensor."""
         raise NotImplementedError(f"{type(self).__name__} has no training_step")
 
     def validation_step(self, key: str, batch: Any) -> dict[str, Any] | Tensor:
-        """What one batch of the validation dataset `key` brings.
+        """Compute the loss and the metric inputs of one batch of the validation dataset `key`.
 
         Returns:
             A dictionary with `loss` (a scalar tensor) and, for each metric of this dataset, the arguments of its
-            `compute` for this batch, such as `"accuracy": (predictions, targets)`, whose first dimension is the samples
-            of the batch. Or the loss alone.
+            `compute` for this batch, such as `"accuracy": (predictions, targets)`; their first dimension is the samples
+            of the batch. Or only the loss.
         """
         raise NotImplementedError(f"{type(self).__name__} has no validation_step")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The flow of data; by default that of `self.model`."""
+        """Run the forward pass; by default that of `self.model`."""
         return self.model(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def __len__(self) -> int:
-        """The number of parameters of the model."""
-        # By DeepSpeed's stage 3 a process holds a part of each parameter only, which then knows its whole number.
+        """Return the number of parameters of the model."""
+        # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
         return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in self.model.parameters())
 
     def __bool__(self) -> bool:
@@ -115,57 +115,57 @@ class AcceleratorModule:
         module.requires_grad_(True)
 
     def get_optimizer(self) -> Optimizer | None:
-        """An optimizer to use instead of the one of the hyperparameters; None for that one."""
+        """Return an optimizer to use instead of the one in the hyperparameters, or None to use that."""
         return None
 
     def get_scheduler(self, optimizer: Optimizer, steps_per_epoch: int | None, epochs: int) -> LRScheduler | None:
-        """A learning rate scheduler to use instead of the one of the hyperparameters; None for that one.
+        """Return a learning rate scheduler to use instead of the one in the hyperparameters, or None to use that.
 
         Args:
             optimizer: The optimizer of the training.
-            steps_per_epoch: Optimizer steps of an epoch; None where the length of the data is not known.
+            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown.
             epochs: Epochs of the training.
         """
         return None
 
     def get_train_dataloader(self, dataset: Dataset[Any] | None) -> DataLoader[Any] | None:
-        """A loader for training instead of the trainer's; None for that one. `dataset` is what `fit` was given."""
+        """Return a training loader to use instead of the trainer's, or None. `dataset` is the one given to `fit`."""
         return None
 
     def get_validation_dataloader(self, dataset: Dataset[Any]) -> DataLoader[Any] | None:
-        """A loader for a validation dataset instead of the trainer's; None for that one."""
+        """Return a loader for a validation dataset to use instead of the trainer's, or None."""
         return None
 
     def batch_size(self, batch: Any) -> int | None:
-        """The number of samples of a batch, for loaders that do not know it: those that take batches as they come
-        (`batch_size=None`), or are of a kind of their own. Other loaders are not asked about.
+        """Return the number of samples in a batch, for loaders that do not know it: loaders without automatic batching
+        (`batch_size=None`) and custom loaders. Not called for other loaders.
 
-        Mean losses are weighted by it. None, the default, for the first dimension of the tensors in the batch; where
-        they leave a doubt, that is an error.
+        Mean losses are weighted by it. None, the default, uses the first dimension of the tensors in the batch; if that
+        is ambiguous, an error is raised.
         """
         return None
 
     @property
     def status_dict(self) -> dict[str, int]:
-        """`epoch_step`: the index of the current batch in its epoch, from 0."""
+        """Dictionary with `epoch_step`, the index of the current batch in its epoch, from 0."""
         return {"epoch_step": self.state.train_step}
 
     def log(
         self, values: dict[str, Tensor | float | int], step: int, reduction: Literal["sum", "mean"] = "mean"
     ) -> None:
-        """Send values to the tracker, at the trainer's logging steps (`log_every`); call it on every process.
+        """Send values to the tracker at the trainer's logging steps (`log_every`); call it on every process.
 
-        Values of names that `training_metrics` of the trainer declares count for rules at every call, while the module
-        trains. Of several values of one name for one batch the last counts. Where `log_every` is a text such as "10
-        seconds", it is known only after a step that it is a logging step: the latest values are sent then.
+        Values whose names the trainer's `training_metrics` declares count for rules at every call during training. If
+        one name is logged several times for a batch, the last value counts. If `log_every` is a text such as "10
+        seconds", a logging step is recognized only after it is done: the latest values are sent then.
 
         Args:
             values: Name -> value. Tensors are reduced over the processes; of other values the main process's is sent.
             step: The step to log at, such as `self.state.global_step`.
-            reduction: How tensors are reduced.
+            reduction: Reduction of tensors over the processes: "sum" or "mean".
 
         Raises:
-            ValueError: An unknown reduction, or a tensor with more than one element.
+            ValueError: If the reduction is unknown, or a tensor has more than one element.
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is {reduction!r}: it is 'sum' or 'mean'")
@@ -182,7 +182,7 @@ class AcceleratorModule:
             self.tracker.log(scalars, step)
 
     def _send_logged(self) -> None:
-        """Send the latest values of `log`, where only the loop knows when it is time to."""
+        """Send the latest logged values, for cadences whose logging steps only the loop knows."""
         by_step: dict[int, dict[str, float]] = {}
         for name, (value, step, reduction) in (self._logged or {}).items():
             by_step.setdefault(step, {})[name] = self._reduced(name, value, reduction)
@@ -203,14 +203,14 @@ class AcceleratorModule:
 
         Args:
             tensor: A tensor, or a list or tuple of tensors.
-            value: What is filled in.
+            value: The padding value.
             padding: To the "longest" of a list or tuple (the default for them), or to "max_length" (for one tensor).
             max_length: The length for "max_length".
-            side: Where it is filled in.
-            op: What is done with padded tensors of a list or tuple: "stack", "cat", or a function of the list.
+            side: The side to pad.
+            op: Operation on the padded tensors of a list or tuple: "stack", "cat", or a function of the list.
 
         Returns:
-            What was given, padded; with `op` its result.
+            The padded input, or the result of `op`.
 
         Raises:
             ValueError, TypeError: See `accmt.padding.pad`.
@@ -226,10 +226,10 @@ class AcceleratorModule:
 
 
 def _single(name: str, value: Tensor | float) -> Tensor | float:
-    """The value that was logged, if it is one.
+    """Return a logged value if it is a single number.
 
     Raises:
-        ValueError: It is a tensor of several elements.
+        ValueError: If it is a tensor with several elements.
     """
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"'{name}' has the shape {tuple(value.shape)}: only single values can be logged")
@@ -237,33 +237,33 @@ def _single(name: str, value: Tensor | float) -> Tensor | float:
 
 
 def _kept(name: str, value: Tensor | float) -> Tensor | float:
-    """The value as it is now, without its graph."""
+    """Return a snapshot of the value, detached from its graph."""
     value = _single(name, value)
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 class _TrainingMetrics(Protocol):
-    """What takes the values that rules may use."""
+    """Receiver of the values that rules may use."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The declared names."""
+        """Declared names."""
         ...
 
     def add(self, name: str, value: Tensor | float, batch: int, reduction: str) -> None:
-        """Take what was logged for a batch."""
+        """Record a value that was logged for a batch."""
         ...
 
 
 class Updates(Protocol):
-    """What the trainer lends to a module that trains by itself."""
+    """Operations that the trainer provides to a module that trains manually."""
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Compute gradients."""
         ...
 
     def step_optimizer(self) -> None:
-        """Clip and step the optimizer."""
+        """Clip the gradients and step the optimizer."""
         ...
 
     def step_scheduler(self) -> None:
@@ -276,7 +276,7 @@ class Updates(Protocol):
 
 
 class ExtendedAcceleratorModule(AcceleratorModule):
-    """A module whose `training_step` computes gradients and updates parameters by itself.
+    """A module whose `training_step` computes gradients and updates parameters itself.
 
         def training_step(self, batch):
             loss = ...
@@ -284,8 +284,8 @@ class ExtendedAcceleratorModule(AcceleratorModule):
             self.step()
             return loss
 
-    The loss that is returned is only recorded. To the trainer each call of `training_step` is one step, whatever
-    happens in it; `grad_accumulation_steps` cannot be given. To accumulate, update only where it is time to:
+    The returned loss is only recorded. The trainer counts each call of `training_step` as one step, whatever it does;
+    `grad_accumulation_steps` cannot be given. To accumulate gradients, update only when it is time to:
 
             if (self.state.train_step + 1) % 4 == 0 or self.state.is_last_training_batch:
                 self.step()
@@ -296,7 +296,7 @@ class ExtendedAcceleratorModule(AcceleratorModule):
     _updates: Updates = None  # type: ignore[assignment]  # set by the trainer
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of a scalar loss; `kwargs` are those of `torch.Tensor.backward`."""
+        """Compute and accumulate the gradients of a scalar loss; `kwargs` are passed to `torch.Tensor.backward`."""
         self._updates.backward(loss, **kwargs)
 
     def step(self) -> None:
@@ -305,11 +305,11 @@ class ExtendedAcceleratorModule(AcceleratorModule):
         self.step_scheduler()
 
     def step_optimizer(self) -> None:
-        """Clip the gradients, as `clip_grad` of the trainer says, and step the optimizer."""
+        """Clip the gradients as the trainer's `clip_grad` says, and step the optimizer."""
         self._updates.step_optimizer()
 
     def step_scheduler(self) -> None:
-        """Step the scheduler, unless there is none, or `step_scheduler_per_epoch` leaves it to the trainer."""
+        """Step the scheduler, unless there is none or `step_scheduler_per_epoch` leaves it to the trainer."""
         self._updates.step_scheduler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What a tracker is told beside what the user logs."""
+"""Selection of values that are sent to the tracker in addition to what the user logs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Monitor:
-    """Which values are sent to the tracker. Learning rate, gradient norm and utilization are sent while training only.
+    """Selection of values sent to the tracker. Learning rate, gradient norm and utilization: only during training.
 
     Args:
         learning_rate: The learning rate of the first parameter group (`learning_rate`).
-        epoch: The epoch, with a fraction inside of it (`epoch`).
+        epoch: The epoch, fractional between epoch ends (`epoch`).
         train_loss: The mean training loss of each logging interval.
         validation_loss: The validation loss of each dataset.
         additional_metrics: The metrics of each dataset.
         grad_norm: The norm of all gradients before clipping (`grad_norm`), at logging steps.
-        gpu_utilization: GB (1e9 bytes) that the tensors of the main process take on its GPU (`gpu_utilization`), and
-            the per cent of time that this GPU is busy (`gpu_utilization_percent`, by nvidia-ml-py).
-        cpu_utilization: GB (1e9 bytes) of memory that the main process holds (`cpu_utilization`), and the per cent of
-            time that the processors of its machine were busy since the last logging (`cpu_utilization_percent`).
+        gpu_utilization: GB (1e9 bytes) that the main process's tensors occupy on its GPU (`gpu_utilization`), and the
+            percentage of time that this GPU is busy (`gpu_utilization_percent`, from nvidia-ml-py).
+        cpu_utilization: GB (1e9 bytes) of memory that the main process uses (`cpu_utilization`), and the percentage of
+            time that its machine's CPUs were busy since the last logging step (`cpu_utilization_percent`).
         checkpoint: The number of each checkpoint when it is made (`checkpoint`).
     """
 

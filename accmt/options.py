@@ -1,4 +1,4 @@
-"""What the constructor of the trainer turns its arguments into: small groups, one for each part that reads them."""
+"""Options that the trainer's constructor builds from its arguments: one small group for each part that reads them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from accmt.rules import CadenceRule, SavingRule, StopCondition
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """Whether and how often to checkpoint, how many to keep, what to continue from, whether to write them while the
-    training goes on, whether those of DeepSpeed are read whatever they execute, and whether one is made when an
-    exception ends the training."""
+    """Options of checkpoints: whether and how often to make them, how many to keep, what to resume from, whether to
+    write in the background, whether to trust DeepSpeed's pickles, and whether to make one when an exception ends the
+    training."""
 
     enabled: bool
     every: CadenceRule | None
@@ -32,7 +32,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True, slots=True)
 class SavingOptions:
-    """What every saving rule has in common."""
+    """Options that all saving rules share."""
 
     disabled: bool
     safe_serialization: bool
@@ -42,7 +42,7 @@ class SavingOptions:
 
 @dataclass(frozen=True, slots=True)
 class RuleOptions:
-    """The rules that arguments and the configuration declare; saving rules may be registered besides."""
+    """Rules from the arguments and the configuration; more saving rules may be registered."""
 
     savings: tuple[SavingRule, ...]
     evaluate: CadenceRule
@@ -52,9 +52,9 @@ class RuleOptions:
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions:
-    """Which trackers, each with the arguments of its run, and what they are told at the start.
+    """Trackers to use, each with the arguments of its run, and the values they get at the start.
 
-    `folder` is for those that need one where `logging_dir` is an address. `names` are what they have in `model_path`.
+    `folder` is used by trackers that need one when `logging_dir` is a URL. `names` are their names in `model_path`.
     """
 
     trackers: Mapping[str, Mapping[str, Any]]
@@ -67,14 +67,14 @@ class TrackingOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How the model is made ready for training.
+    """Options for preparing the model.
 
     Attributes:
-        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: Whether to recompute activations in the backward pass instead of storing them.
         gradient_checkpointing_kwargs: Arguments of the model's `gradient_checkpointing_enable`.
-        compile_kwargs: Arguments of torch.compile; None for a model that is not compiled.
-        mixed_precision: "no", "fp16" or "bf16"; None for what the launcher says.
-        through_wrapper: The module calls the prepared model, not the bare one.
+        compile_kwargs: Arguments of torch.compile; None to not compile the model.
+        mixed_precision: "no", "fp16" or "bf16"; None for the launcher's setting.
+        through_wrapper: Whether the module calls the prepared model instead of the bare one.
         logs_preparation: Whether libraries may log while they prepare the model.
     """
 
@@ -88,7 +88,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All arguments of a trainer; `given` holds them as they were given, by name."""
+    """All options of a trainer; `given` holds the arguments as they were passed, by name."""
 
     hps: HyperParameters
     checkpoint: CheckpointOptions

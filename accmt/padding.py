@@ -1,4 +1,4 @@
-"""Padding the last dimension of tensors, for `AcceleratorModule.pad`; tensors in, tensors out, no state."""
+"""Padding of the last dimension of tensors, for `AcceleratorModule.pad`: pure functions without state."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def pad(
     side: Literal["right", "left"] = "right",
     op: Operation | None = None,
 ) -> Any:
-    """Fill up the last dimension of one tensor, or of each tensor of a list or tuple, to a common length.
+    """Pad the last dimension of one tensor, or of each tensor of a list or tuple, to a common length.
 
-    The other dimensions stay as they are, and may differ from tensor to tensor. The tensors given are not changed.
+    Other dimensions stay as they are and may differ between tensors. The inputs are not changed.
 
     Args:
-        tensor: A tensor of shape (..., length), or a list or tuple of such.
-        value: What to fill with.
-        padding: "longest" for the length of the longest tensor in a list or tuple, "max_length" for `max_length`.
+        tensor: A tensor of shape (..., length), or a list or tuple of such tensors.
+        value: The padding value.
+        padding: "longest" pads to the longest tensor of a list or tuple, "max_length" to `max_length`.
             By default "longest" for a list or tuple; a single tensor is always padded to `max_length`.
-        max_length: The length of the last dimension afterwards. Of no effect with "longest".
-        side: Where to fill: after the values ("right") or before them ("left").
-        op: What to do with the padded tensors of a list or tuple: "stack" along a new first dimension, "cat" along
-            the first, or a function that is given them in the list or tuple.
+        max_length: The length of the last dimension afterwards. Ignored with "longest".
+        side: The side to pad: after the values ("right") or before them ("left").
+        op: Operation on the padded tensors of a list or tuple: "stack" along a new first dimension, "cat" along the
+            first, or a function that receives the list or tuple.
 
     Returns:
-        A tensor for a tensor, a list for a list, a tuple for a tuple; with `op`, what it returns.
+        A tensor for a tensor, a list for a list, a tuple for a tuple; with `op`, its result.
 
     Raises:
-        TypeError: Something is of the wrong kind.
-        ValueError: An unknown name, a missing `max_length`, a tensor that is longer than `max_length` (nothing is cut
-            off), or tensors that do not fit together for `op`.
+        TypeError: If an argument has the wrong type.
+        ValueError: For an unknown name, a missing `max_length`, a tensor longer than `max_length` (nothing is
+            truncated), or tensors whose shapes do not fit `op`.
     """
     single = isinstance(tensor, Tensor)
     tensors = _checked_tensors(tensor, value)
@@ -81,7 +81,7 @@ def _checked_tensors(given: object, value: object) -> Sequence[Tensor]:
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
-    """Whether a tensor can hold the value; torch would round it or wrap it around where that needs no overflow."""
+    """Return whether a dtype can represent the value; torch may silently round it or wrap it around."""
     if dtype == torch.bool:
         return value in (0, 1)
     if dtype.is_floating_point or dtype.is_complex:
@@ -136,7 +136,7 @@ def _operated(op: Operation, padded: Sequence[Tensor]) -> Any:
         return op(padded)
     if not padded:
         raise ValueError(f'pad: there are no tensors for op="{op}"')
-    # Along the first dimension, tensors may differ in that one only; on top of each other they may not differ.
+    # "cat" allows tensors to differ in the first dimension; "stack" allows no difference.
     first = 1 if op == "cat" else 0
     shapes = [tuple(t.shape) for t in padded]
     if any(len(shape) != len(shapes[0]) or shape[first:] != shapes[0][first:] for shape in shapes):

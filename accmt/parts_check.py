@@ -1,5 +1,5 @@
-"""A trial, before anything is touched, of everything that a training will write: what cannot be written, or would not
-be trained, is found before the first step."""
+"""Trial run, before anything is touched, of everything that a training will write: finds what cannot be written or
+would not be trained before the first step."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def check_beside(
     *,
     is_ours: bool,
 ) -> None:
-    """Find out whether what a module has beside its model is trained as it should be.
+    """Check that the networks and parameters beside a module's model are trained as they should be.
 
     Args:
         options: The options.
         module: The module.
-        optimizer: The optimizer, in no wrapper.
+        optimizer: The unwrapped optimizer.
         parts: The parts of a checkpoint.
         accelerator: The accelerator.
-        is_ours: The optimizer is that of the hyperparameters. One of `get_optimizer` may leave out what it wants to,
-            which is looked at when the first gradients are there.
+        is_ours: Whether the optimizer comes from the hyperparameters. One from `get_optimizer` may leave parameters
+            out on purpose, which is checked once the first gradients exist.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: If they are not.
     """
     assert parts.kept is not None
     owner, kept = type(module).__name__, parts.kept
@@ -80,10 +80,10 @@ def check_beside(
 
 
 def check_parts(options: Options, parts: Parts) -> None:
-    """Try to take everything apart as it will be written.
+    """Check that everything can be serialized as it will be written.
 
     Raises:
-        ConfigError: Something cannot be written, or could not be read again; with its name.
+        ConfigError: If something cannot be written or read back; with its name.
     """
     writes, saves = options.checkpoint.enabled, not options.saving.disabled
     if not writes and not saves:
@@ -125,7 +125,7 @@ def _of_saved_extra(state: Mapping[str, Any], *, safe: bool) -> Iterator[Problem
 
 
 def _of_states(parts: Parts) -> Iterator[Problem]:
-    """What a checkpoint holds besides the weights of the model."""
+    """Report problems of a checkpoint's parts other than the weights of the model."""
     assert parts.kept is not None
     kept = parts.kept
     for part, has, lacks in kept.half():
@@ -150,7 +150,7 @@ def _of_states(parts: Parts) -> Iterator[Problem]:
 
 
 def _unloadable(tensor: Tensor) -> str | None:
-    """Why values could not be copied into a tensor."""
+    """Return why values could not be copied into a tensor, or None if they can."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if repeats and not hasattr(tensor, "device_mesh"):
         return "expanded: its elements share memory, so that no value can be loaded into it. Register tensor.clone()"

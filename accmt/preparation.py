@@ -1,4 +1,4 @@
-"""Making a model ready for the device and the processes of a training, and giving it back as it was."""
+"""Preparing a model for the device and the processes of a training, and restoring it afterwards."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from accmt.loop.replicas import settle_buckets
 from accmt.module import AcceleratorModule
 from accmt.options import ModelOptions
 
-# What Accelerate sets on a model itself, to call it in mixed precision, and to prepare it only once.
+# Attributes that Accelerate sets on a model, to call it in mixed precision and to prepare it only once.
 _REPLACED = ("forward", "_original_forward", "_is_accelerate_prepared")
-# What a training or an evaluation sets on a module and on callbacks, for as long as they belong to it.
+# Attributes that a training or an evaluation sets on a module and on callbacks while it uses them.
 _SET_ON_MODULES = {"state", "device", "accelerator", "tracker"}
 _SET_ON_CALLBACKS = {"module", "trainer", "state"}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The forms of a model while it is trained.
+    """A model in the forms used while it is trained.
 
     Attributes:
-        model: What Accelerate made of it, in the wrapper of the engine where there is one.
-        evaluated: What is called in an evaluation. Where processes hold replicas it is the bare model, because they see
+        model: The model as Accelerate prepared it, in the engine's wrapper if there is one.
+        evaluated: The model to call in an evaluation. With replicated processes it is the bare model, because they see
             different numbers of batches.
         optimizer: The prepared optimizer.
     """
@@ -45,7 +45,7 @@ class Prepared:
 
 @contextmanager
 def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
-    """The model of a module for the time of a training: afterwards it is called as before, in no wrapper."""
+    """Yield the module's model for a training; afterwards restore it to its unwrapped state."""
     model, teacher = module.model, module.teacher
     own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
     try:
@@ -59,7 +59,7 @@ def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
 
 @contextmanager
 def returned(module: AcceleratorModule, callbacks: Sequence[Callback], *, is_due: bool) -> Iterator[None]:
-    """Give a module and callbacks back to the training around an evaluation, if there is one, when that is over."""
+    """Restore a module and callbacks to the surrounding training, if there is one, after an evaluation."""
     borrowed = [(module, _SET_ON_MODULES), *((callback, _SET_ON_CALLBACKS) for callback in callbacks)]
     own = [{name: vars(one)[name] for name in names if name in vars(one)} for one, names in borrowed]
     try:
@@ -72,13 +72,13 @@ def returned(module: AcceleratorModule, callbacks: Sequence[Callback], *, is_due
 
 
 def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) -> Prepared:
-    """Prepare model, teacher and optimizer, and let the module use the wrapped model, or the bare one if it shall.
+    """Prepare model, teacher and optimizer, and give the module the wrapped model, or the bare one if so configured.
 
-    A model in evaluation mode goes into training mode; parts of it that alone are in evaluation mode stay there.
+    A model in evaluation mode is set to training mode; if only submodules are in evaluation mode, they stay in it.
     """
     own, accelerator = module.model, module.accelerator
     if not own.training:
-        own.train()  # `from_pretrained` of transformers makes models in evaluation mode
+        own.train()  # `from_pretrained` of transformers returns models in evaluation mode
     if options.gradient_checkpointing:
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
     with _quietly(not options.logs_preparation):
@@ -94,14 +94,14 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
 
 
 def configure(accelerator: Accelerator, batch_size: int, clip_grad: float | None, *, is_managed: bool) -> None:
-    """Tell an engine that makes whole optimizer steps by itself what such a step is. Call it before `prepare`.
+    """Configure an engine that makes whole optimizer steps itself. Call it before `prepare`.
 
     Args:
         accelerator: The accelerator.
         batch_size: Samples in a batch of one process.
-        clip_grad: The largest norm of all gradients; None for no clipping.
-        is_managed: Whether the loop says at each batch if more follow before the step; a module that makes its steps
-            by itself does not.
+        clip_grad: The maximum norm of all gradients; None for no clipping.
+        is_managed: Whether the loop says at each batch if more follow before the step; False for a module that makes
+            its own steps.
     """
     if not is_deepspeed(accelerator):
         return
@@ -112,11 +112,11 @@ def configure(accelerator: Accelerator, batch_size: int, clip_grad: float | None
     config["gradient_clipping"] = 0.0 if clip_grad is None else clip_grad
     config["managed_gradient_accumulation"] = is_managed
     if not is_managed:
-        config["zero_optimization"]["overlap_comm"] = False  # not to be had together
+        config["zero_optimization"]["overlap_comm"] = False  # cannot be combined
 
 
 def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:
-    """By its new name where there is one: transformers warns of the other."""
+    """Enable gradient checkpointing, by its new name if it exists: transformers warns about the old one."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:
@@ -124,8 +124,8 @@ def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:
 
 
 def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any) -> None:
-    """Put networks and parameters beside the model on the device, those that are trained in training mode, and let all
-    processes begin with those of the main one."""
+    """Move networks and parameters beside the model to the device, set the trained networks to training mode, and
+    broadcast the main process's values to all."""
     found = place_beside(module, model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for network in found.networks.values():
@@ -137,7 +137,7 @@ def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any)
 
 
 def place_beside(module: AcceleratorModule, model: nn.Module) -> Attributes:
-    """Put networks and parameters that a module has beside its model on its device."""
+    """Move networks and parameters that a module has beside its model to its device."""
     found = attributes_of(module, model)
     for network in found.networks.values():
         network.to(module.accelerator.device)
@@ -147,7 +147,7 @@ def place_beside(module: AcceleratorModule, model: nn.Module) -> Attributes:
 
 
 def prepare_teacher(module: AcceleratorModule, options: ModelOptions) -> None:
-    """Put the teacher, if there is one, on the device, in evaluation mode and without gradients."""
+    """Move the teacher, if there is one, to the device, in evaluation mode and without gradients."""
     if module.teacher is not None:
         teacher = module.teacher.to(module.accelerator.device).eval().requires_grad_(False)
         module.teacher = _compiled(teacher, options)
@@ -157,12 +157,12 @@ def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:
     if options.compile_kwargs is None:
         return model
     compiled: Any = torch.compile(model, **options.compile_kwargs)
-    return compiled  # type: ignore[no-any-return]  # a module is compiled to a module
+    return compiled  # type: ignore[no-any-return]  # a compiled module is a module
 
 
 @contextmanager
 def _quietly(quiet: bool) -> Iterator[None]:
-    """Keep what is less than a warning from being logged."""
+    """Suppress log messages below the level of a warning."""
     former = logging.root.manager.disable
     if quiet:
         logging.disable(max(former, logging.INFO))

@@ -1,6 +1,6 @@
-"""Models of transformers: a module made from a name or path, and what belongs beside the weights of a saved one.
+"""Models of transformers: a module made from a name or path, and the files that belong beside saved weights.
 
-transformers is imported when a model of it is asked for.
+transformers is imported only when one of its models is used.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _LISTED = 4
 
 
 class PretrainedModule(AcceleratorModule):
-    """A model of transformers that computes its own loss from batches with labels.
+    """A transformers model that computes its own loss from batches with labels.
 
-    A batch is a dictionary of the model's arguments, `labels` among them, or a pair (arguments, labels). In a
-    validation each metric gets (logits, labels), as the model has computed them and as they were given.
+    A batch is a dictionary of the model's arguments, including `labels`, or a pair (arguments, labels). In validation
+    each metric gets (logits, labels): the model's logits and the batch's labels, unchanged.
 
     Args:
         model: The model.
-        metrics: The names of the metrics of the training.
-        notes: What is worth saying before the training, one line each.
+        metrics: The names of the training's metrics.
+        notes: Remarks to show before the training, one line each.
     """
 
     def __init__(self, model: nn.Module, metrics: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
@@ -70,7 +70,7 @@ class PretrainedModule(AcceleratorModule):
         raise ValueError(f"{self._class} computed no loss: it {reason}; the batch has {_listed(arguments)}")
 
     def _compared(self, outputs: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-        """What each metric gets."""
+        """Return (logits, labels), the arguments of every metric."""
         logits = getattr(outputs, "logits", None)
         if logits is None or "labels" not in arguments:
             what = f"{self._class} gave no 'logits'" if logits is None else "the batch has no 'labels'"
@@ -80,15 +80,15 @@ class PretrainedModule(AcceleratorModule):
 
 
 def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
-    """What `fit` is given as a module: as it is, or made from (name or path, class).
+    """Return the module for `fit`: as it is, or loaded from (name or path, class).
 
     Args:
-        module: A module, a name or path, or a pair of it and a class of transformers, or the name of one.
+        module: A module, a name or path, or a pair of a name or path and a transformers class or its name.
         kwargs: Arguments of the class's `from_pretrained`.
         options: The options, for the names of the metrics.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: If it cannot be loaded.
     """
     if isinstance(module, str | Path):
         return _made(module, None, kwargs, options)
@@ -104,19 +104,19 @@ def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
 
 
 def notes_of(module: AcceleratorModule) -> tuple[str, ...]:
-    """What is worth saying of a module before it is trained, one line each."""
+    """Return remarks about a module to show before it is trained, one line each."""
     return module.notes if isinstance(module, PretrainedModule) else ()
 
 
 def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> Callable[[Path], None]:
-    """Writes what `from_pretrained` needs beside the weights of a model of transformers, into a folder.
+    """Return a function that writes into a folder what `from_pretrained` needs beside the weights of the model.
 
-    That is its configuration and, where there are any, its settings for generation, the code of a model that brings its
-    own, and the tokenizer of the collator.
+    That is its configuration and, if they exist, its generation settings, its custom code, and the tokenizer of the
+    collator.
 
     Args:
         module: The module, which may have collators.
-        model: Its model, in no wrapper.
+        model: Its unwrapped model.
         options: The options, which may have collators.
     """
     transformers = sys.modules.get("transformers")
@@ -128,7 +128,7 @@ def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> 
 
     def write(folder: Path) -> None:
         config = copy.deepcopy(model.config)
-        # FSDP gives the class of a model that it takes apart another name.
+        # FSDP prefixes the class name of a model that it shards.
         config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.dtype = str(model.dtype).removeprefix("torch.")
         if model.is_remote_code():
@@ -145,10 +145,10 @@ def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> 
 
 
 def check_extras(module: AcceleratorModule, options: Options) -> None:
-    """Find out before the training whether what belongs beside the weights can be written.
+    """Check before the training that the files beside the weights can be written.
 
     Raises:
-        ConfigError: It cannot. transformers refuses to write, for example, settings for generation without effect.
+        ConfigError: If they cannot. transformers rejects, for example, generation settings that have no effect.
     """
     with TemporaryDirectory() as folder:
         try:
@@ -175,7 +175,7 @@ def _made(place: str | Path, kind: str | type | None, kwargs: Mapping[str, Any],
 
 
 def _check_place(path: str, kwargs: Mapping[str, Any]) -> None:
-    """What can be seen of a path without loading from it."""
+    """Check a path as far as possible without loading from it."""
     folder = Path(path, kwargs.get("subfolder") or "")
     if not path.strip():
         _refuse("module", must_be("a name or path", path))
@@ -188,12 +188,12 @@ def _check_place(path: str, kwargs: Mapping[str, Any]) -> None:
             hint = f"; there is one in {_quoted(inside)}" if inside else ": give a folder that save_pretrained wrote"
             _refuse("module", f"there is no config.json in the folder '{folder}'{hint}")
     elif Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1:
-        # The names of models on the hub have at most one slash.
+        # Model names on the hub have at most one slash.
         _refuse("module", f"there is no folder '{path}'{_sibling(path)}")
 
 
 def _class(transformers: Any, path: str, kind: str | type | None, kwargs: Mapping[str, Any]) -> Any:
-    """The class to load with; without one that which the model was saved with."""
+    """Return the class to load with; by default the one that the model was saved as."""
     if isinstance(kind, type):
         if not hasattr(kind, "from_pretrained"):
             _refuse("module", f"{kind.__name__} is no class of models: it has no from_pretrained")
@@ -220,7 +220,7 @@ def _config(transformers: Any, path: str, kwargs: Mapping[str, Any]) -> Any:
     given = kwargs.get("config")
     if isinstance(given, transformers.PretrainedConfig):
         return given
-    # Those arguments that say where a model is.
+    # The arguments that say where a model is.
     names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
     try:
         return transformers.AutoConfig.from_pretrained(
@@ -231,14 +231,14 @@ def _config(transformers: Any, path: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _is_ours(transformers: Any, found: Any) -> bool:
-    """Whether it is a class of models of transformers."""
+    """Return whether an object is a model class of transformers."""
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel | _BaseAutoModelClass)
 
 
 def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
-    """The model, and what is worth saying of it."""
+    """Load the model; return it and remarks about it."""
     ours = _is_ours(transformers, chosen)
     more = {"output_loading_info": True, "ignore_mismatched_sizes": True} if ours else {}
     try:
@@ -255,9 +255,9 @@ def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]
 
 
 def _check_loss(model: nn.Module, path: str) -> None:
-    """Refuse a model without a head.
+    """Reject a model without a head.
 
-    Only for classes of transformers itself, and by name and arguments: there is no other sign that all of them have.
+    Only transformers' own classes, judged by class name and arguments: they share no other sign of a missing head.
     """
     kind = type(model)
     of_transformers, known = kind.__module__.startswith("transformers.models."), signature(model.forward).parameters
@@ -267,10 +267,10 @@ def _check_loss(model: nn.Module, path: str) -> None:
 
 
 def _new_weights(model: nn.Module, path: str, info: Mapping[str, Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Which weights are not those of the path, one line for each reason.
+    """Report weights that do not come from the path, one line for each reason.
 
     Raises:
-        ConfigError: None of them is, or one has another shape without that this is expected.
+        ConfigError: If none comes from it, or if one has another shape without `ignore_mismatched_sizes`.
     """
     kind, names = type(model).__name__, model.state_dict().keys()
     missing = set(info.get("missing_keys", ()))
@@ -291,9 +291,9 @@ def _new_weights(model: nn.Module, path: str, info: Mapping[str, Any], kwargs: M
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Without the bar and the table of a loading model, of which `_new_weights` says what matters.
+    """Hide the progress bar and the report of a loading model; `_new_weights` reports what matters.
 
-    Downloads have bars of their own, and warnings of other things stay.
+    Download bars and other warnings stay.
     """
     logger, library = logging.getLogger("transformers.modeling_utils"), transformers.utils.logging
 
@@ -315,7 +315,7 @@ def _refuse(name: str, text: str, cause: Exception | None = None) -> NoReturn:
 
 
 def _refuse_loading(kind: str, path: str, kwargs: Mapping[str, Any], error: Exception) -> NoReturn:
-    """Say why a model could not be loaded."""
+    """Raise an error that says why a model could not be loaded."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
     if unknown is not None and unknown[1] in kwargs:
         near = did_you_mean(unknown[1], (*_ARGUMENTS[1:], "num_labels", "dtype", "config", "attn_implementation"))
@@ -331,7 +331,7 @@ def _refuse_loading(kind: str, path: str, kwargs: Mapping[str, Any], error: Exce
 
 
 def _sibling(path: str) -> str:
-    """Ends the sentence, with the nearest folder beside a path that does not exist."""
+    """Return a suggestion of the nearest folder beside a path that does not exist, to end a sentence."""
     parent = Path(path).parent
     names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     return did_you_mean(Path(path).name, names)

@@ -1,4 +1,4 @@
-"""One seed for everything that is random."""
+"""One seed for all random number generators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices). The order of the training data follows from it as well.
+    """Seed Python, NumPy and torch (all devices). It also determines the order of the training data.
 
     Args:
         seed: A number from 0 to 2**32 - 1.

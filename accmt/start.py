@@ -1,4 +1,4 @@
-"""Where a training starts: what lies in its folder is taken up, or put aside. The lock of the folder must be held."""
+"""Start of a training: resume from its folder, or move old files out of the way. The folder's lock must be held."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from accmt.tracking.outbox import FOLDER as OUTBOX
 
 
 def check_folders(plan: Plan) -> None:
-    """Find out before anything is changed that what is written later can be written where it belongs.
+    """Check, before anything is changed, that everything can be written where it belongs later.
 
     Raises:
-        OSError: It cannot.
+        OSError: If something cannot be written.
     """
     durable.begin()
     path = plan.model_path
@@ -43,7 +43,7 @@ def check_folders(plan: Plan) -> None:
             )
     for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
         publish.require_writable(folder)
-        durable.flush_directory(folder)  # what is not certain here is said before the first step
+        durable.flush_directory(folder)  # warn before the first step if this folder cannot be flushed
     for rule in plan.rules.savings if plan.rules.writes else ():
         if rule.keep == 1 and _holds_other_things(path / rule.folder):
             text = f"its '{rule.folder}' is not what a rule has saved, and the rule '{rule.name}' would replace it"
@@ -54,7 +54,7 @@ def check_folders(plan: Plan) -> None:
 
 
 def _holds_other_things(folder: Path) -> bool:
-    """Whether a file of somebody else, or a folder with such files, is where a rule keeps its model."""
+    """Return whether a rule's folder holds foreign files, or is itself a foreign file."""
     if folder.is_symlink() or not folder.exists():
         return False
     if not folder.is_dir():
@@ -67,19 +67,19 @@ def _holds_other_things(folder: Path) -> bool:
 
 
 def find_checkpoint(plan: Plan) -> Checkpoint | None:
-    """Clear away what an earlier training left behind when it died, and give the checkpoint to continue from, verified.
+    """Clean up after a training that died, and return the verified checkpoint to resume from, if there is one.
 
     Raises:
-        NoCheckpoint: The checkpoint that was asked for cannot be used.
+        NoCheckpoint: If the requested checkpoint cannot be used.
     """
     return from_main(lambda: _found(plan))
 
 
 def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
-    """Continue from a checkpoint, or start anew, and say what is worth saying before, one line each.
+    """Resume from a checkpoint or start from scratch, and return notes to show before, one line each.
 
     Raises:
-        Mismatch: The checkpoint belongs to another training; nothing was touched.
+        Mismatch: If the checkpoint belongs to another training; nothing was touched.
     """
     return _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
 
@@ -97,7 +97,7 @@ def _found(plan: Plan) -> Checkpoint | None:
     for line in checkpoints.refused:
         plan.display.warn(line)
     if newest is not None and newest == checkpoints.all()[-1] and options.enabled:
-        checkpoints.prune(options.keep)  # a training that died may not have come to it
+        checkpoints.prune(options.keep)  # a training that died may not have pruned
     return newest
 
 
@@ -109,7 +109,7 @@ def _start_anew(plan: Plan, run: Run) -> list[str]:
 
 
 def _cleared(plan: Plan, run: Run) -> Path | None:
-    """Put aside what an earlier training left, and describe the new one."""
+    """Move away the files of an earlier training, and write the description of the new one."""
     aside = put_aside(plan.model_path, savings_in(plan.model_path))
     run.history.cut(0)
     run.decision_log.cut(0)
@@ -129,13 +129,13 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
 
 
 def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:
-    """Move away the checkpoints of a course that is left, newest first, so that none of them is continued from."""
+    """Move away checkpoints later than the one resumed from, newest first, so that none of them is used again."""
     later = [other.path for other in reversed(Checkpoints(model_path).all()) if other.index > checkpoint.index]
     return move_aside(model_path, later) if later else None
 
 
 def _describe(plan: Plan, changes: list[str]) -> list[str]:
-    """Describe a training that is continued, and what was changed since it began."""
+    """Write the description of a resumed training, including the settings that changed since it began."""
     notes: list[str] = []
     try:
         former = read_description(plan.model_path)
@@ -151,7 +151,7 @@ def _log_every(plan: Plan) -> int | str | None:
 
 
 def _settle_savings(run: Run) -> list[str]:
-    """Make what rules remember and what lies in their folders agree, and say where they did not, one line each."""
+    """Reconcile what rules remember with the models in their folders; return the differences, one line each."""
     notes: list[str] = []
     for rule in run.engine.rules.savings if run.savings is not None else ():
         assert run.savings is not None

@@ -9,25 +9,25 @@ from typing import Any
 
 @dataclass
 class TrainingState:
-    """How far a training is and what it reached.
+    """Progress and results of a training.
 
     Attributes:
-        global_step: Optimizer steps done, over the whole training.
+        global_step: Optimizer steps done in the whole training.
         train_step: Index of the current batch in its epoch, from 0.
         val_step: Index of the current batch of an evaluation, from 0.
         epoch: Index of the current epoch, from 0.
-        is_end_of_epoch: Whether the optimizer step that was just done is the last of its epoch.
+        is_end_of_epoch: Whether the optimizer step just done is the last of its epoch.
         is_last_training_batch: Whether the current training batch is the last of its epoch.
         is_last_validation_batch: Whether the current validation batch is the last of its dataset.
         is_last_epoch: Whether the current epoch is the last one.
-        evaluations_done: Evaluations done, the one before the first step too.
-        additional_metrics: Dataset -> metric -> latest value, `valid_loss` among them; the same on every process.
+        evaluations_done: Evaluations done, including one before the first step.
+        additional_metrics: Dataset -> metric -> latest value, including `valid_loss`; the same on every process.
         model_savings: Rule -> the values of its objectives when it last saved its best model.
-        patience_left: Rule -> evaluations without improvement that are left, -1 for a rule without patience.
+        patience_left: Rule -> remaining evaluations without improvement; -1 for a rule without patience.
         best_train_loss: Lowest mean training loss between two evaluations so far.
         best_valid_loss: Lowest validation loss so far, the mean over the datasets.
-        finished: Whether the training has come to its end.
-        num_checkpoints_made: Checkpoints made.
+        finished: Whether the training has ended.
+        num_checkpoints_made: Number of checkpoints made.
     """
 
     global_step: int = 0

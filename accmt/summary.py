@@ -1,4 +1,4 @@
-"""What is printed before and after a training."""
+"""Texts printed before and after a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_ROWS = 100
 
 
 def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
-    """The model, the device, the length, and each rule in words."""
+    """Describe the model, the device, the length, and each rule in words."""
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(plan).items():
         table.add_row(Text(name, "bold"), Text(shown(value)))
@@ -32,7 +32,7 @@ def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
 def after_training(
     run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
 ) -> list[RenderableType]:
-    """What was decided at each evaluation, what was saved and where, and why it ended."""
+    """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
     worth, left_out = _worth_showing(run.decisions)
     parts: list[RenderableType] = ["", decision_table(worth)]
     if left_out:
@@ -50,7 +50,7 @@ def after_training(
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
-    """Why a training that was continued made no step, and how to make some."""
+    """Explain why a resumed training made no step, and how to train further."""
     position, hps = plan.position, plan.options.hps
     if stop is not None:
         return (
@@ -71,7 +71,7 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
 
 
 def interrupted(run: Run, how: str = "interrupted") -> Text:
-    """Where a training that did not come to its end would continue."""
+    """Say from which step an interrupted training would resume."""
     step = run.position.step
     if run.checkpointed_at < 0:
         return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
@@ -108,7 +108,7 @@ def _facts(plan: Plan) -> dict[str, str]:
 
 
 def _directions(facts: Facts) -> str:
-    """Each metric, which way it is better, and on which datasets where it is not reported on all."""
+    """List the metrics by direction; a metric not reported on all datasets gets the names of its own."""
     words: dict[bool | None, list[str]] = {}
     for name, metric in facts.metrics.items():
         on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"

@@ -1,4 +1,4 @@
-"""The trainer: the documented constructor, and `fit`, which assembles the parts and runs the loop."""
+"""The trainer: its documented constructor, and `fit`, which assembles the parts and runs the loop."""
 
 from __future__ import annotations
 
@@ -50,97 +50,96 @@ from accmt.tracking.tracker import NoTracker, Status, Tracker
 
 
 class Trainer:
-    """Trains a module: when to save, checkpoint, evaluate and stop is declared by rules.
+    """Trains a module; rules declare when to save, checkpoint, evaluate and stop.
 
-    All arguments are checked at once, here; what depends on the data is checked by `fit`, before the first step. The
-    configuration may have a section `rules`: its saving rules come before those that are registered, and for the rest
-    an argument that differs from its default goes before the file.
+    All arguments are checked at once, here; `fit` checks what depends on the data, before the first step. The
+    configuration may have a section `rules`: its saving rules come before registered ones; for other settings, an
+    argument that differs from its default overrides the file.
 
     Args:
         hps_config: Hyperparameters, as an object, a dictionary, or the path of a YAML file.
         model_path: The folder for everything that is written: savings, checkpoints, history. In all paths `~` is the
-            home of the user, and a relative one begins at the folder that is current when it is given.
+            user's home, and a relative path is resolved against the current folder when it is given.
         track_name: The name of the experiment in the tracker; by default the name of the model's folder.
         enable_checkpointing: Make checkpoints.
-        multiple_checkpoints: Keep several checkpoints instead of the newest only.
+        multiple_checkpoints: Keep several checkpoints instead of only the newest.
         max_checkpoints: How many to keep with `multiple_checkpoints`; None for all.
-        resume: What to continue from. None: the newest checkpoint, if there is one. True or -1: the newest, which must
-            be there. A number from 1: the checkpoint with this index (needs `multiple_checkpoints`). False: start anew.
+        resume: What to resume from. None: the newest checkpoint, if there is one. True or -1: the newest, which must
+            exist. A number from 1: the checkpoint with this index (needs `multiple_checkpoints`). False: from scratch.
         disable_model_saving: Save no models; the rules still decide patience and stopping.
         patience: Evaluations without improvement after which a rule asks to stop, for all rules, or by the rule's name.
-            The training stops when all rules that have a patience ask for it.
+            The training stops when all rules with a patience ask for it.
         evaluate_every_n_steps: Evaluate every N optimizer steps instead of at the end of every epoch.
         checkpoint_every: How often to checkpoint, such as "epoch", "500 steps", "2 evaluations"; None for never.
-        logging_dir: For the tracker: a folder, an address, or a link.
-        log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate knows, such as "tensorboard".
+        logging_dir: Where the tracker writes: a folder, a URL, or a link.
+        log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate supports, such as "tensorboard".
         log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never. Or a text,
             such as "100 steps", "0.5 epochs", "10 seconds".
         grad_accumulation_steps: Batches per optimizer step.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them; the model needs
-            a method `gradient_checkpointing_enable`, as those of transformers have.
-        gradient_checkpointing_kwargs: Handed to that method.
-        clip_grad: Clip the norm of all gradients to this; None for no clipping.
+        gradient_checkpointing: Recompute activations in the backward pass instead of storing them; the model needs a
+            method `gradient_checkpointing_enable`, as models of transformers have.
+        gradient_checkpointing_kwargs: Arguments of that method.
+        clip_grad: Clip the norm of all gradients to this value; None for no clipping.
         set_to_none: Reset gradients to None instead of zero.
         shuffle_train: Shuffle the training data, unless a sampler is given.
-        sampler: A sampler for the training data, or several that follow each other in every epoch.
-        collate_fn: Makes a batch of samples, in training and validation.
+        sampler: A sampler for the training data, or several that are used one after another in every epoch.
+        collate_fn: Makes a batch from samples, in training and validation.
         collate_fn_train: The same for training only.
         collate_fn_val: The same for validation only.
-        max_shard_size: The largest file of a saved model, such as "10GB"; what is more goes into further files.
+        max_shard_size: The maximum size of a file of a saved model, such as "10GB"; larger models are split.
         safe_serialization: Save models as safetensors instead of `pytorch_model.bin`.
         compile: Compile the calls of the model (and of the teacher) with torch.compile.
         compile_kwargs: Arguments of torch.compile.
-        safe_mode: The module calls the model through the wrapper that the engine puts around it. False calls the bare
-            model: a little faster, and what the wrapper does in a forward pass is left out. With replicated processes
-            the gradients are then averaged before each optimizer step, all at once.
-        train_loss_metric_name: What trackers call the training loss.
-        val_loss_metric_name: What trackers call the validation loss.
-        dataloader_pin_memory: Load batches into pinned memory where a GPU is used.
-        dataloader_num_workers: Processes that load batches, per loader; None for as many as train, but none for
-            streams, for tensors, lists and the like that lie in memory, and where a worker would run the script again.
-        dataloader_drop_last: Leave out a last, incomplete batch of the training data.
-        eval_when_finish: Evaluate at the end of the training, where evaluations are not at the end of epochs anyway.
-        eval_when_start: Evaluate before the first step; it decides nothing.
-        monitor: What the tracker is told.
-        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
-        cleanup_cache_every_n_steps: Clean the caches of main memory and device every N optimizer steps, besides at
-            every evaluation and end of an epoch.
-        callback: A callback or several.
-        additional_tracker_config: More parameters for the tracker, beside the hyperparameters.
+        safe_mode: The module calls the model through the engine's wrapper. False calls the bare model: a little faster,
+            but without what the wrapper does in a forward pass. With replicated processes the gradients are then
+            averaged before each optimizer step, all at once.
+        train_loss_metric_name: The name of the training loss in trackers.
+        val_loss_metric_name: The name of the validation loss in trackers.
+        dataloader_pin_memory: Load batches into pinned memory if a GPU is used.
+        dataloader_num_workers: Worker processes per loader; None for as many as there are training processes, but none
+            for streams, for data in memory (tensors, lists and the like), and where a worker would rerun the script.
+        dataloader_drop_last: Drop an incomplete last batch of the training data.
+        eval_when_finish: Evaluate at the end of the training, unless evaluations are at the end of epochs anyway.
+        eval_when_start: Evaluate before the first step; no rule decides on it.
+        monitor: Which values are sent to the tracker.
+        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of these).
+        cleanup_cache_every_n_steps: Clear the caches of main memory and device every N optimizer steps, in addition
+            to every evaluation and end of an epoch.
+        callback: One callback or several.
+        additional_tracker_config: More parameters for the tracker, in addition to the hyperparameters.
         batch_device_placement: Move batches to the device.
         prepare_batch: With DeepSpeed and mixed precision, convert floating point tensors of batches to the precision of
-            the model; elsewhere there is nothing to convert.
-        safe_steps: A training or validation step that runs out of memory is tried once more, after what it held was
-            freed. If it fails again, those who use the GPUs are shown, and the error is raised.
-        destroy_after_training: End the process group after the training; False to train again in the same script.
-        enable_prepare_logging: Let libraries log what they do while they prepare the model.
-        evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not beside `evaluate_every_n_steps`.
-        stop_when: A condition, or several, that stop the training as soon as one holds, such as "valid_loss < 0.1".
-            They are asked after every evaluation; those on counters and the clock also at every step, and those on
+            the model; otherwise it has no effect.
+        safe_steps: If a training or validation step runs out of memory, free its memory and try it once more. If it
+            fails again, show the processes that use the GPUs, and raise the error.
+        destroy_after_training: Destroy the process group after the training; False to train again in the same script.
+        enable_prepare_logging: Let libraries log while they prepare the model.
+        evaluate_every: How often to evaluate, such as "500 steps or 10 minutes"; not with `evaluate_every_n_steps`.
+        stop_when: One or several conditions that stop the training as soon as one holds, such as "valid_loss < 0.1".
+            They are evaluated after every evaluation; those on counters and the clock also at every step, and those on
             training losses and metrics about once a second.
-        training_metrics: What rules may use of what the module logs by `self.log`: name -> "min" or "max", for which
-            way is better. Like `train_loss` it is the mean since the previous evaluation.
-        mixed_precision: "bf16", "fp16" or "no"; None for what the launcher says.
-        checkpoint_async: Write checkpoints while the training goes on: it waits only until its state is copied, which
-            takes as much main memory as the state. One that is still being written is waited for before the next, and
-            at the end.
+        training_metrics: Values logged by the module's `self.log` that rules may use: name -> "min" or "max", the
+            better direction. Like `train_loss`, each is the mean since the previous evaluation.
+        mixed_precision: "bf16", "fp16" or "no"; None for the launcher's setting.
+        checkpoint_async: Write checkpoints in the background: the training waits only until its state is copied, which
+            needs as much main memory as the state. A checkpoint still being written is waited for before the next one
+            and at the end.
         checkpoint_on_exception: When an exception (or Ctrl-C) ends the training, make a checkpoint of the last complete
-            step. None is made, which is said, where the step that failed had begun to change the weights, or where not
-            all processes failed in the same step. To be able to, a few numbers and copies of the model's buffers are
-            kept of each step.
-        trust_checkpoint: With DeepSpeed, which reads its part of a checkpoint by unpickling: read it also if it names
-            what DeepSpeed does not write. Other checkpoints hold nothing that can be executed.
+            step. None is made, with a message, if the failed step had begun to change the weights, or if not all
+            processes failed in the same step. This keeps a few numbers and copies of the model's buffers at each step.
+        trust_checkpoint: With DeepSpeed, which unpickles its part of a checkpoint: load it even if it names objects
+            that DeepSpeed does not write. Other checkpoints contain nothing executable.
         quiet: Print warnings only.
         sanity_check: Before the first step, try one batch of each validation dataset: `validation_step`, and the
-            metrics with what it returns. No hook is called, and everything is left as it was. False leaves that out.
-        scheduler_metric: What a scheduler follows that needs a metric, such as ReduceLROnPlateau: "valid_loss", or a
+            metrics with its result. No hook is called, and all state is left unchanged. False skips this.
+        scheduler_metric: The score for a scheduler that follows a metric, such as ReduceLROnPlateau: "valid_loss", or a
             rule with one objective, such as "best_accuracy@dev". The scheduler steps after each evaluation.
-        **kwargs: For the trackers' runs: `run_name`, `tags` and what else they take; a dictionary with the name of a
-            tracker is for that one alone.
+        **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
+            the name of a tracker is for that tracker only.
 
     Raises:
         ConfigError: With all problems of the arguments.
-        RuleError: If the problems are in texts of the rule language.
+        RuleError: If the only problems are in rule texts.
     """
 
     def __init__(  # noqa: PLR0913  (the documented constructor)
@@ -224,17 +223,17 @@ class Trainer:
         name: str | None = None,
         patience: int | None = None,
     ) -> None:
-        """Register a rule that says when to save the model, besides those of the configuration.
+        """Register a rule that says when to save the model, in addition to those of the configuration.
 
         Args:
             model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@test`.
-            saving_below: Save only when all values of the rule are below this.
-            saving_above: Save only when all values of the rule are above this.
-            name: A name for the rule and its folder, instead of its text.
-            patience: Evaluations without improvement after which it asks to stop.
+            saving_below: Save only if all values of the rule are below this.
+            saving_above: Save only if all values of the rule are above this.
+            name: A name for the rule and its folder, instead of the rule's text.
+            patience: Evaluations without improvement after which the rule asks to stop.
 
         Raises:
-            RuleError: With every mistake in the text. What depends on the training is checked by `fit`.
+            RuleError: With every mistake in the text. `fit` checks what depends on the training.
         """
         rule = SavingRule.parse(
             model_saving, name=name, patience=patience, saving_below=saving_below, saving_above=saving_above
@@ -253,22 +252,22 @@ class Trainer:
         """Train a module.
 
         Args:
-            module: The module. Or the name or path of a model of transformers, alone (it is loaded as the class that it
+            module: The module. Or the name or path of a transformers model, alone (it is loaded as the class that it
                 was saved as) or with its class, such as `("path", "AutoModelForSequenceClassification")`: it computes
                 its own loss, and metrics get its logits and the labels.
-            train_dataset: The training data; None if the module's `get_train_dataloader` makes a loader by itself.
-            val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
-            **kwargs: For `from_pretrained`, where a model is given by its name.
+            train_dataset: The training data; None if the module's `get_train_dataloader` needs no dataset.
+            val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of datasets.
+            **kwargs: Arguments of `from_pretrained`, if a model is given by its name or path.
 
-        SIGTERM ends a training between two steps, with a checkpoint to continue from, and then the process; SIGUSR1
-        asks for a checkpoint, and the training goes on. Both are left alone where the process ignores them, and
-        outside of the main thread.
+        SIGTERM ends the training between two steps, with a checkpoint to resume from, and then the process; SIGUSR1
+        requests a checkpoint, and the training continues. Neither is handled if the process ignores it, or outside of
+        the main thread.
 
         Raises:
-            ConfigError, RuleError: With all problems that can be known before the first step.
+            ConfigError, RuleError: With all problems that can be found before the first step.
             Busy: Another training, evaluation or search runs in this process; nothing was touched. A RuntimeError.
-            Terminated: SIGTERM ended the training, and a handler of the script let the process live.
-            PeerFailed: Another of several processes failed before this one, and shows its error.
+            Terminated: SIGTERM ended the training, and a handler of the script kept the process alive.
+            PeerFailed: Another process failed before this one, and shows its error.
         """
         refuse_run_again()
         with exclusive("fit"):
@@ -283,21 +282,21 @@ class Trainer:
         module: AcceleratorModule,
         datasets: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]],
     ) -> dict[str, dict[str, float]]:
-        """Evaluate a module: nothing is decided, recorded or written.
+        """Evaluate a module; nothing is decided, recorded or written.
 
         A callback of a training may call it, on all processes, outside of the training's own evaluations. The training
-        carries on as if nothing had happened.
+        continues unaffected.
 
         Args:
             module: The module, with the weights to evaluate (see `accmt.load_saving`).
-            datasets: As `val_dataset` of `fit`.
+            datasets: Like `val_dataset` of `fit`.
 
         Returns:
-            Dataset -> metric -> value, `valid_loss` among them.
+            Dataset -> metric -> value, including `valid_loss`.
 
         Raises:
-            ConfigError: With all problems of what is given. On several processes it comes before the training, in one,
-                or after one with `destroy_after_training=False`.
+            ConfigError: With all problems of the arguments. With several processes, call it before the training, during
+                it, or after one with `destroy_after_training=False`.
             Busy: A training or evaluation runs in another thread, or is at a point where this would change it.
         """
         refuse_run_again()
@@ -320,7 +319,7 @@ class Trainer:
                 return values
 
     def _warn(self, text: str) -> None:
-        """Print a warning while there is no training yet that shows it."""
+        """Print a warning before a training exists that could show it."""
         display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet).warn(text)
 
     def _planned(self, module: AcceleratorModule, train_dataset: Any, val_dataset: Any) -> Plan:
@@ -328,7 +327,7 @@ class Trainer:
         return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
 
     def _fit_together(self, make_plan: Callable[[], Plan]) -> Terminated | None:
-        """Train with all processes, and part from them however it ends. What SIGTERM asks for is given back."""
+        """Train with all processes, and shut down however it ends. Return the error of a SIGTERM, if one came."""
         signals, failures = Signals(), Failures()
         try:
             with heard_by(self._warn):
@@ -337,7 +336,7 @@ class Trainer:
                 self._fit(planned, signals)
             return Terminated() if signals.weight == END else None
         except Terminated as error:
-            PartialState().wait_for_everyone()  # launchers kill those that are left when one has ended
+            PartialState().wait_for_everyone()  # launchers kill the other processes when one has ended
             return error
         except BaseException as error:
             failures.show_first(error)
@@ -348,7 +347,7 @@ class Trainer:
                 leave_processes()
 
     def _fit(self, planned: Plan, signals: Signals) -> None:
-        """Train what is planned, as the only training in this folder."""
+        """Run the planned training, as the only one in this folder."""
         lock = Lock(self.model_path)
         try:
             from_main(lambda: _occupy(lock, planned))
@@ -377,7 +376,7 @@ class Trainer:
             lock.release()
 
     def _begun(self, planned: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
-        """A run that stands where it starts. If there is none, its trackers end as well."""
+        """Return the run at its starting point. If that fails, its trackers are closed as well."""
         try:
             run = assemble(planned, self.state, checkpoint, signals)
             self._attach(run)
@@ -392,10 +391,10 @@ class Trainer:
             raise
 
     def best(self, rule: str) -> Saving | None:
-        """The best model that a rule of the last `fit` has saved: values, step, folder. None if it has saved none.
+        """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
         Raises:
-            ValueError: There is no such rule.
+            ValueError: If no such rule exists.
         """
         rules = {known.name: known for known in self._fitted}
         name = rule if rule in rules else canonical_name(rule)
@@ -407,16 +406,16 @@ class Trainer:
         return best_in(self.model_path / rules[name].folder)
 
     def stop(self, reason: str = "the script asked for it") -> None:
-        """Stop the training that is under way between two steps, as a rule would: a last evaluation and checkpoint,
-        `on_fit_end`, and `fit` returns. The reason is recorded with the decisions.
+        """Stop the current training between two steps, as a rule would: with a last evaluation and checkpoint and
+        `on_fit_end`, then `fit` returns. The reason is recorded with the decisions.
 
-        Callbacks and modules call it as `self.trainer.stop(...)`; any thread may. With several processes it is enough
-        that one of them calls it: all stop at the same step, within about a second. From a hook at an evaluation or at
-        the end of an epoch the training stops before the next step. If it is run again, it goes on.
+        Callbacks and modules call it as `self.trainer.stop(...)`; any thread may. With several processes one call is
+        enough: all stop at the same step, within about a second. Called from a hook at an evaluation or the end of an
+        epoch, it stops before the next step. Running the training again resumes it.
 
         Raises:
-            TypeError, ValueError: The reason is not a text, or empty.
-            RuntimeError: Nothing is being trained.
+            TypeError, ValueError: If the reason is not a text, or is empty.
+            RuntimeError: If no training is running.
         """
         if not isinstance(reason, str):
             raise TypeError(f"the reason of stop must be a text, not {type(reason).__name__}")
@@ -428,15 +427,15 @@ class Trainer:
         pulse.ask_to_stop(reason)
 
     def log_artifact(self, path: str | Path) -> None:
-        """Send a file to the current run of the tracker; without a tracker this does nothing."""
+        """Send a file to the current run of the tracker; do nothing without a tracker."""
         self._tracker.log_artifact(resolved(path))
 
     def log_artifacts(self, path: str | Path) -> None:
-        """Send all files of a folder to the current run of the tracker; without a tracker this does nothing."""
+        """Send all files of a folder to the current run of the tracker; do nothing without a tracker."""
         self._tracker.log_artifacts(resolved(path))
 
     def _attach(self, run: Run) -> None:
-        """Let callbacks and the user see the run."""
+        """Make the run visible to callbacks and the user."""
         self.decisions = run.decisions
         self._tracker = run.tracker
         self._pulse = run.pulse
@@ -450,7 +449,7 @@ class Trainer:
         module._trainer = TrainerLink(self)
 
     def _train(self, run: Run) -> Stop | None:
-        """Run the loop; an exception is told to the callbacks, once, and goes on to the caller."""
+        """Run the loop; report an exception to the callbacks once and raise it again."""
         status: Status = "FAILED"
         position = run.position
         run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
@@ -485,7 +484,7 @@ class Trainer:
 
     @staticmethod
     def _finish_checkpoint(run: Run) -> None:
-        """Let a checkpoint in the background come to its end, without hiding why the training ends."""
+        """Wait for a checkpoint in the background; an error in it must not hide why the training ends."""
         try:
             run.checkpointer.finish(run)
         except Exception as error:
@@ -493,7 +492,7 @@ class Trainer:
 
     @staticmethod
     def _checkpoint_last_step(run: Run) -> bool:
-        """Make a checkpoint of the last complete step, if that was asked for, without hiding why the training ends."""
+        """Checkpoint the last complete step, if requested; an error in it must not hide why the training ends."""
         try:
             if is_due := run.steps.put_back(run):
                 run.checkpointer.save(run)
@@ -508,10 +507,10 @@ class Trainer:
 
 
 def _occupy(lock: Lock, planned: Plan) -> None:
-    """Take the folder of a training, if everything in it can be written.
+    """Lock the folder of a training, if everything in it can be written.
 
     Raises:
-        OSError: It cannot; the folder is free again.
+        OSError: If something cannot be written; the folder is unlocked again.
     """
     warning = lock.acquire()
     try:

@@ -1,7 +1,7 @@
-"""State that no checkpoint can hold: plain attributes that the code of a callback or module changes while it trains.
+"""State that no checkpoint can hold: plain attributes that a callback's or module's code changes during training.
 
-It is found in the code: a method that is called in every step or epoch assigns `self.x`, or changes what it holds, and
-one such method reads what an earlier call left. What is assigned and then read in the same call carries nothing over.
+Found by analysing the code: a method called in every step or epoch assigns or mutates `self.x`, and such a method
+reads the value of an earlier call. An attribute assigned before it is read in the same call carries nothing over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHANGING = frozenset(
 
 
 def unsaved(module: Any, callbacks: Sequence[Any], kept: Kept) -> list[str]:
-    """One text that names the attributes; nothing where there are none."""
+    """Return a warning that names the attributes, or nothing if there are none."""
     covered = kept.found()
     known = {way.partition(".")[0] for way in (*covered.networks, *covered.loose, *covered.stateful)}
     names = [] if "module" in kept.objects() else [n for n in _carried(module, True) if n not in known]
@@ -49,7 +49,7 @@ def unsaved(module: Any, callbacks: Sequence[Any], kept: Kept) -> list[str]:
 
 
 def _carried(owner: Any, is_module: bool) -> list[str]:
-    """The attributes whose values go from one call of a method to the next."""
+    """Return the attributes whose values carry over from one call of a method to the next."""
     read: set[str] = set()
     changed: dict[str, None] = {}
     for function in _methods(type(owner), _ROOTS[is_module]):
@@ -61,13 +61,13 @@ def _carried(owner: Any, is_module: bool) -> list[str]:
 
 def _is_network(owner: Any, name: str) -> bool:
     if isinstance(inspect.getattr_static(owner, name, None), property):
-        return True  # not asked for: before the training it may have nothing to answer with
+        return True  # not evaluated: before the training a property may fail
     value = getattr(owner, name, None)
     return isinstance(value, nn.Module) or has_state(value)
 
 
 def _methods(kind: type, roots: Sequence[str]) -> Iterator[Callable[..., Any]]:
-    """The methods of a user that are called in a training, with those that they call on themselves."""
+    """Yield the user's methods that a training calls, and the methods that those call on self."""
     seen: set[str] = set()
     names = list(roots)
     while names:
@@ -86,7 +86,7 @@ def _is_ours(kind: type, name: str) -> bool:
 
 
 class _Uses(ast.NodeVisitor):
-    """How a method uses the attributes of its object, in the order in which it runs."""
+    """Uses of an object's attributes in a method, in execution order."""
 
     def __init__(self, own: str) -> None:
         self._own = own
@@ -97,7 +97,7 @@ class _Uses(ast.NodeVisitor):
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> _Uses:
-        """Those of a function; none where its text is not known."""
+        """Collect the uses in a function; none if its source is not available."""
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
         except (OSError, TypeError, SyntaxError, IndexError):
@@ -160,11 +160,11 @@ class _Uses(ast.NodeVisitor):
             self.read_first.add(name)
 
     def _name(self, node: ast.AST) -> str | None:
-        """The name of an attribute of the object itself."""
+        """Return the attribute's name if the node is an attribute of self, else None."""
         is_own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._own
         return node.attr if is_own and isinstance(node, ast.Attribute) else None
 
 
 def _is_in_place(name: str) -> bool:
-    """Whether a method of a tensor changes it."""
+    """Return whether a tensor's method changes it in place."""
     return name.endswith("_") and not name.endswith("__")

@@ -1,1 +1,1 @@
-"""The command line. It starts at once: nothing here imports torch, and rich and MLflow only where they are used."""
+"""The command line. It starts fast: nothing here imports torch; rich and MLflow are imported only when used."""

@@ -1,4 +1,4 @@
-"""What is given on the command line, as values; and the two ways in which a command fails."""
+"""Parsers of command-line values, and the two errors that end a command."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import re
 from dataclasses import dataclass
 
 _METRIC = re.compile(r"(?P<name>.+?):(?P<direction>max|min)(?:@(?P<datasets>.+))?", re.DOTALL)
-# An IPv6 address stands in brackets where a port follows.
+# An IPv6 address is in brackets if a port follows.
 _ADDRESS = re.compile(r"(?:(?P<host>[^\s:\[\]]+)|\[(?P<bracketed>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,9}))?")
 _LAST_PORT = 65535
 _LOOKS_LIKE = re.compile(r"(?P<name>.+):(?P<direction>[^:@]*)(?:@.*)?", re.DOTALL)
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked: the exit status is 1."""
+    """Raised when a command cannot do what was asked; the exit status is 1."""
 
 
 class UsageError(Exception):
-    """A command was called in a wrong way: the exit status is 2."""
+    """Raised when a command was called incorrectly; the exit status is 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricArgument:
-    """A metric as given by `--metric`: its direction (None where it was left out), and its datasets (empty for all)."""
+    """A metric from `--metric`: its direction (None if left out) and its datasets (empty for all)."""
 
     name: str
     greater_is_better: bool | None
@@ -32,7 +32,7 @@ class MetricArgument:
 
 
 def metric(text: str) -> MetricArgument:
-    """The value of `--metric`: `accuracy:max`, `loss:min@dev,test`, or a name alone, which no rule can rank by."""
+    """Parse `--metric`: `accuracy:max`, `loss:min@dev,test`, or a name alone, which no rule can rank by."""
     if found := _METRIC.fullmatch(text):
         datasets = tuple(found["datasets"].split(",")) if found["datasets"] else ()
         argument = MetricArgument(found["name"], found["direction"] == "max", datasets)
@@ -47,26 +47,26 @@ def metric(text: str) -> MetricArgument:
 
 
 def path(text: str) -> str:
-    """A path, whose `~` the shell may have left (`--config=~/hps.yaml`)."""
+    """Expand `~` in a path, which the shell leaves alone in `--config=~/hps.yaml`."""
     return os.path.expanduser(text)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Parse a whole number from 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
 
 def natural(text: str) -> int:
-    """A whole number from 0."""
+    """Parse a whole number from 0."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 
 def address(text: str) -> tuple[str, int | None]:
-    """The value of `--master`: a host, and its port, None if none is given."""
+    """Parse `--master`: a host and its port, None if no port is given."""
     found = _ADDRESS.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT, such as node-a:29500 or [fe80::1]:29500")
@@ -77,6 +77,6 @@ def address(text: str) -> tuple[str, int | None]:
 
 
 def _refuse_losses(argument: MetricArgument) -> None:
-    """The losses are always there, and lower is better."""
+    """Reject the losses as metrics: they are always there, and lower is better."""
     if argument.name == "train_loss" or (argument.name == "valid_loss" and argument.greater_is_better is not False):
         raise argparse.ArgumentTypeError(f"{argument.name} is known: lower is better, leave it out")

@@ -1,4 +1,4 @@
-"""`accmt check`: rules against what a training reports, and in words."""
+"""`accmt check`: check rules against what a training reports, and describe them in words."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule
 from accmt.rules.checker import clashes
 from accmt.rules.words import cadence_in_words, in_words, stop_in_words
 
-# How long the training is going to be is not known here, and nothing is too late for it.
+# The length of the training is unknown here: assume one so long that no rule starts too late.
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the rules that were given and say them in words.
+    """Check the given rules and describe them in words.
 
     Raises:
-        UsageError: There is nothing to check, or the metrics contradict each other.
+        UsageError: If there is nothing to check, or the metrics contradict each other.
         CommandError: With all mistakes.
     """
     cadences = options.checkpoint_every, options.evaluate_every
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
-    """The rules of the file and the arguments, those that can be read."""
+    """Return the rules of the file and the arguments that can be parsed."""
     section = given_section(options, mistakes, whole=True)
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
@@ -54,7 +54,7 @@ def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
 
 
 def _check_names(rules: Rules) -> None:
-    """What can be said of the rules together without knowing the training."""
+    """Check for rules that conflict with each other, which needs no facts about the training."""
     if problems := list(clashes(rules.savings)):
         raise RuleError(problems)
 

@@ -1,4 +1,4 @@
-"""`accmt checkpoints`: what a training has left on the disk, and whether it can be trusted."""
+"""`accmt checkpoints`: list what a training left on disk, and say whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _LONGEST = 60
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look at the folder of a training; the status is 1 if something in it is damaged.
+    """Inspect the folder of a training; the exit status is 1 if something in it is damaged.
 
     Raises:
-        CommandError: It is not the folder of a training.
+        CommandError: If it is not the folder of a training.
     """
     model_path = Path(options.model_path)
     names = _names_in(model_path)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _names_in(folder: Path) -> list[str]:
     try:
-        os.stat(os.path.join(folder, "."))  # to list a folder is not enough: what lies in it has to be looked at
+        os.stat(os.path.join(folder, "."))  # listing a folder is not enough: its entries have to be accessible
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         raise CommandError(f"{plain(folder)}: there is no such folder") from None
@@ -63,12 +63,12 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _is_known(names: list[str]) -> bool:
-    """Whether names are those that a training gives."""
+    """Return whether the names include files that only a training writes."""
     return not {LOCK, FOLDER, *JOURNALS}.isdisjoint(names)
 
 
 def _training_above(folder: Path) -> Path | None:
-    """The training that a folder of checkpoints, a checkpoint or a saved model belongs to."""
+    """Return the training that a folder of checkpoints, a checkpoint or a saved model belongs to."""
     above = list(folder.absolute().parents)[:2]
     return next((path for path in above if any(os.path.lexists(path / name) for name in JOURNALS)), None)
 
@@ -85,7 +85,7 @@ def _no_training(folder: Path, names: list[str]) -> CommandError:
 
 @contextmanager
 def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
-    """Where somebody watches, tell what is being read: that may take minutes."""
+    """Show on a terminal which folder is being read, because that may take minutes."""
     if not (verify and sys.stderr.isatty()):
         yield lambda name: None
         return
@@ -102,7 +102,7 @@ def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _entries(inventory: Inventory) -> Iterator[dict[str, Any]]:
-    """What was found, for scripts: one object for each thing, and one for the whole."""
+    """Yield the findings for scripts: one object for each item, and one for the whole."""
     folder = inventory.model_path
     for checkpoint in inventory.checkpoints:
         epoch = None if checkpoint.epoch is None else asdict(checkpoint.epoch)

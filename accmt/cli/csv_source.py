@@ -1,4 +1,4 @@
-"""The history of a training as a table: a CSV file with a row for each evaluation and dataset."""
+"""History of a training from a CSV file with a row for each evaluation and dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTERS = (*_NEEDED, "dataset", "elapsed")
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row: the values of one dataset at one step."""
+    """One row of the table: the values of one dataset at one step."""
 
     line: int
     step: int
@@ -34,10 +34,10 @@ class _Row:
 
 
 def open_table(path: Path, directions: Sequence[MetricArgument]) -> Source:
-    """Read a CSV file.
+    """Read the history from a CSV file.
 
     Raises:
-        CommandError: It is no such table; the message names the line.
+        CommandError: If it is not such a table; the message names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -101,7 +101,7 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
 
 
 def _observations(path: Path, rows: list[_Row]) -> Iterator[Observation]:
-    """The evaluations, in the order of their steps. What stands at step 0 was before the first step."""
+    """Yield the evaluations in the order of their steps. One at step 0 is the initial evaluation."""
     by_step: dict[int, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: row.step):
         by_step.setdefault(row.step, []).append(row)
@@ -113,7 +113,7 @@ def _observations(path: Path, rows: list[_Row]) -> Iterator[Observation]:
 
 
 def _progress(path: Path, group: list[_Row], before: Progress, evaluation: int) -> Progress:
-    """The counters of an evaluation. The first evaluation with a whole number of epochs is at the end of an epoch."""
+    """Return the counters of an evaluation. The first one with a whole number of epochs is at the end of an epoch."""
     first = group[0]
     for row in group:
         if row.epoch != first.epoch:
@@ -140,7 +140,7 @@ def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
 
 
 def _train_loss(path: Path, group: list[_Row]) -> float:
-    """The training loss of an evaluation: it has no dataset, so that all rows which tell it say the same."""
+    """Return the training loss of an evaluation: it has no dataset, so all rows that give it must agree."""
     losses = [row.values[TRAIN_LOSS] for row in group if TRAIN_LOSS in row.values]
     if len({str(loss) for loss in losses}) > 1:
         raise CommandError(f"{path}, line {group[-1].line}: step {group[0].step} has several values of {TRAIN_LOSS}")

@@ -1,4 +1,4 @@
-"""`accmt explain`: what a training decided, and why."""
+"""`accmt explain`: show what a training decided, and why."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from accmt.rules.texts import plain
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the decisions of a training.
+    """Print the decisions of a training.
 
     Raises:
-        CommandError: There is no training, or no such rule.
+        CommandError: If there is no training, or no such rule.
     """
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
-    """The name of the rule that is asked for."""
+    """Return the name of the requested rule."""
     names = list(dict.fromkeys(verdict.rule for decision in decisions for verdict in decision.verdicts))
     if name is None or name in names:
         return name

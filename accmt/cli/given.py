@@ -1,4 +1,4 @@
-"""The rules that a command was given, in arguments and in a file, and all that is wrong with them."""
+"""Rules from a command's arguments and its file, and all mistakes in them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ONLY_DATASET = "0"
 
 
 class Mistakes:
-    """Collects what is wrong, so that it is told at once."""
+    """Collects mistakes, so that all are reported at once."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
     def of(self, action: Callable[[], _T]) -> _T | None:
-        """The result of an action, None if it found mistakes."""
+        """Return the result of an action, or None if it found mistakes."""
         try:
             return action()
         except RuleError as error:
@@ -38,7 +38,8 @@ class Mistakes:
         return None
 
     def tell(self) -> None:
-        """
+        """Raise one error for the mistakes collected so far.
+
         Raises:
             CommandError: With all mistakes, if there are any.
         """
@@ -48,29 +49,29 @@ class Mistakes:
 
 
 def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
-    """The rules of the file that was given; of the `whole` file, all mistakes are told."""
+    """Return the rules of the given file; with `whole`, report the mistakes of the entire file."""
     if options.config is None:
         return RuleSection()
     return mistakes.of(lambda: _section(options.config, whole=whole)) or RuleSection()
 
 
 def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
-    """What these texts stand for, those that stand for anything."""
+    """Parse the texts; return the rules of those without mistakes."""
     found = [mistakes.of(partial(parse, text)) for text in texts]
     return tuple(item for item in found if item is not None)
 
 
 def with_patience(rules: Rules, patience: int | None) -> Rules:
-    """The rules, those without a patience with this one."""
+    """Return the rules, with this patience for rules that have none."""
     savings = assign_patience(rules.savings, patience)
     return Rules(savings, rules.stop_when, rules.evaluate, rules.checkpoint)
 
 
 def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], length: Length) -> Facts:
-    """What a training with these metrics reports. Without datasets they are those that the metrics name, or one.
+    """Return the facts of a training with these metrics. By default the datasets are those of the metrics, or one.
 
     Raises:
-        UsageError: A metric is on a dataset that is not among them, or has two directions.
+        UsageError: If a metric names a dataset that does not exist, or has two directions.
     """
     named = dict.fromkeys(dataset for metric in metrics for dataset in metric.datasets)
     keys = tuple(dict.fromkeys(datasets)) or tuple(named) or (ONLY_DATASET,)
@@ -93,7 +94,7 @@ def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], leng
 
 
 def _document(path: str) -> Mapping[Any, Any]:
-    from accmt.config.document import read_document  # brings yaml, which most commands do without
+    from accmt.config.document import read_document  # imports yaml, which most commands do not need
 
     return read_document(path)
 
@@ -116,7 +117,7 @@ def _section(path: str, *, whole: bool) -> RuleSection:
 
 
 def _hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
-    """What is wrong with the rest of a file. Only where it has hyperparameters torch is imported."""
+    """Check the rest of a file. torch is imported only if it has hyperparameters."""
     rest = {key: value for key, value in document.items() if key != "rules"}
     if not rest:
         return []
@@ -128,7 +129,7 @@ def _hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
 
 
 def _without_unknown_classes(hps: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The hyperparameters without an optimizer or scheduler of a module that only the script imports."""
+    """Return the hyperparameters without an optimizer or scheduler from a module that only the script imports."""
     left = dict(hps)
     for key, kwargs in (("optimizer", "optim_kwargs"), ("scheduler", "scheduler_kwargs")):
         choice = hps.get(key)

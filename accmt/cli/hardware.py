@@ -1,4 +1,4 @@
-"""What this machine has for a training, found out without loading PyTorch."""
+"""Hardware and packages of this machine, found without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import takewhile
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """How many NVIDIA GPUs a process with this environment sees; 0 without a driver."""
+    """Return how many NVIDIA GPUs a process with this environment sees; 0 without a driver."""
     import pynvml
 
     try:
@@ -25,18 +25,18 @@ def gpus(environment: Mapping[str, str] = os.environ) -> int:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there
-    # As CUDA reads it: what follows the first entry that is no device is not seen.
+    # As in CUDA, entries after the first invalid one are ignored.
     entries = (entry.strip() for entry in visible.split(","))
     return sum(1 for _ in takewhile(lambda entry: _is_device(entry, there), entries))
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, None if it is not installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

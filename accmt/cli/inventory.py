@@ -1,4 +1,4 @@
-"""What lies in the folder of a training, as values: checkpoints, savings, and what else matters. Nothing is written."""
+"""Contents of a training's folder, as values: checkpoints, savings, and other files. Nothing is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LEFT = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
 
 @dataclass(frozen=True, slots=True)
 class SeenRule:
-    """The folder of a rule. Where it `keeps_several`, the models are listed best first."""
+    """The folder of a rule. If it `keeps_several` models, they are listed best first."""
 
     folder: str
     models: tuple[SeenModel, ...]
@@ -47,7 +47,7 @@ class SeenRule:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What else lies there, by its name below the `model_path`: an earlier training, a leftover, or something else."""
+    """Anything else below the `model_path`, by its name: an earlier training, a leftover, or a foreign file."""
 
     kind: str
     name: str
@@ -57,8 +57,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All that was found, checkpoints oldest first. `is_resume_known` is False where one may not be read that might be
-    the newest."""
+    """All findings, checkpoints oldest first. `is_resume_known` is False if an unreadable one might be the newest."""
 
     model_path: Path
     checkpoints: tuple[SeenCheckpoint, ...]
@@ -76,28 +75,28 @@ class Inventory:
 
     @property
     def resumed(self) -> SeenCheckpoint | None:
-        """The checkpoint that a resume takes: the newest that can be trusted, as far as was looked."""
+        """Checkpoint that a resume would use: the newest that can be trusted, as far as was checked."""
         return next((checkpoint for checkpoint in reversed(self.checkpoints) if checkpoint.is_whole), None)
 
     @property
     def is_well(self) -> bool:
-        """Whether nothing is damaged."""
+        """True if nothing is damaged."""
         return not (self.problems or any(x.is_bad for x in self.published) or any(rule.problem for rule in self.rules))
 
     @property
     def size(self) -> int:
-        """The bytes of all that was found."""
+        """Total size of all findings, in bytes."""
         return sum(seen.size for seen in self.published) + sum(beside.size for beside in self.beside)
 
 
 def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: Callable[[str], None]) -> Inventory:
-    """Look at all that lies in the folder of a training.
+    """Inspect everything in the folder of a training.
 
     Args:
         model_path: The folder.
-        names: What it holds.
-        verify: Read every byte.
-        tell: Is told which folder is looked at next.
+        names: The names of its entries.
+        verify: Whether to read every byte.
+        tell: Called with the name of each folder before it is inspected.
     """
     look, problems = Look(verify, tell), list[str]()
     training = at_work(model_path)
@@ -122,13 +121,13 @@ def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: C
 
 
 def _is_newest_known(checkpoints: Sequence[SeenCheckpoint]) -> bool:
-    """Whether no checkpoint that may not be read is newer than the newest that can be trusted."""
+    """Return whether no unreadable checkpoint is newer than the newest that can be trusted."""
     newest = next((one for one in reversed(checkpoints) if one.is_whole or one.seen.state is State.UNREADABLE), None)
     return newest is None or newest.seen.state is not State.UNREADABLE
 
 
 def _scan(model_path: Path, problems: list[str]) -> tuple[list[Checkpoint] | None, list[Path]]:
-    """The checkpoints by their names, None if they are not known, and what else lies in their folder."""
+    """Return the checkpoints by their names, None if they are unknown, and other entries of their folder."""
     folder = model_path / FOLDER
     if folder.is_symlink() and folder.is_dir():
         problems.append(f"{FOLDER} is a link: put the folder in its place, or a training is refused here")
@@ -151,11 +150,11 @@ def _scan(model_path: Path, problems: list[str]) -> tuple[list[Checkpoint] | Non
 
 
 def _see_rule(folder: Path, look: Look) -> SeenRule | None:
-    """Look at what a rule has saved; None if no rule saves here."""
+    """Inspect what a rule has saved; None if no rule saves here."""
     try:
         names = os.listdir(folder)
     except OSError:
-        return None  # why is told with the leftovers
+        return None  # the reason is reported with the leftovers
     kept = sorted(name for name in names if KEPT.fullmatch(name))
     if INDEX not in names:
         if DESCRIPTION in names or _was_saving(folder):
@@ -173,7 +172,7 @@ def _see_rule(folder: Path, look: Look) -> SeenRule | None:
 
 
 def _listed(folder: Path) -> tuple[list[str], str | None]:
-    """The names of the models that a rule keeps, best first, or why they are not known."""
+    """Return the names of the models that a rule keeps, best first, or why they are unknown."""
     try:
         names = list(dict.fromkeys(str(name) for name in read(folder / INDEX)["best_first"]))
         if not all(KEPT.fullmatch(name) for name in names):
@@ -184,7 +183,7 @@ def _listed(folder: Path) -> tuple[list[str], str | None]:
 
 
 def _as_unlisted(model: SeenModel) -> SeenModel:
-    """A model that the list of its rule does not name: a training was cut short, or is at work just now."""
+    """Mark a model missing from its rule's list: a training was cut short, or is running right now."""
     return model if model.seen.is_bad else replace(model, seen=replace(model.seen, state=State.UNLISTED))
 
 
@@ -193,7 +192,7 @@ def _missing(place: Path) -> SeenModel:
 
 
 def _was_saving(folder: Path) -> bool:
-    """Whether a manifest says that a saved model was written here."""
+    """Return whether a manifest says that a saved model was written here."""
     try:
         return DESCRIPTION in read(folder / publish.MANIFEST)["files"]
     except UNREADABLE:
@@ -201,13 +200,13 @@ def _was_saving(folder: Path) -> bool:
 
 
 def _rule_identity(folder: Path) -> object:
-    """Another value once what the folder of a rule holds was replaced; new models beside it change nothing."""
+    """Return a value that changes when the contents of a rule's folder are replaced, but not when models are added."""
     own = identity(folder)
     return None if own is None else (own[:2], identity(folder / INDEX))
 
 
 def _leftovers(model_path: Path, name: str, is_rule: bool, problems: list[str]) -> list[Path]:
-    """What a process left in the folder of a rule, also in one where nothing was saved yet."""
+    """Return what a process left in the folder of a rule, even if nothing was saved there yet."""
     try:
         names = sorted(os.listdir(model_path / name))
     except FileNotFoundError:
@@ -221,7 +220,7 @@ def _leftovers(model_path: Path, name: str, is_rule: bool, problems: list[str]) 
 
 
 def _may_be_of_rule(model_path: Path, name: str) -> bool:
-    """Whether a folder that cannot be read may hold savings: not if the rules of the training are known, and others."""
+    """Return whether an unreadable folder may hold savings: not if the training's rules are known and do not use it."""
     try:
         description = read_description(model_path)
     except (DamagedDescription, OSError):
@@ -230,7 +229,7 @@ def _may_be_of_rule(model_path: Path, name: str) -> bool:
 
 
 def _beside(model_path: Path, path: Path, is_running: bool) -> Beside:
-    """What a path below the `model_path` is, if it is neither a checkpoint nor a saving."""
+    """Classify a path below the `model_path` that is neither a checkpoint nor a saving."""
     size, name = size_of(model_path / path), path.name
     if str(path) == name and os.path.islink(model_path / path):
         return Beside("other", name, size, "a link: what is behind it is not looked at")
@@ -255,7 +254,7 @@ def _is_aside(path: Path) -> bool:
 
 
 def _put_aside(folder: Path) -> str:
-    """What an earlier training left. Its checkpoints lie in their folder, or in this one where only they were left."""
+    """Describe an earlier training. Its checkpoints are in their folder, or here if only they were moved."""
     names = _names_in(folder)
     count = sum(name.startswith("checkpoint-") for name in [*names, *_names_in(folder / FOLDER)])
     rules = sum(_is_saving(folder / name) for name in names)

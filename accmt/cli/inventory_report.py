@@ -1,4 +1,4 @@
-"""What lies in the folder of a training, for people: tables, and what follows from them."""
+"""Report of a training's folder for people: tables and conclusions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDE = 100
 
 
 def report(inventory: Inventory) -> list[Text]:
-    """The tables of checkpoints, savings and what lies beside them, and a few sentences."""
+    """Return the tables of checkpoints, savings and other entries, and a few sentences."""
     width, now = terminal_width(), time.time()
     parts = [_checkpoints(inventory, now, width), _savings(inventory, width), _beside(inventory, width)]
     lines = [line for part in parts if part for line in (*part, Text())]
@@ -44,14 +44,14 @@ def _checkpoint_row(one: SeenCheckpoint, is_resumed: bool, now: float) -> Row:
 
 
 def _savings(inventory: Inventory, width: int | None) -> list[Text]:
-    """The models of each rule, best first."""
+    """Return the table of each rule's models, best first."""
     is_narrow = width is not None and width < _WIDE
     rows = [row for rule in inventory.rules for row in _rule_rows(rule, is_narrow)]
     return table(Row(("saving", "value", "step", "epoch", "size"), "state"), rows, width) if rows else []
 
 
 def _rule_rows(rule: SeenRule, is_narrow: bool) -> Iterator[Row]:
-    """The rows of one rule. Several values have no room in a narrow table: they stand beneath."""
+    """Yield the rows of one rule. A narrow table has no room for several values: they go on a line below."""
     if rule.keeps_several:
         yield Row((_title(rule),), note=plain(rule.problem or ""), style="red")
     for model in rule.models:
@@ -67,7 +67,7 @@ def _rule_rows(rule: SeenRule, is_narrow: bool) -> Iterator[Row]:
 
 
 def _title(rule: SeenRule) -> str:
-    """The folder of a rule, and what its text says besides."""
+    """Return the folder of a rule, and the parts of its text that the folder's name lacks."""
     text = next((model.about.text for model in rule.models if model.about is not None), rule.folder)
     readable = rule.folder.replace("__", "/")
     more = text.removeprefix(readable) if text.startswith(readable) else f" ({text})"
@@ -85,7 +85,7 @@ def _beside(inventory: Inventory, width: int | None) -> list[Text]:
 
 
 def _sentences(inventory: Inventory) -> Iterator[str]:
-    """What follows for who goes on from here."""
+    """Yield conclusions for the user who continues from here."""
     yield _resume(inventory)
     work = inventory.at_work
     if work.runs is None:
@@ -123,7 +123,7 @@ def _resume(inventory: Inventory) -> str:
 
 
 def _total(inventory: Inventory) -> str:
-    """All bytes, and which part of them is what."""
+    """Return the total size in bytes and how it is divided."""
     sums = {
         "checkpoints": sum(checkpoint.seen.size for checkpoint in inventory.checkpoints),
         "savings": sum(model.seen.size for rule in inventory.rules for model in rule.models),
@@ -135,11 +135,11 @@ def _total(inventory: Inventory) -> str:
 
 
 def _epoch(epoch: Epoch | None) -> str:
-    """Completed epochs, with two decimals inside of one, never rounded up."""
+    """Format completed epochs, with two decimals within an epoch, never rounded up."""
     if epoch is None:
         return ""
     if not epoch.steps:
         return str(epoch.completed)
     if not epoch.length or epoch.steps >= epoch.length:
-        return f"{epoch.completed}+{epoch.steps}"  # the length of an epoch is not known
+        return f"{epoch.completed}+{epoch.steps}"  # the length of an epoch is unknown
     return f"{epoch.completed}.{100 * epoch.steps // epoch.length:02d}"

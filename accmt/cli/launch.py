@@ -1,4 +1,4 @@
-"""`accmt launch`: a script on several processes, by a strategy or an Accelerate configuration."""
+"""`accmt launch`: run a script on several processes, with a strategy or an Accelerate configuration."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from accmt.config.errors import did_you_mean
 
 
 def run(options: argparse.Namespace) -> int:
-    """Become the process that starts the script; or, with `--print`, say what would be started.
+    """Become the process that starts the script; or, with `--print`, show what would be started.
 
     Raises:
-        UsageError: The arguments do not go together.
-        CommandError: There is no such script, or this machine does not have what is asked for.
+        UsageError: If the arguments contradict each other.
+        CommandError: If the script does not exist, or this machine lacks what is asked for.
     """
     if options.strat is not None and options.config is not None:
         raise UsageError("--strat and --config both say how to train: give one of them")
@@ -39,20 +39,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _become(planned: Plan, command: Sequence[str]) -> None:
-    """Replace this process, so that signals and the exit status need nobody between."""
+    """Replace this process, so that signals and the exit status need no process in between."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = ["-u"]
     if planned.needs_launcher:
-        # -P: a file of the user beside the script, such as random.py, is not taken for a module of the launcher.
+        # -P: a user's file beside the script, such as random.py, must not shadow a module that the launcher imports.
         before = ["-P", "-m", "accmt.launcher", planned.source, json.dumps(planned.configuration)]
     os.execve(sys.executable, [sys.executable, *before, *command], {**os.environ, **planned.environment})
 
 
 def _check_script(script: str, is_module: bool) -> None:
-    """
+    """Check that Python will find the script.
+
     Raises:
-        CommandError: Python would not find it; each process would say so.
+        CommandError: If not; otherwise each process would report it.
     """
     if is_module:
         top = script.partition(".")[0]
@@ -70,7 +71,7 @@ def _check_script(script: str, is_module: bool) -> None:
 
 
 def _in_words(planned: Plan) -> str:
-    """What was chosen, for who left it to us."""
+    """Describe the chosen strategy and processes, which may be defaults."""
     processes = "1 process" if planned.processes == 1 else f"{planned.processes} processes"
     devices = " on CPUs" if planned.on_cpus else ""
     machines = f", on each of {planned.machines} machines" if planned.machines > 1 else ""
@@ -78,7 +79,7 @@ def _in_words(planned: Plan) -> str:
 
 
 def _shown(planned: Plan, is_module: bool, command: Sequence[str]) -> str:
-    """A shell script that starts the same by Accelerate's own command."""
+    """Return a shell script that starts the same with Accelerate's own command."""
     import yaml
 
     file = f"accmt-{Path(planned.source).stem}.yaml"

@@ -1,4 +1,4 @@
-"""Tables of the command line: a row is a line, and where a terminal is too narrow, what has no room goes beneath."""
+"""Tables of the command line: one line per row; on a terminal too narrow, what does not fit goes below."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NARROWEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: the first cell is aligned left, the others right; `state` and `note` follow. One cell is a heading."""
+    """A row: the first cell is left-aligned, the others right; `state` and `note` follow. One cell is a heading."""
 
     cells: tuple[str, ...]
     state: str = ""
@@ -30,7 +30,7 @@ class Row:
 
 
 def table(header: Row, rows: Sequence[Row], width: int | None) -> list[Text]:
-    """The lines of a table, as narrow as `width` where that can be; None for as wide as it needs to be."""
+    """Return the lines of a table, at most `width` wide if possible; None for its natural width."""
     full = [row for row in (header, *rows) if len(row.cells) > 1]
     widths = [max(cell_len(row.cells[column]) for row in full) for column in range(len(header.cells))]
     if width is not None:
@@ -44,27 +44,27 @@ def table(header: Row, rows: Sequence[Row], width: int | None) -> list[Text]:
 
 
 def paragraph(text: str, width: int | None) -> list[Text]:
-    """A sentence, its further lines indented."""
+    """Wrap a sentence, with its further lines indented."""
     return [Text(line) for line in textwrap.wrap(text, width or 10**6, subsequent_indent=_INDENT)]
 
 
 def terminal_width() -> int | None:
-    """The width of the terminal, None where nobody watches."""
+    """Return the width of the terminal, or None if stdout is not a terminal."""
     return Console(file=sys.stdout).width if sys.stdout.isatty() else None
 
 
 def write_lines(lines: Iterable[Text]) -> None:
-    """Write lines to stdout, in colours where a terminal shows them."""
+    """Write lines to stdout, in color if the terminal shows it."""
     console = PlainConsole(file=sys.stdout)
     for line in lines:
         line.rstrip()
-        with console.capture() as capture:  # to write by itself, rich would end the program where nobody reads on
+        with console.capture() as capture:  # captured, because rich would exit the program on a broken pipe
             console.print(line, soft_wrap=True)
         sys.stdout.write(fitting(capture.get(), sys.stdout))
 
 
 def bytes_in_words(size: int) -> str:
-    """Such as 1.5 MiB."""
+    """Format a size, such as 1.5 MiB."""
     number = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
@@ -74,7 +74,7 @@ def bytes_in_words(size: int) -> str:
 
 
 def age_in_words(seconds: float) -> str:
-    """Such as 5 min."""
+    """Format an age, such as 5 min."""
     if seconds < -1:
         return "future"
     if seconds < 60:
@@ -102,7 +102,7 @@ def _beneath(row: Row, width: int | None) -> list[Text]:
 
 
 def _cells(row: Row, widths: Sequence[int]) -> str:
-    """The cells of a row, each as wide as its column, and the gap before its state."""
+    """Pad the cells of a row to the widths of their columns, and add the gap before its state."""
     padding = [" " * (width - cell_len(cell)) for cell, width in zip(row.cells, widths, strict=True)]
     cells = [row.cells[0] + padding[0], *map(str.__add__, padding[1:], row.cells[1:])]
     return _GAP.join([*cells, ""])

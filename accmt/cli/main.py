@@ -1,7 +1,6 @@
-"""The command `accmt`: what it can do, and how it ends.
+"""The command `accmt`: its subcommands and exit statuses.
 
-It exits with 0 when all is well, with 1 when rules or files are not, and with 2 when it was called in a wrong way. What
-is wrong goes to stderr.
+It exits with 0 on success, 1 if rules or files are wrong, and 2 if it was called incorrectly. Errors go to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _METRIC = "NAME:max|min[@DATASET,...]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit status. Without arguments they are those of this process, and it is theirs."""
+    """Run a command; return its exit status. By default the arguments are those of this process, which may end here."""
     options = _parser().parse_args(arguments)
     try:
         if arguments is None:
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         complain(str(error))
         return 1
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader of the pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose messages repeat what it was given in a form that no terminal obeys."""
+    """A parser whose messages escape the user's input, so that it cannot control the terminal."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         stream = file or sys.stderr
@@ -53,11 +52,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _leave_interrupts_to_the_system(command: str) -> None:
-    """Let Ctrl-C end the process itself, at any moment.
+    """Let Ctrl-C kill the process at any moment.
 
-    As an exception it would be lost where Python is about to end, and where the process was started with interrupts
-    ignored, as shells do for what they run in the background, there would be none. What a command may be writing is
-    made for the end of its process. `launch` passes interrupts on.
+    As an exception it would be lost while Python shuts down, and would not be raised at all if the process was started
+    with interrupts ignored, as shells do for background jobs. Whatever a command writes survives the sudden end of its
+    process. `launch` forwards interrupts.
     """
     if command != "launch":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -253,7 +252,7 @@ def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
     parser.add_argument("script", type=path, metavar="SCRIPT", help="the script")
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
-    rest.required = False  # by itself it is in some versions of Python, and then named as missing
+    rest.required = False  # some versions of Python set it to True, and then report it as missing
 
 
 def _strats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

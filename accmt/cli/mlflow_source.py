@@ -1,4 +1,4 @@
-"""The history of a training as a run of MLflow. MLflow is imported when a run is read."""
+"""History of a training from an MLflow run. MLflow is imported when a run is read."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Values = dict[int, dict[str, dict[str, float]]]
 
 
 def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument], datasets: Sequence[str]) -> Source:
-    """Read a run: of its values only those of the given metrics, and the validation loss, belong to evaluations.
+    """Read a run; only the values of the given metrics and the validation loss belong to evaluations.
 
     Args:
         run_id: The run.
-        location: A folder with MLflow's database, an address or a link; None for what MLflow's environment says.
+        location: A folder with MLflow's database, a URL or a link; None for the one in MLflow's environment.
         metrics: The metrics, with their directions.
-        datasets: The datasets that names end in; none for a single one, whose names end in nothing.
+        datasets: The datasets that metric names end with; empty for a single dataset, which adds no suffix.
 
     Raises:
-        CommandError: The run cannot be read, or has no such values.
-        UsageError: The metrics contradict each other.
+        CommandError: If the run cannot be read, or has no such values.
+        UsageError: If the metrics contradict each other.
     """
     if not run_id:
         raise UsageError("the run is missing: mlflow:RUN_ID")
@@ -64,7 +64,7 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
 
 
 class _Run:
-    """A run that can be read."""
+    """A readable run."""
 
     def __init__(self, run_id: str, location: str | None) -> None:
         try:
@@ -82,7 +82,7 @@ class _Run:
         self.names: tuple[str, ...] = tuple(sorted(data.metrics))
 
     def values(self, wanted: Mapping[str, Sequence[str]]) -> Values:
-        """The values of metrics on datasets."""
+        """Return the values of metrics on datasets."""
         values: Values = {}
         for metric, datasets in wanted.items():
             stored = _VAL_LOSS if metric == VALID_LOSS else metric
@@ -95,14 +95,14 @@ class _Run:
         return dict(sorted(values.items()))
 
     def steps_per_epoch(self) -> int | None:
-        """The steps of an epoch, if the run tells how many epochs its steps were."""
+        """Return the steps of an epoch, if the run records epochs."""
         found = {step / epoch for step, epoch in self._history(_EPOCH).items() if epoch > 0}
         rounded = {round(steps) for steps in found}
         close = all(abs(steps - round(steps)) <= 0.01 for steps in found)
         return rounded.pop() if len(rounded) == 1 and close else None
 
     def _history(self, name: str) -> dict[int, float]:
-        """Step -> value; of several, the last that was sent."""
+        """Return step -> value; of several values at a step, the last one sent."""
         if name not in self.names:
             return {}
         with quietly():

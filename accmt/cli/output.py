@@ -1,4 +1,4 @@
-"""Where the command line writes: nothing that steers a terminal, and no password, gets through here."""
+"""Output of the command line: no terminal control sequence and no password gets through."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from accmt.rules.texts import shown
 
 
 def write(line: str = "") -> None:
-    """Write a line, or several of ours, to stdout."""
+    """Write one or several lines of our own to stdout."""
     _write(sys.stdout, f"{line}\n")
 
 
 def complain(line: str) -> None:
-    """Write a line, or several of ours, to stderr."""
+    """Write one or several lines of our own to stderr."""
     _write(sys.stderr, f"{line}\n")
 
 
 def write_json(entry: Any) -> None:
-    """Write a value as a line of strict JSON to stdout: its escapes are those of JSON."""
+    """Write a value to stdout as a line of strict JSON, with JSON's escapes."""
     sys.stdout.write(json.dumps(entry, allow_nan=False).replace("\x7f", "\\u007f") + "\n")
 
 
 def fitting(text: str, stream: TextIO) -> str:
-    """A text as a stream can write it: what its encoding lacks stands there as `\\u1234`."""
+    """Escape characters that the stream's encoding lacks, such as `\\u1234`."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -1,6 +1,6 @@
-"""What `accmt launch` is going to start: an Accelerate configuration, an environment and a command.
+"""Plan of what `accmt launch` starts: an Accelerate configuration, an environment and a command.
 
-A strategy is a configuration by a shorter name. Both ways go through the same checks here.
+A strategy is a short name for a configuration. Both kinds go through the same checks here.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from accmt.config.errors import ConfigError, Problem, must_be
 _DEFAULT_PORT = 29500
 _TRUE = ("1", "t", "true", "y", "yes", "on")
 _DDP = ("NO", "MULTI_CPU", "MULTI_GPU")
-# So Accelerate writes that the number is given on the command line.
+# Accelerate writes this if the number is given on the command line.
 _LEFT_OPEN = ("num_processes", -1)
 _ON_GPUS = ("MULTI_GPU", "FSDP", "DEEPSPEED")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is going to be started.
+    """The processes to start.
 
-    `source` is the strategy or the file that it comes from, `kind` Accelerate's word for it (its `distributed_type`).
-    `processes` run on this machine, each of `machines` has as many. `environment` is what is added to that of the
-    command. `needs_launcher` is False where nothing is to be launched: one process is the script itself. Of a file,
-    only Accelerate's launcher knows all that it says.
+    `source` is the strategy or file it comes from, `kind` Accelerate's name for it (its `distributed_type`).
+    `processes` is their number on this machine; each of `machines` has as many. `environment` is added to that of the
+    command. `needs_launcher` is False if nothing is to be launched: one process runs the script itself. A file may have
+    further settings, which only Accelerate's launcher reads.
     """
 
     source: str
@@ -44,11 +44,11 @@ class Plan:
 
 
 def plan(options: argparse.Namespace) -> Plan:
-    """What the arguments ask for.
+    """Make the plan that the arguments ask for.
 
     Raises:
-        UsageError: The arguments do not go together.
-        CommandError: This machine or the file does not have what they ask for. With `--print` the machine is not asked.
+        UsageError: If the arguments contradict each other.
+        CommandError: If this machine or the file lacks what they ask for. With `--print` the machine is not checked.
     """
     if options.config is not None:
         source, given, environment = _from_file(options.config)
@@ -80,7 +80,7 @@ def plan(options: argparse.Namespace) -> Plan:
 
 
 def _from_strategy(text: str) -> tuple[str, dict[str, object], dict[str, str]]:
-    """The name, the configuration and the environment of a strategy."""
+    """Return the name, configuration and environment of a strategy."""
     strategy, precision = find(text)
     given: dict[str, object] = {"distributed_type": strategy.kind, "mixed_precision": precision or "no"}
     if strategy.section:
@@ -89,8 +89,8 @@ def _from_strategy(text: str) -> tuple[str, dict[str, object], dict[str, str]]:
 
 
 def _from_file(path: str) -> tuple[str, dict[str, object], dict[str, str]]:
-    """The name and the configuration of a file; its environment is the business of Accelerate's launcher."""
-    from accmt.config.document import read_document  # brings yaml, which most commands do without
+    """Return the name and configuration of a file; Accelerate's launcher handles its environment."""
+    from accmt.config.document import read_document  # imports yaml, which most commands do not need
 
     try:
         document = {str(key): value for key, value in read_document(path).items()}
@@ -103,7 +103,7 @@ def _from_file(path: str) -> tuple[str, dict[str, object], dict[str, str]]:
 
 
 def _problems(document: Mapping[str, object]) -> Iterator[Problem]:
-    """What is wrong with a file, as far as it is read here. The rest is read by Accelerate's launcher."""
+    """Check the parts of a file that are read here. Accelerate's launcher checks the rest."""
     if not isinstance(document.get("distributed_type"), str):
         text = "is missing or no text. Is this a file of `accelerate config`? There it is MULTI_GPU, FSDP or the like"
         yield Problem("distributed_type", text)
@@ -114,10 +114,10 @@ def _problems(document: Mapping[str, object]) -> Iterator[Problem]:
 
 
 def _machines(options: argparse.Namespace, given: Mapping[str, object]) -> int:
-    """How many machines take part.
+    """Return how many machines take part.
 
     Raises:
-        UsageError: What tells them apart is missing, or given for nothing.
+        UsageError: If what distinguishes the machines is missing, or given without need.
     """
     for name, value in (("--node-rank", options.node_rank), ("--master", options.master)):
         if value is not None and options.nodes is None and "num_machines" not in given:
@@ -140,8 +140,8 @@ def _machines(options: argparse.Namespace, given: Mapping[str, object]) -> int:
 
 
 def _meeting_point(options: argparse.Namespace, given: Mapping[str, object], machines: int) -> dict[str, object]:
-    """Where the processes find each other. On one machine that is a port that is free when they start, so that several
-    trainings can start at once."""
+    """Return the rendezvous settings. On one machine a free port is chosen at the start, so that several trainings can
+    start at once."""
     rank = options.node_rank if options.node_rank is not None else _number(given, "machine_rank", 0)
     host, port = options.master or (given.get("main_process_ip"), given.get("main_process_port"))
     if machines == 1:
@@ -161,11 +161,11 @@ def _on_cpus(options: argparse.Namespace, given: Mapping[str, object]) -> bool:
 
 
 def _processes(options: argparse.Namespace, given: Mapping[str, object], machines: int, on_cpus: bool) -> int:
-    """How many processes to start on this machine: as many as were asked for, else as there are GPUs, or one on CPUs.
+    """Return how many processes to start here: the number asked for, else one per GPU, or one on CPUs.
 
     Raises:
-        UsageError: Nothing says how many.
-        CommandError: There are not so many GPUs.
+        UsageError: If nothing determines the number.
+        CommandError: If there are fewer GPUs.
     """
     total = _number(given, "num_processes", -1)
     asked: int | None = options.processes
@@ -178,7 +178,7 @@ def _processes(options: argparse.Namespace, given: Mapping[str, object], machine
     there = gpus()
     if options.print and asked is None and there == 0:
         raise UsageError("no NVIDIA GPU was found here to count: give -N, or --cpu")
-    # A file may be for other accelerators, which are not counted here.
+    # A file may be for other accelerators, which cannot be counted here.
     is_uncounted = asked is not None and there == 0 and options.config is not None
     if not (options.print or is_uncounted) and (asked or 1) > there:
         raise CommandError(_too_few(asked or 1, there))
@@ -193,7 +193,7 @@ def _too_few(asked: int, there: int) -> str:
 
 
 def _kind(source: str, given: Mapping[str, object], processes: int, on_cpus: bool, asked_for_cpus: bool) -> str:
-    """Accelerate's word for what is started."""
+    """Return Accelerate's `distributed_type` for what is started."""
     kind = str(given["distributed_type"])
     if on_cpus and kind == "FSDP":
         raise UsageError(f"{source} needs GPUs: on CPUs, Accelerate would train as ddp does. Take --strat ddp")
@@ -201,14 +201,14 @@ def _kind(source: str, given: Mapping[str, object], processes: int, on_cpus: boo
         raise UsageError(f"{source} is {kind}, which does not go with --cpu")
     if kind not in _DDP or given.get("mpirun_config"):
         return kind
-    # MULTI_CPU, and --cpu of Accelerate's launcher, start a single process unless mpirun starts them. As MULTI_GPU it
-    # starts them all, and where ACCELERATE_USE_CPU is in the environment they meet on CPUs, with gloo.
+    # MULTI_CPU, and --cpu of Accelerate's launcher, start a single process unless mpirun is used. MULTI_GPU starts all
+    # of them, and with ACCELERATE_USE_CPU in the environment they run on CPUs, with gloo.
     return "MULTI_GPU" if processes > 1 else "NO"
 
 
 def _environment_on_cpus(kind: str) -> dict[str, str]:
     if kind == "DEEPSPEED":
-        # ACCELERATE_USE_CPU would switch DeepSpeed off: GPUs are hidden instead.
+        # ACCELERATE_USE_CPU would disable DeepSpeed: hide the GPUs instead.
         return {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return {"ACCELERATE_USE_CPU": "true"}
 

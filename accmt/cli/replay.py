@@ -1,4 +1,4 @@
-"""`accmt replay`: what other rules would have made of a training."""
+"""`accmt replay`: show what other rules would have decided in a training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from accmt.rules.texts import plain
 
 
 def run(options: argparse.Namespace) -> int:
-    """Decide again, and write the decisions.
+    """Replay the decisions and print them.
 
     Raises:
-        CommandError: The source cannot be read, or the rules cannot be used on it.
-        UsageError: An option does not belong to this kind of source.
+        CommandError: If the source cannot be read, or the rules cannot be applied to it.
+        UsageError: If an option does not fit this kind of source.
     """
     mistakes = Mistakes()
     given = _given(options, mistakes)
@@ -54,17 +54,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _given(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
-    """The rules of the file and the arguments."""
+    """Return the rules of the file and the arguments."""
     section = given_section(options, mistakes)
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     return Rules(savings, (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes)))
 
 
 def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
-    """The rules to decide by: those given. Where none of them saves, those of the training with what was given besides.
+    """Return the given rules; if none of them saves, the training's own rules plus the given ones.
 
     Raises:
-        CommandError: There are none.
+        CommandError: If there are none.
     """
     recorded = source.description.rules if source.description is not None else None
     if given.savings or (given.stop_when and recorded is None):
@@ -80,9 +80,10 @@ def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
 
 
 def _check(rules: Rules, source: Source) -> None:
-    """
+    """Check the rules against the source.
+
     Raises:
-        CommandError: With all that these rules need and the source lacks, and all other mistakes.
+        CommandError: With everything the rules need that the source lacks, and all other mistakes.
     """
     if not any(not observation.initial for observation in source.history.observations):
         raise CommandError("nothing was evaluated yet: there is nothing to decide about")
@@ -111,7 +112,7 @@ def _ending(decisions: Sequence[Decision], source: Source) -> str:
 
 
 def _compared(decisions: Sequence[Decision], taken: Sequence[Decision]) -> str:
-    """Whether the rules of the training decide as they did."""
+    """Say whether the training's own rules decide as they did then."""
     for mine, its in zip(decisions, taken, strict=False):
         if mine != its:
             return f"the training decided otherwise {moment(its)}: its rules have changed since"

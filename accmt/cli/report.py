@@ -1,4 +1,4 @@
-"""Decisions for people: a table, and what came of them."""
+"""Reports of decisions for people: a table and a summary of each rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH = 200
 
 
 def write_table(decisions: Sequence[Decision], rule: str | None = None) -> None:
-    """Write the table of decisions; where nobody watches, as wide as it needs to be."""
+    """Print the table of decisions; at its natural width if stdout is not a terminal."""
     console = PlainConsole(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
     with console.capture() as capture:
         console.print(decision_table(decisions, rule))
@@ -24,7 +24,7 @@ def write_table(decisions: Sequence[Decision], rule: str | None = None) -> None:
 
 
 def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:
-    """One line for each rule: when it saved, or why it never did. `saved` is the verb."""
+    """Return one line for each rule: when it saved, or why it never did. `saved` is the verb."""
     verdicts: dict[str, list[tuple[Decision, Verdict]]] = {}
     for decision in decisions:
         for verdict in decision.verdicts:
@@ -34,13 +34,13 @@ def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None
 
 
 def stop_of(decisions: Sequence[Decision]) -> Decision | None:
-    """The decision that stopped the training, if one at its last step did; an evaluation may have followed it."""
+    """Return the decision that stopped the training, if one at its last step did; an evaluation may follow it."""
     last = [decision for decision in decisions if decision.progress.step == decisions[-1].progress.step]
     return next((decision for decision in reversed(last) if decision.stop is not None), None)
 
 
 def moment(decision: Decision) -> str:
-    """When it was."""
+    """Describe when the decision was made."""
     return f"after evaluation {decision.progress.evaluation}, at step {decision.progress.step}"
 
 

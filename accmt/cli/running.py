@@ -1,4 +1,4 @@
-"""Whether a training is at work in a folder, found out without taking its lock, even for a moment."""
+"""Detection of a running training in a folder, without taking its lock even for a moment."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from accmt.checkpoint import lock
 
 @dataclass(frozen=True, slots=True)
 class AtWork:
-    """Whether a training is at work: None where that cannot be told, and `reason` says why.
+    """Answer to whether a training is running: None if that is unknown, and `reason` says why.
 
-    `process` is the number of its process, None where that is not known.
+    `process` is the training's process id, None if unknown.
     """
 
     runs: bool | None
@@ -21,7 +21,7 @@ class AtWork:
 
 
 def at_work(model_path: Path) -> AtWork:
-    """Ask who holds the lock of a `model_path`; nothing is locked or written, and reading rights are enough."""
+    """Find out who holds the lock of a `model_path`; nothing is locked or written, and read permission is enough."""
     try:
         holder = lock.holder_of(model_path)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The folder of a checkpoint or of a saved model, looked at: what it says of itself, and whether it can be trusted.
+"""Inspection of the folder of a checkpoint or saved model: its description, and whether it can be trusted.
 
-A training may be at work meanwhile: what it removes while it is looked at is left out, and what it replaces is looked
-at again.
+A training may be running at the same time: what it removes during the inspection is left out, and what it replaces is
+inspected again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class State(StrEnum):
-    """What is known of a published folder. `complete`: its files have the right names, kinds and sizes."""
+    """State of a published folder. `complete`: its files have the right names, kinds and sizes."""
 
     COMPLETE = "complete"
     VERIFIED = "verified"
@@ -43,7 +43,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How to look: whether every byte is read, and who is told which folder is looked at next."""
+    """Options of an inspection: whether to read every byte, and a function called before each folder with its name."""
 
     verify: bool
     tell: Callable[[str], None]
@@ -51,7 +51,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A published folder: its bytes, when it was written (seconds since 1970), its state, and what is wrong with it."""
+    """A published folder: its size, when it was written (seconds since 1970), its state, and what is wrong with it."""
 
     path: Path
     size: int
@@ -66,7 +66,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Completed epochs, the steps done in the next one, and how many it has; None where that is not known."""
+    """Completed epochs, the steps done in the next one, and its length; None if unknown."""
 
     completed: int
     steps: int
@@ -75,7 +75,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class SeenCheckpoint:
-    """A checkpoint. A resume takes the newest that `is_whole`, though it may not be able to read it then."""
+    """A checkpoint. A resume uses the newest that `is_whole`, though reading it may still fail."""
 
     seen: Seen
     index: int
@@ -86,7 +86,7 @@ class SeenCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a saved model says of itself."""
+    """Description of a saved model, from its own files."""
 
     rule: str
     text: str
@@ -98,14 +98,14 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class SeenModel:
-    """A saved model; `about` is None where that cannot be read."""
+    """A saved model; `about` is None if its description cannot be read."""
 
     seen: Seen
     about: About | None
 
 
 def see_checkpoint(checkpoint: Checkpoint, look: Look) -> SeenCheckpoint | None:
-    """Look at a checkpoint; None if it is not there any more."""
+    """Inspect a checkpoint; None if it no longer exists."""
 
     def see() -> SeenCheckpoint:
         look.tell(checkpoint.path.name)
@@ -128,7 +128,7 @@ def see_checkpoint(checkpoint: Checkpoint, look: Look) -> SeenCheckpoint | None:
 
 
 def see_model(place: Path, look: Look) -> SeenModel | None:
-    """Look at a saved model; None if it is not there."""
+    """Inspect a saved model; None if it does not exist."""
 
     def see() -> SeenModel:
         look.tell(place.name)
@@ -145,7 +145,7 @@ def see_model(place: Path, look: Look) -> SeenModel | None:
 
 
 def steadily(identified: Callable[[], object], see: Callable[[], _T]) -> _T | None:
-    """What is seen of something that stays the same meanwhile; None if it is not there, or is removed."""
+    """Inspect something until it does not change in between; None if it does not exist or is removed."""
     seen, now = None, identified()
     for _ in range(_TRIES):
         if now is None:
@@ -158,7 +158,7 @@ def steadily(identified: Callable[[], object], see: Callable[[], _T]) -> _T | No
 
 
 def identity(path: Path) -> tuple[int, ...] | None:
-    """Another value once a file or folder was replaced or written; None where there is none."""
+    """Return a value that changes when a file or folder is replaced or written; None if it does not exist."""
     try:
         info = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +169,7 @@ def identity(path: Path) -> tuple[int, ...] | None:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder and below; what cannot be read counts as none."""
+    """Return the size in bytes of a file, or of all files below a folder; unreadable ones count as 0."""
     total, waiting = 0, [os.fspath(path)]
     while waiting:
         place = waiting.pop()
@@ -185,10 +185,10 @@ def size_of(path: Path) -> int:
 
 
 def read(path: Path) -> Any:
-    """Read strict JSON from a regular file: a pipe would make whoever reads wait for ever.
+    """Read strict JSON from a regular file: reading from a pipe could block forever.
 
     Raises:
-        OSError, ValueError, RecursionError: It cannot be read.
+        OSError, ValueError, RecursionError: If it cannot be read.
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise ValueError(f"{path.name} is not a regular file")
@@ -205,7 +205,7 @@ def _seen(path: Path, look: Look) -> Seen:
 
 
 def _allowed(seen: Seen) -> Seen:
-    """The same, but where whoever looks may not read the folder, that is all that is known of it."""
+    """Replace the problem by "unreadable" if the user may not read the folder, as nothing more is known then."""
     if seen.problem is None:
         return seen
     ids = os.access in os.supports_effective_ids
@@ -221,7 +221,7 @@ def _allowed(seen: Seen) -> Seen:
 
 
 def _written(path: Path) -> float | None:
-    """When a folder was published: its manifest is written last."""
+    """Return when a folder was published: its manifest is written last."""
     for place in (path / publish.MANIFEST, path):
         try:
             return os.lstat(place).st_mtime

@@ -1,4 +1,4 @@
-"""What a replay needs to know, wherever it comes from."""
+"""Input of a replay, from any kind of source."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from accmt.tracking.description import Description
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was recorded, and what it tells.
+    """A recorded training.
 
     Attributes:
         history: The observations.
-        facts: What was reported, with the directions that are known.
-        lacking: What it does not tell, and why.
-        description: What the training was told, if that is known.
-        decisions: The decisions that the training took, if they are known.
+        facts: What was reported, with the known directions.
+        lacking: Information that the source does not have, and why.
+        description: The description that the training wrote, if known.
+        decisions: The decisions of the training, if known.
     """
 
     history: History
@@ -36,10 +36,10 @@ class Source:
 def facts_seen(
     observations: Sequence[Observation], directions: Sequence[MetricArgument], known: Facts | None = None
 ) -> Facts:
-    """What was reported: as it is known, and for the rest as it was seen, with the directions that were given.
+    """Return what was reported: known facts, completed from the observations and the given directions.
 
     Raises:
-        CommandError: A direction was given for a metric that was never seen.
+        CommandError: If a direction was given for a metric that never occurs.
     """
     known = known or Facts()
     seen: dict[str, dict[str, None]] = {}

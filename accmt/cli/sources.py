@@ -1,4 +1,4 @@
-"""Finds out what kind of source a replay was given, and opens it."""
+"""Opening of a replay's source according to its kind."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def open_source(options: argparse.Namespace) -> Source:
     """Read the source that a command was given.
 
     Raises:
-        CommandError: It cannot be read, or is none.
-        UsageError: An option does not belong to this kind of source.
+        CommandError: If it cannot be read, or is not a source.
+        UsageError: If an option does not fit this kind of source.
     """
     name: str = options.source
     if name.startswith(MLFLOW):

@@ -1,4 +1,4 @@
-"""The ways to train on several processes, by name: what each is, and what Accelerate is told to do it."""
+"""Strategies for training on several processes, by name, and their Accelerate settings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from accmt.cli.arguments import UsageError
 from accmt.config.errors import did_you_mean
 
-# As they are written at the end of a strategy's name -> as Accelerate calls them.
+# Suffix of a strategy's name -> Accelerate's name.
 PRECISIONS = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}
 
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A way to train on several processes.
+    """A strategy for training on several processes.
 
-    `kind` is Accelerate's word for it (its `distributed_type`), and `section` what its configuration says of it, under
-    the name `section_name`. `environment` is what the processes of the training find in their environment; Accelerate's
-    launcher sets it from the configuration, and under `torchrun` it does the same.
+    `kind` is Accelerate's name for it (its `distributed_type`), and `section` its settings, under the name
+    `section_name`. `environment` has the variables for the processes of the training; Accelerate's launcher derives
+    them from the configuration, and under `torchrun` they have the same effect.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Strategy:
 
     @property
     def needs_deepspeed(self) -> bool:
-        """Whether the package deepspeed has to be installed."""
+        """True if the package deepspeed has to be installed."""
         return self.kind == "DEEPSPEED"
 
 
 def find(name: str) -> tuple[Strategy, str | None]:
-    """The strategy of a name such as `fsdp2` or `ddp-bf16`, and its precision as Accelerate calls it, None if the name
-    has none.
+    """Return the strategy of a name such as `fsdp2` or `ddp-bf16`, and its precision by Accelerate's name, None if the
+    name has none.
 
     Raises:
-        UsageError: There is no such strategy.
+        UsageError: If there is no such strategy.
     """
     found = _NAMES.get(name)
     if found is None:
@@ -60,7 +60,7 @@ def _deepspeed(stage: int, what: str, when: str) -> Strategy:
         "offload_param_device": "none",
         "zero3_init_flag": False,
         "zero3_save_16bit_model": stage == 3,
-        # Each machine starts its own processes, as with the other strategies; DeepSpeed's own way would be by ssh.
+        # Each machine starts its own processes, as with the other strategies; DeepSpeed's default would use ssh.
         "deepspeed_multinode_launcher": "standard",
     }
     environment = {

@@ -1,4 +1,4 @@
-"""`accmt strats`: the strategies of `accmt launch`."""
+"""`accmt strats`: list the strategies of `accmt launch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accmt.cli.strategies import PRECISIONS, STRATEGIES, Strategy
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write what there is, and what of it this machine has."""
+    """Print the strategies, and what this machine has for them."""
     there, deepspeed = gpus(), installed("deepspeed")
     rows = [("strategy", "what it is", "take it when", "needs")]
     rows += [(each.name, each.what, each.when, _needs(each, deepspeed)) for each in STRATEGIES]

@@ -1,4 +1,4 @@
-"""`accmt sync`: what a training could not send to its trackers is sent now."""
+"""`accmt sync`: send what a training could not send to its trackers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, CHECKPOINTS)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send what waits, and say what was sent and what was not. 1 if anything was not.
+    """Send what is waiting, and say what was sent and what was not. The exit status is 1 if anything was not.
 
     Raises:
-        CommandError: There is no training, or it is still going on.
+        CommandError: If there is no training, or it is still running.
     """
     folder = Path(options.model_path)
     if not folder.is_dir():
@@ -62,7 +62,7 @@ def _send(folder: Path, seconds: float, allowed: Allowed) -> int:
 
 
 def _told(result: Sent) -> list[str]:
-    """Say what was sent; give what is wrong, one line each."""
+    """Print what was sent; return the errors, one line each."""
     outcome, who = result.outcome, f"{result.tracker} at {result.place}"
     if outcome.sent or not (outcome.left or outcome.lost):
         write(plain(f"{who}: sent {outcome.sent or 'nothing: nothing waited'}"))

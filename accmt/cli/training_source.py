@@ -1,4 +1,4 @@
-"""The history and the decisions of a training, from its folder."""
+"""History and decisions of a training, from its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     """Read the folder of a training.
 
     Raises:
-        CommandError: It holds none, or something in it is damaged.
+        CommandError: If it does not contain a training, or something in it is damaged.
     """
     if not (folder / HISTORY).is_file():
         raise CommandError(f"{folder} holds no training: there is no {HISTORY} in it")
@@ -44,10 +44,10 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:
-    """The decisions of a training.
+    """Read the decisions of a training.
 
     Raises:
-        CommandError: The folder holds none, or a line is damaged.
+        CommandError: If the folder does not contain a training, or a line is damaged.
     """
     if not folder.is_dir():
         raise CommandError(f"{folder}: there is no such folder")

@@ -1,9 +1,9 @@
-"""How a trial ended, agreed on by all processes.
+"""Agreement of all processes on how a trial ended.
 
-What all processes do alike, an error at the same point included, they can agree on: they meet afterwards. But one that
-ends a trial while the others go on is waited for, in the middle of their training, until the timeout of the process
-group, which may be half an hour. So whoever ends a trial early first looks whether the others do; the store of the
-process group tells, without any communication that they would have to take part in.
+If all processes do the same, even fail at the same point, they can communicate afterwards. But if one of them ends a
+trial while the others are still training, they wait for it until the timeout of the process group, which may be half an
+hour. So a process that ends a trial early first checks whether the others do too; it asks the process group's store,
+which needs no communication in which they would have to take part.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _HERE = "here"
 
 
 class EndedAlone(RuntimeError):
-    """One process has ended a trial, and the others wait for it: the search cannot go on."""
+    """Raised when one process has ended a trial and the others wait for it: the search cannot continue."""
 
 
 def agreed(outcome: Outcome, trial: str) -> Outcome:
-    """What became of a trial on all processes: it has failed, or was pruned, if it was on any. All must call this.
+    """Return the common outcome of a trial: failed or pruned if it was on any process. Call it on all of them.
 
     Args:
-        outcome: What became of it on this process.
-        trial: What tells the trial from all others.
+        outcome: The outcome on this process.
+        trial: A text that identifies the trial.
 
     Raises:
-        EndedAlone: The others are still in the middle of it.
+        EndedAlone: If the others are still in the middle of the trial.
     """
     _meet(outcome, trial)
     outcomes = everywhere(lambda: outcome)
     failures = [(rank, other) for rank, other in enumerate(outcomes) if other.state is State.FAILED]
     if failures:
-        # One that failed because another did has no details.
+        # A process that failed because another did has no details.
         rank, first = next((failure for failure in failures if failure[1].details), failures[0])
         place = f"process {rank}: " if len(outcomes) > 1 else ""
         return Outcome(State.FAILED, error=f"{place}{first.error}", details=first.details)
@@ -49,7 +49,7 @@ def agreed(outcome: Outcome, trial: str) -> Outcome:
 
 
 def _meet(outcome: Outcome, trial: str) -> None:
-    """Where this process ended the trial early, see whether the others did as well."""
+    """Check, if this process ended the trial early, whether the others did too."""
     state = PartialState()
     if not dist.is_initialized():
         return
@@ -66,7 +66,7 @@ def _meet(outcome: Outcome, trial: str) -> None:
         error = EndedAlone(text)
         error.add_note(outcome.details)
         raise error from None
-    # Where the connection to a process that has left breaks, the others learn of it, and end the trial too.
+    # If the connection to a process that left breaks, the others notice and end the trial as well.
     left = [text for text in map(bytes.decode, store.multi_get(keys)) if text != _HERE]
     if left:
         raise EndedAlone(left[0])

@@ -1,8 +1,8 @@
-"""What the trials of a search share, and what each has for itself.
+"""Separation of trials: which objects they share, and which are copied for each.
 
-A callback that counts, a sampler with a generator, a metric with a state: what a trial does to them must not change the
-next trial. So each trial has copies of all that was given, as it was when the search began. Datasets are too large for
-that: they are shared, and the random generators that they keep, and what their `state_dict` holds, are put back.
+A trial must not affect the next one through, say, a callback that counts, a sampler's generator or a metric's state. So
+each trial gets copies of all arguments as they were when the search began. Datasets are too large to copy: they are
+shared, and their random generators and the contents of their `state_dict` are restored.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _REMEDY = (
 
 
 class Copies:
-    """Makes copies of arguments as they are now. What they have in common, the copies have in common too.
+    """Makes copies of arguments as they are now. Objects shared between arguments are shared between their copies too.
 
     Args:
         given: Name -> argument.
-        shared: What is not copied, wherever it is found.
+        shared: Objects that are never copied, wherever they are found.
 
     Raises:
-        ConfigError: Something cannot be copied; with the names of all that cannot.
+        ConfigError: If something cannot be copied; with the names of all such arguments.
     """
 
     def __init__(self, given: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Copies:
         self._pristine = self._copied(given)
 
     def make(self) -> dict[str, Any]:
-        """Fresh copies, by name."""
+        """Return fresh copies, by name."""
         return dict(self._copied(self._pristine))
 
     def _copied(self, value: Any) -> Any:
@@ -60,7 +60,7 @@ class Copies:
 
 
 class Datasets:
-    """Puts what datasets keep besides their samples back as it is now.
+    """Restores the state of datasets, apart from their samples, to what it is now.
 
     Args:
         datasets: Name -> dataset.
@@ -73,14 +73,14 @@ class Datasets:
         self._states = {name: deepcopy(dataset.state_dict()) for name, dataset in self._stateful.items()}
 
     def reset(self) -> None:
-        """Let a trial find them as the first one did."""
+        """Restore the datasets to the state that the first trial found."""
         for name, dataset in self._stateful.items():
             dataset.load_state_dict(deepcopy(self._states[name]))
         self._generators.restore(deepcopy(self._drawn))
 
 
 def _parts(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The arguments one by one, those in lists and dictionaries too."""
+    """Yield the arguments one by one, including those in lists and dictionaries."""
     for name, value in given.items():
         if isinstance(value, Mapping):
             yield from _parts({f"{name}[{key!r}]": item for key, item in value.items()})
@@ -91,7 +91,7 @@ def _parts(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _referred(given: Mapping[str, Any]) -> Iterator[Any]:
-    """Datasets and modules that arguments refer to, and what an earlier training has set on callbacks."""
+    """Yield datasets and modules that arguments refer to, and what an earlier training set on callbacks."""
     for _, value in _parts(given):
         attributes = dict(getattr(value, "__dict__", {}))
         if isinstance(value, Callback):

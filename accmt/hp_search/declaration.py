@@ -1,4 +1,4 @@
-"""Reads what `set_parameters` was given: one value, a range, or choices. Every problem at once."""
+"""Parser for the arguments of `set_parameters`: one value, a range, or choices. Reports every problem at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_SCHEDULER = "none"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Which values a hyperparameter can have: in words, whether they are whole, and which of such numbers."""
+    """Valid values of a hyperparameter: their description, whether they are whole numbers, and a test."""
 
     wanted: str
     allows: Callable[[float], bool]
@@ -48,7 +48,7 @@ _ON_LOG_SCALE = "learning_rate"
 
 
 def read_space(given: Mapping[str, Any]) -> Space:
-    """The space that the arguments of `set_parameters` declare.
+    """Return the search space that the arguments of `set_parameters` declare.
 
     Raises:
         ConfigError: With all problems.
@@ -57,7 +57,7 @@ def read_space(given: Mapping[str, Any]) -> Space:
 
 
 class _Reader:
-    """Reads arguments by name and collects what is wrong with them."""
+    """Reads arguments by name and collects the problems in them."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
@@ -113,7 +113,7 @@ class _Reader:
         return Range(min(ends), max(ends), _NUMBERS[name].whole, log=name == _ON_LOG_SCALE)
 
     def _value(self, name: str, place: str, value: Any, or_else: str = "") -> Any:
-        """The number in Python's own type, None if it cannot be used."""
+        """Return the number in Python's own type, or None if it is not valid."""
         limits = _NUMBERS[name]
         fits = isinstance(value, numbers.Integral if limits.whole else numbers.Real) and not isinstance(value, bool)
         if not fits or not limits.allows(value):
@@ -139,7 +139,7 @@ class _Reader:
         return dict(given)
 
     def _scheduler(self, place: str, choice: Any) -> str:
-        """Check one scheduler and give its name."""
+        """Check one scheduler and return its name."""
         try:
             SCHEDULERS.resolve(choice)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a trial is worth: the best value of a rule, or what a function makes of the last evaluation."""
+"""Objectives of a search: the best value of a rule, or a function of the last evaluation's metrics."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DEFAULT = f"best_{VALID_LOSS}"
 
 
 class NoValue(ValueError):
-    """A trial has come to its end and has no value."""
+    """Raised when a trial has ended without a value."""
 
 
 class Objective(Protocol):
-    """What is to become best.
+    """Quantity that the search optimizes.
 
     Attributes:
-        name: What to call its value where it is shown.
-        text: What tells it from other objectives, kept with the study.
+        name: The name under which its value is shown.
+        text: A text that identifies the objective, stored with the study.
         direction: Which way is better.
-        rule: The rule that the trainer of a trial gets, None for its default.
+        rule: The rule for the trainer of a trial; None for its default.
     """
 
     @property
@@ -46,23 +46,23 @@ class Objective(Protocol):
     def rule(self) -> str | None: ...
 
     def current(self, trainer: Trainer) -> float:
-        """The value of the evaluation that was just made."""
+        """Return the value of the evaluation that was just made."""
         ...
 
     def final(self, trainer: Trainer, last: float | None) -> float:
-        """The value of a training that has ended; `last` is that of its last evaluation, None without any.
+        """Return the value of a training that has ended; `last` is that of its last evaluation, None if there was none.
 
         Raises:
-            NoValue: It has none.
+            NoValue: If it has no value.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RuleObjective:
-    """The value with which the rule's best model was saved, or would have been: the best over all evaluations.
+    """The best value of a rule over all evaluations: that of its best model, whether or not models are saved.
 
-    With clauses (`if`, `by`, `after`) it is the best of those evaluations at which the rule saves.
+    With clauses (`if`, `by`, `after`) it is the best of the evaluations at which the rule saves.
     """
 
     saving: SavingRule
@@ -95,7 +95,7 @@ class RuleObjective:
 
 @dataclass(frozen=True, slots=True)
 class FunctionObjective:
-    """What a function makes of the metrics of the last evaluation."""
+    """A function of the metrics of the last evaluation."""
 
     function: Callable[[Values], Any]
     direction: Direction
@@ -120,16 +120,16 @@ class FunctionObjective:
 
 
 def rule_objective(text: str, given: Direction | None, facts: Facts) -> RuleObjective:
-    """The objective that a rule's text stands for.
+    """Return the objective for the text of a rule.
 
     Args:
         text: The rule.
-        given: The direction that the user asked for, None if nothing was said.
-        facts: What the trainings report.
+        given: The direction that the user asked for; None if there is none.
+        facts: The facts that the trainings report.
 
     Raises:
-        RuleError: The text is wrong, names what the trainings do not report, or has several objectives.
-        ConfigError: The direction contradicts that of the metric.
+        RuleError: If the text is wrong, names metrics that the trainings do not report, or has several objectives.
+        ConfigError: If the direction contradicts that of the metric.
     """
     rule = SavingRule.parse(text)
     objectives = rule.saving.ranking.objectives

@@ -1,4 +1,4 @@
-"""A search that is under way: it asks the study for a trial, runs it, tells what became of it, and goes on."""
+"""Loop of a running search: ask the study for a trial, run it, and tell its outcome."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SCHEDULERS = "scheduler"
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """All parts of a search.
+    """Parts of a search.
 
-    `copies` makes the arguments of each trainer, with the schedulers to choose from among them. `random` is the random
-    state that every trial starts with, before its module is made.
+    `copies` makes the arguments of each trainer, including the schedulers to choose from. `random` is the random state
+    at the start of every trial, before its module is made.
     """
 
     experiment: Experiment
@@ -47,8 +47,8 @@ def run_trials(search: Search, count: int, total: int | None) -> None:
 
     Args:
         search: The parts.
-        count: How many trials to run at most.
-        total: How many trials the study shall have that are complete or pruned, None for any number.
+        count: The maximum number of trials to run.
+        total: The number of complete or pruned trials at which the study is done; None for no limit.
     """
     study, display, objective = search.study, search.display, search.experiment.objective
     display.show(*before_search(study.name, search.space, objective, study.trials()))
@@ -66,7 +66,7 @@ def run_trials(search: Search, count: int, total: int | None) -> None:
 
 
 def _run_trial(search: Search, total: int | None) -> bool:
-    """Run the next trial, if the study has one to run."""
+    """Run the next trial; return whether the study had one to run."""
     study, objective = search.study, search.experiment.objective
     asked = study.ask(total)
     if asked is None:
@@ -81,7 +81,7 @@ def _run_trial(search: Search, total: int | None) -> bool:
 
 
 def _forget(search: Search) -> None:
-    """Let go of the module of a trial before that of the next is made, and start as the first trial did."""
+    """Free the module of a trial before the next one is made, and restore the random state of the first trial."""
     if search.device.type != "cpu":
-        clean_caches()  # memory of a device is not freed by need, as main memory is
+        clean_caches()  # memory of a device is not freed on demand, as main memory is
     set_random_state(search.random, search.device)

@@ -1,4 +1,4 @@
-"""`HyperParameterSearch`: the documented methods. They check what they are given, and put the parts together."""
+"""`HyperParameterSearch`: the documented methods, which check their arguments and assemble the parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class _Unsaid(str):
-    """A default that can be told from the same text given by the user."""
+    """A default that can be distinguished from the same text given by the user."""
 
     __slots__ = ()
 
@@ -48,28 +48,28 @@ _MINIMIZE = cast(Literal["minimize"], _Unsaid("minimize"))
 
 
 class HyperParameterSearch:
-    """Searches good hyperparameters: each trial is a training with other values, which Optuna chooses.
+    """Searches for good hyperparameters: each trial is a training with other values, which Optuna chooses.
 
-    Without `set_parameters` the learning rate is searched and everything else has its default there.
+    Without `set_parameters`, the learning rate is searched and all other parameters have that method's defaults.
 
-    A trial writes nothing that stays: its folder is temporary, and it makes no savings and no checkpoints. With
-    `model_path=` trial n has the folder `model_path/trial-0000n`, and with `disable_model_saving=False` or
-    `enable_checkpointing=True` beside it, what they ask for.
+    By default a trial leaves no files: its folder is temporary, and it saves no models and no checkpoints. With
+    `model_path=`, trial n uses the folder `model_path/trial-0000n`; `disable_model_saving=False` or
+    `enable_checkpointing=True` then turn savings or checkpoints on.
 
     Args:
-        get_module_fn: Makes a new module, without arguments: a function, or the class of the module.
+        get_module_fn: Makes a new module, without arguments: a function, or the module's class.
         train_dataset: The training data.
-        val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of them.
-        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of such).
-        **trainer_kwargs: Arguments of `Trainer`, but `hps_config` and `resume`. Each trial has copies of them and of
-            the metrics, as they are when `optimize` is called: what a callback, sampler or metric gathers in a trial
-            is not seen by the others, nor in the object that was given. An object with a `__deepcopy__` that returns
-            `self` is shared by all trials. Datasets are shared; their random generators and what their `state_dict`
-            holds are put back before each trial.
+        val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of datasets.
+        metrics: Metrics for all validation datasets (one or a list), or by dataset (a dictionary of these).
+        **trainer_kwargs: Arguments of `Trainer`, except `hps_config` and `resume`. Each trial gets copies of them and
+            of the metrics, as they are when `optimize` is called: what a callback, sampler or metric collects in a
+            trial affects neither other trials nor the original object. An object with a `__deepcopy__` that returns
+            `self` is shared by all trials. Datasets are shared; their random generators and the contents of their
+            `state_dict` are restored before each trial.
 
     Raises:
         ConfigError: With all problems of the arguments.
-        RuleError: If the problems are in texts of the rule language.
+        RuleError: If the only problems are in rule texts.
     """
 
     def __init__(
@@ -113,23 +113,23 @@ class HyperParameterSearch:
         optimizer: Literal["AdamW", "Adam"] = "AdamW",
         eval_batch_size: int | None = None,
     ) -> None:
-        """Declare what is tried. One value is fixed, a list is a range, a tuple is choices.
+        """Declare what to try. A single value is fixed, a list is a range, a tuple is choices.
 
         A range `[low, high]` includes both ends, in either order. Its scale is logarithmic for the learning rate and
-        linear for the rest.
+        linear for all others.
 
         Args:
-            train_batch_size: Samples per batch on each process. Here a list is choices too.
-            epochs: How many times to go through the training data.
-            max_steps: How many optimizer steps to take; goes before `epochs`.
+            train_batch_size: Samples per batch on each process. Here a list also means choices.
+            epochs: Number of passes over the training data.
+            max_steps: Number of optimizer steps; overrides `epochs`.
             learning_rate: The learning rate.
             beta1: The first beta of Adam.
             beta2: The second beta of Adam.
             eps: The epsilon of Adam.
             weight_decay: The weight decay.
-            scheduler: One of `Scheduler`, or a dictionary of those to choose from, by a label; None in it stands for a
-                learning rate that stays. One that needs arguments is given with them: `functools.partial(...)`.
-            warmup_ratio: The share of the training to warm up; used by schedulers that have a warm-up only.
+            scheduler: One of `Scheduler`, or a dictionary of label -> scheduler to choose from; None in it means a
+                constant learning rate. Give one that needs arguments as `functools.partial(...)`.
+            warmup_ratio: The share of the training to warm up; used only by schedulers that have a warm-up.
             step_scheduler_per_epoch: Let the scheduler count epochs.
             optimizer: "AdamW" or "Adam".
             eval_batch_size: Samples per batch of evaluations on each process; None for the training batch size.
@@ -155,38 +155,37 @@ class HyperParameterSearch:
         sampler: BaseSampler | None = None,
         pruner: BasePruner | None = None,
     ) -> Study:
-        """Run trials, one after the other.
+        """Run trials, one after another.
 
-        Without `best_metric_fn` and `objective` the objective is `best_valid_loss`. The value of a trial is the best
-        one over its evaluations; with `best_metric_fn` it is that of its last evaluation. After every evaluation the
-        value is reported to the study, and the pruner decides whether the trial goes on.
+        Without `best_metric_fn` and `objective` the objective is `best_valid_loss`. The value of a trial is the best of
+        its evaluations; with `best_metric_fn` it is that of its last evaluation. After every evaluation the value is
+        reported to the study, and the pruner decides whether the trial continues.
 
-        A trial that raises is recorded as failed, and the search goes on; the error is in the study. What no values
-        can mend (a wrong module, rule or dataset) ends the search. All trials start with the random state at the call,
-        so that they differ in their values only.
+        A trial that raises is recorded in the study as failed, with its error, and the search continues. Errors that do
+        not depend on the values (a wrong module, rule or dataset) end the search. All trials start with the random
+        state at the time of the call, so that they differ only in their values.
 
         Args:
-            best_metric_fn: Makes a number of {dataset: {metric: value}}, `valid_loss` among the metrics.
-            direction: Which way the number is better; for a rule it follows from its metric.
-            n_trials: How many trials to run here.
+            best_metric_fn: Computes a number from {dataset: {metric: value}}, with `valid_loss` among the metrics.
+            direction: Which way the number is better; for a rule it follows from the metric.
+            n_trials: The maximum number of trials that this call runs.
             objective: A rule with one objective, such as `best_accuracy@dev`.
-            storage: Where the study is kept: the address of a database, such as sqlite:///search.db, or a storage of
-                Optuna. None for memory.
+            storage: Where to keep the study: the URL of a database, such as sqlite:///search.db, or an Optuna storage.
+                None for memory.
             study_name: The name of the study in the storage.
-            load_if_exists: Continue the study if the storage has it already, also together with other machines.
-            total_trials: Run no more once the study has so many trials that are complete or pruned, all calls and
-                machines counted.
-            sampler: A sampler of Optuna; None for its default (TPE).
-            pruner: A pruner of Optuna; None to run every trial to its end.
+            load_if_exists: Continue the study if the storage already has it, also together with other machines.
+            total_trials: Stop when the study has this many complete or pruned trials, over all calls and machines.
+            sampler: An Optuna sampler; None for Optuna's default (TPE).
+            pruner: An Optuna pruner; None to run every trial to its end.
 
         Returns:
-            The study. Where there are several processes, those that are not the main one get a copy of it in memory.
+            The study. With several processes, all but the main one get a copy of it in memory.
 
         Raises:
-            ConfigError: With all problems that can be known before the first trial.
-            RuleError: The objective is wrong.
-            Busy: A training, an evaluation or another search runs in this process.
-            ImportError: Optuna is not installed.
+            ConfigError: With all problems that can be found before the first trial.
+            RuleError: If the objective is wrong.
+            Busy: If a training, an evaluation or another search runs in this process.
+            ImportError: If Optuna is not installed.
         """
         options = StudyOptions(storage, study_name, load_if_exists, sampler, pruner)
         _check_call(best_metric_fn, objective, direction, options, {"n_trials": n_trials, "total_trials": total_trials})
@@ -227,11 +226,11 @@ class HyperParameterSearch:
     def _objective(
         self, module: AcceleratorModule, function: Callable[..., Any] | None, rule: str | None, direction: Direction
     ) -> Objective:
-        """What is to become best, once the module and the data have been checked."""
+        """Return the objective, once the module and the data have been checked."""
         datasets = check_fit(self._options, module, self._train_dataset, self._val_dataset)
         if function is None:
             said = None if isinstance(direction, _Unsaid) else direction
-            # Trials differ in length; the one here only keeps the check from asking for it.
+            # Trials differ in length; this placeholder only satisfies the check.
             facts = facts_of(self._options.metrics, tuple(datasets), Length(1, 1, 1))
             return rule_objective(rule or DEFAULT, said, facts)
         if not datasets:
@@ -256,10 +255,10 @@ class HyperParameterSearch:
 
 
 def _checked(arguments: Mapping[str, Any], problems: list[Problem]) -> Options:
-    """What the arguments of the trainers mean. The hyperparameters are those of no trial.
+    """Check the arguments of the trainers and return their options. The hyperparameters in them belong to no trial.
 
     Raises:
-        ConfigError, RuleError: With all problems, those found before among them.
+        ConfigError, RuleError: With all problems, including those found before.
     """
     with_path = {"model_path": "trial", **arguments}
     bound = inspect.signature(Trainer).bind(HyperParameters(), **with_path)
@@ -302,11 +301,11 @@ def _constructor_problems(get_module_fn: Any, arguments: Mapping[str, Any]) -> l
 def _check_call(
     function: Any, objective: Any, direction: Any, options: StudyOptions, counts: Mapping[str, Any]
 ) -> None:
-    """Check the arguments of `optimize` that can be wrong by themselves.
+    """Check the arguments of `optimize` as far as possible without module and data.
 
     Raises:
         ConfigError: With all problems.
-        ImportError: Optuna is not installed.
+        ImportError: If Optuna is not installed.
     """
     problems = []
     if function is not None and not callable(function):

@@ -1,4 +1,4 @@
-"""The space that a search looks through: what may be tried for each hyperparameter, and what a sample of it means."""
+"""Search space: the values to try for each hyperparameter, and the hyperparameters that a sample stands for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARMUP = "warmup_ratio"
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """The same value in every trial."""
+    """A parameter with the same value in every trial."""
 
     value: Any
 
@@ -26,7 +26,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Any value from `low` to `high`, both included: whole numbers if `whole`, on a logarithmic scale if `log`."""
+    """A range from `low` to `high`, both included: whole numbers if `whole`, on a logarithmic scale if `log`."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One of several values."""
+    """A parameter with one of several values."""
 
     values: tuple[Any, ...]
 
@@ -52,14 +52,14 @@ Parameter = Fixed | Range | Choices
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What may be tried.
+    """The search space.
 
     Attributes:
-        parameters: Hyperparameter -> what may be tried, by the names of `set_parameters`. The values of `scheduler` are
+        parameters: Hyperparameter -> values to try, by the names of `set_parameters`. The values of `scheduler` are
             labels.
-        schedulers: Label -> scheduler; None stands for a learning rate that stays.
+        schedulers: Label -> scheduler; None means a constant learning rate.
         optimizer: The name of the optimizer.
-        eval_batch_size: None for the batch size of the training.
+        eval_batch_size: The batch size of evaluations; None for that of the training.
         step_scheduler_per_epoch: Let the scheduler count epochs.
     """
 
@@ -71,20 +71,20 @@ class Space:
 
     @property
     def searched(self) -> dict[str, Range | Choices]:
-        """What differs between trials; `warmup_ratio` only where a scheduler has a warm-up."""
+        """Parameters that differ between trials; `warmup_ratio` only if a scheduler has a warm-up."""
         warm = any(map(warms_up, self.schedulers.values()))
         parameters = self.parameters.items()
         return {name: p for name, p in parameters if not isinstance(p, Fixed) and (warm or name != WARMUP)}
 
     def sample(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
-        """The values of one trial. `suggest` is asked for every hyperparameter that this trial makes use of."""
+        """Sample the values of one trial. `suggest` is called for every hyperparameter that this trial uses."""
         values = {name: suggest(name, parameter) for name, parameter in self.parameters.items() if name != WARMUP}
         if warms_up(self.schedulers[values["scheduler"]]):
             values[WARMUP] = suggest(WARMUP, self.parameters[WARMUP])
         return values
 
     def hyperparameters(self, values: Mapping[str, Any]) -> HyperParameters:
-        """What a trial with these values trains with."""
+        """Return the hyperparameters of a trial with these values."""
         batch = values["train_batch_size"]
         return HyperParameters(
             epochs=values["epochs"],
@@ -104,7 +104,7 @@ class Space:
 
 
 def warms_up(scheduler: SchedulerChoice | None) -> bool:
-    """Whether the share to warm up can be given to a scheduler. A factory that has its warm-up already keeps it."""
+    """Return whether a scheduler accepts a warm-up share. A factory that already sets its warm-up does not."""
     if scheduler is None:
         return False
     factory = SCHEDULERS.resolve(scheduler)
@@ -115,5 +115,5 @@ def warms_up(scheduler: SchedulerChoice | None) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a line or a table."""
+    """Format a value for a line or a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""The study: the only room that talks to Optuna, which is imported here and when it is used.
+"""The study: the only module that uses Optuna, which is imported when it is needed.
 
-Only the main process holds it. The others are told what it says.
+Only the main process holds the study; it broadcasts results to the others.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     Storage: TypeAlias = str | BaseStorage
 
 _OBJECTIVE = "objective"
-_LONGEST = 10_000  # characters of a traceback: a column of a database may hold 64 KiB
+_LONGEST = 10_000  # characters of a traceback: a database column may be limited to 64 KiB
 _SOURCE = "optimize(...)"
 
 
 class State(StrEnum):
-    """How a trial ended."""
+    """Final state of a trial."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -45,7 +45,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a trial: its value if it is complete, and if it failed the error and where it came from."""
+    """Outcome of a trial: its value if complete; if failed, the error and its traceback."""
 
     state: State
     value: float | None = None
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A trial to carry out: its number in the study, and the values to try."""
+    """A trial to run: its number in the study, and the values to try."""
 
     number: int
     values: dict[str, Any]
@@ -63,7 +63,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class StudyOptions:
-    """Where the study is kept, what it is called, how values are sampled and trials pruned."""
+    """Options of the study: storage, name, how to sample values and how to prune trials."""
 
     storage: Storage | None
     name: str | None
@@ -73,10 +73,10 @@ class StudyOptions:
 
 
 def study_problems(options: StudyOptions) -> list[Problem]:
-    """What is wrong with the options by themselves.
+    """Check the options on their own, before the storage is opened.
 
     Raises:
-        ImportError: Optuna is not installed.
+        ImportError: If Optuna is not installed.
     """
     optuna = load_optuna()
     problems = []
@@ -104,10 +104,10 @@ def study_problems(options: StudyOptions) -> list[Problem]:
 
 
 def load_optuna() -> Any:
-    """Optuna itself.
+    """Import Optuna.
 
     Raises:
-        ImportError: It is not installed; the message says what to do.
+        ImportError: If it is not installed; the message says what to do.
     """
     try:
         import optuna
@@ -119,7 +119,7 @@ def load_optuna() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let Optuna log warnings only; its level is restored afterwards."""
+    """Let Optuna log only warnings; its level is restored afterwards."""
     logging = load_optuna().logging
     level = logging.get_verbosity()
     logging.set_verbosity(max(level, logging.WARNING))
@@ -130,16 +130,16 @@ def quiet() -> Iterator[None]:
 
 
 class SharedStudy:
-    """A study of all processes. Call `ask`, `report`, `tell` and `everywhere` on all of them: all get the same answer.
+    """A study shared by all processes. Call `ask`, `report`, `tell` and `everywhere` on all; the results agree.
 
     Args:
-        options: Where it is kept.
-        space: What is tried.
+        options: The options of the study.
+        space: The search space.
         direction: Which way is better.
-        objective: What tells the objective from others.
+        objective: A text that identifies the objective.
 
     Raises:
-        ConfigError: The storage cannot be used, or the study that it has is of another search.
+        ConfigError: If the storage cannot be used, or its study belongs to another search.
     """
 
     def __init__(self, options: StudyOptions, space: Space, direction: Direction, objective: str) -> None:
@@ -157,11 +157,11 @@ class SharedStudy:
         self.name = from_main(opened)
 
     def ask(self, total: int | None) -> Asked | None:
-        """The next trial, None if the study has `total` trials that are complete or pruned."""
+        """Return the next trial, or None if the study has `total` complete or pruned trials."""
         return from_main(partial(self._ask, total))
 
     def report(self, evaluation: int, measure: Callable[[], float]) -> bool:
-        """Record the value of an evaluation, which the main process measures, and tell whether to prune the trial."""
+        """Record the value of an evaluation, measured on the main process, and return whether to prune the trial."""
 
         def reported() -> bool:
             assert self._trial is not None
@@ -175,17 +175,17 @@ class SharedStudy:
         from_main(partial(self._tell, outcome))
 
     def abandon(self, error: BaseException) -> None:
-        """Record a trial that is under way as failed, without a word to other processes."""
+        """Record the current trial as failed, without communicating with other processes."""
         if self._trial is not None:
-            with suppress(Exception):  # the reason why the search ends is on its way, and must not be hidden
+            with suppress(Exception):  # the error that ends the search is being raised and must not be hidden
                 self._tell(Outcome(State.FAILED, error=f"the search was ended: {type(error).__name__}: {error}"))
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials of the study, those of other machines included; none where this is not the main process."""
+        """Return all trials of the study, including those of other machines; none if not on the main process."""
         return [] if self._study is None else self._study.get_trials()
 
     def everywhere(self) -> Study:
-        """The study itself on the main process; on the others a copy in memory, to look things up in."""
+        """Return the study on the main process, and a copy in memory on the others, for reading only."""
         trials = from_main(self.trials)
         study: Study = self._study
         if not PartialState().is_main_process:
@@ -232,7 +232,7 @@ def _open(options: StudyOptions, direction: Direction) -> Study:
         text = f"the storage has a study '{options.name}': load_if_exists=True continues it"
         raise ConfigError([Problem("study_name", text)], _SOURCE) from None
     except Exception as error:
-        # An address can contain a password: it is not repeated.
+        # A URL can contain a password: do not repeat it.
         lines = str(error).splitlines() or [""]
         text = f"cannot be opened: {type(error).__name__}: {lines[0]}"
         raise ConfigError([Problem("storage", text)], _SOURCE) from error
@@ -258,7 +258,7 @@ def _check(study: Study, space: Space, direction: Direction, objective: str) -> 
 
 
 def _incompatible(study: Study, name: str, distribution: BaseDistribution) -> list[tuple[str, str]]:
-    """How a parameter was declared in an earlier trial, and why it cannot be declared otherwise now."""
+    """Return how a parameter was declared in earlier trials, and why it cannot be declared differently now."""
     distributions = load_optuna().distributions
     for trial in study.get_trials(deepcopy=False):
         before = trial.distributions.get(name)

@@ -1,4 +1,4 @@
-"""What a search shows on the main process: what it looks through, a line for each trial, and a table of the best."""
+"""Output of a search on the main process: the space, a line for each trial, and a table of the best trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIGITS = 6
 
 
 def before_search(name: str, space: Space, objective: Objective, trials: Sequence[FrozenTrial]) -> list[RenderableType]:
-    """What is searched, and what the study knows already."""
+    """Describe the search space, and the trials that the study already has."""
     before = f", which has {len(trials)} trial{'s' * (len(trials) != 1)}" if trials else ""
     table = Table.grid(padding=(0, 2))
     for parameter, declared in space.searched.items():
@@ -32,7 +32,7 @@ def before_search(name: str, space: Space, objective: Objective, trials: Sequenc
 
 
 def trial_line(space: Space, asked: Asked, outcome: Outcome, name: str, best: FrozenTrial | None) -> Text:
-    """What became of a trial, with what values, and the best so far."""
+    """Describe the outcome of a trial, its values, and the best trial so far."""
     values = _values({key: asked.values[key] for key in space.searched if key in asked.values})
     if outcome.state is State.COMPLETE:
         result, style = f"{name} {outcome.value:.{_DIGITS}g}", ""
@@ -47,7 +47,7 @@ def trial_line(space: Space, asked: Asked, outcome: Outcome, name: str, best: Fr
 
 
 def after_search(name: str, objective: Objective, trials: Sequence[FrozenTrial]) -> list[RenderableType]:
-    """How the trials ended, and the best of them in a table, best first."""
+    """Summarize how the trials ended, and list the best of them in a table, best first."""
     complete = ranked(trials, objective.direction)
     words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
     counts = {word: sum(trial.state.name == state for trial in trials) for state, word in words.items()}
@@ -67,7 +67,7 @@ def after_search(name: str, objective: Objective, trials: Sequence[FrozenTrial])
 
 
 def ranked(trials: Sequence[FrozenTrial], direction: Direction) -> list[FrozenTrial]:
-    """The complete trials, best first; of equal ones the older."""
+    """Return the complete trials, best first; among equals the older."""
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     sign = -1.0 if direction == "maximize" else 1.0
     return sorted(complete, key=lambda trial: sign * (trial.value or 0.0))

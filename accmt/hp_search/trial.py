@@ -1,4 +1,4 @@
-"""One trial: a training of its own, on all processes, that ends complete, pruned or failed."""
+"""One trial: a separate training, on all processes, that ends complete, pruned or failed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ PLACE = "HyperParameterSearch(...)"
 
 
 class SameModel(ConfigError):
-    """Two trials would train one model."""
+    """Raised when two trials would train the same model."""
 
 
 class Modules:
-    """Makes the module of each trial, and sees to it that its model is a new one."""
+    """Makes the module of each trial, and checks that its model is a new one."""
 
     def __init__(self, get_module: Callable[[], AcceleratorModule]) -> None:
         self._get_module = get_module
@@ -45,15 +45,15 @@ class Modules:
         self._next: AcceleratorModule | None = None
 
     def peek(self) -> AcceleratorModule:
-        """The module of the next trial."""
+        """Return the module of the next trial."""
         self._next = self.make()
         return self._next
 
     def make(self) -> AcceleratorModule:
-        """A module; nothing is kept of it here.
+        """Make a module; no reference to it is kept here.
 
         Raises:
-            SameModel: Its model is that of the trial before.
+            SameModel: If its model is that of the previous trial.
         """
         if self._next is not None:
             module, self._next = self._next, None
@@ -70,14 +70,14 @@ class Modules:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What all trials have in common.
+    """Parts that all trials share.
 
     Attributes:
-        modules: Makes their modules.
-        train_dataset, val_dataset: What `fit` is given.
-        datasets: Puts them back as the first trial found them.
-        objective: What a trial is worth.
-        model_path: A folder for the folders of the trials; None for temporary ones.
+        modules: Makes the modules.
+        train_dataset, val_dataset: The datasets for `fit`.
+        datasets: Restores the datasets to the state that the first trial found.
+        objective: The objective of a trial.
+        model_path: The parent of the trials' folders; None for temporary folders.
     """
 
     modules: Modules
@@ -89,7 +89,7 @@ class Experiment:
 
 
 class Reporter(Callback):
-    """Tells the study the value of every evaluation, and ends the training if the study says so.
+    """Reports the value of every evaluation to the study, and ends the training if the study prunes it.
 
     `last` is the value of the last evaluation, on the main process.
     """
@@ -101,7 +101,7 @@ class Reporter(Callback):
         self._evaluation = 0
 
     def on_evaluation_end(self) -> None:
-        # Evaluations before the first step, and those that a callback makes in between, have no number of their own.
+        # Evaluations before the first step, and evaluations by a callback in between, have no number: skip them.
         decisions = self.trainer.decisions
         evaluation = decisions[-1].progress.evaluation if decisions else 0
         if evaluation == self._evaluation:
@@ -118,19 +118,19 @@ class Reporter(Callback):
 def run_trial(
     experiment: Experiment, study: SharedStudy, number: int, hps: HyperParameters, arguments: Mapping[str, Any]
 ) -> Outcome:
-    """Train once and say what became of it: the same on all processes, once all have ended.
+    """Run one training and return its outcome: the same on all processes, once all have ended.
 
     Args:
-        experiment: What all trials have in common.
-        study: The study that has asked for the trial.
+        experiment: The parts that all trials share.
+        study: The study that asked for the trial.
         number: The number of the trial in the study.
         hps: The values to try.
-        arguments: Arguments of the trainer, made for this trial.
+        arguments: Arguments of the trainer, copied for this trial.
 
     Raises:
-        RuleError: A rule in the arguments is wrong, which no values can mend.
-        SameModel: The module is not new.
-        EndedAlone: This process has ended the trial, and the others have not.
+        RuleError: If a rule in the arguments is wrong, which does not depend on the values.
+        SameModel: If the module's model is not new.
+        EndedAlone: If this process has ended the trial and the others have not.
     """
     objective = experiment.objective
     reporter = Reporter(study, objective)
@@ -152,7 +152,7 @@ def run_trial(
         except Exception as error:
             outcome = failed(error)
         outcome = agreed(outcome, f"trial {number} of {study.name}")
-    for callback in callbacks:  # they know their trainer, which knows them: the module is not to wait for that
+    for callback in callbacks:  # a reference cycle with the trainer must not delay the release of the module
         callback.module = None  # type: ignore[assignment]  # as it is before a training
     if outcome.state is not State.COMPLETE:
         return outcome
@@ -160,14 +160,14 @@ def run_trial(
 
 
 def failed(error: Exception) -> Outcome:
-    """The outcome of a trial that raised: the error in one line, with its notes, and the traceback."""
+    """Return the outcome of a trial that raised: the error in one line, with its notes, and the traceback."""
     lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
     details = "".join(traceback.format_exception(error))
     return Outcome(State.FAILED, error=" ".join("; ".join(lines).split()), details=details)
 
 
 def _named(arguments: Mapping[str, Any], study: str, number: int) -> dict[str, Any]:
-    """The arguments of a trainer: a tracker gets all trials of a study as one experiment, and the number of each."""
+    """Return the trainer's arguments, set to track all trials of a study as numbered runs of one experiment."""
     if not arguments.get("log_with"):
         return dict(arguments)
     config = {"study": study, "trial": number, **(arguments.get("additional_tracker_config") or {})}
@@ -183,7 +183,7 @@ def _valued(trainer: Trainer, objective: Objective, last: float | None) -> Outco
 
 @contextmanager
 def _folder(model_path: Path | None, number: int) -> Iterator[Path]:
-    """Where a trial may write: a folder of its own, temporary if there is no place for it."""
+    """Yield the folder of a trial: its own below `model_path`, or a temporary one."""
     if model_path is not None:
         yield model_path / f"trial-{number:05d}"
         return
@@ -191,5 +191,5 @@ def _folder(model_path: Path | None, number: int) -> Iterator[Path]:
     try:
         yield made
     finally:
-        if PartialState().is_main_process and not (made / OUTBOX).exists():  # a tracker could not be told everything
+        if PartialState().is_main_process and not (made / OUTBOX).exists():  # something unsent stays
             shutil.rmtree(made, ignore_errors=True)

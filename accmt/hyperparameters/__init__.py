@@ -1,4 +1,4 @@
-"""The hyperparameters of a training: `HyperParameters`, the names in `Optimizer` and `Scheduler`, and their files.
+"""Hyperparameters of a training: `HyperParameters`, the names in `Optimizer` and `Scheduler`, and their files.
 
     hps = HyperParameters(epochs=3, optimizer="AdamW", optim_kwargs={"lr": 1e-3}, scheduler="LinearWithWarmup")
     config = load_config("hps.yaml")

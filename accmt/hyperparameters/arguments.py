@@ -1,4 +1,4 @@
-"""The arguments of an optimizer, a scheduler or a factory of one, read from its signature."""
+"""Arguments of an optimizer, a scheduler or a factory, read from the signature."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a factory takes after its first argument (the parameters, or the optimizer), which the trainer gives.
+    """Parameters of a factory after its first one (the parameters, or the optimizer), which the trainer provides.
 
-    `defaults` maps each name to its default, or to `inspect.Parameter.empty` for a required one. `subject` is the name
-    of the first argument, None if nothing can be given by position. An `open` factory takes any other name as well.
+    `defaults` maps each name to its default, or to `inspect.Parameter.empty` if it is required. `subject` is the name
+    of the first argument, None if nothing can be given by position. An `open` factory accepts any other name as well.
     """
 
     defaults: Mapping[str, Any]
@@ -25,20 +25,20 @@ class Arguments:
     open: bool
 
     def takes(self, name: str) -> bool:
-        """Whether the argument stands in the signature by its name."""
+        """Return whether the signature has an argument with this name."""
         return name in self.defaults
 
     def requires(self, name: str) -> bool:
-        """Whether the argument has no default."""
+        """Return whether the argument is required."""
         return self.takes(name) and self.defaults[name] is _REQUIRED
 
     def awaits(self, name: str) -> bool:
-        """Whether the argument has no value of its own: it is required, or None unless given."""
+        """Return whether the argument has no value of its own: it is required, or its default is None."""
         return self.requires(name) or (self.takes(name) and self.defaults[name] is None)
 
 
 def arguments_of(factory: Callable[..., object]) -> Arguments:
-    """Read the signature; a factory that has none (some are written in C) takes any argument."""
+    """Read the signature; a factory without one (some are written in C) accepts any argument."""
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):
@@ -62,7 +62,7 @@ def arguments_of(factory: Callable[..., object]) -> Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Arguments that a user gave to a factory, and what to call the two in an error."""
+    """Arguments that a user gave to a factory, and the names of both for error messages."""
 
     name: str
     """The factory's name, such as "AdamW"."""
@@ -77,10 +77,10 @@ class Given:
 def argument_problems(
     given: Given, arguments: Arguments, *, extras: Iterable[str] = (), filled: Iterable[str] = ()
 ) -> list[Problem]:
-    """What is wrong with the arguments given.
+    """Check the arguments that were given.
 
-    `extras` are names that accmt understands beside those of the signature, and checks elsewhere; `filled` are
-    those that the trainer gives when the user does not.
+    `extras` are names that accmt accepts beside those of the signature, and checks elsewhere; `filled` are arguments
+    that the trainer provides if the user does not.
     """
     allowed = [*arguments.defaults, *extras]
     if arguments.subject is None:
@@ -108,14 +108,14 @@ def _subject(given: Given) -> str:
 
 
 def _mistyped(given: Given, argument: str, default: object, value: object) -> list[Problem]:
-    """A text or truth value in a number's place, or text in a truth value's: `lr: "1e-3"`, `nesterov: yes`."""
+    """Report a text or bool in place of a number, or a text in place of a bool: `lr: "1e-3"`, `nesterov: yes`."""
     if isinstance(default, bool):
         wanted = "true or false" if isinstance(value, str) else None
     elif isinstance(default, int | float):
         wanted = "a number" if isinstance(value, str | bool) else None
     elif isinstance(default, tuple | list):
         wanted = "numbers" if isinstance(value, tuple | list) and any(isinstance(x, str) for x in value) else None
-    else:  # required or None: which type belongs there is not known
+    else:  # required or None: the expected type is unknown
         is_open = default is None or default is _REQUIRED
         wanted = "a number" if is_open and isinstance(value, str) and _is_number(value) else None
     return [] if wanted is None else [given.problem(argument, must_be(wanted, value))]

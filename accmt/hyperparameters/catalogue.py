@@ -1,7 +1,7 @@
-"""A catalogue of things to choose by name: the optimizers, or the schedulers.
+"""Catalogue of classes to choose by name: the optimizers, or the schedulers.
 
-A choice is one of the names, a class of the right kind, a dotted name of such a class, or a factory: a callable
-that takes the parameters (or the optimizer) first and arguments by name after.
+A choice is one of the names, a class of the right kind, the dotted name of such a class, or a factory: a callable
+that takes the parameters (or the optimizer) first, followed by keyword arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Factory = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What may be chosen: `entries` by name, and any class below `base`. `noun` and `subject` are for the errors."""
+    """Allowed choices: `entries` by name, and any subclass of `base`. `noun` and `subject` are used in errors."""
 
     noun: str
     base: type
@@ -29,12 +29,12 @@ class Catalogue:
 
     @classmethod
     def of(cls, noun: str, base: type, base_name: str, subject: str, holder: type) -> Catalogue:
-        """The public attributes of `holder`, such as `Optimizer`."""
+        """Build a catalogue from the public attributes of `holder`, such as `Optimizer`."""
         entries = {name: getattr(holder, name) for name in vars(holder) if not name.startswith("_")}
         return cls(noun, base, base_name, subject, entries)
 
     def resolve(self, choice: object) -> Factory:
-        """The class or factory that was chosen; ValueError if it is none of those allowed."""
+        """Return the class or factory that was chosen; raise ValueError if it is not allowed."""
         if isinstance(choice, str):
             return self._by_name(choice)
         if isinstance(choice, self.base):
@@ -44,24 +44,24 @@ class Catalogue:
         return choice
 
     def name_of(self, choice: object) -> str:
-        """The catalogue's name where there is one, else the qualified name, which `resolve` understands for a class."""
+        """Return the catalogue's name if there is one, else the qualified name, which `resolve` accepts for a class."""
         factory = self.resolve(choice)
         return self._known_name(factory) or qualified_name(factory)
 
     def title_of(self, choice: object) -> str:
-        """The short name, for errors."""
+        """Return the short name, for error messages."""
         factory = self.resolve(choice)
         return self._known_name(factory) or str(getattr(_unwrapped(factory), "__name__", type(factory).__name__))
 
     def is_known(self, choice: object) -> bool:
-        """Whether it is in the catalogue or of torch: what it refuses is then a mistake in the arguments."""
+        """Return whether it is in the catalogue or from torch: if it raises, the arguments must be wrong."""
         factory = self.resolve(choice)
         of_torch = isinstance(factory, type) and factory.__module__.startswith("torch.")
         return of_torch or self._known_name(factory) is not None
 
     @property
     def wanted(self) -> str:
-        """What a choice may be, in words."""
+        """Description of the allowed choices."""
         return f"the name of {self._article} {self.noun}, {self._others}"
 
     @property
@@ -83,7 +83,7 @@ class Catalogue:
         )
 
     def _by_dotted_name(self, name: str) -> Factory:
-        """A class of a module that is imported already: a configuration must not be able to run code by naming it."""
+        """Return a class from a module already imported: naming a module in a configuration must not run its code."""
         module_name, _, attribute = name.rpartition(".")
         module = sys.modules.get(module_name)
         if module is None:
@@ -99,14 +99,14 @@ class Catalogue:
         return next((name for name, entry in self.entries.items() if entry is factory), None)
 
     def _fits(self, factory: object) -> bool:
-        """Refuse the holder itself, the abstract base, and a class of the other catalogue."""
+        """Return False for the holder itself, the abstract base, and classes of the other catalogue."""
         if not isinstance(factory, type):
             return True
         return issubclass(factory, self.base) and factory is not self.base
 
 
 def qualified_name(thing: object) -> str:
-    """Module and name of a class or function; for any other object that of its class."""
+    """Return the module and name of a class or function; for any other object, of its class."""
     if isinstance(thing, partial):
         return f"functools.partial({qualified_name(thing.func)})"
     named = thing if hasattr(thing, "__qualname__") else type(thing)

@@ -1,4 +1,4 @@
-"""Reads a configuration: hyperparameters, and the rules that say when to save and to stop.
+"""Reader of configurations: hyperparameters, and rules for saving and stopping.
 
     hps:
       epochs: 3
@@ -8,10 +8,10 @@
     rules:
       ...
 
-Where there is the level `hps:`, other sections are the script's own. It may be left out; then there is nothing else but
-`rules`. In a dictionary the numbers that PyYAML takes for text, such as `1e-3`, are numbers too. An optimizer or
-scheduler is a mapping with its `type` and arguments, or a name with the arguments in `optim_kwargs` or
-`scheduler_kwargs` beside it.
+If the level `hps:` exists, other sections belong to the script. It may be left out; then only `rules` may stand
+beside the hyperparameters. Numbers that PyYAML reads as text, such as `1e-3`, also count as numbers in a dictionary.
+An optimizer or scheduler is a mapping with its `type` and arguments, or a name with the arguments in `optim_kwargs`
+or `scheduler_kwargs` beside it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from accmt.config.rules import rule_problems
 from accmt.hyperparameters.fields import Fields, unknown_field, validated
 from accmt.hyperparameters.values import HyperParameters
 
-# As in config/yaml_text: PyYAML wants a point in such a number, and a sign behind the e.
+# As in config/yaml_text: PyYAML requires a dot in such a number, and a sign after the e.
 _SCIENTIFIC = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
-_DEEPEST = 16  # lists in lists that numbers are looked for in: no argument has as many
+_DEEPEST = 16  # nesting depth of lists searched for numbers: no argument is nested as deep
 _SECTIONS = ("hps", "rules")
 _EXAMPLES = {"optimizer": "type: AdamW", "scheduler": "type: LinearWithWarmup"}
 _KWARGS = {"optimizer": "optim_kwargs", "scheduler": "scheduler_kwargs"}
@@ -40,7 +40,7 @@ _KWARGS = {"optimizer": "optim_kwargs", "scheduler": "scheduler_kwargs"}
 class Config:
     """A configuration: the hyperparameters, and the section `rules` as it was written, {} if there is none.
 
-    `places` says where arguments of `HyperParameters` were written, if elsewhere: optim_kwargs -> hps.optimizer.
+    `places` maps arguments of `HyperParameters` written elsewhere to their place: optim_kwargs -> hps.optimizer.
     """
 
     hps: HyperParameters
@@ -48,15 +48,15 @@ class Config:
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the arguments of the optimizer and the scheduler, where it was written."""
+        """Return the problems of the optimizer's and scheduler's arguments, with the places where they were written."""
         return [replace(problem, path=_placed(problem.path, self.places)) for problem in self.hps.problems_found()]
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParameters) -> Config:
-    """Read a configuration from a YAML file, from a mapping of the same form, or take hyperparameters as they are.
+    """Read a configuration from a YAML file or a mapping of the same form; hyperparameters are used as they are.
 
     Raises:
-        ConfigError: It cannot be read or used; it names the file and lists every mistake.
+        ConfigError: If it cannot be read or used; it names the file and lists every mistake.
     """
     if isinstance(source, HyperParameters):
         return Config(source)
@@ -70,7 +70,7 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParame
 
 
 def hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
-    """All that is wrong with the hyperparameters of a document without rules, each with its place."""
+    """Return all problems of the hyperparameters in a document without rules, each with its place."""
     try:
         return _parsed(document, "").problems()
     except ConfigError as error:
@@ -78,7 +78,7 @@ def hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
 
 
 def _parsed(document: Mapping[Any, Any], source: str, read: Callable[[Any], Any] = lambda value: value) -> Config:
-    """Check the whole document, so that all mistakes are told at once. `read` reads the arguments of factories
+    """Check the whole document, so that all mistakes are reported at once. `read` converts the arguments of factories
     and the limits of rules."""
     sectioned = "hps" in document
     hps = document.get("hps", {}) if sectioned else {key: document[key] for key in document if key != "rules"}
@@ -104,7 +104,7 @@ def _placed(path: str, places: Mapping[str, str]) -> str:
 
 
 def _misplaced(key: object) -> Problem | None:
-    """What is wrong with a key beside `hps`: it belongs there, or is probably meant to be one of the two sections."""
+    """Report a key beside `hps` that belongs under it, or is probably a misspelled section."""
     if key in _SECTIONS:
         return None
     if key in Fields.model_fields:
@@ -114,7 +114,7 @@ def _misplaced(key: object) -> Problem | None:
 
 
 def _with_number(value: Any, depth: int = _DEEPEST) -> Any:
-    """The value with the texts in it as numbers that YAML takes for numbers and PyYAML does not."""
+    """Convert texts within the value that are numbers in YAML but not in PyYAML."""
     if isinstance(value, str):
         return float(value) if _SCIENTIFIC.fullmatch(value) else value
     is_looked_into = type(value) in (list, tuple) and depth
@@ -122,7 +122,7 @@ def _with_number(value: Any, depth: int = _DEEPEST) -> Any:
 
 
 def _with_limits(rules: dict[Any, Any], read: Callable[[Any], Any]) -> dict[Any, Any]:
-    """The section `rules` with the limits of those that save read as numbers."""
+    """Return the section `rules` with the limits of its saving rules converted to numbers."""
     save = rules.get("save")
     if not isinstance(save, list | tuple):
         return rules
@@ -139,7 +139,7 @@ def _with_limits(rules: dict[Any, Any], read: Callable[[Any], Any]) -> dict[Any,
 def _hyperparameters(
     section: Mapping[Any, Any], prefix: str, read: Callable[[Any], Any]
 ) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
-    """The arguments of `HyperParameters` that a section gives, where those of factories stand, and what is wrong."""
+    """Return the arguments of `HyperParameters` in a section, where factory arguments are written, and the problems."""
     fields = dict(section)
     paths: dict[str, str] = {}
     problems: list[Problem] = []
@@ -166,7 +166,7 @@ def _hyperparameters(
 
 
 def _problems_of_arguments(known: Mapping[str, Any], wrong: set[str], places: Mapping[str, str]) -> list[Problem]:
-    """What is wrong with arguments of the optimizer and the scheduler, where other things are wrong already."""
+    """Check the optimizer's and scheduler's arguments even if other things are already wrong."""
     sound = dict(known)
     for key, kwargs_key in _KWARGS.items():
         if wrong & {key, f"{key}.type", kwargs_key, places[kwargs_key]}:

@@ -1,4 +1,4 @@
-"""Which values the fields of `HyperParameters` may have, checked by pydantic and worded here."""
+"""Valid values of the fields of `HyperParameters`, checked by pydantic, with error texts of our own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WANTED = {
     "scheduler_kwargs": _ARGUMENTS,
     "step_scheduler_per_epoch": "true or false",
 }
-# What other libraries call these.
+# Names that other libraries use for these fields.
 _OTHER_NAMES = {
     **dict.fromkeys(("epoch", "n_epochs", "num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
     **dict.fromkeys(("steps", "n_steps", "num_steps", "total_steps", "num_train_steps"), "max_steps"),
@@ -52,12 +52,12 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def _number(value: object) -> object:
-    """numpy's whole numbers as Python's; truth values are left for the strict type to refuse."""
+    """Convert numpy's whole numbers to Python's; bools are left for the strict type to reject."""
     return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def _one_of(catalogue: Catalogue) -> Callable[[object], object]:
-    """A check that the catalogue can resolve the value, which stays as it was given."""
+    """Return a check that the catalogue can resolve the value, which is not changed."""
 
     def checked(value: object) -> object:
         catalogue.resolve(value)
@@ -81,7 +81,7 @@ KeywordArguments = Annotated[dict[str, Any], BeforeValidator(_or_empty)]
 
 
 class Fields(BaseModel):
-    """The fields, with the defaults of `HyperParameters`."""
+    """Fields of `HyperParameters`, with their defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,10 +96,10 @@ class Fields(BaseModel):
 
 
 def validated(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of every field, defaults included. `given` has keys that are fields only.
+    """Return the value of every field, including defaults. The keys of `given` must be fields.
 
     Raises:
-        ConfigError: With a problem for each value that cannot be used.
+        ConfigError: With a problem for each invalid value.
     """
     try:
         fields = Fields.model_validate(dict(given))
@@ -111,7 +111,7 @@ def validated(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_field(key: object, allowed: Iterable[str]) -> str:
-    """The sentence for a name that is not one of a field, with the one that others call so."""
+    """Return the error for an unknown field, suggesting the field that other libraries call by this name."""
     allowed = tuple(allowed)
     known = f"Allowed are {', '.join(allowed)}"
     if key in _OF_OPTIMIZERS:
@@ -122,7 +122,7 @@ def unknown_field(key: object, allowed: Iterable[str]) -> str:
 
 
 def named(init: _Init) -> _Init:
-    """Make the constructor of a class with these fields answer unknown names with the right ones."""
+    """Make the constructor of a class with these fields suggest the right name for an unknown one."""
     names = list(inspect.signature(init).parameters)[1:]
 
     @wraps(init)

@@ -1,4 +1,4 @@
-"""The optimizers that can be chosen by name, and how one is built for the parameters of a model."""
+"""Optimizers by name, and how to build one for the parameters of a model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def adafactor(  # noqa: PLR0913  the signature is that of transformers' class
     relative_step: bool = True,
     warmup_init: bool = False,
 ) -> torch.optim.Optimizer:
-    """Adafactor of transformers, which is imported only here (https://arxiv.org/abs/1804.04235).
+    """Build transformers' Adafactor; transformers is imported only here (https://arxiv.org/abs/1804.04235).
 
-    With the defaults it finds its own learning rates; to give `lr`, or to use a scheduler, set `relative_step=False`.
+    By default it computes its own learning rates; to give `lr`, or to use a scheduler, set `relative_step=False`.
 
     Raises:
-        ImportError: transformers is not installed.
+        ImportError: If transformers is not installed.
     """
     try:
         from transformers.optimization import Adafactor
@@ -61,12 +61,12 @@ def adafactor(  # noqa: PLR0913  the signature is that of transformers' class
 
 
 class Optimizer:
-    """The optimizers that have a name: `HyperParameters(optimizer=Optimizer.AdamW)` is `optimizer="AdamW"`.
+    """Optimizers with a name: `HyperParameters(optimizer=Optimizer.AdamW)` is the same as `optimizer="AdamW"`.
 
-    Each attribute is the class of torch itself (Adafactor: a function with the arguments of transformers' class), so an
-    editor shows its arguments, which go into `optim_kwargs`. LBFGS evaluates the batches of a step several times;
-    `grad_accumulation_steps` says how many these are. SparseAdam is for sparse gradients (`nn.Embedding(sparse=True)`),
-    which cannot be clipped: give the trainer `clip_grad=None`.
+    Each attribute is torch's own class (Adafactor: a function with the arguments of transformers' class), so an editor
+    shows its arguments, which go into `optim_kwargs`. LBFGS evaluates the batches of a step several times;
+    `grad_accumulation_steps` is their number. SparseAdam is for sparse gradients (`nn.Embedding(sparse=True)`), which
+    cannot be clipped: give the trainer `clip_grad=None`.
     """
 
     ASGD = torch.optim.ASGD
@@ -92,13 +92,13 @@ OPTIMIZERS = Catalogue.of("optimizer", torch.optim.Optimizer, "torch.optim.Optim
 
 
 def optimizer_problems(choice: OptimizerChoice, kwargs: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the arguments for the optimizer chosen."""
+    """Check the arguments for the chosen optimizer."""
     arguments = arguments_of(OPTIMIZERS.resolve(choice))
     given = Given(OPTIMIZERS.title_of(choice), "optim_kwargs", kwargs)
     decays = arguments.takes("weight_decay")
     problems = argument_problems(given, arguments, extras=("no_decay",) if decays else ())
     if _groups_by_decay(arguments, kwargs):
-        # Said once: an optimizer without weight decay is told so here, not that the argument is unknown.
+        # Report it once: that the optimizer has no weight decay, not also that the argument is unknown.
         problems = [problem for problem in problems if problem.path != "optim_kwargs.no_decay"]
         problems += _no_decay_problems(given, decays or arguments.open)
     if OPTIMIZERS.resolve(choice) is adafactor and find_spec("transformers") is None:
@@ -111,7 +111,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters that require a gradient.
 
-    See `HyperParameters.build_optimizer`, which documents the groups.
+    See `HyperParameters.build_optimizer` for the parameter groups.
     """
     problems = optimizer_problems(choice, kwargs)
     if problems:
@@ -138,10 +138,10 @@ def extend_optimizer(
     named_parameters: Iterable[tuple[str, Parameter]],
     added: Iterable[Parameter],
 ) -> None:
-    """Let an optimizer hold more of the parameters, each in the group that it would have been in from the start.
+    """Add parameters to an optimizer, each to the group in which it would have been from the start.
 
     Raises:
-        ConfigError: The optimizer holds its parameters for good.
+        ConfigError: If the optimizer cannot accept more parameters.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         text = "LBFGS cannot take in parameters that are unfrozen after its first step: unfreeze them before fit"
@@ -158,13 +158,13 @@ def extend_optimizer(
         members = [parameter for parameter in added if decays[id(parameter)] is is_decayed]
         if members:
             own = {} if is_decayed else {"weight_decay": 0.0}
-            # Made by the same factory, because some optimizers make their state when they are made.
+            # Built by the same factory, because some optimizers create their state at construction.
             fresh: Any = _constructed(choice, factory, [{"params": members, **own}], kwargs)
             _join(optimizer, fresh, decays, is_decayed)
 
 
 def _join(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer, decays: Any, is_decayed: bool) -> None:
-    """Move what another optimizer holds into the group of its kind; make that group if there is none."""
+    """Move the parameters of another optimizer into the matching group; create that group if there is none."""
     optimizer.state.update(fresh.state)
     [new] = fresh.param_groups
     for group in optimizer.param_groups:
@@ -178,7 +178,7 @@ def _join(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer, decays
 def _constructed(
     choice: OptimizerChoice, factory: Callable[..., object], params: list[Any], kwargs: dict[str, Any]
 ) -> object:
-    """Call the factory; what torch refuses becomes a ConfigError, an error of the user's own factory stays as it is."""
+    """Call the factory; an error from torch becomes a ConfigError, one from the user's own factory is kept."""
     try:
         return factory(params, **kwargs)
     except (TypeError, ValueError, KeyError) as error:
@@ -189,7 +189,7 @@ def _constructed(
 
 
 def _groups_by_decay(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
-    """Whether `no_decay` is ours; a factory that has an argument of this name gets it."""
+    """Return whether accmt handles `no_decay`; a factory with an argument of this name gets it instead."""
     return "no_decay" in kwargs and not arguments.takes("no_decay")
 
 
@@ -209,7 +209,7 @@ def _words(value: str | Iterable[str]) -> list[str]:
 
 
 def _without_repetition(named_parameters: Iterable[tuple[str, Parameter]]) -> dict[str, Parameter]:
-    """Each parameter once, by its first name, also where the model uses it under several."""
+    """Return each parameter once, under its first name, even if the model uses it under several."""
     seen: set[int] = set()
     named = {}
     for name, parameter in named_parameters:
@@ -220,7 +220,7 @@ def _without_repetition(named_parameters: Iterable[tuple[str, Parameter]]) -> di
 
 
 def _decay_groups(named: Mapping[str, Parameter], words: list[str]) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups, the second with weight_decay 0; an empty group is left out."""
+    """Split the trainable parameters into two groups, the second with weight_decay 0; leave out an empty group."""
     unmatched = [word for word in words if not any(_matches(word, name) for name in named)]
     if unmatched:
         text = "matches the name of no parameter, remove it or correct it"
@@ -235,7 +235,7 @@ def _decay_groups(named: Mapping[str, Parameter], words: list[str]) -> list[dict
 
 
 def _matches(word: str, name: str) -> bool:
-    """Whether consecutive components of the dotted name contain those of the word, without regard to case."""
+    """Return whether consecutive components of the dotted name contain those of the word, ignoring case."""
     wanted, components = word.casefold().split("."), name.casefold().split(".")
     starts = range(len(components) - len(wanted) + 1)
     return any(all(part in components[start + i] for i, part in enumerate(wanted)) for start in starts)

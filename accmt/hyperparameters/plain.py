@@ -1,4 +1,4 @@
-"""Values as JSON and YAML know them: for trackers, for files, and to compare two sets of hyperparameters."""
+"""Conversion of values to JSON and YAML types, for trackers, files, and comparing hyperparameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from accmt.hyperparameters.catalogue import qualified_name
 
 
 def plain(value: object) -> Any:
-    """The value out of dictionaries, lists, numbers, texts, truth values and None only.
+    """Convert a value to dictionaries, lists, numbers, strings, bools and None only.
 
-    A tensor or a numpy value becomes numbers, a function or class its qualified name, a path its text, anything else
-    its repr.
+    A tensor or numpy value becomes numbers, a function or class its qualified name, a path a string, anything else its
+    repr.
     """
     value = comparable(value)
     if isinstance(value, dict):
@@ -28,7 +28,7 @@ def plain(value: object) -> Any:
 
 
 def comparable(value: object) -> Any:
-    """The value with tuples as lists and tensors as numbers, so that `==` gives one truth value; functions stay."""
+    """Convert tuples to lists and tensors to numbers, so that `==` gives a single bool; functions are kept."""
     if isinstance(value, Mapping):
         return {str(key): comparable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

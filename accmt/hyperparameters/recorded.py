@@ -1,6 +1,6 @@
-"""Settings in the form that a checkpoint keeps of them: plain values that are equal exactly if they mean the same.
+"""Settings as a checkpoint records them: plain values that are equal exactly if the settings mean the same.
 
-What is long is kept as a digest, and what an address holds as a secret is left out.
+Long values are recorded as a digest, and secrets in URLs are left out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def recorded(value: object) -> Any:
-    """A value as JSON knows it; an object of a class without a text of its own by its class, and its name if it has
-    one."""
+    """Convert a value to JSON; an object without a text of its own becomes its class, and its name if it has one."""
     value = comparable(value)
     if isinstance(value, Mapping):
         return {str(key): "***" if _SECRET.search(str(key)) else recorded(item) for key, item in value.items()}
@@ -35,7 +34,7 @@ def recorded(value: object) -> Any:
         value = _LOGIN.sub("://***@", value)
         return value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}... ({digest(value)})"
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such number
+        return str(value)  # JSON does not have this number
     if value is None or isinstance(value, int | float) or callable(value):
         return plain(value)
     text = repr(value)
@@ -46,8 +45,8 @@ def recorded(value: object) -> Any:
 
 
 def described(function: object, depth: int = 4) -> Any:
-    """A function by its name and its constants, and by those of the functions that it calls from around it: what it
-    computes, as far as that can be seen without calling it."""
+    """Describe a function by its name and constants, and by those of functions in its closure and arguments: what
+    it computes, as far as that is visible without calling it."""
     if isinstance(function, partial):
         arguments = [described(item, depth - 1) for item in (*function.args, *function.keywords.values())]
         return [described(function.func, depth - 1), list(function.keywords), *arguments]
@@ -62,5 +61,5 @@ def described(function: object, depth: int = 4) -> Any:
 
 
 def digest(value: object) -> str:
-    """A short text that other values do not give."""
+    """Return a short hash of a value."""
     return hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""The schedulers that can be chosen by name, and how one is built for the length of a training."""
+"""Schedulers by name, and how to build one for the length of a training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SchedulerChoice = str | type[LRScheduler] | Callable[..., LRScheduler]
 
 
 class Scheduler:
-    """The schedulers that have a name: `HyperParameters(scheduler=Scheduler.StepLR)` is `scheduler="StepLR"`.
+    """Schedulers with a name: `HyperParameters(scheduler=Scheduler.StepLR)` is the same as `scheduler="StepLR"`.
 
-    Each attribute is a class of torch or a function of `accmt.hyperparameters.schedules`, so an editor shows its
-    arguments, which go into `scheduler_kwargs`. The optimizer is given by the trainer, and so are num_training_steps,
-    total_steps and T_max unless they are given. Schedules with num_warmup_steps take warmup_ratio instead, too.
-    ReduceLROnPlateau steps after each evaluation, with what `scheduler_metric` of the trainer names.
+    Each attribute is a torch class or a function of `accmt.hyperparameters.schedules`, so an editor shows its
+    arguments, which go into `scheduler_kwargs`. The trainer provides the optimizer, and num_training_steps, total_steps
+    and T_max unless they are given. Schedules with num_warmup_steps also accept warmup_ratio instead. ReduceLROnPlateau
+    steps after each evaluation, with the value that `scheduler_metric` of the trainer names.
     """
 
     Constant = staticmethod(schedules.constant)
@@ -61,9 +61,9 @@ _LENGTHS = ("steps_per_epoch", "epochs")
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a training is, in the unit that the scheduler counts: optimizer steps, or epochs.
+    """Length of a training in the unit that the scheduler counts: optimizer steps, or epochs.
 
-    `total` and `steps_per_epoch` are None where the training data do not tell.
+    `total` and `steps_per_epoch` are None if the training data have no known length.
     """
 
     total: int | None
@@ -72,25 +72,25 @@ class Length:
 
     @classmethod
     def in_steps(cls, total_steps: int | None, steps_per_epoch: int | None, epochs: int) -> Length:
-        """For a scheduler that steps with the optimizer."""
+        """Return the length for a scheduler that steps with the optimizer."""
         if total_steps is None and steps_per_epoch is not None:
             total_steps = steps_per_epoch * epochs
         return cls(total_steps, steps_per_epoch, epochs)
 
     @classmethod
     def in_epochs(cls, epochs: int) -> Length:
-        """For a scheduler that steps once per epoch."""
+        """Return the length for a scheduler that steps once per epoch."""
         return cls(epochs, 1, epochs)
 
     def value_for(self, argument: str) -> int | None:
-        """What the training says for one of the arguments that the trainer fills in."""
+        """Return the value of an argument that the trainer fills in."""
         if argument in _TOTALS:
             return self.total
         return self.steps_per_epoch if argument == "steps_per_epoch" else self.epochs
 
 
 def scheduler_problems(choice: SchedulerChoice | None, kwargs: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the arguments for the scheduler chosen."""
+    """Check the arguments for the chosen scheduler."""
     if choice is None:
         return (
             [Problem("scheduler_kwargs", "given without a scheduler, remove them or set scheduler")] if kwargs else []
@@ -110,20 +110,20 @@ def scheduler_problems(choice: SchedulerChoice | None, kwargs: Mapping[str, Any]
 
 
 def is_plateau(choice: SchedulerChoice | None) -> bool:
-    """Whether a choice is ReduceLROnPlateau, or a subclass of it."""
+    """Return whether a choice is ReduceLROnPlateau or a subclass of it."""
     factory = None if choice is None else SCHEDULERS.resolve(choice)
     return isinstance(factory, type) and issubclass(factory, lr_scheduler.ReduceLROnPlateau)
 
 
 def follows_metric(scheduler: Any) -> bool:
-    """Whether a scheduler steps with the value of a metric, as ReduceLROnPlateau does."""
+    """Return whether a scheduler steps with the value of a metric, as ReduceLROnPlateau does."""
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         return True
     return any("metric" in name for name in required_in_step(scheduler))
 
 
 def required_in_step(scheduler: Any) -> list[str]:
-    """The arguments without which a scheduler does not step."""
+    """Return the required arguments of a scheduler's `step`."""
     try:
         parameters = inspect.signature(scheduler.step).parameters.values()
     except (TypeError, ValueError):
@@ -135,7 +135,7 @@ def required_in_step(scheduler: Any) -> list[str]:
 def build_scheduler(
     choice: SchedulerChoice, kwargs: Mapping[str, Any], optimizer: torch.optim.Optimizer, length: Length
 ) -> LRScheduler:
-    """Build the scheduler, with what the length of the training fills in. See `HyperParameters.build_scheduler`."""
+    """Build the scheduler; the training's length fills in arguments. See `HyperParameters.build_scheduler`."""
     problems = scheduler_problems(choice, kwargs)
     if problems:
         raise ConfigError(problems)
@@ -154,7 +154,7 @@ def build_scheduler(
 
 
 def _warms_by_ratio(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
-    """Whether `warmup_ratio` is ours; a factory that has an argument of this name, or takes any, gets it."""
+    """Return whether accmt handles `warmup_ratio`; a factory that accepts an argument of this name gets it instead."""
     if "warmup_ratio" not in kwargs or arguments.takes("warmup_ratio"):
         return False
     return arguments.takes("num_warmup_steps") or not arguments.open
@@ -172,7 +172,7 @@ def _warmup_problems(given: Given, warms_up: bool) -> list[Problem]:
 
 
 def _half_given_length(given: Given, arguments: Arguments) -> list[Problem]:
-    """One of `epochs` and `steps_per_epoch` alone (OneCycleLR) would be ignored for the total of the training."""
+    """Report `epochs` or `steps_per_epoch` given alone (OneCycleLR): the training's total would override it."""
     if not all(map(arguments.takes, ("total_steps", *_LENGTHS))) or given.values.get("total_steps") is not None:
         return []
     present = [name for name in _LENGTHS if given.values.get(name) is not None]
@@ -184,7 +184,7 @@ def _half_given_length(given: Given, arguments: Arguments) -> list[Problem]:
 
 
 def _filled(name: str, arguments: Arguments, kwargs: Mapping[str, Any], length: Length) -> dict[str, Any]:
-    """The arguments with those that the training gives."""
+    """Return the arguments, completed from the length of the training."""
     filled = dict(kwargs)
     for argument in _awaited(arguments, kwargs):
         filled[argument] = _known(name, argument, length)
@@ -199,10 +199,10 @@ def _filled(name: str, arguments: Arguments, kwargs: Mapping[str, Any], length: 
 
 
 def _awaited(arguments: Arguments, kwargs: Mapping[str, Any]) -> list[str]:
-    """Which arguments the training fills in: those named in the signature that have no value of their own.
+    """Return the arguments that the training fills in: those in the signature without a value of their own.
 
-    A total makes epochs and steps_per_epoch superfluous, and these two make a total superfluous, where a signature
-    has all three (OneCycleLR).
+    If a signature has all three (OneCycleLR), a total makes epochs and steps_per_epoch unnecessary, and these two make
+    a total unnecessary.
     """
     missing = [name for name in (*_TOTALS, *_LENGTHS) if arguments.awaits(name) and kwargs.get(name) is None]
     if arguments.takes("total_steps") and all(map(arguments.takes, _LENGTHS)):
@@ -213,7 +213,7 @@ def _awaited(arguments: Arguments, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _known(name: str, argument: str, length: Length) -> int:
-    """The length for an argument; num_warmup_steps stands for the total of which it is a share."""
+    """Return the length for an argument; for num_warmup_steps, the total of which it is a share."""
     value = length.total if argument == "num_warmup_steps" else length.value_for(argument)
     if value is None:
         text = (

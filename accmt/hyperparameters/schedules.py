@@ -1,10 +1,10 @@
-"""Schedules of the learning rate with warm-up, as functions of the step over torch's LambdaLR.
+"""Learning rate schedules with warm-up, as functions of the step over torch's LambdaLR.
 
-Each has the arguments of the schedule of the same name in transformers and gives the same learning rates, without
-needing transformers. A step is what `scheduler.step()` counts; the factor of a schedule multiplies the learning rate
-that each parameter group had at the beginning.
+Each has the arguments of the transformers schedule of the same name and gives the same learning rates, without
+requiring transformers. A step is one call of `scheduler.step()`; the schedule's factor multiplies the initial learning
+rate of each parameter group.
 
-The factors are closures, so the scheduler's `state_dict()` holds numbers only.
+The factors are closures, so the scheduler's `state_dict()` contains only numbers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _UNBOUNDED_TIMESCALE = 10_000
 
 
 def constant(optimizer: Optimizer, last_epoch: int = -1) -> LambdaLR:
-    """The learning rate as it is."""
+    """Keep the learning rate constant."""
     return _schedule(optimizer, lambda step: 1.0, last_epoch)
 
 
 def constant_with_warmup(optimizer: Optimizer, num_warmup_steps: int, last_epoch: int = -1) -> LambdaLR:
-    """A linear rise from 0 over `num_warmup_steps`, then constant."""
+    """Rise linearly from 0 over `num_warmup_steps`, then stay constant."""
     return _schedule(optimizer, _warmed(num_warmup_steps, lambda step: 1.0), last_epoch)
 
 
 def linear_with_warmup(
     optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, last_epoch: int = -1
 ) -> LambdaLR:
-    """A linear rise from 0, then a linear fall to 0 at `num_training_steps`."""
+    """Rise linearly from 0, then fall linearly to 0 at `num_training_steps`."""
     length = max(1, num_training_steps - num_warmup_steps)
     factor = _warmed(num_warmup_steps, lambda step: max(0.0, (num_training_steps - step) / length))
     return _schedule(optimizer, factor, last_epoch)
@@ -44,7 +44,7 @@ def cosine_with_warmup(
     num_cycles: float = 0.5,
     last_epoch: int = -1,
 ) -> LambdaLR:
-    """A linear rise from 0, then `num_cycles` waves of a cosine; half a wave falls to 0 at `num_training_steps`."""
+    """Rise linearly from 0, then follow `num_cycles` cosine waves; half a wave falls to 0 at `num_training_steps`."""
     progress = _progress(num_warmup_steps, num_training_steps)
 
     def factor(step: int) -> float:
@@ -60,7 +60,7 @@ def cosine_with_hard_restarts_with_warmup(
     num_cycles: int = 1,
     last_epoch: int = -1,
 ) -> LambdaLR:
-    """A linear rise from 0, then `num_cycles` falls along a half cosine, each from the full learning rate to 0."""
+    """Rise linearly from 0, then fall `num_cycles` times along a half cosine from the full learning rate to 0."""
     progress = _progress(num_warmup_steps, num_training_steps)
 
     def factor(step: int) -> float:
@@ -73,9 +73,9 @@ def cosine_with_hard_restarts_with_warmup(
 def inverse_sqrt(
     optimizer: Optimizer, num_warmup_steps: int, timescale: int | None = None, last_epoch: int = -1
 ) -> LambdaLR:
-    """A linear rise from 0, then a fall with the inverse square root of the step.
+    """Rise linearly from 0, then fall with the inverse square root of the step.
 
-    `timescale` is the number of steps after which the fall has reached 1/sqrt(2): that of the warm-up unless given,
+    `timescale` is the number of steps after which the fall has reached 1/sqrt(2); by default the warm-up steps, or
     10,000 without warm-up. (Zhai et al., Scaling Vision Transformers, https://arxiv.org/abs/2106.04560)
     """
     scale = timescale if timescale is not None else num_warmup_steps or _UNBOUNDED_TIMESCALE
@@ -94,10 +94,10 @@ def polynomial_decay_with_warmup(
     power: float = 1.0,
     last_epoch: int = -1,
 ) -> LambdaLR:
-    """A linear rise from 0, then a polynomial fall to `lr_end`, which holds after `num_training_steps`.
+    """Rise linearly from 0, then fall polynomially to `lr_end`, which is kept after `num_training_steps`.
 
     Raises:
-        ValueError: `lr_end` is not below the learning rate of every parameter group.
+        ValueError: If `lr_end` is not below the learning rate of every parameter group.
     """
     progress = _progress(num_warmup_steps, num_training_steps)
 
@@ -122,7 +122,7 @@ def _schedule(
 
 
 def _starts(optimizer: Optimizer) -> list[float]:
-    """The learning rate of each parameter group at the beginning of the training."""
+    """Return the initial learning rate of each parameter group."""
     starts = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     if None in starts:
         raise ValueError("the optimizer has no learning rate to schedule (lr is None), give lr in optim_kwargs")
@@ -130,16 +130,16 @@ def _starts(optimizer: Optimizer) -> list[float]:
 
 
 def _warmed(num_warmup_steps: int, factor: Callable[[int], float]) -> Callable[[int], float]:
-    """`factor` after a linear rise from 0 to 1."""
+    """Return `factor` preceded by a linear rise from 0 to 1."""
     return lambda step: step / num_warmup_steps if step < num_warmup_steps else factor(step)
 
 
 def _progress(num_warmup_steps: int, num_training_steps: int) -> Callable[[int], float]:
-    """How much of what follows the warm-up is done: 0 at its end, 1 at the end of the training, and on from there."""
+    """Return the progress after the warm-up: 0 at its end, 1 at the end of the training, and more beyond it."""
     length = max(1, num_training_steps - num_warmup_steps)
     return lambda step: (step - num_warmup_steps) / length
 
 
 def _cosine(halves: float) -> float:
-    """From 1 to 0 over the first half wave."""
+    """Return a cosine that falls from 1 to 0 over the first half wave."""
     return 0.5 * (1.0 + math.cos(math.pi * halves))

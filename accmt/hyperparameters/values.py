@@ -1,4 +1,4 @@
-"""`HyperParameters`: how long to train, on how large batches, with which optimizer and scheduler."""
+"""`HyperParameters`: length of the training, batch sizes, optimizer and scheduler."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from accmt.hyperparameters.schedulers import SCHEDULERS, Length, SchedulerChoice
 
 @dataclass(frozen=True, init=False, eq=False)
 class HyperParameters:
-    """What a training is governed by.
+    """Hyperparameters of a training.
 
-    The values do not change; `dataclasses.replace(hps, epochs=5)` makes others. A number, name or type that cannot
-    be used is found here; the arguments of the optimizer and the scheduler are checked by `problems`, which the
-    trainer asks.
+    The values are immutable; `dataclasses.replace(hps, epochs=5)` makes a changed copy. An invalid number, name or type
+    is reported here; `problems` checks the arguments of the optimizer and the scheduler, and the trainer calls it.
 
     Args:
-        epochs: How many times to go through the training dataset.
-        max_steps: How many optimizer steps to take at most; goes before `epochs` if given.
+        epochs: Number of passes over the training dataset.
+        max_steps: Maximum number of optimizer steps; overrides `epochs` if given.
         batch_size: Samples per batch on each process; two numbers are for training and for evaluation.
         optimizer: One of `Optimizer` or its name, a subclass of torch.optim.Optimizer or its dotted name, or a
             factory `(params, **arguments)`.
         optim_kwargs: Arguments of the optimizer by name, and `no_decay` (see `build_optimizer`).
         scheduler: One of `Scheduler` or its name, a subclass of LRScheduler or its dotted name, or a factory
-            `(optimizer, **arguments)`. None for a learning rate that stays.
+            `(optimizer, **arguments)`. None for a constant learning rate.
         scheduler_kwargs: Arguments of the scheduler by name, and `warmup_ratio` (see `build_scheduler`).
-        step_scheduler_per_epoch: Let the scheduler count epochs rather than optimizer steps.
+        step_scheduler_per_epoch: Let the scheduler count epochs instead of optimizer steps.
 
     Raises:
-        ConfigError: Some of these cannot be used; it lists all of them.
+        ConfigError: If any of these is invalid; it lists all of them.
     """
 
     epochs: int
@@ -78,24 +77,24 @@ class HyperParameters:
 
     @property
     def train_batch_size(self) -> int:
-        """Samples per batch in training, on each process."""
+        """Samples per training batch on each process."""
         return self.batch_size[0] if isinstance(self.batch_size, tuple) else self.batch_size
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples per batch in evaluation, on each process."""
+        """Samples per evaluation batch on each process."""
         return self.batch_size[1] if isinstance(self.batch_size, tuple) else self.batch_size
 
     def __eq__(self, other: object) -> bool:
-        """Whether both mean the same training: "AdamW" equals Optimizer.AdamW, and a list a tuple."""
+        """Return whether both mean the same training: "AdamW" equals Optimizer.AdamW, and a list equals a tuple."""
         return self._meaning() == other._meaning() if isinstance(other, HyperParameters) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # it holds dictionaries
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON and YAML know them, in a form that `load_config` reads.
+        """Return the values as JSON and YAML types, in a form that `load_config` reads.
 
-        The optimizer and the scheduler are a mapping of `type` and arguments; a class is written by its catalogue name
+        The optimizer and the scheduler are mappings of `type` and arguments; a class is written by its catalogue name
         or its dotted name. A factory is written by its dotted name too, but cannot be read back.
         """
         return {
@@ -113,32 +112,32 @@ class HyperParameters:
         }
 
     def problems(self) -> list[str]:
-        """What is wrong with `optim_kwargs` and `scheduler_kwargs`, a sentence each; empty if they can be used.
+        """Return the problems of `optim_kwargs` and `scheduler_kwargs`, one sentence each; empty if there are none.
 
         They are compared with the signatures of the optimizer and the scheduler: unknown arguments, missing ones that
-        the trainer does not fill in, text in a number's place.
+        the trainer does not fill in, text in place of a number.
         """
         return [str(problem) for problem in self.problems_found()]
 
     def problems_found(self) -> list[Problem]:
-        """The same, each with its place: `optim_kwargs.lr`."""
+        """Return the same problems, each with its place, such as `optim_kwargs.lr`."""
         return [
             *optimizers.optimizer_problems(self.optimizer, self.optim_kwargs),
             *schedulers.scheduler_problems(self.scheduler, self.scheduler_kwargs),
         ]
 
     def build_optimizer(self, named_parameters: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer for those parameters (as of `model.named_parameters()`) that require a gradient.
+        """Build the optimizer for the parameters (as of `model.named_parameters()`) that require a gradient.
 
-        `optim_kwargs["no_decay"]`, such as `["bias", "norm"]`, names parameters that are not decayed: they form a
-        second group with weight_decay 0. The name of a parameter consists of components with dots between them
-        (`encoder.LayerNorm.bias`). A word matches a parameter if one of the components contains it, upper and lower
-        case alike: "norm" matches `encoder.LayerNorm.weight` and `input_layernorm.weight`. A word with dots is
-        compared part by part with consecutive components: "attn.bias" matches `layers.0.self_attn.bias`.
+        `optim_kwargs["no_decay"]`, such as `["bias", "norm"]`, names parameters without weight decay: they form a
+        second group with weight_decay 0. A parameter's name consists of components separated by dots
+        (`encoder.LayerNorm.bias`). A word matches a parameter if one of the components contains it, ignoring case:
+        "norm" matches `encoder.LayerNorm.weight` and `input_layernorm.weight`. A word with dots is compared part by
+        part with consecutive components: "attn.bias" matches `layers.0.self_attn.bias`.
 
         Raises:
-            ConfigError: No parameter requires a gradient, a word of no_decay matches no parameter (frozen ones
-                count), or the arguments cannot be used.
+            ConfigError: If no parameter requires a gradient, a word of no_decay matches no parameter (frozen ones
+                count), or the arguments are invalid.
         """
         return optimizers.build_optimizer(self.optimizer, self.optim_kwargs, named_parameters)
 
@@ -148,15 +147,15 @@ class HyperParameters:
         named_parameters: Iterable[tuple[str, Parameter]],
         added: Iterable[Parameter],
     ) -> None:
-        """Let an optimizer that `build_optimizer` made hold parameters too that are trained only now.
+        """Add parameters that are trained only from now on to an optimizer made by `build_optimizer`.
 
         Args:
             optimizer: The optimizer.
             named_parameters: All parameters of the model, by name.
-            added: Those to add.
+            added: The parameters to add.
 
         Raises:
-            ConfigError: The optimizer holds its parameters for good, as LBFGS does.
+            ConfigError: If the optimizer cannot accept more parameters, such as LBFGS.
         """
         optimizers.extend_optimizer(optimizer, self.optimizer, self.optim_kwargs, named_parameters, added)
 
@@ -168,20 +167,21 @@ class HyperParameters:
         total_steps: int | None,
         epochs: int,
     ) -> LRScheduler | None:
-        """The scheduler for a training of this length, None if there is none.
+        """Build the scheduler for a training of this length; None if no scheduler was chosen.
 
-        Fills in num_training_steps, total_steps, T_max, steps_per_epoch and epochs where the scheduler has such an
+        Fills in num_training_steps, total_steps, T_max, steps_per_epoch and epochs if the scheduler has such an
         argument without a value, in optimizer steps, or in epochs with `step_scheduler_per_epoch`. `warmup_ratio` in
-        `scheduler_kwargs` is the share of the training to warm up: num_warmup_steps is that of the total, rounded up.
+        `scheduler_kwargs` is the share of the training to warm up: num_warmup_steps is that share of the total, rounded
+        up.
 
         Args:
-            optimizer: What `build_optimizer` made.
-            steps_per_epoch: Optimizer steps in an epoch, None if unknown.
+            optimizer: The optimizer from `build_optimizer`.
+            steps_per_epoch: Optimizer steps per epoch; None if unknown.
             total_steps: Optimizer steps in the training; None for `max_steps`, else the steps of all epochs.
-            epochs: How many epochs the training has.
+            epochs: The number of epochs in the training.
 
         Raises:
-            ConfigError: A total is needed and unknown, or the arguments cannot be used.
+            ConfigError: If a total is needed and unknown, or the arguments are invalid.
         """
         if self.scheduler is None:
             return None
@@ -201,7 +201,7 @@ class HyperParameters:
 
 
 def _chosen(key: str, name: str | None, kwargs_key: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A choice and its arguments in one mapping; in two where an argument is called `type`, or nothing was chosen."""
+    """Put a choice and its arguments in one mapping; in two if an argument is named `type` or nothing was chosen."""
     if name is None or "type" in kwargs:
         return {key: name, kwargs_key: plain(kwargs)} if kwargs else {key: name}
     return {key: {"type": name, **plain(kwargs)}}
