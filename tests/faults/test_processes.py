@@ -8,6 +8,8 @@ ends bit by bit as a training that nothing happened to. Under torchrun nobody st
 started in one folder at the same moment have survived if exactly one of them trains.
 """
 
+from functools import cache
+
 import pytest
 from launches import Launch, trials_in, wait_until
 
@@ -38,8 +40,9 @@ def trial(tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """What the two processes end with, undisturbed. How checkpoints are saved makes no difference."""
-    return trials_in(tmp_path_factory.mktemp("pair"))(**PAIR).goes_on()
+    """What the two processes end with, undisturbed: at once, or in the background, which a checkpoint records."""
+    trials = trials_in(tmp_path_factory.mktemp("pair"))
+    return cache(lambda background=False: trials(**PAIR, checkpoint_async=background).goes_on())
 
 
 def how(background):
@@ -65,7 +68,7 @@ def test_one_is_killed(tally, trial, expected, background):
                 assert launch.ends() == ([-9, 1] if rank == 0 else [1, -9])
                 assert launch.printed().count("another process of this training has ended, or has not answered") == 1
             pair.check()
-            assert pair.goes_on() == expected
+            assert pair.goes_on() == expected(background)
             assert not pair.left_behind()
 
 
@@ -81,7 +84,7 @@ def test_one_stops(tally, trial, expected, background):
                 assert launch.ends(1 - rank, within=TIMEOUT + 15) == [1], launch.shown()
                 assert launch.children[rank].is_running()
             pair.check()
-            assert pair.goes_on() == expected
+            assert pair.goes_on() == expected(background)
             assert not pair.left_behind()
 
 
@@ -99,7 +102,7 @@ def test_one_raises(tally, trial, expected, background):
             assert other["ended"] == "PeerFailed"
             assert launch.printed().count("ArithmeticError: disturbed") == 1
             pair.check()
-            assert pair.goes_on() == expected
+            assert pair.goes_on() == expected(background)
 
 
 @pytest.mark.parametrize("background", BACKGROUND)
@@ -128,9 +131,9 @@ def test_one_cannot_write(tally, trial, expected, background):
             if twice:
                 ended = {line["rank"]: line["ended"] for line in pair.noted() if "ended" in line}
                 assert ended == {rank: "Failed", 1 - rank: "PeerFailed"}
-                assert weights(pair.goes_on()) == weights(expected)
+                assert weights(pair.goes_on()) == weights(expected())
             else:
-                assert weights(pair.endings()) == weights(expected)
+                assert weights(pair.endings()) == weights(expected())
 
 
 def weights(endings):
@@ -152,7 +155,7 @@ def test_restarts(tally, trial, expected):
             with pair.launch_elastic(*kills, restarts=2) as launch:
                 assert launch.ends() == [0], launch.shown()
             assert len(pair.noted(did="SIGKILL")) == 2
-            assert pair.endings() == expected
+            assert pair.endings() == expected()
             pair.check()
 
 
