@@ -263,7 +263,7 @@ def test_rules_save_the_model_of_their_moment(trainer, regression, data):
     class Worsening(regression):
         def validation_step(self, key, batch):
             step = self.state.global_step
-            score = {5: 0.5, 10: 0.9, 15: 0.7}[step]
+            score = {0: 0.0, 5: 0.5, 10: 0.9, 15: 0.7}[step]  # at 0 in the trial before the first step
             return {"loss": torch.tensor(1.0), "score": torch.full((len(batch[0]),), score)}
 
     weights = Weights()
