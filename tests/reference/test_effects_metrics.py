@@ -1,5 +1,7 @@
 """Metrics in a training: what `compute` is given, what it may return, and what rules make of it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,12 @@ import torch
 from accmt import Metric, MetricParallel
 
 KINDS = [Metric, MetricParallel]
+
+
+@pytest.fixture
+def trainer(trainer):
+    """Without the trial before the first step, which computes metrics once more: `tests/loop/test_trial.py` has it."""
+    return partial(trainer, sanity_check=False)
 
 
 def metric_of(kind, compute, name="error", **options):
