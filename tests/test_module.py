@@ -62,7 +62,7 @@ class Sent(NoTracker):
 def sent(monkeypatch):
     """What would go to a tracker."""
     tracker = Sent()
-    monkeypatch.setattr("accmt.assembly._tracker", lambda options, checkpoint, display: tracker)
+    monkeypatch.setattr("accmt.assembly._tracker", lambda plan, checkpoint: tracker)
     return tracker
 
 

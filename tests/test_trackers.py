@@ -265,7 +265,7 @@ def test_a_training_that_cannot_be_continued_leaves_what_waits(left_behind, trai
 
 @pytest.mark.parametrize("arguments", [{"log_with": "mine", "resume": False}, {}])
 def test_another_training_leaves_what_waits_and_says_so(left_behind, trainer, regression, data, capsys, arguments):
-    trainer(**arguments).fit(regression(), data(8), data(4))
+    trainer(**arguments).fit(regression(), data(16), data(4))
     command = f"accmt sync {left_behind.model_path}"
     assert (
         "warning: mine: 18 values (steps 1 to 8), the status FINISHED of an earlier run still wait to be sent; "
