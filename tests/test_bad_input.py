@@ -416,12 +416,12 @@ def test_a_loss_of_one_element_is_a_scalar(trainer, regression, data):
     assert training.state.finished
 
 
-def test_one_folder_for_two_trainings_at_once(trainer, regression, data):
+def test_a_training_within_a_step_of_another(trainer, regression, data):
     class Nested(regression):
         def training_step(self, batch):
             trainer().fit(regression(), data(4))
 
-    with pytest.raises(RuntimeError, match=r"another training of this process works in .*: give it another model_path"):
+    with pytest.raises(RuntimeError, match="fit cannot start: a training is under way, which has called it"):
         trainer().fit(Nested(), data(4))
 
 
