@@ -109,7 +109,7 @@ def test_a_destination_that_nobody_names_is_not_asked(waiting, listening, model,
         )
     assert [path.read_bytes() for path in (model / FOLDER).iterdir()] == before
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/?token=xyz")
-    sync(model, capfd, "--timeout", "1")
+    sync(model, capfd, "--timeout", "10")  # in which mlflow is imported, too
     assert asked, "the environment names it"
 
 
