@@ -249,7 +249,7 @@ def _check(trainer: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Something is missing or has another type.
     """
-    written.check_written(written.Trainer, trainer)
+    written.check_written(written.TrainerFile, trainer)
     check_state(trainer["tracker"])
 
 

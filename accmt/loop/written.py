@@ -100,7 +100,7 @@ class _Beside(Written):
     attributes: dict[str, Any]
 
 
-class Trainer(Written):
+class TrainerFile(Written):
     """State shared by all processes: see `checkpointer._trainer` and `contents.state_files`."""
 
     parts: dict[str, Any]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from accmt.loop.written import Process, Trainer, check_written
+from accmt.loop.written import Process, TrainerFile, check_written
 
 
 @pytest.fixture(scope="module")
@@ -24,29 +24,29 @@ def checkpoint(files, trainer, regression, data):
     return files
 
 
-NAMES = {Trainer: "trainer.json", Process: "process-0.json"}
+NAMES = {TrainerFile: "trainer.json", Process: "process-0.json"}
 WRONG = [
-    (Trainer, "settled", None),
-    (Trainer, "settled", "x"),
-    (Trainer, "data_seed", True),
-    (Trainer, "position.place", -1),
-    (Trainer, "position.ended_epoch", 0),
-    (Trainer, "position.unit.counts", "steps"),
-    (Trainer, "position.unit.batch_size", True),
-    (Trainer, "position.unit.readers", 0.5),
-    (Trainer, "configuration", []),
-    (Trainer, "configuration.settings", []),
-    (Trainer, "configuration.data", "x"),
-    (Trainer, "configuration.order", {}),
-    (Trainer, "configuration.groups.0", []),
-    (Trainer, "configuration.groups.0.settings", None),
-    (Trainer, "beside", []),
-    (Trainer, "beside", False),
-    (Trainer, "beside.modes", {}),
-    (Trainer, "beside.modes.now.frozen", 3),
-    (Trainer, "beside.modes.start.shapes", {"model.mask": "x"}),
-    (Trainer, "beside.modes.buffers", []),
-    (Trainer, "beside.attributes", None),
+    (TrainerFile, "settled", None),
+    (TrainerFile, "settled", "x"),
+    (TrainerFile, "data_seed", True),
+    (TrainerFile, "position.place", -1),
+    (TrainerFile, "position.ended_epoch", 0),
+    (TrainerFile, "position.unit.counts", "steps"),
+    (TrainerFile, "position.unit.batch_size", True),
+    (TrainerFile, "position.unit.readers", 0.5),
+    (TrainerFile, "configuration", []),
+    (TrainerFile, "configuration.settings", []),
+    (TrainerFile, "configuration.data", "x"),
+    (TrainerFile, "configuration.order", {}),
+    (TrainerFile, "configuration.groups.0", []),
+    (TrainerFile, "configuration.groups.0.settings", None),
+    (TrainerFile, "beside", []),
+    (TrainerFile, "beside", False),
+    (TrainerFile, "beside.modes", {}),
+    (TrainerFile, "beside.modes.now.frozen", 3),
+    (TrainerFile, "beside.modes.start.shapes", {"model.mask": "x"}),
+    (TrainerFile, "beside.modes.buffers", []),
+    (TrainerFile, "beside.attributes", None),
     (Process, "objects", []),
     (Process, "training", [[]]),
     (Process, "training", {"aux": [True, 1]}),
@@ -75,10 +75,10 @@ def test_another_kind_is_refused_with_its_place(checkpoint, kind, place, value):
 
 
 def test_what_earlier_versions_did_not_write_may_be_missing(checkpoint):
-    former = {key: value for key, value in checkpoint[Trainer].items() if key not in ("settled", "configuration")}
+    former = {key: value for key, value in checkpoint[TrainerFile].items() if key not in ("settled", "configuration")}
     former["position"] = {k: v for k, v in former["position"].items() if k not in ("place", "unit", "ended_epoch")}
     del former["beside"]
-    check_written(Trainer, former)
+    check_written(TrainerFile, former)
     check_written(Process, {key: checkpoint[Process][key] for key in ("losses", "data")})
     with pytest.raises(ValueError, match=r"^position\.step is missing$"):
-        check_written(Trainer, {**former, "position": {k: v for k, v in former["position"].items() if k != "step"}})
+        check_written(TrainerFile, {**former, "position": {k: v for k, v in former["position"].items() if k != "step"}})
