@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         on_main_process,
         on_process,
     )
+    from accmt.distributed.failures import PeerFailed
+    from accmt.distributed.signals import Terminated
     from accmt.hp_search import HyperParameterSearch
     from accmt.hyperparameters import ConfigError, HyperParameters, Optimizer, Scheduler
-    from accmt.loop.failures import PeerFailed
-    from accmt.loop.signals import Terminated
     from accmt.metrics import FunctionMetric, Metric, MetricParallel, TorchMetric
     from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
     from accmt.monitor import Monitor
@@ -55,10 +55,10 @@ _HOMES = {
     "MetricParallel": "accmt.metrics",
     "Monitor": "accmt.monitor",
     "Optimizer": "accmt.hyperparameters",
-    "PeerFailed": "accmt.loop.failures",
+    "PeerFailed": "accmt.distributed.failures",
     "RuleError": "accmt.rules",
     "Scheduler": "accmt.hyperparameters",
-    "Terminated": "accmt.loop.signals",
+    "Terminated": "accmt.distributed.signals",
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
     "TrainingState": "accmt.states",

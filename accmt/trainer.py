@@ -9,43 +9,43 @@ from typing import Any
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
-from accmt.arguments import ArgumentCheck
-from accmt.assembly import Plan, assemble, assemble_evaluation, plan
 from accmt.callbacks import Callback
-from accmt.channel import heard_by
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
-from accmt.checkpoint.saved import Saving, best_in
-from accmt.checkpoint.shared import require_shared
-from accmt.checkpoint.together import from_main
-from accmt.config.paths import resolved
+from accmt.checkpoint.saved_models import Saving, best_in
+from accmt.data.worker_signals import refuse_run_again
 from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
-from accmt.fit_check import check_evaluation, check_fit
+from accmt.distributed.collective import from_main
+from accmt.distributed.failures import Failures
+from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.process_group import leave_processes, leave_side_groups
+from accmt.distributed.shared_folder import require_shared
+from accmt.distributed.signals import END, Signals, Terminated, end_by_signal
+from accmt.files.paths import resolved
 from accmt.hyperparameters import ConfigError, HyperParameters, Problem
 from accmt.loop.evaluate import evaluate
 from accmt.loop.exclusive import exclusive, lend
-from accmt.loop.failures import Failures
 from accmt.loop.hooks import tell
-from accmt.loop.memory import is_out_of_memory
-from accmt.loop.processes import leave_processes, leave_side_groups
-from accmt.loop.pulse import Pulse
+from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.loop.run import Run
-from accmt.loop.signals import END, Signals, Terminated, end_by_signal
+from accmt.loop.sanity_check import try_out
 from accmt.loop.train import train
-from accmt.loop.trial import try_out
-from accmt.loop.workers import refuse_run_again
-from accmt.method_check import uncalled
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
-from accmt.preparation import lent, returned
-from accmt.pretrained import resolve
+from accmt.notices import heard_by
 from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
-from accmt.start import begin, check_folders, find_checkpoint
+from accmt.setup.arguments import ArgumentCheck
+from accmt.setup.build import Plan, assemble, assemble_evaluation, plan
+from accmt.setup.inputs import check_evaluation, check_fit
+from accmt.setup.method_check import uncalled
+from accmt.setup.model import lent, returned
+from accmt.setup.pretrained import resolve
+from accmt.setup.resume import begin, check_folders, find_checkpoint
+from accmt.setup.summary import after_training, before_training, interrupted, nothing_done
 from accmt.states import TrainingState
-from accmt.summary import after_training, before_training, interrupted, nothing_done
 from accmt.tracking.tracker import NoTracker, Status, Tracker
 
 

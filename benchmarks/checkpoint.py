@@ -207,7 +207,7 @@ def write_accmt(folder: Path, millions: int, *, in_background: bool) -> dict[str
 
 
 def load_accmt(folder: Path, millions: int) -> Callable[[], object]:
-    from accmt.checkpoint import contents
+    from accmt.checkpoint import format as contents
     from accmt.checkpoint.checkpoints import Checkpoints
 
     model, optimizer = trained(millions)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, Callback, ConfigError, ExtendedAcceleratorModule
-from accmt.method_check import method_problems, uncalled
+from accmt.setup.method_check import method_problems, uncalled
 
 
 class Plain(AcceleratorModule):

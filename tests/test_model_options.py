@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, ConfigError, Trainer
-from accmt.loop.placement import Placement
+from accmt.data.device import Placement
 
 
 class Backend:

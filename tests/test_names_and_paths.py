@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from accmt import Callback, Trainer, load_saving
-from accmt.config.paths import resolved_address
+from accmt.files.paths import resolved_address
 from accmt.hyperparameters import ConfigError
-from accmt.rules import RuleError, SavingRule, names
+from accmt.rules import RuleError, SavingRule
+from accmt.rules import reserved_names as names
 from accmt.rules.checker import clashes
 
 OURS = [value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)]

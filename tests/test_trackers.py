@@ -12,7 +12,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from accmt import Callback, ConfigError, Monitor
-from accmt.checkpoint.contents import Mismatch
+from accmt.checkpoint.format import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.background import Limits
@@ -164,7 +164,7 @@ def test_a_process_ends_although_its_tracker_does_not(tmp_path):
 import threading, torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 from accmt import HyperParameters, Trainer
-from accmt.checkpoint.contents import Mismatch
+from accmt.checkpoint.format import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
 from conftest import Regression, make_data

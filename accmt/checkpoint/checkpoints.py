@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accmt.checkpoint import publish
-from accmt.rules import names
+from accmt.rules import reserved_names as names
 
 FOLDER = names.CHECKPOINTS
 SCHEMA = 2  # of the checkpoint format; defined here because the command line reads it without torch

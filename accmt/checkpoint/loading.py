@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from accmt.channel import warn
 from accmt.checkpoint import publish
-from accmt.checkpoint.contents import Mismatch, differences, shortened
-from accmt.checkpoint.files import read_tensors
-from accmt.checkpoint.kept import Kept
-from accmt.checkpoint.names import as_expected, by_own_name, by_plain_name
-from accmt.checkpoint.saved import Saving, place_of_best
+from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.format import Mismatch, differences, shortened
+from accmt.checkpoint.saved_models import Saving, place_of_best
+from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import BESIDE, read_weights
-from accmt.config.paths import resolved
+from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
+from accmt.files.paths import resolved
+from accmt.notices import warn
 
 
 def load_saving(folder: str | Path, module: Any) -> Saving:

@@ -21,9 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.config.foreign import NotAFile, open_regular
-from accmt.durable import LOCKED
-from accmt.rules import names
+from accmt.files.durable import LOCKED
+from accmt.files.foreign import NotAFile, open_regular
+from accmt.rules import reserved_names as names
 
 LOCK = names.LOCK
 

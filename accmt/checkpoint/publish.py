@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from accmt.durable import flush_directory, flush_file, only_warned
-from accmt.rules import names
-from accmt.rules.texts import plain
+from accmt.files.durable import flush_directory, flush_file, only_warned
+from accmt.rules import reserved_names as names
+from accmt.rules.printable import plain
 
 MANIFEST = names.MANIFEST
 TEMPORARY = names.TEMPORARY

@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from accmt.checkpoint.files import Files, aliases_of
-from accmt.checkpoint.strict import as_json, read_json
+from accmt.checkpoint.tensor_files import Files, aliases_of
+from accmt.files.json_io import as_json, read_json
 
 _NAME = "shards-{rank}"
 

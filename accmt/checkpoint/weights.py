@@ -19,9 +19,9 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from accmt.checkpoint.files import identity_of, read_tensors, write_tensors
-from accmt.checkpoint.strict import read_json, write_json
-from accmt.rules.texts import plain
+from accmt.checkpoint.tensor_files import identity_of, read_tensors, write_tensors
+from accmt.files.json_io import read_json, write_json
+from accmt.rules.printable import plain
 
 _NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
 _INDEX = ".index.json"

@@ -6,11 +6,11 @@ import argparse
 from functools import partial
 
 from accmt.cli.arguments import UsageError
-from accmt.cli.given import Mistakes, given_facts, given_section, parsed, with_patience
 from accmt.cli.output import complain, write
+from accmt.cli.replay.rules import Mistakes, given_facts, given_section, parsed, with_patience
 from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.checker import clashes
-from accmt.rules.words import cadence_in_words, in_words, stop_in_words
+from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
 
 # The length of the training is unknown here: assume one so long that no rule starts too late.
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from accmt.cli.arguments import CommandError
 from accmt.cli.output import write
+from accmt.cli.replay.training import read_decisions
 from accmt.cli.report import moment, stop_of, summaries, write_table
-from accmt.cli.training_source import read_decisions
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
-from accmt.rules.texts import plain
+from accmt.rules.printable import plain
 
 
 def run(options: argparse.Namespace) -> int:

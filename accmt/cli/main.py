@@ -16,7 +16,7 @@ from typing import Any
 from accmt import __version__
 from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, path, positive
 from accmt.cli.output import complain, fitting
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 

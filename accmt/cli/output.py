@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any, TextIO
 
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 
 def write(line: str = "") -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError
 from accmt.cli.output import complain, write
-from accmt.rules.names import CHECKPOINTS
-from accmt.rules.texts import plain
+from accmt.rules.printable import plain
+from accmt.rules.reserved_names import CHECKPOINTS
 from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER

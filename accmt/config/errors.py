@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from accmt.rules.errors import nearest
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60

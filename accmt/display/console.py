@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 
 class PlainConsole(Console):

@@ -22,7 +22,7 @@ from rich.text import Text
 from accmt.display.console import PlainConsole
 from accmt.rules import Decision, Observation
 from accmt.rules import Progress as Counters
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 _REFRESHES = 4
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accmt.rules import Decision, Outcome
-from accmt.rules.texts import shown
+from accmt.rules.printable import shown
 
 _STYLES = {
     Outcome.SAVED: "green",

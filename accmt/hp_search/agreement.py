@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from accmt.checkpoint.together import everywhere
+from accmt.distributed.collective import everywhere
 from accmt.hp_search.study import Outcome, State
 
 PATIENCE = timedelta(seconds=60)

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
 from accmt.config.errors import ConfigError, Problem
-from accmt.loop.draws import has_state
-from accmt.loop.exactness import Generators
+from accmt.data.generators import Generators
+from accmt.data.seeding import has_state
 from accmt.module import AcceleratorModule
 
 _REMEDY = (

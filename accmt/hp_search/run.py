@@ -14,7 +14,7 @@ from accmt.hp_search.space import Space
 from accmt.hp_search.study import SharedStudy
 from accmt.hp_search.summary import after_search, before_search, ranked, trial_line
 from accmt.hp_search.trial import Experiment, run_trial
-from accmt.loop.memory import clean_caches
+from accmt.loop.out_of_memory import clean_caches
 
 SCHEDULERS = "scheduler"
 """The name of the schedulers among what is copied for each trial."""

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch.utils.data import Dataset
 
-from accmt.arguments import ArgumentCheck
 from accmt.checkpoint.rng import random_state
 from accmt.config.errors import ConfigError, Problem, must_be
-from accmt.config.paths import resolved
 from accmt.display.display import display_of
-from accmt.fit_check import check_fit, facts_of
+from accmt.distributed.process_group import join_processes, leave_processes
+from accmt.files.paths import resolved
 from accmt.hp_search.copies import Copies, Datasets
 from accmt.hp_search.declaration import read_space
 from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, rule_objective
@@ -23,11 +22,12 @@ from accmt.hp_search.trial import PLACE, Experiment, Modules
 from accmt.hyperparameters import HyperParameters
 from accmt.hyperparameters.schedulers import SchedulerChoice
 from accmt.loop.exclusive import exclusive
-from accmt.loop.processes import join_processes, leave_processes
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
-from accmt.options import Options
 from accmt.rules import Length, RuleError
+from accmt.setup.arguments import ArgumentCheck
+from accmt.setup.inputs import check_fit, facts_of
+from accmt.setup.options import Options
 from accmt.tracking.places import places_of
 from accmt.trainer import Trainer
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from accelerate import PartialState
 
-from accmt.checkpoint.together import from_main
 from accmt.config.errors import ConfigError, Problem, must_be
-from accmt.config.paths import resolved_address
+from accmt.distributed.collective import from_main
+from accmt.files.paths import resolved_address
 from accmt.hp_search.objective import Direction
 from accmt.hp_search.space import Choices, Fixed, Parameter, Range, Space
 

@@ -15,14 +15,14 @@ from typing import Any
 from accelerate import PartialState
 
 from accmt.callbacks import Callback
-from accmt.checkpoint.together import from_main
 from accmt.config.errors import ConfigError, Problem
+from accmt.distributed.collective import from_main
+from accmt.distributed.failures import PeerFailed
 from accmt.hp_search.agreement import agreed
 from accmt.hp_search.copies import Datasets
 from accmt.hp_search.objective import Objective
 from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
 from accmt.hyperparameters import HyperParameters
-from accmt.loop.failures import PeerFailed
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleError
 from accmt.tracking.outbox import FOLDER as OUTBOX

@@ -16,19 +16,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from accmt.checkpoint import contents, publish
+from accmt.checkpoint import format as contents
+from accmt.checkpoint import publish
+from accmt.checkpoint import state_types as written
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.contents import Own, Parts
-from accmt.checkpoint.files import Files, size_of, write_files
-from accmt.checkpoint.packing import pack, unpack
+from accmt.checkpoint.disk_space import require_space
+from accmt.checkpoint.format import Own, Parts
+from accmt.checkpoint.host_copy import Staging
 from accmt.checkpoint.rng import check_random_state, random_state
-from accmt.checkpoint.space import require_space
-from accmt.checkpoint.staging import Staging
-from accmt.checkpoint.together import Failed, everywhere, on_main
-from accmt.loop import written
-from accmt.loop.compare import compare, finished_on, other_data
-from accmt.loop.position import Position
-from accmt.loop.processes import side_group
+from accmt.checkpoint.serialization import pack, unpack
+from accmt.checkpoint.tensor_files import Files, size_of, write_files
+from accmt.distributed.collective import Failed, everywhere, on_main
+from accmt.distributed.process_group import side_group
+from accmt.loop.changes import compare, finished_on, other_data
+from accmt.loop.progress import Position
 from accmt.loop.run import Run
 from accmt.rules import Decision
 from accmt.states import TrainingState

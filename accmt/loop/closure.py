@@ -13,10 +13,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from accmt.checkpoint.rng import random_state, set_random_state
-from accmt.loop.data import Window
-from accmt.loop.engines import REPLICATED
-from accmt.loop.memory import free, is_out_of_memory
-from accmt.loop.sizes import samples_of
+from accmt.data.batch_size import samples_of
+from accmt.data.loaders import Window
+from accmt.distributed.strategy import REPLICATED
+from accmt.loop.out_of_memory import free, is_out_of_memory
 from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 

@@ -14,18 +14,18 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from accmt.checkpoint.attributes import attributes_of
+from accmt.checkpoint.object_state import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.shards import share_out_again
-from accmt.checkpoint.together import Failed
-from accmt.loop.engines import holds_replicas, is_sharded
+from accmt.data.batch_size import samples_of
+from accmt.data.device import Placement
+from accmt.data.validation import ValidationData
+from accmt.distributed.collective import Failed
+from accmt.distributed.even_batches import in_step
+from accmt.distributed.strategy import holds_replicas, is_sharded
 from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, noted
-from accmt.loop.lockstep import in_step
-from accmt.loop.memory import tried_again
-from accmt.loop.placement import Placement
-from accmt.loop.sizes import samples_of
-from accmt.loop.validation import ValidationData
+from accmt.loop.out_of_memory import tried_again
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accmt.callbacks import HOOKS, Callback
-from accmt.loop.memory import is_out_of_memory
+from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.states import TrainingState
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from accmt.checkpoint.rng import random_state, set_random_state
-from accmt.loop.position import COUNTERS
+from accmt.loop.progress import COUNTERS
 from accmt.loop.run import Run
 
 _numbers = count(1)

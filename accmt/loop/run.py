@@ -9,16 +9,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from accmt.checkpoint.contents import Parts
-from accmt.checkpoint.savings import Savings
+from accmt.checkpoint.format import Parts
+from accmt.checkpoint.model_store import Savings
+from accmt.data.generators import Generators
+from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
-from accmt.loop.data import TrainingData
+from accmt.distributed.heartbeat import Pulse
 from accmt.loop.evaluate import Evaluation
-from accmt.loop.exactness import Generators
 from accmt.loop.hooks import Hooks
-from accmt.loop.position import Position
-from accmt.loop.pulse import Pulse
-from accmt.loop.schedule import Schedule
+from accmt.loop.learning_rate import Schedule
+from accmt.loop.progress import Position
 from accmt.loop.step import Stepper
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule

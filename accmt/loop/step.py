@@ -10,18 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from accmt.data.batch_size import samples_of
+from accmt.data.device import Placement
+from accmt.data.loaders import Window
+from accmt.distributed.gradient_averaging import average_gradients
+from accmt.distributed.strategy import REPLICATED, alike, local
 from accmt.hyperparameters.schedulers import follows_metric
-from accmt.loop.data import Window
-from accmt.loop.engines import REPLICATED, alike, local
-from accmt.loop.gradients import average_gradients
+from accmt.loop.gradient_backends import updates_of
 from accmt.loop.hooks import Hooks, add_note
+from accmt.loop.learning_rate import Schedule
 from accmt.loop.losses import LossMeter
-from accmt.loop.memory import free, is_out_of_memory
-from accmt.loop.placement import Placement
-from accmt.loop.schedule import Schedule
-from accmt.loop.sizes import samples_of
-from accmt.loop.trained import Beside, Trained
-from accmt.loop.updates import updates_of
+from accmt.loop.out_of_memory import free, is_out_of_memory
+from accmt.loop.trainable_parameters import Beside, Trained
 from accmt.module import AcceleratorModule
 
 

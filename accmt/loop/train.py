@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
-from accmt.loop.compare import know_data
-from accmt.loop.data import Window
-from accmt.loop.memory import clean_caches
-from accmt.loop.observe import LOOK_EVERY, ask, log, observe, record
-from accmt.loop.processes import agreed
+from accmt.data.loaders import Window
+from accmt.distributed.process_group import agreed
+from accmt.distributed.signals import CHECKPOINT, END, Terminated
+from accmt.loop.changes import know_data
+from accmt.loop.evaluation_step import LOOK_EVERY, ask, log, observe, record
+from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.run import NoCheckpointer, Run
-from accmt.loop.signals import CHECKPOINT, END, Terminated
-from accmt.loop.trial import try_out
+from accmt.loop.sanity_check import try_out
 from accmt.rules import Decision, Due, Progress, Stop
 from accmt.rules.decision import REQUESTED
 

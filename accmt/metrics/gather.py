@@ -14,15 +14,12 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
+from accmt.distributed.collective import FailedElsewhere
 from accmt.metrics.join import Arguments, joined, joined_from_all, tensors
 from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
 
 _T = TypeVar("_T")
-
-
-class FailedElsewhere(RuntimeError):
-    """A metric could not be computed on another process, which raised the error."""
 
 
 class Gatherer(Protocol):

@@ -15,10 +15,10 @@ from accmt.rules.checker import assign_patience, canonical_name, check
 from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
 from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import Problem, RuleError
-from accmt.rules.followed import FollowedScore
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length, Progress
 from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
+from accmt.rules.scheduler_score import FollowedScore
 from accmt.rules.store import MetricsStore, Observation
 
 __all__ = [

@@ -9,9 +9,7 @@ from accmt.rules.cadence import never_due, never_passes
 from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import Problem, RuleError, listed, nearest
-from accmt.rules.form import measures
 from accmt.rules.functions import FUNCTIONS
-from accmt.rules.names import as_on_disk
 from accmt.rules.nodes import (
     Call,
     Comparison,
@@ -28,7 +26,9 @@ from accmt.rules.nodes import (
     walk,
 )
 from accmt.rules.parser import parse_saving
+from accmt.rules.reserved_names import as_on_disk
 from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
+from accmt.rules.static_checks import measures
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.rules.units import PERCENT
 

@@ -12,17 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from accmt.rules import cadence
-from accmt.rules.between import asks_for, counted, next_change, watched
+from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
 from accmt.rules.direction import DIRECTED, direction_of
 from accmt.rules.evaluator import Scene, Value, evaluate
-from accmt.rules.form import measures
 from accmt.rules.functions import FUNCTIONS
-from accmt.rules.judge import Candidate, Objective, RankedRule, RuleState, judge
-from accmt.rules.memory import Memory, memory_of
+from accmt.rules.history_functions import Memory, memory_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node, walk
 from accmt.rules.progress import Progress
+from accmt.rules.ranking import Candidate, Objective, RankedRule, RuleState, judge
 from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
+from accmt.rules.static_checks import measures
 from accmt.rules.store import MetricsStore, Observation
 
 SCHEMA = 1

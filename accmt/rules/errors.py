@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from accmt.rules.nodes import Span
-from accmt.rules.texts import plain
+from accmt.rules.printable import plain
 
 _WIDTH = 100
 _MOST_SHOWN = 40

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from accmt.rules import nodes, syntax
+from accmt.rules import nodes
+from accmt.rules import syntax_errors as syntax
 from accmt.rules.errors import Problem, RuleError
 from accmt.rules.nodes import Expression, Span
 from accmt.rules.units import unit_of

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from accmt.rules.between import asks_for, counted, watched
+from accmt.rules.between_evaluations import asks_for, counted, watched
 from accmt.rules.decision import REQUESTED, Decision
 from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import Problem

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from accmt.rules.errors import Problem, RuleError
-from accmt.rules.form import Form
 from accmt.rules.jsonable import to_text
-from accmt.rules.names import is_taken
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length
+from accmt.rules.reserved_names import is_taken
+from accmt.rules.static_checks import Form
 
 _NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 _Parsed = TypeVar("_Parsed")

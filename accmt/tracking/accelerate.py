@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from accmt.config.foreign import below
+from accmt.files.foreign import below
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain
 

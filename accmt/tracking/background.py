@@ -12,8 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from accmt.config.paths import resolved
-from accmt.rules.texts import masked
+from accmt.files.paths import resolved
+from accmt.rules.printable import masked
 from accmt.tracking.backlog import Backlog
 from accmt.tracking.entries import Count, Ended, Entry, File
 from accmt.tracking.outbox import Outbox

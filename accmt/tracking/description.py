@@ -14,21 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accmt.config.foreign import MIB, NotAFile, read_bytes
-from accmt.durable import flush, flush_directory
-from accmt.rules import (
-    CadenceRule,
-    Facts,
-    Length,
-    Reported,
-    RuleError,
-    Rules,
-    SavingRule,
-    StopCondition,
-    names,
-)
+from accmt.files.durable import flush, flush_directory
+from accmt.files.foreign import MIB, NotAFile, read_bytes
+from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
+from accmt.rules import reserved_names as names
 from accmt.rules.jsonable import from_text, to_text
-from accmt.rules.texts import plain
+from accmt.rules.printable import plain
 
 TRAINING = names.TRAINING
 SCHEMA = 1

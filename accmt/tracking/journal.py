@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accmt.config.foreign import MIB, read_bytes
-from accmt.durable import flush, flush_directory, only_warned
-from accmt.rules import names
+from accmt.files.durable import flush, flush_directory, only_warned
+from accmt.files.foreign import MIB, read_bytes
+from accmt.rules import reserved_names as names
 
 HISTORY = names.HISTORY
 DECISIONS = names.DECISIONS

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from accmt.config.foreign import link_to
-from accmt.rules.texts import masked
+from accmt.files.foreign import link_to
+from accmt.rules.printable import masked
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accmt.config.foreign import NotAFile
-from accmt.rules import names
+from accmt.files.foreign import NotAFile
+from accmt.rules import reserved_names as names
 from accmt.tracking.entries import Count, Ended, Entry, to_line
 from accmt.tracking.segment import Damaged, Header, InUse, Recipient, Segment, Unbegun
 from accmt.tracking.tracker import Logged, Resumption

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accmt.config.foreign import MIB, open_regular
-from accmt.durable import LOCKED
-from accmt.rules.texts import masked, plain
+from accmt.files.durable import LOCKED
+from accmt.files.foreign import MIB, open_regular
+from accmt.rules.printable import masked, plain
 from accmt.tracking.entries import Entry, from_data
 from accmt.tracking.tracker import Resumption
 

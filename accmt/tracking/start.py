@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from accmt.config.errors import ConfigError, Problem
-from accmt.config.paths import shortened
-from accmt.rules.texts import masked
+from accmt.files.paths import shortened
+from accmt.rules.printable import masked
 from accmt.tracking import accelerate, mlflow
 from accmt.tracking.background import BackgroundTracker, MultiTracker
 from accmt.tracking.mlflow import NAME as MLFLOW

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from accmt.rules.texts import masked
+from accmt.rules.printable import masked
 from accmt.tracking import mlflow
 from accmt.tracking.background import BackgroundTracker, Limits, Outcome
 from accmt.tracking.entries import File

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from accmt.rules.texts import masked
+from accmt.rules.printable import masked
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

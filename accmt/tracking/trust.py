@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from accmt.config.foreign import problem_of_content
-from accmt.rules.texts import masked
+from accmt.files.foreign import problem_of_content
+from accmt.rules.printable import masked
 from accmt.tracking import mlflow
 from accmt.tracking.entries import File
 from accmt.tracking.segment import Recipient

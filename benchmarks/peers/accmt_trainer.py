@@ -3,8 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accmt import AcceleratorModule, HyperParameters, Optimizer, Trainer, assembly
+from accmt import AcceleratorModule, HyperParameters, Optimizer, Trainer
 from accmt.display.display import NoDisplay
+from accmt.setup import build as assembly
 
 from . import Run
 from .measure import Measurement

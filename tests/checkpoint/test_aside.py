@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from accmt.checkpoint.aside import JOURNALS, move_aside, put_aside
+from accmt.checkpoint.archive import JOURNALS, move_aside, put_aside
 
 
 def leave(folder, *names):

@@ -8,10 +8,10 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
-from accmt.checkpoint import contents
-from accmt.checkpoint.contents import Mismatch, Own, Parts
-from accmt.checkpoint.files import read_tensors, write_files, write_tensors
-from accmt.checkpoint.packing import pack
+from accmt.checkpoint import format as contents
+from accmt.checkpoint.format import Mismatch, Own, Parts
+from accmt.checkpoint.serialization import pack
+from accmt.checkpoint.tensor_files import read_tensors, write_files, write_tensors
 
 
 class Counting(nn.Module):

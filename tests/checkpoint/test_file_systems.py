@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from accmt import durable
 from accmt.checkpoint import publish
-from accmt.checkpoint.aside import put_aside
+from accmt.checkpoint.archive import put_aside
 from accmt.checkpoint.checkpoints import Checkpoints
+from accmt.files import durable
 
 
 @pytest.fixture(autouse=True)
@@ -293,7 +293,7 @@ def test_killed_at_every_call_on_an_overlay(tmp_path, overlay):
 
 
 def test_a_file_system_that_does_not_know_its_size_has_room(tmp_path, monkeypatch):
-    from accmt.checkpoint.space import require_space
+    from accmt.checkpoint.disk_space import require_space
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: (0, 0, 0))
     require_space(tmp_path, 10**9)

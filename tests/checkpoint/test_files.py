@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from accmt.checkpoint.files import read_tensors, write_tensors
-from accmt.checkpoint.strict import read_json, write_json
+from accmt.checkpoint.tensor_files import read_tensors, write_tensors
+from accmt.files.json_io import read_json, write_json
 
 
 def through(tensors, folder):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 
-from accmt.checkpoint.files import read_tensors, write_tensors
-from accmt.checkpoint.packing import pack, unpack
-from accmt.checkpoint.strict import read_json, write_json
+from accmt.checkpoint.serialization import pack, unpack
+from accmt.checkpoint.tensor_files import read_tensors, write_tensors
+from accmt.files.json_io import read_json, write_json
 
 
 def through_files(value, folder):

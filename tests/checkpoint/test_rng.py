@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from accmt.checkpoint.files import read_tensors, write_tensors
 from accmt.checkpoint.rng import random_state, set_random_state, untouched_random_state
+from accmt.checkpoint.tensor_files import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.files import read_tensors
-from accmt.checkpoint.saved import DamagedSaving, Saving, savings_in
-from accmt.checkpoint.savings import Savings
+from accmt.checkpoint.model_store import Savings
+from accmt.checkpoint.saved_models import DamagedSaving, Saving, savings_in
+from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.rules import Kept, Outcome, SavingRule, Verdict
 

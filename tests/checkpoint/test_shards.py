@@ -2,9 +2,9 @@
 
 import torch
 
-from accmt.checkpoint.files import write_files
 from accmt.checkpoint.shards import read_shards
-from accmt.checkpoint.strict import as_json
+from accmt.checkpoint.tensor_files import write_files
+from accmt.files.json_io import as_json
 
 
 def write(folder, rank, tensors, shape, offset):

@@ -8,8 +8,8 @@ from collections import namedtuple
 import pytest
 
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.space import require_space
-from accmt.checkpoint.together import Failed
+from accmt.checkpoint.disk_space import require_space
+from accmt.distributed.collective import Failed
 
 Usage = namedtuple("Usage", "total used free")
 

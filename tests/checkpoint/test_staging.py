@@ -2,7 +2,7 @@
 
 import torch
 
-from accmt.checkpoint.staging import Staging
+from accmt.checkpoint.host_copy import Staging
 
 
 def test_a_copy_does_not_change_with_what_it_was_made_of():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from accmt.checkpoint.together import Failed, everywhere, from_main, on_main
+from accmt.distributed.collective import Failed, everywhere, from_main, on_main
 
 
 def fail():

@@ -13,10 +13,9 @@ import pynvml
 import pytest
 import yaml
 
-from accmt import launcher
-from accmt.cli import hardware
+from accmt.cli.launch.command import hardware, launcher
+from accmt.cli.launch.strategies import PRECISIONS, STRATEGIES
 from accmt.cli.main import main
-from accmt.cli.strategies import PRECISIONS, STRATEGIES
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
 NAMES = [strategy.name + end for strategy in STRATEGIES for end in ("", *(f"-{end}" for end in PRECISIONS))]

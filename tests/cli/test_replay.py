@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from accmt import Callback, FunctionMetric, Trainer, set_seed
-from accmt.checkpoint.savings import Savings
+from accmt.checkpoint.model_store import Savings
 from accmt.cli.main import main
 
 COMMAND = Path(sys.executable).with_name("accmt")

@@ -7,9 +7,9 @@ from threading import Thread
 import pytest
 
 import accmt
-from accmt.channel import heard_by, warn
 from accmt.checkpoint.lock import Lock
 from accmt.display.display import ConsoleDisplay, NoDisplay, QuietDisplay, display_of
+from accmt.notices import heard_by, warn
 
 SOURCES = sorted(Path(accmt.__file__).parent.rglob("*.py"))
 

@@ -10,7 +10,7 @@ import pytest
 
 import accmt
 from accmt import Callback, HyperParameters, Trainer
-from accmt.configuration import NOT_COMPARED
+from accmt.setup.settings import NOT_COMPARED
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
 PROGRAM, KEEPING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from accmt import Callback
-from accmt.checkpoint import files, publish
+from accmt.checkpoint import publish
+from accmt.checkpoint import tensor_files as files
 
 # Each of these changes the disk; besides them, files that are opened below the folder of the training are counted.
 _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", "fsync"}

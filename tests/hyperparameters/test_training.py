@@ -334,6 +334,6 @@ def test_the_learning_rate_of_an_optimizer_that_finds_its_own_is_nan(tmp_path, m
             super().__init__(*arguments)
             steppers.append(self)
 
-    monkeypatch.setattr("accmt.assembly.Stepper", Kept)
+    monkeypatch.setattr("accmt.setup.build.Stepper", Kept)
     fit(hyperparameters("string", tmp_path, optimizer=("Adafactor", {})), tmp_path, Codes(sparse=False))
     assert math.isnan(steppers[0].learning_rate)

@@ -9,7 +9,7 @@ import accmt
 from accmt import Callback
 from accmt.checkpoint import publish
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.together import Failed
+from accmt.distributed.collective import Failed
 from accmt.hyperparameters import ConfigError
 
 

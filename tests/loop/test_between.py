@@ -12,7 +12,7 @@ from torch import nn
 
 from accmt import AcceleratorModule, Callback, ExtendedAcceleratorModule, Trainer
 from accmt.hyperparameters import ConfigError
-from accmt.loop.position import Stopwatch
+from accmt.loop.progress import Stopwatch
 from accmt.rules import RuleError
 from accmt.tracking.journal import read
 

@@ -20,7 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from accmt.loop.data import DataOptions, TrainingData, training_loader, validation_loader
+from accmt.data.loaders import DataOptions, TrainingData, training_loader, validation_loader
 
 
 class Numbers(Dataset):

@@ -23,8 +23,8 @@ from torch.utils.data import (
 )
 
 from accmt import AcceleratorModule
-from accmt.checkpoint.packing import pack, unpack
-from accmt.loop.exactness import Generators, generators_of, inexact
+from accmt.checkpoint.serialization import pack, unpack
+from accmt.data.generators import Generators, generators_of, inexact
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 PREFIX = "a training that is continued within an epoch may not be exactly the undisturbed one: "

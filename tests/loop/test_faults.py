@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accmt import Callback, FunctionMetric
-from accmt.checkpoint.together import Failed
+from accmt.distributed.collective import Failed
 
 
 class Scores:

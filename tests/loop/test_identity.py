@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from accmt import ConfigError
-from accmt.loop.identity import difference, identity_of
+from accmt.data.identity import difference, identity_of
 
 CPU = torch.device("cpu")
 

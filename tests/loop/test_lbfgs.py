@@ -87,7 +87,7 @@ def test_equals_a_loop_by_hand(lbfgs, regression, data, monkeypatch, kwargs, acc
             super().__init__(*arguments)
             steppers.append(self)
 
-    monkeypatch.setattr("accmt.assembly.ClosureStepper", Kept)
+    monkeypatch.setattr("accmt.setup.build.ClosureStepper", Kept)
     template = regression()
     module, other = Counting(template.model), regression().model
     other.load_state_dict(template.model.state_dict())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accmt import Callback
-from accmt.loop.memory import clean_caches
+from accmt.loop.out_of_memory import clean_caches
 
 ERRORS = [torch.OutOfMemoryError("out of memory"), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")]
 
@@ -166,7 +166,7 @@ def test_cleaning_frees_what_is_held_by_itself():
 def test_when_caches_are_cleaned(trainer, regression, data, monkeypatch, arguments, cleaned):
     steps = []
     training = trainer(epochs=2, **arguments)
-    for module in ("accmt.loop.train", "accmt.loop.observe"):
+    for module in ("accmt.loop.train", "accmt.loop.evaluation_step"):
         monkeypatch.setattr(f"{module}.clean_caches", lambda: steps.append(training.state.global_step))
     training.fit(regression(), data(20), data(4))
     assert list(dict.fromkeys(steps[: len(cleaned)])) == cleaned

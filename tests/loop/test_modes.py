@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, ExtendedAcceleratorModule, FunctionMetric
-from accmt.checkpoint.aside import put_aside
-from accmt.checkpoint.contents import Mismatch
+from accmt.checkpoint.archive import put_aside
+from accmt.checkpoint.format import Mismatch
 
 ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
 

@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from accmt import AcceleratorModule, ConfigError, FunctionMetric
-from accmt.loop.data import TrainingData
+from accmt.data.loaders import TrainingData
 
 ITEMS = [torch.tensor([float(i)]) for i in range(10)]
 TENSORS = TensorDataset(torch.arange(10.0).unsqueeze(1))
@@ -142,7 +142,7 @@ def test_a_loader_that_an_accelerator_prepared_is_taken_up_anywhere():
     from accelerate import Accelerator
 
     loader = Accelerator(cpu=True).prepare(DataLoader(TENSORS, 2))
-    from accmt.loop.sharding import whole
+    from accmt.data.user_loaders import whole
 
     data = TrainingData(whole(loader, "train_dataset"), 1, 7)
     batches = [batch[0].flatten().tolist() for window in data.windows(0, 3) for batch in window.batches]

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 import pytest
 
-from accmt.loop.position import Position
-from accmt.loop.unit import Unit
+from accmt.data.position_unit import Unit
+from accmt.loop.progress import Position
 
 
 @dataclass

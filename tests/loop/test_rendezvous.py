@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore, PrefixStore
 
-from accmt.loop.rendezvous import common_name, init_method
+from accmt.distributed.rendezvous import common_name, init_method
 
 SOON = timedelta(seconds=20)
 

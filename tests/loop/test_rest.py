@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from accmt.checkpoint.contents import Mismatch
-from accmt.loop import data as data_of_loop
-from accmt.loop.data import TrainingData
-from accmt.loop.position import Position
+from accmt.checkpoint.format import Mismatch
+from accmt.data import loaders as data_of_loop
+from accmt.data.loaders import TrainingData
+from accmt.loop.progress import Position
 
 COUNT = 48
 

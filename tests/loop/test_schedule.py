@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop, lr_scheduler
 
-from accmt.loop.schedule import Count, Schedule
+from accmt.loop.learning_rate import Count, Schedule
 
 
 def made(optimizer, make, length=(10, 5, 2), *, per_epoch=False):

@@ -13,8 +13,8 @@ import torch
 
 import accmt
 from accmt import Callback
-from accmt.loop import signals as signals_of_accmt
-from accmt.loop.signals import END, Signals
+from accmt.distributed import signals as signals_of_accmt
+from accmt.distributed.signals import END, Signals
 
 TAKEN = (signal.SIGTERM, signal.SIGUSR1)
 

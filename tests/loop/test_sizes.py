@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from accmt import AcceleratorModule
-from accmt.loop.sizes import samples_of
+from accmt.data.batch_size import samples_of
 
 X = torch.zeros
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset, TensorDataset
 
 from accmt import AcceleratorModule
-from accmt.loop.in_memory import is_ready
+from accmt.data.in_memory import is_ready
 
 TENSORS = TensorDataset(torch.zeros(8, 2))
 

@@ -23,9 +23,9 @@ from torch.utils.data import (
 )
 
 from accmt import set_seed
-from accmt.checkpoint.packing import pack, unpack
 from accmt.checkpoint.rng import random_state, set_random_state
-from accmt.loop.data import TrainingData
+from accmt.checkpoint.serialization import pack, unpack
+from accmt.data.loaders import TrainingData
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -553,7 +553,7 @@ def test_shuffled_streams_of_hugging_face_are_read_again(parts, expected):
 
 def processes(monkeypatch, count, process):
     state = SimpleNamespace(device=CPU, num_processes=count, process_index=process)
-    monkeypatch.setattr("accmt.loop.data.PartialState", lambda: state)
+    monkeypatch.setattr("accmt.data.loaders.PartialState", lambda: state)
 
 
 SHARED = {

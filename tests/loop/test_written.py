@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from accmt.loop.written import Process, TrainerFile, check_written
+from accmt.checkpoint.state_types import Process, TrainerFile, check_written
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_model_with_its_own_code(fitted, transformers, assert_same, tmp_path, 
 
 
 def test_the_name_that_fsdp_gives_to_a_class_is_not_saved(trainer, tiny, classifier, tmp_path):
-    from accmt.pretrained import extras_of
+    from accmt.setup.pretrained import extras_of
 
     model = tiny.make("bert")
     model.__class__ = type("FSDPBertForSequenceClassification", (type(model),), {})

@@ -61,7 +61,7 @@ class Asked(DataLoader):
 @pytest.fixture
 def loaders(monkeypatch):
     """How the trainer asked for its loaders, that of the training first."""
-    monkeypatch.setattr("accmt.loop.data.DataLoader", Asked)
+    monkeypatch.setattr("accmt.data.loaders.DataLoader", Asked)
     Asked.asked.clear()
     return Asked.asked
 
@@ -70,4 +70,4 @@ def loaders(monkeypatch):
 def like_on_a_gpu(monkeypatch):
     """Let the making of loaders believe that this process trains on a GPU."""
     state = SimpleNamespace(device=torch.device("cuda"), num_processes=1, process_index=0)
-    monkeypatch.setattr("accmt.loop.data.PartialState", lambda: state)
+    monkeypatch.setattr("accmt.data.loaders.PartialState", lambda: state)

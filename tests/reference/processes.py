@@ -13,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import distributed, nn
 from torch.utils.data import Dataset, TensorDataset
 
-import accmt.loop.data
+import accmt.data.loaders
 from accmt import AcceleratorModule, Callback, HyperParameters, Metric, MetricParallel, Trainer, set_seed
 
 torch.set_num_threads(1)
@@ -136,18 +136,18 @@ class Loading(Dataset):
 
 def by_workers():
     """How many workers each loader is asked for, if nobody says."""
-    real, asked = accmt.loop.data.DataLoader, []
+    real, asked = accmt.data.loaders.DataLoader, []
 
     class Asked(real):
         def __init__(self, *arguments, num_workers=0, **options):
             asked.append(num_workers)
             super().__init__(*arguments, **options)
 
-    accmt.loop.data.DataLoader = Asked
+    accmt.data.loaders.DataLoader = Asked
     try:
         train("workers", Module(), Loading(data(8, 0)), Loading(data(8, 1)), dataloader_num_workers=None)
     finally:
-        accmt.loop.data.DataLoader = real
+        accmt.data.loaders.DataLoader = real
     found["workers"] = asked
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset, SubsetRandomSampler, TensorDataset
 
 from accmt import AcceleratorModule, Callback
-from accmt.loop.placement import Placement
+from accmt.data.device import Placement
 
 
 class Numbered(AcceleratorModule):

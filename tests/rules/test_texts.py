@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from accmt.rules import RuleError, SavingRule
-from accmt.rules.texts import masked, plain, shown
+from accmt.rules.printable import masked, plain, shown
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from accmt.checkpoint import publish
 from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.cli.main import main
 from accmt.config.errors import ConfigError
-from accmt.config.foreign import below, problem_of_content
+from accmt.files.foreign import below, problem_of_content
 from accmt.rules import RuleError
 from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
 from accmt.tracking.background import BackgroundTracker, Limits, MultiTracker

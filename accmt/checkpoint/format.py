@@ -1,0 +1,291 @@
+"""The contents of a checkpoint, and how they are restored.
+
+    model.safetensors       the weights
+    modules.safetensors     the weights of networks beside the model, if any
+    optimizer.safetensors   tensors of the optimizer, scheduler and gradient scaler, and of a model's extra state
+    shards-<rank>.*         the sharded tensors of the model and the optimizer
+    trainer.json            the rest of their state, the position, rules, trainer state
+    rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
+    process-<rank>.json     other state of each process, such as that of callbacks and other objects
+
+Everything is read and compared with the training before any live object is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
+from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
+from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.optimizer_state import NamedOptimizer
+from accmt.checkpoint.serialization import pack, unpack
+from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
+from accmt.checkpoint.tensor_files import Files, read_tensors
+from accmt.config.errors import ConfigError
+from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
+from accmt.files.json_io import as_json, read_json
+from accmt.rules.printable import plain
+
+_MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
+_NETWORKS = "modules.safetensors"
+_EXTRA, _BESIDE = "model", "beside"
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The live objects that a checkpoint saves and restores.
+
+    Attributes:
+        model: The model, unwrapped.
+        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
+            `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
+        engine: The state of DeepSpeed, in place of model and optimizer, if DeepSpeed is used.
+        kept: Other state of the module and the callbacks.
+    """
+
+    model: nn.Module
+    stateful: Mapping[str, Any]
+    engine: DeepSpeedState | None = None
+    kept: Kept | None = None
+
+    def named(self) -> dict[str, Any]:
+        """Return the stateful parts, each optimizer with its state keyed by parameter name."""
+        parameters = (self.kept or Kept(None, self.model)).parameters
+        return {
+            name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
+            for name, part in self.stateful.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """State of one process: JSON, and the random states by name."""
+
+    process: dict[str, Any]
+    random: dict[str, Tensor]
+
+
+class Mismatch(RuntimeError):
+    """A checkpoint belongs to another training."""
+
+
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Turn an error of restoring a checkpoint in the block into `NoCheckpoint`.
+
+    As the files match the manifest, the cause is content that no training writes. The block loads the model last.
+
+    Raises:
+        NoCheckpoint: An error was raised in the block.
+    """
+    try:
+        yield
+    except (ConfigError, Mismatch, NoCheckpoint):
+        raise
+    except Exception as error:
+        raise NoCheckpoint(
+            f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
+            f"({type(error).__name__}: {plain(f'{error!s:.200}')})\n"
+            f"Nothing was changed. Delete it to continue from the one before, or start from scratch with resume=False."
+        ) from (error if plain(error, lines=True) == str(error) else None)
+
+
+def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
+    """Return the files of the state that all processes share: rank 0 writes it, the others only their shards.
+
+    Must be called on all processes.
+    """
+    weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
+    states = {name: part.state_dict() for name, part in parts.named().items()}
+    beside = {} if parts.kept is None else parts.kept.shared()
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **states})
+    shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
+    if rank:
+        return shards
+    networks = {} if parts.kept is None else parts.kept.networks()
+    model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
+    head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
+    head["deepspeed"] = _described(parts.engine)
+    # The largest file first: the others are written while it is hashed.
+    return {
+        **shards,
+        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
+        _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
+        **({_NETWORKS: networks} if networks else {}),
+        _TRAINER: as_json({**head, **trainer}),
+    }
+
+
+def own_files(rank: int, own: Own) -> Files:
+    """Return the files of the state of one process."""
+    return {f"rng-{rank}.safetensors": own.random, f"process-{rank}.json": as_json(own.process)}
+
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """Read the JSON that all processes share.
+
+    Raises:
+        Mismatch: It was written by a newer version of accmt.
+    """
+    trainer: dict[str, Any] = read_json(folder / _TRAINER)
+    if type(trainer["schema"]) is not int:
+        raise ValueError(f"{trainer['schema']!r:.100} is not a schema")
+    if trainer["schema"] > SCHEMA:
+        raise Mismatch(
+            f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
+            f"update accmt to continue from it"
+        )
+    return trainer
+
+
+def read_own(folder: Path, rank: int) -> Own | None:
+    """Read the state of one process; None if the checkpoint has no process of this rank."""
+    if not (folder / f"process-{rank}.json").is_file():
+        return None
+    return Own(read_json(folder / f"process-{rank}.json"), read_tensors(folder / f"rng-{rank}.safetensors"))
+
+
+def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[str]:
+    """Restore the live objects from a checkpoint, however the checkpoint and the objects are sharded.
+
+    Returns:
+        Differences from the saved training, one line each.
+
+    Raises:
+        Mismatch: The model, the optimizer or the scheduler differs; nothing was loaded.
+    """
+    _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
+    shards = read_shards(folder)
+    tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
+    states, beside = unpack(trainer["parts"], tensors), unpack(trainer.get("beside", {}), tensors)
+    named = parts.named()
+    notes = _compare_parts(folder, named, states, trainer["kinds"])
+    networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
+    if parts.kept is not None:
+        _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
+    if parts.engine is not None:
+        parts.engine.load(folder)
+        _load_states(named, states)
+        _keep(parts, networks, beside)
+        return notes
+    weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+    own = by_plain_name(parts.model, parts.model.state_dict())
+    weights = as_expected(weights, own)
+    _refuse(folder, "another model", differences(own, weights))
+    if "optimizer" in states:
+        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
+    weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
+    _load_states(named, states)  # before the model: these can still reject a state, the model cannot
+    _keep(parts, networks, beside)
+    parts.model.load_state_dict(by_own_name(parts.model, weights))
+    return notes
+
+
+def _keep(parts: Parts, networks: Mapping[str, Tensor], beside: Mapping[str, Any]) -> None:
+    if parts.kept is not None and beside:  # a checkpoint of an earlier version has none
+        parts.kept.restore(networks, beside)
+
+
+def _load_states(stateful: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    for name, part in stateful.items():
+        part.load_state_dict(states.get(name))
+
+
+def _described(engine: DeepSpeedState | None) -> dict[str, Any] | None:
+    if engine is None:
+        return None
+    return {"stage": engine.stage, "processes": PartialState().num_processes, "shapes": engine.shapes()}
+
+
+def _compare_engines(folder: Path, engine: DeepSpeedState | None, saved: Mapping[str, Any] | None) -> None:
+    own = _described(engine)
+    if own is None or saved is None:
+        was = "with" if saved is not None else "without"
+        lines = [f"it was written {was} DeepSpeed: launch as before"] if own is not saved else []
+        _refuse(folder, "another engine", lines)
+        return
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in saved["shapes"].items()}
+    mine = {name: torch.empty(shape, device="meta") for name, shape in own["shapes"].items()}
+    _refuse(folder, "another model", differences(mine, shapes))
+    _refuse(folder, "another launch", mismatches(own, saved))
+
+
+def _share_out_optimizer(shards: Shards, state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the state of an optimizer, sharded like its parameters."""
+    shared = {
+        name: {key: shards.alike(value, optimizer.parameter(name)) for key, value in own.items()}
+        for name, own in state["state"].items()
+    }
+    return {**state, "state": shared}
+
+
+def _split(model: nn.Module, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split a state dict into tensors and the extra state of modules, both by plain names."""
+    named = by_plain_name(model, state)
+    weights = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return weights, {name: value for name, value in named.items() if name not in weights}
+
+
+def differences(
+    expected: Mapping[str, Any], weights: Mapping[str, Any], what: str = "the checkpoint", of: str = "model"
+) -> list[str]:
+    """List where names or shapes of weights in a file differ from a model's state dict, one line each."""
+    lines = [f"{name} is not in {what}" for name in expected if name not in weights]
+    lines += [f"{name} is not in the {of}" for name in weights if name not in expected]
+    for name in expected.keys() & weights.keys():
+        mine, theirs = _shape(expected[name]), _shape(weights[name])
+        if mine != theirs:
+            lines.append(f"{name} has the shape {theirs} in {what} and {mine} in the {of}")
+    return sorted(lines)
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """Return the first lines, and the number of the others."""
+    more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return [*map(plain, lines[:_LISTED]), *more]
+
+
+def _compare_parts(
+    folder: Path, stateful: Mapping[str, Any], states: Mapping[str, Any], kinds: Mapping[str, str]
+) -> list[str]:
+    fixed = {name: part for name, part in stateful.items() if not getattr(part, "adapts", False)}
+    lines = [f"there is no {name} in the checkpoint" for name in fixed if name not in states]
+    lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name not in stateful]
+    for name, kind in _kinds(fixed).items():
+        if kinds.get(name, kind) != kind:
+            lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
+    notes: list[str] = []
+    if not lines and isinstance(stateful.get("optimizer"), NamedOptimizer):
+        fit = stateful["optimizer"].fit(states["optimizer"])
+        lines, notes = fit.lines, fit.notes
+    _refuse(folder, "another training", lines)
+    return notes
+
+
+def _refuse(folder: Path, what: str, lines: list[str]) -> None:
+    if lines:
+        listed = "\n  ".join(shortened(lines))
+        raise Mismatch(
+            f"{folder} is a checkpoint of {what}; nothing was loaded:\n  {listed}\n"
+            f"Give another model_path, or start from scratch with resume=False."
+        )
+
+
+def _kinds(stateful: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class name of each part, of an optimizer without our wrapper."""
+    own = {name: part.optimizer if isinstance(part, NamedOptimizer) else part for name, part in stateful.items()}
+    return {name: getattr(part, "kind", type(part).__name__) for name, part in own.items()}
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,149 @@
+"""Saved models: those that rules chose, each in a folder that is always complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor
+
+from accmt.checkpoint import publish
+from accmt.checkpoint.archive import move_aside
+from accmt.checkpoint.disk_space import require_space
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, DamagedSaving, Saving, best_in, listed_in
+from accmt.checkpoint.tensor_files import size_of, write_tensors
+from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
+from accmt.files.durable import flush_directory, only_warned
+from accmt.files.json_io import read_json, write_json
+from accmt.rules import Kept, SavingRule, Verdict
+from accmt.rules.jsonable import to_text
+from accmt.rules.reserved_names import TEMPORARY
+
+
+class Savings:
+    """Writer of the models that rules decide to save, below a `model_path`.
+
+    Args:
+        model_path: The parent of the rules' folders.
+        form: Format of the weights.
+        extras: Writes the files beside the weights (configuration, tokenizer) into a folder.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        form: WeightsFormat,
+        extras: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        self._model_path = model_path
+        self._form = form
+        self._extras = extras
+
+    def save(
+        self,
+        rule: SavingRule,
+        verdict: Verdict,
+        weights: Mapping[str, Tensor],
+        epoch: int,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Publish the model that a verdict saves, replacing the former one.
+
+        `beside` are the weights of the networks that are trained beside it.
+        """
+        folder = self._model_path / rule.folder
+        new = max(verdict.kept, key=lambda kept: kept.evaluation)
+        target = folder if rule.keep == 1 else folder / new.folder
+        if rule.keep > 1 and (folder / DESCRIPTION).is_file():
+            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
+        require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
+        with publish.publishing(target) as temporary:
+            self._extras(temporary)
+            write_weights(temporary, weights, self._form)
+            if beside:
+                write_tensors(temporary / BESIDE, beside)
+            names = [str(objective) for objective in rule.saving.ranking.objectives]
+            values = dict(zip(names, map(to_text, new.values), strict=True))
+            write_json(
+                temporary / DESCRIPTION,
+                {
+                    "schema": 1,
+                    "rule": rule.name,
+                    "text": str(rule.saving),
+                    "values": values,
+                    "step": new.step,
+                    "epoch": epoch,
+                    "evaluation": new.evaluation,
+                },
+            )
+        if rule.keep > 1:
+            _update_index(folder, verdict.kept)
+
+    def those_there(self, rule: SavingRule, kept: tuple[Kept, ...], evaluation: int) -> tuple[Kept, ...]:
+        """Return the kept models of a rule that exist on the disk.
+
+        Models that were replaced by those of evaluations after this one count as existing: the training that resumes
+        from here saves the later ones again.
+        """
+        folder = self._model_path / rule.folder
+        if rule.keep > 1 and folder.is_dir():
+            found = (KEPT.fullmatch(path.name) for path in folder.iterdir())
+            if any(match is not None and int(match[1]) > evaluation for match in found):
+                return kept
+        places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
+        there = tuple(entry for entry, place in places.items() if _is_described(place))
+        if rule.keep > 1 and there and not _has_list(folder):
+            _update_index(folder, there)
+        return there
+
+    def put_aside(self, rule: SavingRule, step: int) -> Path | None:
+        """Archive the models of an earlier rule of this name, before the new one replaces them; None if there are none.
+
+        A model that this rule saved after this step, before the training was interrupted, is not archived.
+        """
+        folder = self._model_path / rule.folder
+        with suppress(DamagedSaving):  # a damaged one is archived too, never overwritten
+            saved = self.best(rule)
+            if saved is None:
+                return None
+            if saved.step > step and read_json(saved.folder / DESCRIPTION).get("text") == str(rule.saving):
+                return None
+        return move_aside(self._model_path, [folder])
+
+    def best(self, rule: SavingRule) -> Saving | None:
+        """Return the best model that a rule has on the disk; None if it has none."""
+        return best_in(self._model_path / rule.folder)
+
+
+def _is_described(place: Path) -> bool:
+    """Return whether a folder has a model whose description can be read."""
+    try:
+        Saving.read(place)
+    except (FileNotFoundError, NotADirectoryError, DamagedSaving):
+        return False
+    return True
+
+
+def _has_list(folder: Path) -> bool:
+    """Return whether the list of the models that a rule keeps exists and can be read."""
+    try:
+        return bool(listed_in(folder))
+    except DamagedSaving:
+        return False
+
+
+def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
+    """Write the list of kept models, best first, then delete those that are no longer kept."""
+    names = [entry.folder for entry in kept]
+    temporary = folder / f"{TEMPORARY}{INDEX}"
+    write_json(temporary, {"schema": 1, "best_first": names})
+    publish.describe([temporary])
+    os.replace(temporary, folder / INDEX)
+    with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
+        flush_directory(folder)
+    with only_warned(f"{folder.name} is complete, but what it no longer keeps could not be deleted"):
+        for path in folder.iterdir():
+            if KEPT.fullmatch(path.name) and path.name not in names:
+                publish.remove(path)

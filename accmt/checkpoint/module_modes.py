@@ -1,0 +1,134 @@
+"""State of a network outside its state dict: `requires_grad` of parameters, training mode of parts, and
+non-persistent buffers.
+
+All three are configuration where the script sets them, and state where the training changes them. So a checkpoint also
+holds their values at the start of the training: where the script now sets another value, the script's is used, and
+otherwise the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accmt.checkpoint.tensor_files import problem_of
+from accmt.distributed.weight_names import plain_name
+
+_FROZEN, _EVALUATING, _SHAPES, _BUFFERS = "frozen", "evaluating", "shapes", "buffers"
+
+
+class Modes:
+    """Tracker of changes in networks since its construction, which must be before the first step.
+
+    Args:
+        roots: Returns the networks, by name.
+        loose: Returns the parameters outside of any network, by name.
+    """
+
+    def __init__(
+        self, roots: Callable[[], Mapping[str, nn.Module]], loose: Callable[[], Mapping[str, Tensor]] = dict
+    ) -> None:
+        self._roots = roots
+        self._loose = loose
+        self._changed: set[str] = set()
+        self._started = self._listed()
+        self._buffers = {name: value.detach().to("cpu", copy=True) for name, value, _, _ in self._own_buffers()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the modes now and at the start, and the buffers that have changed since."""
+        now = self._listed()
+        self._changed |= {name for name, value, _, _ in self._own_buffers() if self._is_changed(name, value)}
+        buffers = {name: value.detach() for name, value, _, _ in self._own_buffers() if name in self._changed}
+        return {"now": now, "start": self._started, _BUFFERS: buffers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Restore what the training had changed.
+
+        Returns:
+            What the script sets differently than at the start of the training, one line each.
+        """
+        notes = _differing(self._started, state["start"])
+        same = {
+            kind: set(self._started[kind]) ^ set(state["start"][kind]) for kind in (_FROZEN, _EVALUATING)
+        }  # names for which the script now sets another value
+        for name, parameter in self._parameters():
+            if name not in same[_FROZEN] and parameter.is_leaf:
+                parameter.requires_grad_(name not in state["now"][_FROZEN])
+        for name, part in self._modules():
+            if name not in same[_EVALUATING]:
+                part.training = name not in state["now"][_EVALUATING]
+        self._load_buffers(state)
+        return notes
+
+    def _load_buffers(self, state: Mapping[str, Any]) -> None:
+        owners = {name: (value, owner, key) for name, value, owner, key in self._own_buffers()}
+        parts = dict(self._modules())
+        for name, value in state[_BUFFERS].items():
+            if name in owners:
+                own, owner, key = owners[name]
+                if self._started[_SHAPES].get(name) != state["start"][_SHAPES].get(name):
+                    continue  # the script now creates it with another shape
+                if own.shape == value.shape:
+                    with torch.no_grad():
+                        own.copy_(value)
+                else:
+                    owner._buffers[key] = value.to(own.device, own.dtype)
+            else:
+                way, _, key = name.rpartition(".")
+                owner = parts.get(way)  # type: ignore[assignment]
+                if owner is None or not key or hasattr(owner, key):
+                    continue
+                device = next((one.device for one in (*owner.parameters(), *owner.buffers())), torch.device("cpu"))
+                owner.register_buffer(key, value.to(device), persistent=False)
+            self._changed.add(name)
+
+    def _listed(self) -> dict[str, Any]:
+        return {
+            _FROZEN: [name for name, parameter in self._parameters() if not parameter.requires_grad],
+            _EVALUATING: [name for name, part in self._modules() if not part.training],
+            _SHAPES: {name: list(value.shape) for name, value, _, _ in self._own_buffers()},
+        }
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        for root, network in self._roots().items():
+            for name, part in network.named_modules():
+                plain = plain_name(network, name) if name else ""
+                yield f"{root}.{plain}" if plain else root, part
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for root, network in self._roots().items():
+            for name, parameter in network.named_parameters():
+                yield f"{root}.{plain_name(network, name)}", parameter
+        yield from self._loose().items()
+
+    def _own_buffers(self) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
+        """Yield name, value, owner and attribute of each non-persistent buffer."""
+        for way, part in self._modules():
+            for key in part._non_persistent_buffers_set:
+                value = part._buffers.get(key)
+                if value is not None and problem_of(value) is None:
+                    yield f"{way}.{key}", value, part, key
+
+    def _is_changed(self, name: str, value: Tensor) -> bool:
+        former = self._buffers.get(name)
+        if former is None or former.shape != value.shape or former.dtype != value.dtype:
+            return True
+        return not torch.equal(_bytes(former), _bytes(value.detach().cpu()))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """View a tensor as bytes, because not all dtypes can be compared, and NaN does not equal itself."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    words = {_FROZEN: ("frozen", "trained"), _EVALUATING: ("in evaluation mode", "in training mode")}
+    lines = []
+    for kind, (is_so, is_not) in words.items():
+        own, saved = set(mine[kind]), set(theirs[kind])
+        lines += [f"{name} was {is_not} at the start and is {is_so}" for name in sorted(own - saved)]
+        lines += [f"{name} was {is_so} at the start and is {is_not}" for name in sorted(saved - own)]
+    return lines if len(lines) <= 4 else [*lines[:4], f"... and {len(lines) - 4} more parts that were set otherwise"]

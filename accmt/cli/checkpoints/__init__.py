@@ -1,0 +1,1 @@
+"""`accmt checkpoints`: the contents of a training's folder, and whether they can be trusted."""

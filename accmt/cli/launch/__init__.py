@@ -1,0 +1,1 @@
+"""`accmt launch` and `accmt strats`: a script on several processes, with a strategy or an Accelerate configuration."""

@@ -1,0 +1,1 @@
+"""`accmt replay`: other rules on a recorded training, and the sources of its history."""

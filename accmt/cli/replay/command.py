@@ -1,0 +1,121 @@
+"""`accmt replay`: show what other rules would have decided in a training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accmt.cli.arguments import CommandError
+from accmt.cli.output import complain, write, write_json
+from accmt.cli.replay.open import open_source
+from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
+from accmt.cli.replay.source import Source
+from accmt.cli.report import moment, stop_of, summaries, write_table
+from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.rules.decision import REQUESTED
+from accmt.rules.printable import plain
+from accmt.rules.replay import asked_late, replay, unanswerable
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replay the decisions and print them.
+
+    Raises:
+        CommandError: If the source cannot be read, or the rules cannot be applied to it.
+        UsageError: If an option does not fit this kind of source.
+    """
+    mistakes = Mistakes()
+    given = _given(options, mistakes)
+    mistakes.tell()
+    source = open_source(options)
+    rules = _rules(given, options.patience, source)
+    _check(rules, source)
+    is_own = given == Rules(()) and options.patience is None
+    history = replace(source.history, failures={}) if given.savings else source.history
+    if not is_own:
+        history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))
+    decisions = replay(rules, source.facts, history)
+    for stop in asked_late(rules, history, source.description.rules if source.description else None):
+        complain(plain(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known"))
+    is_own = given == Rules(()) and options.patience is None
+    for change in source.description.changes if is_own and source.description is not None else ():
+        complain(plain(f"note: when the training was continued, {change}"))
+    if options.json:
+        for decision in decisions:
+            write_json(decision.to_json())
+        return 0
+    write_table(decisions)
+    for line in ("", *summaries(decisions, "would have saved"), _ending(decisions, source)):
+        write(plain(line))
+    if is_own:
+        write(_compared(decisions, source.decisions))
+    return 0
+
+
+def _given(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
+    """Return the rules of the file and the arguments."""
+    section = given_section(options, mistakes)
+    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
+    return Rules(savings, (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes)))
+
+
+def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
+    """Return the given rules; if none of them saves, the training's own rules plus the given ones.
+
+    Raises:
+        CommandError: If there are none.
+    """
+    recorded = source.description.rules if source.description is not None else None
+    if given.savings or (given.stop_when and recorded is None):
+        rules = with_patience(given, patience)
+    elif recorded is None:
+        raise CommandError("the source does not tell the rules of the training: give --rule")
+    elif patience is None:
+        rules = replace(recorded, stop_when=given.stop_when or recorded.stop_when)
+    else:
+        impatient = tuple(replace(rule, patience=None) for rule in recorded.savings)
+        rules = with_patience(Rules(impatient, given.stop_when or recorded.stop_when), patience)
+    return replace(rules, evaluate=None, checkpoint=None if recorded is None else recorded.checkpoint)
+
+
+def _check(rules: Rules, source: Source) -> None:
+    """Check the rules against the source.
+
+    Raises:
+        CommandError: With everything the rules need that the source lacks, and all other mistakes.
+    """
+    if not any(not observation.initial for observation in source.history.observations):
+        raise CommandError("nothing was evaluated yet: there is nothing to decide about")
+    problems = unanswerable(rules, source.lacking)
+    places = {(problem.text, problem.span) for problem in problems}
+    try:
+        check(rules, source.facts)
+    except RuleError as error:
+        problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
+    if problems:
+        texts = list(map(str, problems))
+        if any("greater_is_better" in text for text in texts):
+            texts.append("Here a direction is given by --metric, such as --metric accuracy:max")
+        raise CommandError("\n\n".join(texts))
+
+
+def _ending(decisions: Sequence[Decision], source: Source) -> str:
+    stop, last = stop_of(decisions), source.history.observations[-1].progress
+    if stop is None or stop.stop is None:
+        return f"would not have stopped: the history ends after evaluation {last.evaluation}, at step {last.step}"
+    words = f"would have stopped {moment(stop)}: {stop.stop.reason}"
+    more = last.evaluation - stop.progress.evaluation
+    if more > 0:
+        words += f"; the training went on for {more} evaluation{'s' * (more > 1)}, to step {last.step}"
+    return words
+
+
+def _compared(decisions: Sequence[Decision], taken: Sequence[Decision]) -> str:
+    """Say whether the training's own rules decide as they did then."""
+    for mine, its in zip(decisions, taken, strict=False):
+        if mine != its:
+            return f"the training decided otherwise {moment(its)}: its rules have changed since"
+    if len(decisions) < len(taken):
+        return f"the training did not stop {moment(decisions[-1])}: its rules have changed since"
+    return "these are the decisions that the training took"

@@ -1,0 +1,131 @@
+"""History of a training from an MLflow run. MLflow is imported when a run is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.cli.replay.rules import given_facts
+from accmt.cli.replay.source import Source
+from accmt.rules import Length, Observation, Progress
+from accmt.rules.printable import plain
+from accmt.rules.replay import History, Need
+from accmt.rules.store import VALID_LOSS
+from accmt.tracking.mlflow import is_address, metric_name, quietly, sqlite_address
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_VAL_LOSS = "val_loss"
+_EPOCH = "epoch"
+
+Values = dict[int, dict[str, dict[str, float]]]
+"""Step -> dataset -> metric -> value."""
+
+
+def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument], datasets: Sequence[str]) -> Source:
+    """Read a run; only the values of the given metrics and the validation loss belong to evaluations.
+
+    Args:
+        run_id: The run.
+        location: A folder with MLflow's database, a URL or a link; None for the one in MLflow's environment.
+        metrics: The metrics, with their directions.
+        datasets: The datasets that metric names end with; empty for a single dataset, which adds no suffix.
+
+    Raises:
+        CommandError: If the run cannot be read, or has no such values.
+        UsageError: If the metrics contradict each other.
+    """
+    if not run_id:
+        raise UsageError("the run is missing: mlflow:RUN_ID")
+    for metric in metrics:
+        if metric.greater_is_better is None and metric.name != VALID_LOSS:
+            raise UsageError(f"--metric {metric.name}: MLflow knows no directions, write {metric.name}:max or :min")
+    facts = given_facts(metrics, datasets, Length())
+    run = _Run(run_id, location)
+    values = run.values({name: reported.datasets for name, reported in facts.metrics.items()})
+    if not values:
+        names = ", ".join(run.names) or "nothing"
+        raise CommandError(plain(f"the run {run_id} has no value of these metrics on these datasets; it has: {names}"))
+    per_epoch = run.steps_per_epoch()
+    lacking: dict[Need, str] = {
+        "elapsed": "MLflow keeps the time of day, not the time of training",
+        "samples": "MLflow does not keep it",
+        "length": "MLflow does not keep it; use another unit",
+        "train_loss": "MLflow has it between two logs, not between two evaluations",
+    }
+    if per_epoch is None:
+        reason = f"the run has no values of '{_EPOCH}' from which the steps of an epoch follow"
+        lacking |= {"epoch": reason, "steps_per_epoch": reason}
+    facts = given_facts(metrics, datasets, Length(steps_per_epoch=per_epoch))
+    return Source(History(tuple(_observations(values, per_epoch))), facts, lacking)
+
+
+class _Run:
+    """A readable run."""
+
+    def __init__(self, run_id: str, location: str | None) -> None:
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError:
+            raise CommandError("MLflow is not installed: pip install 'accmt[mlflow]'") from None
+        self._run_id = run_id
+        with quietly():
+            try:
+                self._client: MlflowClient = MlflowClient(tracking_uri=_address(location))
+                data: Any = self._client.get_run(run_id).data
+            except MlflowException as error:
+                raise CommandError(plain(f"the run {run_id} cannot be read: {error}")) from None
+        self.names: tuple[str, ...] = tuple(sorted(data.metrics))
+
+    def values(self, wanted: Mapping[str, Sequence[str]]) -> Values:
+        """Return the values of metrics on datasets."""
+        values: Values = {}
+        for metric, datasets in wanted.items():
+            stored = _VAL_LOSS if metric == VALID_LOSS else metric
+            for dataset in datasets:
+                name = metric_name(f"{stored}_{dataset}")
+                if name not in self.names and len(datasets) == 1:
+                    name = metric_name(stored)
+                for step, value in self._history(name).items():
+                    values.setdefault(step, {}).setdefault(dataset, {})[metric] = value
+        return dict(sorted(values.items()))
+
+    def steps_per_epoch(self) -> int | None:
+        """Return the steps of an epoch, if the run records epochs."""
+        found = {step / epoch for step, epoch in self._history(_EPOCH).items() if epoch > 0}
+        rounded = {round(steps) for steps in found}
+        close = all(abs(steps - round(steps)) <= 0.01 for steps in found)
+        return rounded.pop() if len(rounded) == 1 and close else None
+
+    def _history(self, name: str) -> dict[int, float]:
+        """Return step -> value; of several values at a step, the last one sent."""
+        if name not in self.names:
+            return {}
+        with quietly():
+            points = self._client.get_metric_history(self._run_id, name)
+        return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+
+
+def _observations(values: Values, per_epoch: int | None) -> Iterator[Observation]:
+    evaluation = 0
+    for step, by_dataset in values.items():
+        evaluation += step > 0
+        epoch, in_epoch = (0, step) if per_epoch is None else divmod(step, per_epoch)
+        yield Observation(Progress(step, epoch, in_epoch, evaluation), by_dataset, initial=step == 0)
+
+
+def _address(location: str | None) -> str | None:
+    if location is None or is_address(location):
+        return location if location is None or "://" in location else f"http://{location}"
+    folder = Path(location).resolve()
+    if not folder.is_dir():
+        raise CommandError(f"{location}: there is no such folder")
+    database = folder / "mlflow.db"
+    try:
+        return sqlite_address(database) if database.is_file() else str(folder)
+    except ValueError as error:
+        raise CommandError(str(error)) from None

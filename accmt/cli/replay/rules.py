@@ -1,0 +1,140 @@
+"""Rules from a command's arguments and its file, and all mistakes in them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar
+
+from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.config.errors import ConfigError, Problem, did_you_mean
+from accmt.config.rules import RuleSection, read_rules, rule_problems
+from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
+from accmt.rules.printable import plain
+from accmt.rules.store import VALID_LOSS
+
+_T = TypeVar("_T")
+
+ONLY_DATASET = "0"
+
+
+class Mistakes:
+    """Collects mistakes, so that all are reported at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def of(self, action: Callable[[], _T]) -> _T | None:
+        """Return the result of an action, or None if it found mistakes."""
+        try:
+            return action()
+        except RuleError as error:
+            self._texts += [str(problem) for problem in error.problems]
+        except ConfigError as error:
+            self._texts.append(str(error))
+        return None
+
+    def tell(self) -> None:
+        """Raise one error for the mistakes collected so far.
+
+        Raises:
+            CommandError: With all mistakes, if there are any.
+        """
+        texts = list(dict.fromkeys(self._texts))
+        if texts:
+            raise CommandError("\n\n".join(texts))
+
+
+def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
+    """Return the rules of the given file; with `whole`, report the mistakes of the entire file."""
+    if options.config is None:
+        return RuleSection()
+    return mistakes.of(lambda: _section(options.config, whole=whole)) or RuleSection()
+
+
+def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
+    """Parse the texts; return the rules of those without mistakes."""
+    found = [mistakes.of(partial(parse, text)) for text in texts]
+    return tuple(item for item in found if item is not None)
+
+
+def with_patience(rules: Rules, patience: int | None) -> Rules:
+    """Return the rules, with this patience for rules that have none."""
+    savings = assign_patience(rules.savings, patience)
+    return Rules(savings, rules.stop_when, rules.evaluate, rules.checkpoint)
+
+
+def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], length: Length) -> Facts:
+    """Return the facts of a training with these metrics. By default the datasets are those of the metrics, or one.
+
+    Raises:
+        UsageError: If a metric names a dataset that does not exist, or has two directions.
+    """
+    named = dict.fromkeys(dataset for metric in metrics for dataset in metric.datasets)
+    keys = tuple(dict.fromkeys(datasets)) or tuple(named) or (ONLY_DATASET,)
+    reported: dict[str, Reported] = {}
+    for metric in metrics:
+        for dataset in metric.datasets:
+            if dataset not in keys:
+                known = ", ".join(keys)
+                raise UsageError(
+                    f"--metric {metric.name}: '{dataset}' is not a dataset{did_you_mean(dataset, keys)} "
+                    f"There are: {known}"
+                )
+        before = reported.get(metric.name)
+        if before is not None and before.greater_is_better != metric.greater_is_better:
+            raise UsageError(f"--metric {metric.name} is given with two directions")
+        on = (*(before.datasets if before else ()), *(metric.datasets or keys))
+        reported[metric.name] = Reported(tuple(key for key in keys if key in on), metric.greater_is_better)
+    reported[VALID_LOSS] = Reported(keys, greater_is_better=False)
+    return Facts(reported, keys, length)
+
+
+def _document(path: str) -> Mapping[Any, Any]:
+    from accmt.config.document import read_document  # imports yaml, which most commands do not need
+
+    return read_document(path)
+
+
+def _section(path: str, *, whole: bool) -> RuleSection:
+    from accmt.config.document import rules_of
+
+    document = _document(path)
+    name = os.fspath(path)
+    if "rules" not in document:
+        keys = [str(key) for key in document]
+        near = next((key for key in keys if did_you_mean(key, ["rules"]) != "."), None)
+        hint = f", is '{plain(near)}' meant to be it?" if near else f": it has {plain(', '.join(keys)) or 'nothing'}"
+        raise ConfigError([Problem("rules", f"there is no such section{hint}")], name)
+    section, problems = rules_of(document)
+    problems = [*(_hyperparameter_problems(document) if whole else []), *problems, *rule_problems(section)]
+    if problems:
+        raise ConfigError(problems, name)
+    return read_rules(section, name)
+
+
+def _hyperparameter_problems(document: Mapping[Any, Any]) -> list[Problem]:
+    """Check the rest of a file. torch is imported only if it has hyperparameters."""
+    rest = {key: value for key, value in document.items() if key != "rules"}
+    if not rest:
+        return []
+    hps = rest.get("hps", rest)
+    if isinstance(hps, Mapping):
+        rest = {**rest, "hps": _without_unknown_classes(hps)} if "hps" in rest else _without_unknown_classes(hps)
+    problems: list[Problem] = import_module("accmt.hyperparameters.config").hyperparameter_problems(rest)
+    return problems
+
+
+def _without_unknown_classes(hps: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the hyperparameters without an optimizer or scheduler from a module that only the script imports."""
+    left = dict(hps)
+    for key, kwargs in (("optimizer", "optim_kwargs"), ("scheduler", "scheduler_kwargs")):
+        choice = hps.get(key)
+        name = choice.get("type") if isinstance(choice, Mapping) else choice
+        if isinstance(name, str) and "." in name and not name.startswith("torch."):
+            left.pop(key)
+            left.pop(kwargs, None)
+    return left

@@ -1,0 +1,81 @@
+"""History and decisions of a training, from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accmt.cli.arguments import CommandError, MetricArgument
+from accmt.cli.replay.source import Source, facts_seen
+from accmt.rules import Decision, Observation, Outcome
+from accmt.rules.printable import plain
+from accmt.rules.replay import History
+from accmt.tracking.description import DamagedDescription, read_description
+from accmt.tracking.journal import DECISIONS, HISTORY, read
+
+_T = TypeVar("_T")
+
+
+def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
+    """Read the folder of a training.
+
+    Raises:
+        CommandError: If it does not contain a training, or something in it is damaged.
+    """
+    if not (folder / HISTORY).is_file():
+        raise CommandError(f"{folder} holds no training: there is no {HISTORY} in it")
+    observations = _entries(folder / HISTORY, _observation, "observation")
+    decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
+    try:
+        description = read_description(folder)
+    except DamagedDescription as error:
+        raise CommandError(str(error)) from None
+    stops = tuple(decision for decision in decisions if decision.stop is not None and not decision.verdicts)
+    facts = facts_seen(observations, directions, None if description is None else description.facts)
+    failures = {
+        (decision.progress.evaluation, verdict.rule): verdict.reason
+        for decision in decisions
+        for verdict in decision.verdicts
+        if verdict.outcome is Outcome.FAILED
+    }
+    checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
+    return Source(History(observations, stops, failures, checkpoints), facts, {}, description, decisions)
+
+
+def read_decisions(folder: Path) -> tuple[Decision, ...]:
+    """Read the decisions of a training.
+
+    Raises:
+        CommandError: If the folder does not contain a training, or a line is damaged.
+    """
+    if not folder.is_dir():
+        raise CommandError(f"{folder}: there is no such folder")
+    if not (folder / DECISIONS).is_file():
+        near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
+        hint = f"; there are trainings in it: {plain(', '.join(near[:12]))}" if near else ""
+        raise CommandError(f"{folder} holds no training: there is no {DECISIONS} in it{hint}")
+    return _entries(folder / DECISIONS, Decision.from_json, "decision")
+
+
+def _observation(data: Mapping[str, Any]) -> Observation:
+    observation = Observation.from_json(data)
+    for name, value in observation.progress.to_json().items():
+        if isinstance(value, bool) or not isinstance(value, int if name != "elapsed" else int | float):
+            raise ValueError(f"{name} is {value!r}")
+    return observation
+
+
+def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
+    try:
+        entries = read(path)
+    except (ValueError, OSError) as error:
+        raise CommandError(plain(error)) from None
+    made = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            made.append(make(entry))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            text = f"{path}, line {number} is no {what}: {type(error).__name__}: {error}"
+            raise CommandError(plain(text)) from None
+    return tuple(made)

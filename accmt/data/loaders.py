@@ -1,0 +1,385 @@
+"""Loaders for training and evaluation, and training batches from any position in an epoch.
+
+The order of the data is a function of (seed, epoch) and draws nothing from the process-wide generators, so that it is
+the same on every process and after every resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from typing import Any, TypeGuard
+
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import get_sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+
+from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.state_types import check_written
+from accmt.data.epoch_reader import Place, Reader, ReaderState
+from accmt.data.in_memory import is_ready
+from accmt.data.position_unit import BATCHES, Unit, unit_in_words, unit_of
+from accmt.data.seeding import END
+from accmt.data.worker_signals import ADVICE, forks, main_is_unguarded
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """Options for turning datasets into batches."""
+
+    batch_size: int
+    eval_batch_size: int
+    shuffle: bool
+    sampler: Any | None
+    collate_train: Collate | None
+    collate_val: Collate | None
+    workers: int | None
+    pin_memory: bool
+    drop_last: bool
+
+    @property
+    def collates(self) -> tuple[Collate | None, ...]:
+        """The collate functions for training and for validation."""
+        return self.collate_train, self.collate_val
+
+
+@dataclass(slots=True)
+class Window:
+    """The batches of one optimizer step, and whether they are the last of their epoch.
+
+    `samples` holds the number of samples of each batch read so far, None where the loader does not know it.
+    """
+
+    batches: Iterator[Any]
+    size: int
+    is_last: bool
+    samples: list[int | None] = field(default_factory=list)
+
+
+def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
+    """Build the loader for a training dataset, before it is sharded across processes."""
+    sampler = SamplerChain(options.sampler) if is_several(options.sampler) else options.sampler
+    if sampler is None and options.shuffle and not isinstance(dataset, IterableDataset):
+        sampler = RandomSampler(dataset, generator=torch.Generator())  # type: ignore[arg-type]  # a map-style dataset
+    return _loader(dataset, options, options.batch_size, sampler, collate, options.drop_last)
+
+
+def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
+    """Build the loader for a validation dataset, in its own order, before it is sharded across processes."""
+    return _loader(dataset, options, options.eval_batch_size, None, collate, False)
+
+
+def is_several(sampler: Any) -> TypeGuard[Sequence[Sampler[int]]]:
+    """Return whether a list of samplers was given, not one sampler or a list of indices."""
+    return isinstance(sampler, list | tuple) and any(isinstance(item, Sampler) for item in sampler)
+
+
+class SamplerChain(Sampler[int]):
+    """Several samplers, one after the other in each epoch."""
+
+    def __init__(self, samplers: Sequence[Sampler[int]]) -> None:
+        self.samplers = tuple(samplers)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.samplers)
+
+    def __len__(self) -> int:
+        lengths = (len(sampler) for sampler in self.samplers)  # type: ignore[arg-type]  # a TypeError where one has none
+        return sum(lengths)
+
+
+class TrainingData:
+    """The training batches of this process, in windows of one optimizer step each.
+
+    Args:
+        loader: The loader, before it is sharded across processes.
+        accumulation: Batches per optimizer step.
+        seed: The seed of the order of the data; the same on every process.
+    """
+
+    def __init__(self, loader: DataLoader[Any], accumulation: int, seed: int) -> None:
+        self.loader = loader
+        self.accumulation = accumulation
+        self.seed = seed
+        sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
+        self._samples = _length(sampler)
+        self.samplers = tuple(_samplers(sampler))
+        self._own_seeds = [_initial_seed(part) for part in self.samplers]
+        state = PartialState()
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+        self._batch_size: int = size * state.num_processes
+        self.unit = unit_of(loader, size, state.num_processes)
+        self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
+        self._resumed: Mapping[str, Any] | None = None
+        self._ahead: Mapping[str, Any] | None = None
+        self._is_last = True
+        self.batches_per_epoch = self._first_length = _length(self._reader)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps per epoch; None if the length of the data is unknown."""
+        return None if self.batches_per_epoch is None else -(-self.batches_per_epoch // self.accumulation)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch of one process, unless batches differ in size."""
+        return self._batch_size // int(PartialState().num_processes)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Maximum number of samples in one optimizer step, over all processes."""
+        return self._batch_size * self.accumulation
+
+    def samples_after(self, batches: int, offset: int = 0) -> int:
+        """Count the samples, without padding, in the first `batches` batches of all processes and in what was skipped
+        before them."""
+        samples: int = batches * self._batch_size + offset * (self._batch_size // self.unit.size)
+        return samples if self._samples is None else min(samples, self._samples)
+
+    def batches_after(self, offset: int) -> int | None:
+        """Count the batches of this process in an epoch without its first `offset` samples; None if unknown."""
+        is_known = self.batches_per_epoch is not None
+        return self._reader.length_after(offset) if offset and is_known else self.batches_per_epoch
+
+    def steps_left(self, batch: int, offset: int) -> int | None:
+        """Count the optimizer steps of an epoch from a position on; None if the length of the data is unknown."""
+        batches = self.batches_after(offset)
+        return None if batches is None else max(0, -(-(batches - batch) // self.accumulation))
+
+    def locate(self, place: int, then: Unit) -> tuple[int, int]:
+        """Locate a position in an epoch that was counted in another unit.
+
+        Returns:
+            Batches of this process to skip, and the offset to skip before them.
+
+        Raises:
+            Mismatch: There is no such position: samples would be trained on twice, or never.
+        """
+        batch, offset = divmod(place, self.unit.size)
+        if place and then != self.unit:
+            self._check_move(then, offset)
+        return batch, offset
+
+    def _check_move(self, then: Unit, offset: int) -> None:
+        """Refuse a position that the current data cannot start from."""
+        now, why = self.unit, ""
+        if now.counts != then.counts or (now.counts == BATCHES and now.batch_size != then.batch_size):
+            why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
+        elif max(now.readers, then.readers) > 1:
+            why = "several workers read the stream, and which samples they have read depends on it"
+        elif offset and not self._reader.reads_from_anywhere:
+            why = "the stream can only be read on from the end of a batch"
+        if why:
+            raise Mismatch(
+                f"the checkpoint was made in the middle of an epoch, with {unit_in_words(then)}, and there are "
+                f"{unit_in_words(now)} now: {why}. Nothing was loaded.\n"
+                f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+                f"or start from scratch with resume=False."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return what this process needs, besides epoch and batch, to resume after the windows taken so far.
+
+        It consists of numbers, strings, tensors, arrays and containers of them, provided that the states of loader and
+        dataset do.
+        """
+        if self._resumed is not None:
+            return dict(self._resumed)
+        state = self._reader.state(at_end=self._is_last) if self._ahead is None else self._ahead
+        return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
+
+    def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
+        """Make the next `windows` resume from a state, at the position where it was taken.
+
+        Args:
+            state: The result of `state`.
+            moved: The position is counted in another unit now, so the loader's own state is no longer valid.
+
+        Returns:
+            What will differ from the original training, one line each.
+
+        Raises:
+            ValueError: `state` is not such a result.
+        """
+        check_written(_State, state)
+        if len(state["seeds"]) == len(self._own_seeds):
+            self._own_seeds = list(state["seeds"])
+        if state["processes"] != PartialState().num_processes:
+            return []  # each process read another shard
+        self._resumed = {**state, "loader": None} if moved else state
+        return self._reader.changes(state)
+
+    def windows(
+        self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None, offset: int = 0
+    ) -> Iterator[Window]:
+        """Return the windows of an epoch without its first `offset` samples and the next `skip` batches; `skipped` is
+        called once these have been skipped."""
+        resumed, self._resumed = self._resumed, None
+        self._ahead, self._is_last = None, False
+        seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
+        reset = partial(_seed_samplers, self.samplers, [_mixed(seed, epoch) for seed in seeds])
+        place = Place(epoch, self.seed, skip, reset, skipped, resumed, offset)
+        batches, length = self._reader.read(place), self.batches_after(offset)
+        self._check_length(epoch)
+        return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
+
+    def close(self) -> None:
+        """Shut down the workers."""
+        self._reader.close()
+
+    def _check_length(self, epoch: int) -> None:
+        """Check that the epoch has the length that the training expects of every epoch.
+
+        Raises:
+            RuntimeError: It does not.
+        """
+        length = self._reader.length_of_epoch
+        if length != self._first_length:
+            raise RuntimeError(
+                f"epoch {epoch} of the training data has {length} batches of this process, and {self._first_length} "
+                f"were counted at first: the steps of the training, its schedules and its rules rest on epochs of one "
+                f"length. Make all epochs as long, or remove __len__ from the sampler or the dataset that changes: "
+                f"then each epoch is read to its end"
+            )
+
+    def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
+        while remaining > 0:
+            size = min(self.accumulation, remaining)
+            remaining -= size
+            self._is_last = remaining == 0
+            yield self._window(self._promised(batches, size, self._is_last), size, self._is_last)
+
+    @staticmethod
+    def _window(batches: Iterator[tuple[int | None, Any]], size: int, is_last: bool) -> Window:
+        samples: list[int | None] = []
+
+        def taken() -> Iterator[Any]:
+            for number, batch in batches:
+                samples.append(number)
+                yield batch
+
+        return Window(taken(), size, is_last, samples)
+
+    def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[tuple[int | None, Any]]:
+        """Yield the next batches, whose number follows from the length of the data.
+
+        Raises:
+            RuntimeError: There are fewer.
+        """
+        for _ in range(size):
+            batch: Any = next(batches, END)
+            if batch is END:
+                promised = f"{self.batches_per_epoch} batches of this process in each epoch"
+                raise RuntimeError(f"the training data end early: their length stands for {promised}")
+            yield batch
+        if is_last:
+            self._reader.finish(batches)
+
+    def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
+        """Yield windows, reading one ahead: nothing else shows whether a window is the last."""
+        window = list(islice(batches, self.accumulation))
+        while window:
+            self._ahead = self._reader.state(at_end=False)
+            following = list(islice(batches, self.accumulation))
+            if not following:
+                self._reader.finish(batches)
+                self._ahead, self._is_last = None, True
+            yield self._window(iter(window), len(window), not following)
+            window = following
+
+
+class _State(ReaderState):
+    """Types of the state returned by `TrainingData.state`."""
+
+    processes: int
+    seeds: list[int | None]
+
+
+def _loader(
+    dataset: Dataset[Any],
+    options: DataOptions,
+    batch_size: int,
+    sampler: Any | None,
+    collate: Collate | None,
+    drop_last: bool,
+) -> DataLoader[Any]:
+    state = PartialState()
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        drop_last=drop_last,
+        num_workers=_workers(dataset, options, collate),
+        pin_memory=options.pin_memory and state.device.type == "cuda",
+    )
+
+
+def _workers(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> int:
+    """Return the number of workers: by default one per process, if loading takes work and workers can be started.
+
+    A stream gets none, because each of its workers would read all of it.
+    """
+    if options.workers is not None:
+        return options.workers
+    if isinstance(dataset, IterableDataset) or is_ready(dataset, collate) or _cannot_start():
+        return 0
+    return int(PartialState().num_processes)
+
+
+def _cannot_start() -> bool:
+    return not forks() and main_is_unguarded()
+
+
+def without_workers(options: DataOptions, loaders: Iterable[DataLoader[Any]]) -> list[str]:
+    """Return a warning that loaders lack workers because none can be started; empty if that makes no difference."""
+    slow = [loader for loader in loaders if not loader.num_workers and not is_ready(loader.dataset, loader.collate_fn)]
+    if options.workers is not None or not _cannot_start() or all(map(_is_stream, slow)):
+        return []
+    return [f"the data are loaded without workers, which would run the script of the training again. {ADVICE}"]
+
+
+def _is_stream(loader: DataLoader[Any]) -> bool:
+    return isinstance(loader.dataset, IterableDataset)
+
+
+def _samplers(sampler: Any) -> Iterator[Any]:
+    """Yield the samplers that a sampler consists of."""
+    if isinstance(sampler, BatchSampler):
+        yield from _samplers(sampler.sampler)
+    elif isinstance(sampler, SamplerChain):
+        yield from sampler.samplers
+    else:
+        yield sampler
+
+
+def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
+    for sampler, seed in zip(samplers, seeds, strict=True):
+        if hasattr(sampler, "generator"):
+            if sampler.generator is None:
+                sampler.generator = torch.Generator()
+            sampler.generator.manual_seed(seed)
+
+
+def _initial_seed(sampler: Any) -> int | None:
+    """Return the seed of a generator that the user gave to a sampler; None for ours, which nobody seeded."""
+    generator = getattr(sampler, "generator", None)
+    if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
+        return None
+    return int(generator.initial_seed())
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except TypeError:
+        return None
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63

@@ -1,0 +1,187 @@
+"""Logging, and the handling of an evaluation: record it, ask the engine, save what it decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from accmt.distributed.collective import Failed, from_each, on_main
+from accmt.distributed.process_group import agreed
+from accmt.distributed.strategy import whole_weights
+from accmt.loop.evaluate import evaluate
+from accmt.loop.out_of_memory import clean_caches
+from accmt.loop.run import Run
+from accmt.loop.utilization import utilization
+from accmt.rules import Decision, Observation, Outcome, Progress, Stop
+from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+from accmt.tracking.journal import Journal
+
+LOOK_EVERY = 1.0
+
+
+def log(run: Run, progress: Progress) -> None:
+    """Log the mean training loss of the logging interval and the other monitored values."""
+    loss = run.stepper.losses.since_log()
+    _warn_of(loss, run, progress)
+    run.display.logged(progress, loss)
+    values = _monitored(run, progress, loss)
+    if values:
+        run.tracker.log(values, progress.step)
+    run.module._send_logged()
+
+
+def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
+    """Return the stop requested by a condition on counters, the clock and the training alone, if any.
+
+    Values on the device are read about once a second, and when the loss was just read for logging.
+    """
+    engine = run.engine
+    if not engine.watches or (progress.elapsed < run.next_look and not is_logged):
+        return engine.stop_at(progress)
+    run.next_look = progress.elapsed + LOOK_EVERY
+    loss = run.stepper.losses.since_look()
+    _warn_of(loss, run, progress)
+    return engine.after_logging(progress, loss, run.training_metrics.since_look())
+
+
+def observe(run: Run, initial: bool = False) -> Decision:
+    """Evaluate, record the observation, decide, and save the models that were decided on."""
+    position, state = run.position, run.state
+    run.hooks.on_evaluation_start()
+    values = evaluate(run.evaluation) if run.evaluation else {}
+    state.evaluations_done += bool(run.evaluation)
+    position.evaluation += not initial
+    progress = position.progress(agreed(position.stopwatch.elapsed()))
+    train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
+    if run.options.log_every is None and not initial:
+        _warn_of(train_loss, run, progress)
+    training = {} if initial else _training_metrics(run)
+    observation = Observation(progress, values, train_loss, initial, training)
+    _append(run, run.history, observation.to_json())
+    decision = _save(run, run.engine.after_evaluation(observation))
+    record(run, decision)
+    _update_state(run, observation, decision)
+    _report(run, observation, decision)
+    _send(run, observation)
+    if run.options.followed is not None and not initial:
+        run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
+    clean_caches()
+    run.hooks.on_evaluation_end()
+    return decision
+
+
+def _training_metrics(run: Run) -> dict[str, float]:
+    """Return the means of the training metrics since the previous evaluation, warning once of each missing one."""
+    means = run.training_metrics.since_evaluation()
+    for name in run.training_metrics.names:
+        if name not in means and name not in run.nan_reported:
+            run.nan_reported.add(name)
+            run.display.warn(
+                f"the training metric '{name}' was not logged since the last evaluation: "
+                f"call self.log({{'{name}': value}}, self.state.global_step) in training_step"
+            )
+    return means
+
+
+def _warn_of(loss: float, run: Run, progress: Progress) -> None:
+    """Warn once that the training loss is no longer finite."""
+    if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
+        run.nan_reported.add(TRAIN_LOSS)
+        run.display.warn(f"the training loss is {loss} at step {progress.step}")
+
+
+def record(run: Run, decision: Decision) -> None:
+    """Record a decision, in memory and in the decision log."""
+    run.decisions.append(decision)
+    _append(run, run.decision_log, decision.to_json())
+
+
+def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
+    """Append a line to a journal, and warn if it has to wait."""
+    said: list[str | None] = []
+    from_each(lambda: said.append(journal.append(entry)))
+    for text in filter(None, said):
+        run.display.warn(text)
+
+
+def _update_state(run: Run, observation: Observation, decision: Decision) -> None:
+    state = run.state
+    state.additional_metrics = {key: dict(metrics) for key, metrics in observation.values.items()}
+    if observation.initial:
+        return
+    state.patience_left = run.engine.patience_left()
+    for verdict in decision.saved:
+        state.model_savings[verdict.rule] = verdict.kept[0].values
+    if observation.train_loss < state.best_train_loss:
+        state.best_train_loss = observation.train_loss
+    losses = [metrics[VALID_LOSS] for metrics in observation.values.values()]
+    if losses and sum(losses) / len(losses) < state.best_valid_loss:
+        state.best_valid_loss = sum(losses) / len(losses)
+
+
+def _send(run: Run, observation: Observation) -> None:
+    """Send the values to the tracker; with several datasets, each name is suffixed with the dataset's key."""
+    values: dict[str, float] = {}
+    monitor = run.options.monitor
+    for key, metrics in observation.values.items():
+        suffix = f"_{key}" if len(observation.values) > 1 else ""
+        for name, value in metrics.items():
+            if name == VALID_LOSS and monitor.validation_loss:
+                values[run.options.val_loss_name + suffix] = value
+            elif name != VALID_LOSS and monitor.additional_metrics:
+                values[name + suffix] = value
+    if values:
+        run.tracker.log(values, observation.progress.step)
+
+
+def _report(run: Run, observation: Observation, decision: Decision) -> None:
+    for verdict in decision.verdicts:
+        if verdict.outcome is Outcome.NAN and verdict.rule not in run.nan_reported:
+            run.nan_reported.add(verdict.rule)
+            run.display.warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
+    run.display.evaluated(observation, decision)
+
+
+def _save(run: Run, decision: Decision) -> Decision:
+    """Write the models to save. A model that cannot be written is a warning, and its rule forgets that it saved.
+
+    Raises:
+        Failed: A rule's model could not be written, twice in a row.
+    """
+    savings = run.savings
+    if savings is None or not decision.saved:
+        return decision
+    weights = whole_weights(run.model, run.accelerator)
+    beside = {} if run.parts.kept is None else run.parts.kept.trained(run.stepper.held())
+    rules = {rule.name: rule for rule in run.engine.rules.savings}
+    for verdict in decision.saved:
+        rule = rules[verdict.rule]
+        try:
+            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch, beside))
+            run.failed_savings.discard(rule.name)
+        except Failed as failure:
+            if rule.name in run.failed_savings:
+                raise
+            run.failed_savings.add(rule.name)
+            run.display.warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
+            decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
+    return decision
+
+
+def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:
+    monitor, options = run.options.monitor, run.options
+    values: dict[str, float] = {}
+    if monitor.train_loss:
+        values[options.train_loss_name] = loss
+    if monitor.epoch:
+        per_epoch = run.data.steps_per_epoch
+        values["epoch"] = progress.step / per_epoch if per_epoch else float(progress.epoch)
+    if monitor.learning_rate:
+        values["learning_rate"] = float(run.stepper.learning_rate)
+    if monitor.grad_norm and run.stepper.grad_norm is not None:
+        values["grad_norm"] = float(run.stepper.grad_norm)
+    if run.accelerator.is_main_process:
+        values |= utilization(monitor, run.device)
+    return values

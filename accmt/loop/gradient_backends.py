@@ -1,0 +1,83 @@
+"""Operations that compute, clip and apply gradients: of torch itself, through Accelerate, or of DeepSpeed's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from accmt.distributed.strategy import PLAIN, is_deepspeed
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """Operations that an optimizer step consists of.
+
+    Attributes:
+        differentiate: Adds the gradients of a loss.
+        no_sync: A context in which gradients are not synchronized across processes, because more follow.
+        clip: Clips the gradients of parameters to a norm, and returns the norm before; None if `step` does it.
+        step: Steps the optimizer.
+        zero_grad: Resets the gradients.
+        was_skipped: Returns whether the last step was skipped because gradients overflowed fp16; None if none ever is.
+        norm: If `step` clips: returns the norm of the last step's gradients before clipping.
+    """
+
+    differentiate: Callable[..., None]
+    no_sync: Callable[[], AbstractContextManager[Any]]
+    clip: Callable[[list[nn.Parameter], float], Tensor] | None
+    step: Callable[..., Any]
+    zero_grad: Callable[..., None]
+    was_skipped: Callable[[], bool] | None
+    norm: Callable[[], Tensor | None] = lambda: None
+
+
+def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Updates:
+    """Return the operations for a prepared model and a prepared optimizer."""
+    no_sync = partial(accelerator.no_sync, model)
+    if is_deepspeed(accelerator):
+        return _by_deepspeed(model, optimizer)
+    if accelerator.scaler is None and accelerator.distributed_type in PLAIN:
+        # Accelerate would only forward these calls, at a cost in every step.
+        own = optimizer.optimizer
+        return Updates(Tensor.backward, no_sync, nn.utils.clip_grad_norm_, own.step, own.zero_grad, None)
+
+    def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
+        norm = accelerator.clip_grad_norm_(parameters, most)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
+
+    return Updates(
+        accelerator.backward, no_sync, clip, optimizer.step, optimizer.zero_grad, lambda: optimizer.step_was_skipped
+    )
+
+
+def _by_deepspeed(engine: Any, optimizer: Any) -> Updates:
+    """Return the operations of the engine, which clips, steps and resets the gradients in one call."""
+    is_managed = engine.managed_gradient_accumulation()
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:
+        engine.set_gradient_accumulation_boundary(is_boundary=False)
+        try:
+            yield
+        finally:
+            engine.set_gradient_accumulation_boundary(is_boundary=True)
+
+    def norm() -> Tensor | None:
+        value = engine.get_global_grad_norm()
+        return None if value is None else torch.as_tensor(value).detach()
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        """Do nothing: the engine has reset the gradients."""
+
+    if is_managed:
+        engine.set_gradient_accumulation_boundary(is_boundary=True)
+    return Updates(
+        engine.backward, no_sync, None, engine.step, zero_grad, lambda: bool(optimizer.step_was_skipped), norm
+    )

@@ -1,0 +1,184 @@
+"""Position of a training: its counters and its clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from accmt.data.loaders import TrainingData, Window
+from accmt.data.position_unit import Unit
+from accmt.rules import Progress
+from accmt.rules.jsonable import count_from
+
+COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
+
+
+class Stopwatch:
+    """Active training time in seconds, continued across resumes."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._started = time.perf_counter()
+
+    def elapsed(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def set(self, elapsed: float) -> None:
+        """Continue from a given time."""
+        self._before, self._started = elapsed, time.perf_counter()
+
+
+class Position:
+    """The counters of a training. A new training is at step 0 of epoch 0.
+
+    Args:
+        data: The training batches.
+        epochs: Number of epochs, unless `max_steps` sets the end.
+        max_steps: Number of optimizer steps after which training ends, whatever the epochs.
+    """
+
+    def __init__(self, data: TrainingData, epochs: int, max_steps: int | None) -> None:
+        self._data = data
+        self._epochs = epochs
+        self._max_steps = max_steps
+        self.step = 0
+        self.epoch = 0
+        self.batch = 0
+        self.step_in_epoch = 0
+        self.evaluation = 0
+        self.samples_before = 0
+        self.offset = 0  # skipped before the batches of an epoch that is resumed in another unit
+        self.moved = self.passed_end = False
+        self.ended_epoch = False
+        self.stopwatch = Stopwatch()
+        # Additional steps of past epochs whose length differed from the current one.
+        self._more = 0
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training; None if the length of the data is unknown."""
+        per_epoch = self._data.steps_per_epoch
+        if self._max_steps is not None:
+            return self._max_steps
+        return None if per_epoch is None else per_epoch * self._epochs + self._more
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs of the whole training, the last possibly partial; None if unknown."""
+        if self._max_steps is None:
+            return self._epochs
+        per_epoch = self._data.steps_per_epoch
+        return None if per_epoch is None else -(-(self._max_steps - self._more) // per_epoch)
+
+    @property
+    def is_finished(self) -> bool:
+        if self._max_steps is not None:
+            return self.step >= self._max_steps
+        return self.epoch >= self._epochs
+
+    @property
+    def is_within_epoch(self) -> bool:
+        """True if part of the epoch was trained on already."""
+        return self.batch > 0 or self.offset > 0
+
+    @property
+    def ends(self) -> bool:
+        """True if the step just done is the last of an epoch; the last step of the training counts as one."""
+        return self.ended_epoch or (self.batch > 0 and self.step == self.total_steps)
+
+    @property
+    def is_last_step(self) -> bool:
+        """True if the step just done is the last of the training."""
+        last_epoch = self._max_steps is None and self.epoch + 1 == self._epochs
+        return self.step == self.total_steps or (self.ended_epoch and last_epoch)
+
+    def advance(self, window: Window) -> None:
+        """Count an optimizer step."""
+        self.step += 1
+        self.step_in_epoch += 1
+        self.batch += window.size
+        self.ended_epoch = window.is_last
+
+    def next_epoch(self) -> None:
+        """Move to the start of the next epoch."""
+        self.samples_before += self._samples
+        self.epoch += 1
+        self.batch = self.step_in_epoch = self.offset = 0
+        self.ended_epoch = False
+
+    def progress(self, elapsed: float) -> Progress:
+        """Return the counters as the rules see them: at its end, an epoch counts as completed."""
+        return Progress(
+            step=self.step,
+            epoch=self.epoch + self.ends,
+            step_in_epoch=0 if self.ends else self.step_in_epoch,
+            evaluation=self.evaluation,
+            samples=self.samples_before + self._samples,
+            elapsed=elapsed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the position to resume from: the end of an epoch is the start of the next."""
+        at_end = self.ended_epoch
+        return {
+            "step": self.step,
+            "epoch": self.epoch + at_end,
+            "batch": 0 if at_end else self.batch,
+            "step_in_epoch": 0 if at_end else self.step_in_epoch,
+            "evaluation": self.evaluation,
+            "samples_before": self.samples_before + (self._samples if at_end else 0),
+            "place": 0 if at_end else self._place,
+            "unit": asdict(self._data.unit),
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """Return the counters as they are, to resume from before the work due at this step is done."""
+        counters = {name: getattr(self, name) for name in (*COUNTERS, "ended_epoch")}
+        return {**counters, "place": self._place, "unit": asdict(self._data.unit)}
+
+    def restore(self, data: Mapping[str, Any], processes: int) -> None:
+        """Resume from a position: at the same sample, even if batches differ now.
+
+        `moved` says whether batches have changed; `passed_end`, that the rest of the epoch holds no whole batch, so
+        that the next epoch follows.
+
+        Args:
+            data: The result of `to_json` or `counters`.
+            processes: The world size at that time.
+
+        Raises:
+            Mismatch: The data cannot be read from that position.
+            ValueError, KeyError, TypeError: `data` is not a position.
+        """
+        for name in COUNTERS:
+            setattr(self, name, int(data[name]))
+        # Earlier checkpoints record how many batches were read, but not their size.
+        then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
+        place = count_from(data["place"]) if "place" in data else self.batch * then.size
+        self.batch, self.offset = self._data.locate(place, then)
+        self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
+        self.ended_epoch = bool(data.get("ended_epoch", False))
+        if self.ended_epoch and per_epoch is not None:
+            self._more = self.step - self.epoch * per_epoch - self.step_in_epoch
+        if self.ended_epoch:
+            return
+        left = self._data.steps_left(self.batch, self.offset)
+        if left is None or per_epoch is None:
+            return
+        if not left:
+            self.next_epoch()
+            self.passed_end, left = True, per_epoch
+        self.step_in_epoch = max(0, per_epoch - left)
+        self._more = self.step + left - (self.epoch + 1) * per_epoch
+
+    @property
+    def _place(self) -> int:
+        """Position within the epoch, in the unit of the data."""
+        return self.batch * self._data.unit.size + self.offset
+
+    @property
+    def _samples(self) -> int:
+        """Samples of the epoch so far."""
+        return self._data.samples_after(self.batch, self.offset)

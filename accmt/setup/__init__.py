@@ -1,0 +1,1 @@
+"""From the arguments of `Trainer` and `fit` to a run: checks, options, the model made ready, resume."""

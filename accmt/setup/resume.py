@@ -1,0 +1,167 @@
+"""Start of a training: resume from its folder, or move old files out of the way. The folder's lock must be held."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+from functools import partial
+from pathlib import Path
+
+from accmt.checkpoint import publish
+from accmt.checkpoint.archive import JOURNALS, move_aside, put_aside
+from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
+from accmt.checkpoint.publish import MANIFEST, REPLACED
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, savings_in
+from accmt.distributed.collective import from_main
+from accmt.files import durable
+from accmt.loop.checkpointer import restore
+from accmt.loop.run import Run
+from accmt.setup.build import Plan
+from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
+from accmt.tracking.outbox import FOLDER as OUTBOX
+
+
+def check_folders(plan: Plan) -> None:
+    """Check, before anything is changed, that everything can be written where it belongs later.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    durable.begin()
+    path = plan.model_path
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, "its name is no text, and what is written there could not be read again") from None
+    folders = [path / FOLDER] if plan.options.checkpoint.enabled else []
+    folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
+    for place in (path / FOLDER, path / OUTBOX, *(path / rule.folder for rule in plan.rules.savings)):
+        if place.is_symlink():
+            raise OSError(
+                errno.ELOOP, f"its {place.name} is a link: everything of a training lies in its folder itself"
+            )
+    for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
+        publish.require_writable(folder)
+        durable.flush_directory(folder)  # warn before the first step if this folder cannot be flushed
+    for rule in plan.rules.savings if plan.rules.writes else ():
+        if rule.keep == 1 and _holds_other_things(path / rule.folder):
+            text = f"its '{rule.folder}' is not what a rule has saved, and the rule '{rule.name}' would replace it"
+            raise OSError(errno.EEXIST, f"{text}: move it away, or give the rule another name", str(path / rule.folder))
+    for name in JOURNALS:
+        if os.path.lexists(path / name) and ((path / name).is_symlink() or not (path / name).is_file()):
+            raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))
+
+
+def _holds_other_things(folder: Path) -> bool:
+    """Return whether a rule's folder holds foreign files, or is itself a foreign file."""
+    if folder.is_symlink() or not folder.exists():
+        return False
+    if not folder.is_dir():
+        return True
+    names = os.listdir(folder)
+    is_saved = {MANIFEST, DESCRIPTION, INDEX}.intersection(names) or any(map(KEPT.fullmatch, names))
+    is_hidden = all(name.startswith(".") for name in names)
+    replaced = list(folder.parent.glob(f"{glob.escape(f'{REPLACED}{folder.name}-')}*"))
+    return not (is_saved or is_hidden or replaced)
+
+
+def find_checkpoint(plan: Plan) -> Checkpoint | None:
+    """Clean up after a training that died, and return the verified checkpoint to resume from, if there is one.
+
+    Raises:
+        NoCheckpoint: If the requested checkpoint cannot be used.
+    """
+    return from_main(lambda: _found(plan))
+
+
+def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
+    """Resume from a checkpoint or start from scratch, and return notes to show before, one line each.
+
+    Raises:
+        Mismatch: If the checkpoint belongs to another training; nothing was touched.
+    """
+    return _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
+
+
+def _found(plan: Plan) -> Checkpoint | None:
+    path, options = plan.model_path, plan.options.checkpoint
+    for folder in (path, path / FOLDER, *(path / rule.folder for rule in plan.rules.savings)):
+        publish.recover(folder)
+    checkpoints, resume = Checkpoints(path), options.resume
+    if resume is False or (resume is None and not options.enabled):
+        return None
+    if resume is not None and not isinstance(resume, bool) and resume != -1:
+        return checkpoints.at(resume)
+    newest = checkpoints.newest()
+    for line in checkpoints.refused:
+        plan.display.warn(line)
+    if newest is not None and newest == checkpoints.all()[-1] and options.enabled:
+        checkpoints.prune(options.keep)  # a training that died may not have pruned
+    return newest
+
+
+def _start_anew(plan: Plan, run: Run) -> list[str]:
+    aside = from_main(lambda: _cleared(plan, run))
+    run.history.lines = run.decision_log.lines = 0
+    plan.position.stopwatch.set(0.0)
+    return [] if aside is None else [f"what the earlier training left is now in {aside}"]
+
+
+def _cleared(plan: Plan, run: Run) -> Path | None:
+    """Move away the files of an earlier training, and write the description of the new one."""
+    aside = put_aside(plan.model_path, savings_in(plan.model_path))
+    run.history.cut(0)
+    run.decision_log.cut(0)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan)))
+    return aside
+
+
+def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
+    notes = [f"continuing from {checkpoint.path.name}"]
+    changes, others = restore(run, checkpoint.path)
+    notes += [*changes, *others]
+    if isinstance(plan.options.checkpoint.resume, int) and plan.options.checkpoint.resume > 0:
+        later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
+        notes += [] if later is None else [f"the later checkpoints are now in {later}"]
+    notes += from_main(lambda: _describe(plan, changes))
+    return notes + _settle_savings(run)
+
+
+def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:
+    """Move away checkpoints later than the one resumed from, newest first, so that none of them is used again."""
+    later = [other.path for other in reversed(Checkpoints(model_path).all()) if other.index > checkpoint.index]
+    return move_aside(model_path, later) if later else None
+
+
+def _describe(plan: Plan, changes: list[str]) -> list[str]:
+    """Write the description of a resumed training, including the settings that changed since it began."""
+    notes: list[str] = []
+    try:
+        former = read_description(plan.model_path)
+    except DamagedDescription as error:
+        former, notes = None, [f"what was changed before is not known any more: {error}"]
+    said = (*(former.changes if former is not None else ()), *changes)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan), said))
+    return notes
+
+
+def _log_every(plan: Plan) -> int | str | None:
+    return plan.options.loop.log_every if plan.rules.log is None else plan.rules.log.text
+
+
+def _settle_savings(run: Run) -> list[str]:
+    """Reconcile what rules remember with the models in their folders; return the differences, one line each."""
+    notes: list[str] = []
+    for rule in run.engine.rules.savings if run.savings is not None else ():
+        assert run.savings is not None
+        kept = run.engine.states[rule.name].kept
+        there = from_main(partial(run.savings.those_there, rule, kept, run.position.evaluation))
+        if run.engine.keep_only(rule.name, there):
+            notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
+        aside = None if kept else from_main(partial(run.savings.put_aside, rule, run.position.step))
+        if aside is not None:
+            notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
+    remembered = {name for name, state in run.engine.states.items() if state.kept}
+    run.state.model_savings = {k: values for k, values in run.state.model_savings.items() if k in remembered}
+    return notes

@@ -1,0 +1,128 @@
+"""Texts printed before and after a training."""
+
+from __future__ import annotations
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from accmt.checkpoint.saved_models import Saving
+from accmt.display.tables import decision_table, savings_table
+from accmt.distributed.strategy import count_of
+from accmt.files.paths import shortened
+from accmt.loop.run import Run
+from accmt.rules import Decision, Facts, SavingRule, Stop
+from accmt.rules.describe import cadence_in_words, in_words
+from accmt.rules.printable import shown
+from accmt.setup.build import Plan
+
+_MOST_ROWS = 100
+
+
+def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
+    """Describe the model, the device, the length, and each rule in words."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in _facts(plan).items():
+        table.add_row(Text(name, "bold"), Text(shown(value)))
+    for rule in plan.rules.savings:
+        table.add_row(Text(shown(rule.name), "bold"), Text(shown(in_words(rule, plan.facts))))
+    return [table, *(Text(shown(f"note: {note}"), "yellow") for note in notes)]
+
+
+def after_training(
+    run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
+) -> list[RenderableType]:
+    """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
+    worth, left_out = _worth_showing(run.decisions)
+    parts: list[RenderableType] = ["", decision_table(worth)]
+    if left_out:
+        parts.append(
+            Text(f"{left_out} decisions that saved nothing are left out; all are in {shortened(run.decision_log.path)}")
+        )
+    rows = [
+        (rule.name, {}, 0, None)
+        if saving is None
+        else (rule.name, saving.values, saving.step, shortened(saving.folder))
+        for rule, saving in savings
+    ]
+    why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
+    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {run.position.step} steps"), "bold")]
+
+
+def nothing_done(plan: Plan, stop: Stop | None) -> str:
+    """Explain why a resumed training made no step, and how to train further."""
+    position, hps = plan.position, plan.options.hps
+    if stop is not None:
+        return (
+            f"nothing was done: the training stops where it is, at step {position.step}: {stop.reason}. "
+            f"Change what stops it to continue, or give resume=False to start from scratch"
+        )
+    given, done = ("max_steps", hps.max_steps), position.step
+    if hps.max_steps is None:
+        given, done = ("epochs", hps.epochs), position.epoch
+    name, wanted = given
+    more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
+    wanted_more = "steps (max_steps)" if name == "max_steps" else name
+    return (
+        f"nothing was done:{more} the training is finished already, after {_epochs(position.epoch)} and "
+        f"{position.step} step{'s' * (position.step != 1)}. Give more {wanted_more} to continue, "
+        f"or resume=False to start from scratch"
+    )
+
+
+def interrupted(run: Run, how: str = "interrupted") -> Text:
+    """Say from which step an interrupted training would resume."""
+    step = run.position.step
+    if run.checkpointed_at < 0:
+        return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
+    repeated = step - run.checkpointed_at
+    again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
+    return Text(f"{how} at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    model, position, data = plan.parts.model, plan.position, plan.data
+    total, trained = count_of(model)
+    processes = plan.accelerator.num_processes
+    batch = plan.options.data.batch_size * processes * data.accumulation
+    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []
+    factors += [f"{processes} processes"] * (processes > 1)
+    factors += [f"{data.accumulation} batches a step"] * (data.accumulation > 1)
+    steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
+    facts = {
+        "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
+        "device": f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}",
+        "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
+        "length": f"{steps} steps, {_epochs(position.total_epochs)}",
+    }
+    if plan.facts.metrics:
+        facts["metrics"] = _directions(plan.facts)
+    if plan.options.loop.followed is not None:
+        facts["scheduler"] = f"{type(plan.schedule.scheduler).__name__}, follows {plan.options.loop.followed}"
+    if plan.rules.evaluate is not None:
+        facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
+    checkpoint = plan.rules.checkpoint
+    facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
+    facts["writes to"] = str(shortened(plan.model_path))
+    return facts
+
+
+def _directions(facts: Facts) -> str:
+    """List the metrics by direction; a metric not reported on all datasets gets the names of its own."""
+    words: dict[bool | None, list[str]] = {}
+    for name, metric in facts.metrics.items():
+        on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"
+        words.setdefault(metric.greater_is_better, []).append(name + on)
+    said = {True: "higher is better", False: "lower is better", None: "without direction"}
+    return "; ".join(f"{', '.join(words[greater])}: {text}" for greater, text in said.items() if greater in words)
+
+
+def _epochs(count: int | None) -> str:
+    return "an unknown number of epochs" if count is None else f"{count} epoch{'s' * (count != 1)}"
+
+
+def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
+    if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
+        return decisions, 0
+    worth = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
+    return worth, len(decisions) - len(worth)
