@@ -13,7 +13,7 @@ import pynvml
 import pytest
 import yaml
 
-from accmt.cli.launch.command import hardware, launcher
+from accmt.cli.launch import hardware, launcher
 from accmt.cli.launch.strategies import PRECISIONS, STRATEGIES
 from accmt.cli.main import main
 

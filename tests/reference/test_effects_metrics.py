@@ -13,7 +13,7 @@ KINDS = [Metric, MetricParallel]
 
 @pytest.fixture
 def trainer(trainer):
-    """Without the trial before the first step, which computes metrics once more: `tests/loop/test_trial.py` has it."""
+    """Without the sanity check, which computes metrics as well (`tests/loop/test_sanity_check.py` has it)."""
     return partial(trainer, sanity_check=False)
 
 
