@@ -20,6 +20,14 @@ from accmt.rules.printable import shown
 
 _METRIC = "NAME:max|min[@DATASET,...]"
 
+# Commands whose module is not named as they are.
+_ROOMS = {
+    "checkpoints": "checkpoints.command",
+    "launch": "launch.command",
+    "replay": "replay.command",
+    "strats": "launch.strats",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status. By default the arguments are those of this process, which may end here."""
@@ -27,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments is None:
             _leave_interrupts_to_the_system(options.command)
-        status: int = import_module(f"accmt.cli.{options.command}").run(options)
+        status: int = import_module(f"accmt.cli.{_ROOMS.get(options.command, options.command)}").run(options)
         sys.stdout.flush()
         return status
     except UsageError as error:
