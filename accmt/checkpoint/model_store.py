@@ -18,7 +18,7 @@ from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned
 from accmt.files.json_io import read_json, write_json
 from accmt.rules import Kept, SavingRule, Verdict
-from accmt.rules.jsonable import to_text
+from accmt.rules.codec import to_text
 from accmt.rules.reserved_names import TEMPORARY
 
 

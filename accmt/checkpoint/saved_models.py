@@ -12,7 +12,7 @@ from typing import Any
 from accmt.files.foreign import NotAFile
 from accmt.files.json_io import read_json
 from accmt.rules import reserved_names as names
-from accmt.rules.jsonable import count_from, from_text
+from accmt.rules.codec import count_from, from_text
 from accmt.rules.printable import plain
 
 DESCRIPTION = names.SAVING

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from accmt.rules.jsonable import count_from, from_text
+from accmt.rules.codec import count_from, from_text
 
 
 def _number(value: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from accmt.data.rest_of_epoch import makes_plain_batches
-from accmt.rules.jsonable import count_from
+from accmt.rules.codec import count_from
 
 SAMPLES, BATCHES = "samples", "batches"
 

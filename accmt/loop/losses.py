@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.rules.jsonable import count_from, from_text, to_text
+from accmt.rules.codec import count_from, from_text, to_text
 
 _UNIT = "samples"
 

@@ -10,7 +10,7 @@ from typing import Any
 from accmt.data.loaders import TrainingData, Window
 from accmt.data.position_unit import Unit
 from accmt.rules import Progress
-from accmt.rules.jsonable import count_from
+from accmt.rules.codec import count_from
 
 COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
 

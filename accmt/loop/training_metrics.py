@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.codec import from_text, to_text
 
 
 class TrainingMetrics:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from accmt.rules.jsonable import EqualAsJson, count_from, from_text, to_text
+from accmt.rules.codec import INLINE, Count, Jsonable
 from accmt.rules.progress import Progress
 
 REQUESTED = "trainer.stop"
@@ -25,33 +23,22 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept(Jsonable):
     """A model that a rule keeps: its values, and the evaluation and step at which it was saved."""
 
     values: tuple[float, ...]
-    evaluation: int
-    step: int
+    evaluation: Count
+    step: Count
 
     @property
     def folder(self) -> str:
         """Name of its subfolder if the rule keeps more than one model."""
         return f"evaluation-{self.evaluation:04d}-step-{self.step}"
 
-    def to_json(self) -> dict[str, Any]:
-        return {"values": [to_text(value) for value in self.values], "evaluation": self.evaluation, "step": self.step}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Kept:
-        return cls(
-            tuple(from_text(value) for value in data["values"]),
-            count_from(data["evaluation"]),
-            count_from(data["step"]),
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict(EqualAsJson):
+class Verdict(Jsonable):
     """Verdict of one rule on one evaluation.
 
     Attributes:
@@ -75,47 +62,20 @@ class Verdict(EqualAsJson):
     def __str__(self) -> str:
         return f"{self.rule}: {self.reason}"
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rule": self.rule,
-            "values": [to_text(value) for value in self.values],
-            "incumbent": None if self.incumbent is None else [to_text(value) for value in self.incumbent],
-            "outcome": self.outcome.value,
-            "reason": self.reason,
-            "patience_left": self.patience_left,
-            "kept": [kept.to_json() for kept in self.kept],
-        }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
-        incumbent = data["incumbent"]
-        return cls(
-            data["rule"],
-            tuple(from_text(value) for value in data["values"]),
-            None if incumbent is None else tuple(from_text(value) for value in incumbent),
-            Outcome(data["outcome"]),
-            data["reason"],
-            data["patience_left"],
-            tuple(Kept.from_json(kept) for kept in data["kept"]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop(Jsonable):
     """Request to stop the training: the rules or the condition that made it, and the reason in words."""
 
     asked_by: str
     reason: str
 
-    def to_json(self) -> dict[str, str]:
-        return {"asked_by": self.asked_by, "reason": self.reason}
 
-
-@dataclass(frozen=True, slots=True)
-class Decision:
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision(Jsonable):
     """Decision at one moment: after an evaluation (with a verdict per rule), or a stop between evaluations."""
 
-    progress: Progress
+    progress: Progress = field(metadata=INLINE)
     verdicts: tuple[Verdict, ...] = ()
     checkpoint: bool = False
     stop: Stop | None = None
@@ -124,25 +84,6 @@ class Decision:
     def saved(self) -> tuple[Verdict, ...]:
         """Verdicts of the rules that save now."""
         return tuple(verdict for verdict in self.verdicts if verdict.outcome is Outcome.SAVED)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **self.progress.to_json(),
-            "verdicts": [verdict.to_json() for verdict in self.verdicts],
-            "checkpoint": self.checkpoint,
-            "stop": None if self.stop is None else self.stop.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Decision:
-        counters = {name: data[name] for name in Progress.__dataclass_fields__}
-        stop = data["stop"]
-        return cls(
-            Progress(**counters),
-            tuple(Verdict.from_json(verdict) for verdict in data["verdicts"]),
-            data["checkpoint"],
-            None if stop is None else Stop(**stop),
-        )
 
 
 @dataclass(frozen=True, slots=True)

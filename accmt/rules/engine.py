@@ -217,7 +217,7 @@ class RuleEngine:
         self._stopped = state["stopped"] if state["stopped"] in asked else None
         self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
         self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
-        self._now = Progress.from_json(state.get("now", {}))
+        self._now = Progress.from_json(state["now"]) if "now" in state else _START
         self._schedule()
         return notes
 

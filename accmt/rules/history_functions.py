@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from accmt.rules.arithmetic import exceeds, mean
-from accmt.rules.jsonable import count_from, from_text, to_text
+from accmt.rules.codec import count_from, from_text, to_text
 from accmt.rules.nodes import Call, Number, Quantity
 
 Value = float | bool

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from accmt.rules.jsonable import count_from, from_text
+from accmt.rules.codec import Count, Jsonable
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress(Jsonable):
     """Counters of a training, over the whole training (resumes included).
 
     Attributes:
@@ -22,25 +20,12 @@ class Progress:
         elapsed: Active training time in seconds.
     """
 
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    evaluation: int = 0
-    samples: int = 0
+    step: Count = 0
+    epoch: Count = 0
+    step_in_epoch: Count = 0
+    evaluation: Count = 0
+    samples: Count = 0
     elapsed: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Progress:
-        """Restore the counters.
-
-        Raises:
-            ValueError, TypeError: A counter is not a non-negative integer, or there is no such counter.
-        """
-        counters = {name: count_from(value) for name, value in data.items() if name != "elapsed"}
-        return cls(**counters, elapsed=from_text(data.get("elapsed", 0.0)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 from accmt.rules.arithmetic import exceeds
+from accmt.rules.codec import Count, Jsonable
 from accmt.rules.decision import Kept, Outcome, Verdict
-from accmt.rules.jsonable import count_from, from_text, to_text
 from accmt.rules.nodes import Amount, Expression
 from accmt.rules.rule import SavingRule
 
@@ -52,8 +50,8 @@ class RankedRule:
         return all(len(group) == 1 for group in self.groups)
 
 
-@dataclass(frozen=True, slots=True)
-class RuleState:
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleState(Jsonable):
     """State of a rule between evaluations.
 
     Attributes:
@@ -64,19 +62,7 @@ class RuleState:
 
     kept: tuple[Kept, ...] = ()
     best_seen: Values | None = None
-    waited: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        best = None if self.best_seen is None else [to_text(value) for value in self.best_seen]
-        return {"kept": [kept.to_json() for kept in self.kept], "best_seen": best, "waited": self.waited}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RuleState:
-        best = data["best_seen"]
-        kept = tuple(Kept.from_json(entry) for entry in data["kept"])
-        return cls(
-            kept, None if best is None else tuple(from_text(value) for value in best), count_from(data["waited"])
-        )
+    waited: Count = 0
 
     def patience_left(self, patience: int | None) -> int:
         """Return the number of evaluations without improvement that are left, -1 without patience."""

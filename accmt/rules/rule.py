@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from accmt.rules.codec import to_text
 from accmt.rules.errors import Problem, RuleError
-from accmt.rules.jsonable import to_text
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length

@@ -18,7 +18,7 @@ from accmt.files.durable import flush, flush_directory
 from accmt.files.foreign import MIB, NotAFile, read_bytes
 from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
 from accmt.rules import reserved_names as names
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.codec import from_text, to_text
 from accmt.rules.printable import plain
 
 TRAINING = names.TRAINING

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from accmt.rules.jsonable import from_text, to_text
+from accmt.rules.codec import from_text, to_text
 from accmt.tracking.tracker import Logged, Resumption, Status
 
 

@@ -116,7 +116,7 @@ def test_no_training(explain, tmp_path):
     ("line", "said"),
     [
         ('{"step": 1', ", line 2 is damaged: "),
-        ("[1]", ", line 2 is no decision: TypeError: "),
+        ("[1]", ", line 2 is no decision: ValueError: [1] is not an object"),
         ("{}", ", line 2 is no decision: KeyError: 'step'"),
         ("\0\0\0", ", line 2 is damaged: "),
         (None, ", line 2 is no decision: ValueError: 'odd' is not a valid Outcome"),

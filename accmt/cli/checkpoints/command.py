@@ -20,7 +20,7 @@ from accmt.cli.checkpoints.inventory import Inventory, take_inventory
 from accmt.cli.checkpoints.report import report
 from accmt.cli.layout import write_lines
 from accmt.cli.output import fitting, write_json
-from accmt.rules.jsonable import to_text
+from accmt.rules.codec import to_text
 from accmt.rules.printable import plain
 
 _MOST = 12

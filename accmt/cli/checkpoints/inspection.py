@@ -18,7 +18,7 @@ from accmt.checkpoint import publish
 from accmt.checkpoint.checkpoints import SCHEMA, Checkpoint
 from accmt.checkpoint.saved_models import DESCRIPTION
 from accmt.files.json_io import read_json
-from accmt.rules.jsonable import from_text
+from accmt.rules.codec import from_text
 
 TRAINER = "trainer.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
