@@ -17,7 +17,7 @@ from accmt.checkpoint.tensor_files import size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned
 from accmt.files.json_io import read_json, write_json
-from accmt.rules import Kept, SavingRule, Verdict
+from accmt.rules import KeptModel, SavingRule, Verdict
 from accmt.rules.codec import to_text
 from accmt.rules.reserved_names import TEMPORARY
 
@@ -81,7 +81,7 @@ class Savings:
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
 
-    def those_there(self, rule: SavingRule, kept: tuple[Kept, ...], evaluation: int) -> tuple[Kept, ...]:
+    def those_there(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
         """Return the kept models of a rule that exist on the disk.
 
         Models that were replaced by those of evaluations after this one count as existing: the training that resumes
@@ -134,7 +134,7 @@ def _has_list(folder: Path) -> bool:
         return False
 
 
-def _update_index(folder: Path, kept: tuple[Kept, ...]) -> None:
+def _update_index(folder: Path, kept: tuple[KeptModel, ...]) -> None:
     """Write the list of kept models, best first, then delete those that are no longer kept."""
     names = [entry.folder for entry in kept]
     temporary = folder / f"{TEMPORARY}{INDEX}"

@@ -86,7 +86,7 @@ def pad_columns(columns: Mapping[str, list[Any]], padding: Padding) -> dict[str,
     """
     leading = [lengths for key, column in columns.items() if _leads(key) and (lengths := _lengths(column)) is not None]
     return {
-        key: pad(column, padding.value(key), padding.side)
+        key: pad_sequences(column, padding.value(key), padding.side)
         for key, column in columns.items()
         if _lengths(column) in leading
     }
@@ -104,7 +104,7 @@ def _lengths(column: Sequence[Any]) -> list[int] | None:
     return [len(value) for value in column] if len(kinds) <= 1 else None
 
 
-def pad(sequences: Sequence[Tensor], value: int, side: str) -> Tensor:
+def pad_sequences(sequences: Sequence[Tensor], value: int, side: str) -> Tensor:
     """Pad sequences, each (tokens, ...), to (samples, longest, ...); integers become int64, other types stay."""
     filled = [sequence for sequence in sequences if len(sequence) > 0] or [torch.zeros(0, dtype=torch.int64)]
     dtype = reduce(torch.promote_types, [_wide(sequence.dtype, value) for sequence in filled])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accmt.collate_fns.checks import flag_problems, raise_problems, share_problems, whole_problems
-from accmt.collate_fns.columns import IDS, pad, pad_columns, read_columns, stack
+from accmt.collate_fns.columns import IDS, pad_columns, pad_sequences, read_columns, stack
 from accmt.collate_fns.samples import collate, is_composed, require_tokenized
 from accmt.collate_fns.tokenizer import (
     LABEL_PAD,
@@ -107,7 +107,9 @@ class DataCollatorForLanguageModeling:
         if mask is not None and mask.shape == ids.shape:
             return mask == 0
         side = padding_of(self.tokenizer, self.ignore_index).side
-        added = pad([torch.zeros_like(sequence, dtype=torch.bool) for sequence in sequences], True, side).bool()
+        added = pad_sequences(
+            [torch.zeros_like(sequence, dtype=torch.bool) for sequence in sequences], True, side
+        ).bool()
         return added | (ids == self.tokenizer.pad_token_id) if pad_token_is_only_padding(self.tokenizer) else added
 
     def _mask(self, ids: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:

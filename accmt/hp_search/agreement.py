@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from accmt.distributed.collective import everywhere
-from accmt.hp_search.study import Outcome, State
+from accmt.hp_search.study import TrialOutcome, TrialState
 
 PATIENCE = timedelta(seconds=60)
 """How much later than this process another may end a trial that both end for one reason."""
@@ -27,7 +27,7 @@ class EndedAlone(RuntimeError):
     """Raised when one process has ended a trial and the others wait for it: the search cannot continue."""
 
 
-def agreed(outcome: Outcome, trial: str) -> Outcome:
+def agreed_outcome(outcome: TrialOutcome, trial: str) -> TrialOutcome:
     """Return the common outcome of a trial: failed or pruned if it was on any process. Call it on all of them.
 
     Args:
@@ -39,16 +39,16 @@ def agreed(outcome: Outcome, trial: str) -> Outcome:
     """
     _meet(outcome, trial)
     outcomes = everywhere(lambda: outcome)
-    failures = [(rank, other) for rank, other in enumerate(outcomes) if other.state is State.FAILED]
+    failures = [(rank, other) for rank, other in enumerate(outcomes) if other.state is TrialState.FAILED]
     if failures:
         # A process that failed because another did has no details.
         rank, first = next((failure for failure in failures if failure[1].details), failures[0])
         place = f"process {rank}: " if len(outcomes) > 1 else ""
-        return Outcome(State.FAILED, error=f"{place}{first.error}", details=first.details)
-    return next((other for other in outcomes if other.state is State.PRUNED), outcome)
+        return TrialOutcome(TrialState.FAILED, error=f"{place}{first.error}", details=first.details)
+    return next((other for other in outcomes if other.state is TrialState.PRUNED), outcome)
 
 
-def _meet(outcome: Outcome, trial: str) -> None:
+def _meet(outcome: TrialOutcome, trial: str) -> None:
     """Check, if this process ended the trial early, whether the others did too."""
     state = PartialState()
     if not dist.is_initialized():
@@ -56,7 +56,7 @@ def _meet(outcome: Outcome, trial: str) -> None:
     store = _get_default_store()
     keys = [f"accmt/{trial}/{rank}" for rank in range(state.num_processes)]
     store.set(keys[state.process_index], _HERE)
-    if outcome.state is State.COMPLETE:
+    if outcome.state is TrialState.COMPLETE:
         return
     try:
         store.wait(keys, PATIENCE)

@@ -21,7 +21,7 @@ NO_SCHEDULER = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RangeLimits:
     """Valid values of a hyperparameter: their description, whether they are whole numbers, and a test."""
 
     wanted: str
@@ -29,19 +29,19 @@ class Limits:
     whole: bool = False
 
 
-_COUNT = Limits("a whole number from 1", lambda value: value >= 1, whole=True)
-_SHARE_BELOW_1 = Limits("a number from 0 to below 1", lambda value: 0 <= value < 1)
-_NOT_NEGATIVE = Limits("a number from 0", lambda value: 0 <= value < float("inf"))
+_COUNT = RangeLimits("a whole number from 1", lambda value: value >= 1, whole=True)
+_SHARE_BELOW_1 = RangeLimits("a number from 0 to below 1", lambda value: 0 <= value < 1)
+_NOT_NEGATIVE = RangeLimits("a number from 0", lambda value: 0 <= value < float("inf"))
 _NUMBERS = {
     "train_batch_size": _COUNT,
     "epochs": _COUNT,
     "max_steps": _COUNT,
-    "learning_rate": Limits("a positive number", lambda value: 0 < value < float("inf")),
+    "learning_rate": RangeLimits("a positive number", lambda value: 0 < value < float("inf")),
     "beta1": _SHARE_BELOW_1,
     "beta2": _SHARE_BELOW_1,
     "eps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
-    WARMUP: Limits("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    WARMUP: RangeLimits("a number from 0 to 1", lambda value: 0 <= value <= 1),
 }
 _LISTS_ARE_CHOICES = "train_batch_size"
 _ON_LOG_SCALE = "learning_rate"

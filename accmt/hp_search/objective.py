@@ -10,13 +10,13 @@ from typing import Any, Literal, Protocol
 
 from accmt.config.errors import ConfigError, Problem
 from accmt.rules import Facts, RuleError, Rules, SavingRule, check
-from accmt.rules import Problem as RuleProblem
+from accmt.rules import RuleProblem as RuleProblem
 from accmt.rules.direction import direction_of
 from accmt.rules.store import VALID_LOSS
 from accmt.trainer import Trainer
 
 Direction = Literal["minimize", "maximize"]
-Values = dict[str, dict[str, float]]
+MetricValues = dict[str, dict[str, float]]
 """Dataset -> metric -> value."""
 
 DEFAULT = f"best_{VALID_LOSS}"
@@ -26,7 +26,7 @@ class NoValue(ValueError):
     """Raised when a trial has ended without a value."""
 
 
-class Objective(Protocol):
+class SearchObjective(Protocol):
     """Quantity that the search optimizes.
 
     Attributes:
@@ -97,7 +97,7 @@ class RuleObjective:
 class FunctionObjective:
     """A function of the metrics of the last evaluation."""
 
-    function: Callable[[Values], Any]
+    function: Callable[[MetricValues], Any]
     direction: Direction
     name: str = "value"
     text: str = "best_metric_fn"

@@ -15,7 +15,7 @@ from accmt.distributed.process_group import join_processes, leave_processes
 from accmt.files.paths import resolved
 from accmt.hp_search.copies import Copies, Datasets
 from accmt.hp_search.declaration import read_space
-from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, Objective, rule_objective
+from accmt.hp_search.objective import DEFAULT, Direction, FunctionObjective, SearchObjective, rule_objective
 from accmt.hp_search.run import SCHEDULERS, Search, run_trials
 from accmt.hp_search.study import SharedStudy, StudyOptions, quiet, study_problems
 from accmt.hp_search.trial import PLACE, Experiment, Modules
@@ -225,7 +225,7 @@ class HyperParameterSearch:
 
     def _objective(
         self, module: AcceleratorModule, function: Callable[..., Any] | None, rule: str | None, direction: Direction
-    ) -> Objective:
+    ) -> SearchObjective:
         """Return the objective, once the module and the data have been checked."""
         datasets = check_fit(self._options, module, self._train_dataset, self._val_dataset)
         if function is None:
@@ -238,7 +238,7 @@ class HyperParameterSearch:
             raise ConfigError([Problem("val_dataset", text)], PLACE)
         return FunctionObjective(function, direction)
 
-    def _experiment(self, modules: Modules, objective: Objective) -> Experiment:
+    def _experiment(self, modules: Modules, objective: SearchObjective) -> Experiment:
         data = self._train_dataset, self._val_dataset
         return Experiment(modules, *data, Datasets(self._datasets()), objective, self._model_path)
 

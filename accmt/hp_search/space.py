@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from accmt.hyperparameters import HyperParameters
-from accmt.hyperparameters.arguments import arguments_of
+from accmt.hyperparameters.arguments import signature_arguments
 from accmt.hyperparameters.schedulers import SCHEDULERS, SchedulerChoice
 
 WARMUP = "warmup_ratio"
@@ -21,7 +21,7 @@ class Fixed:
     value: Any
 
     def __str__(self) -> str:
-        return shown(self.value)
+        return shown_value(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Range:
     log: bool = False
 
     def __str__(self) -> str:
-        return f"{shown(self.low)} to {shown(self.high)}"
+        return f"{shown_value(self.low)} to {shown_value(self.high)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Choices:
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return " | ".join(map(shown, self.values))
+        return " | ".join(map(shown_value, self.values))
 
 
 Parameter = Fixed | Range | Choices
@@ -111,9 +111,9 @@ def warms_up(scheduler: SchedulerChoice | None) -> bool:
     names = {WARMUP, "num_warmup_steps"}
     if isinstance(factory, partial) and names & factory.keywords.keys():
         return False
-    return any(map(arguments_of(factory).takes, names))
+    return any(map(signature_arguments(factory).takes, names))
 
 
-def shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Format a value for a line or a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -35,7 +35,7 @@ _LONGEST = 10_000  # characters of a traceback: a database column may be limited
 _SOURCE = "optimize(...)"
 
 
-class State(StrEnum):
+class TrialState(StrEnum):
     """Final state of a trial."""
 
     COMPLETE = "complete"
@@ -44,10 +44,10 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialOutcome:
     """Outcome of a trial: its value if complete; if failed, the error and its traceback."""
 
-    state: State
+    state: TrialState
     value: float | None = None
     error: str = ""
     details: str = ""
@@ -170,7 +170,7 @@ class SharedStudy:
 
         return from_main(reported)
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: TrialOutcome) -> None:
         """Record how the trial ended."""
         from_main(partial(self._tell, outcome))
 
@@ -178,7 +178,9 @@ class SharedStudy:
         """Record the current trial as failed, without communicating with other processes."""
         if self._trial is not None:
             with suppress(Exception):  # the error that ends the search is being raised and must not be hidden
-                self._tell(Outcome(State.FAILED, error=f"the search was ended: {type(error).__name__}: {error}"))
+                self._tell(
+                    TrialOutcome(TrialState.FAILED, error=f"the search was ended: {type(error).__name__}: {error}")
+                )
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials of the study, including those of other machines; none if not on the main process."""
@@ -202,13 +204,13 @@ class SharedStudy:
         self._trial.set_user_attr("hyperparameters", self._space.hyperparameters(values).to_dict())
         return Asked(self._trial.number, values)
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: TrialOutcome) -> None:
         trial, self._trial = self._trial, None
         assert trial is not None
         states = load_optuna().trial.TrialState
-        if outcome.state is State.COMPLETE:
+        if outcome.state is TrialState.COMPLETE:
             self._study.tell(trial, outcome.value)
-        elif outcome.state is State.PRUNED:
+        elif outcome.state is TrialState.PRUNED:
             self._study.tell(trial, state=states.PRUNED)
         else:
             trial.set_user_attr("error", outcome.error[:_LONGEST])

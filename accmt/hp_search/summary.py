@@ -9,9 +9,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from accmt.hp_search.objective import Direction, Objective
-from accmt.hp_search.space import Range, Space, shown
-from accmt.hp_search.study import Asked, Outcome, State
+from accmt.hp_search.objective import Direction, SearchObjective
+from accmt.hp_search.space import Range, Space, shown_value
+from accmt.hp_search.study import Asked, TrialOutcome, TrialState
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -20,7 +20,9 @@ _MOST_ROWS = 10
 _DIGITS = 6
 
 
-def before_search(name: str, space: Space, objective: Objective, trials: Sequence[FrozenTrial]) -> list[RenderableType]:
+def before_search(
+    name: str, space: Space, objective: SearchObjective, trials: Sequence[FrozenTrial]
+) -> list[RenderableType]:
     """Describe the search space, and the trials that the study already has."""
     before = f", which has {len(trials)} trial{'s' * (len(trials) != 1)}" if trials else ""
     table = Table.grid(padding=(0, 2))
@@ -31,12 +33,12 @@ def before_search(name: str, space: Space, objective: Objective, trials: Sequenc
     return [title, table] if table.row_count else [title]
 
 
-def trial_line(space: Space, asked: Asked, outcome: Outcome, name: str, best: FrozenTrial | None) -> Text:
+def trial_line(space: Space, asked: Asked, outcome: TrialOutcome, name: str, best: FrozenTrial | None) -> Text:
     """Describe the outcome of a trial, its values, and the best trial so far."""
     values = _values({key: asked.values[key] for key in space.searched if key in asked.values})
-    if outcome.state is State.COMPLETE:
+    if outcome.state is TrialState.COMPLETE:
         result, style = f"{name} {outcome.value:.{_DIGITS}g}", ""
-    elif outcome.state is State.PRUNED:
+    elif outcome.state is TrialState.PRUNED:
         result, style = outcome.error, "dim"
     else:
         result, style = f"failed: {outcome.error}", "red"
@@ -46,7 +48,7 @@ def trial_line(space: Space, asked: Asked, outcome: Outcome, name: str, best: Fr
     return Text(line, style)
 
 
-def after_search(name: str, objective: Objective, trials: Sequence[FrozenTrial]) -> list[RenderableType]:
+def after_search(name: str, objective: SearchObjective, trials: Sequence[FrozenTrial]) -> list[RenderableType]:
     """Summarize how the trials ended, and list the best of them in a table, best first."""
     complete = ranked(trials, objective.direction)
     words = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -61,7 +63,7 @@ def after_search(name: str, objective: Objective, trials: Sequence[FrozenTrial])
     for column in ("trial", objective.name, *names):
         table.add_column(column, justify="right", overflow="fold")
     for trial in shown_trials:
-        cells = (shown(trial.params[name]) if name in trial.params else "" for name in names)
+        cells = (shown_value(trial.params[name]) if name in trial.params else "" for name in names)
         table.add_row(str(trial.number), _value(trial), *map(Text, cells))
     return ["", Text(f"The best trials, {objective.direction} {objective.name}", "italic"), table, "", summary]
 
@@ -74,7 +76,7 @@ def ranked(trials: Sequence[FrozenTrial], direction: Direction) -> list[FrozenTr
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {shown_value(value)}" for name, value in values.items())
 
 
 def _value(trial: FrozenTrial) -> str:

@@ -18,10 +18,10 @@ from accmt.callbacks import Callback
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import PeerFailed
-from accmt.hp_search.agreement import agreed
+from accmt.hp_search.agreement import agreed_outcome
 from accmt.hp_search.copies import Datasets
-from accmt.hp_search.objective import Objective
-from accmt.hp_search.study import Outcome, SharedStudy, State, load_optuna
+from accmt.hp_search.objective import SearchObjective
+from accmt.hp_search.study import SharedStudy, TrialOutcome, TrialState, load_optuna
 from accmt.hyperparameters import HyperParameters
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleError
@@ -84,7 +84,7 @@ class Experiment:
     train_dataset: Any
     val_dataset: Any
     datasets: Datasets
-    objective: Objective
+    objective: SearchObjective
     model_path: Path | None
 
 
@@ -94,7 +94,7 @@ class Reporter(Callback):
     `last` is the value of the last evaluation, on the main process.
     """
 
-    def __init__(self, study: SharedStudy, objective: Objective) -> None:
+    def __init__(self, study: SharedStudy, objective: SearchObjective) -> None:
         super().__init__()
         self._study, self._objective = study, objective
         self.last: float | None = None
@@ -117,7 +117,7 @@ class Reporter(Callback):
 
 def run_trial(
     experiment: Experiment, study: SharedStudy, number: int, hps: HyperParameters, arguments: Mapping[str, Any]
-) -> Outcome:
+) -> TrialOutcome:
     """Run one training and return its outcome: the same on all processes, once all have ended.
 
     Args:
@@ -135,7 +135,7 @@ def run_trial(
     objective = experiment.objective
     reporter = Reporter(study, objective)
     callbacks: list[Callback] = [*arguments["callback"], reporter]
-    outcome = Outcome(State.COMPLETE)
+    outcome = TrialOutcome(TrialState.COMPLETE)
     experiment.datasets.reset()
     with _folder(experiment.model_path, number) as folder:
         try:
@@ -144,26 +144,26 @@ def run_trial(
                 trainer.register_model_saving(objective.rule)
             trainer.fit(experiment.modules.make(), experiment.train_dataset, experiment.val_dataset)
         except load_optuna().TrialPruned as pruned:
-            outcome = Outcome(State.PRUNED, error=str(pruned))
+            outcome = TrialOutcome(TrialState.PRUNED, error=str(pruned))
         except (RuleError, SameModel):
             raise
         except PeerFailed:
-            outcome = Outcome(State.FAILED, error="another process failed")
+            outcome = TrialOutcome(TrialState.FAILED, error="another process failed")
         except Exception as error:
             outcome = failed(error)
-        outcome = agreed(outcome, f"trial {number} of {study.name}")
+        outcome = agreed_outcome(outcome, f"trial {number} of {study.name}")
     for callback in callbacks:  # a reference cycle with the trainer must not delay the release of the module
         callback.module = None  # type: ignore[assignment]  # as it is before a training
-    if outcome.state is not State.COMPLETE:
+    if outcome.state is not TrialState.COMPLETE:
         return outcome
     return from_main(lambda: _valued(trainer, objective, reporter.last))
 
 
-def failed(error: Exception) -> Outcome:
+def failed(error: Exception) -> TrialOutcome:
     """Return the outcome of a trial that raised: the error in one line, with its notes, and the traceback."""
     lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
     details = "".join(traceback.format_exception(error))
-    return Outcome(State.FAILED, error=" ".join("; ".join(lines).split()), details=details)
+    return TrialOutcome(TrialState.FAILED, error=" ".join("; ".join(lines).split()), details=details)
 
 
 def _named(arguments: Mapping[str, Any], study: str, number: int) -> dict[str, Any]:
@@ -174,9 +174,9 @@ def _named(arguments: Mapping[str, Any], study: str, number: int) -> dict[str, A
     return {"track_name": study, **arguments, "additional_tracker_config": config}
 
 
-def _valued(trainer: Trainer, objective: Objective, last: float | None) -> Outcome:
+def _valued(trainer: Trainer, objective: SearchObjective, last: float | None) -> TrialOutcome:
     try:
-        return Outcome(State.COMPLETE, objective.final(trainer, last))
+        return TrialOutcome(TrialState.COMPLETE, objective.final(trainer, last))
     except Exception as error:
         return failed(error)
 

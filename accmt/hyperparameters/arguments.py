@@ -13,7 +13,7 @@ _REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class SignatureArguments:
     """Parameters of a factory after its first one (the parameters, or the optimizer), which the trainer provides.
 
     `defaults` maps each name to its default, or to `inspect.Parameter.empty` if it is required. `subject` is the name
@@ -37,12 +37,12 @@ class Arguments:
         return self.requires(name) or (self.takes(name) and self.defaults[name] is None)
 
 
-def arguments_of(factory: Callable[..., object]) -> Arguments:
+def signature_arguments(factory: Callable[..., object]) -> SignatureArguments:
     """Read the signature; a factory without one (some are written in C) accepts any argument."""
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):
-        return Arguments({}, subject="", open=True)
+        return SignatureArguments({}, subject="", open=True)
     subject = None
     if parameters and parameters[0].kind in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -55,7 +55,7 @@ def arguments_of(factory: Callable[..., object]) -> Arguments:
         for parameter in parameters
         if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     }
-    return Arguments(
+    return SignatureArguments(
         named, subject, open=any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     )
 
@@ -75,7 +75,7 @@ class Given:
 
 
 def argument_problems(
-    given: Given, arguments: Arguments, *, extras: Iterable[str] = (), filled: Iterable[str] = ()
+    given: Given, arguments: SignatureArguments, *, extras: Iterable[str] = (), filled: Iterable[str] = ()
 ) -> list[Problem]:
     """Check the arguments that were given.
 

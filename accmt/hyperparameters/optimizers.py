@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from accmt.config.errors import ConfigError, Problem, must_be
-from accmt.hyperparameters.arguments import Arguments, Given, argument_problems, arguments_of
+from accmt.hyperparameters.arguments import Given, SignatureArguments, argument_problems, signature_arguments
 from accmt.hyperparameters.catalogue import Catalogue
 
 OptimizerChoice = str | type[torch.optim.Optimizer] | Callable[..., torch.optim.Optimizer]
@@ -93,7 +93,7 @@ OPTIMIZERS = Catalogue.of("optimizer", torch.optim.Optimizer, "torch.optim.Optim
 
 def optimizer_problems(choice: OptimizerChoice, kwargs: Mapping[str, Any]) -> list[Problem]:
     """Check the arguments for the chosen optimizer."""
-    arguments = arguments_of(OPTIMIZERS.resolve(choice))
+    arguments = signature_arguments(OPTIMIZERS.resolve(choice))
     given = Given(OPTIMIZERS.title_of(choice), "optim_kwargs", kwargs)
     decays = arguments.takes("weight_decay")
     problems = argument_problems(given, arguments, extras=("no_decay",) if decays else ())
@@ -123,7 +123,7 @@ def build_optimizer(
     factory = OPTIMIZERS.resolve(choice)
     kwargs = dict(kwargs)
     params: list[Any] = [parameter for parameter in named.values() if parameter.requires_grad]
-    if _groups_by_decay(arguments_of(factory), kwargs):
+    if _groups_by_decay(signature_arguments(factory), kwargs):
         params = _decay_groups(named, _words(kwargs.pop("no_decay")))
     optimizer = _constructed(choice, factory, params, kwargs)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -148,7 +148,7 @@ def extend_optimizer(
         raise ConfigError([Problem("optimizer", text)], "the training")
     factory, kwargs = OPTIMIZERS.resolve(choice), dict(kwargs)
     words: list[str] = []
-    if _groups_by_decay(arguments_of(factory), kwargs):
+    if _groups_by_decay(signature_arguments(factory), kwargs):
         words = _words(kwargs.pop("no_decay"))
     decays = {
         id(parameter): not any(_matches(word, name) for word in words)
@@ -188,7 +188,7 @@ def _constructed(
         raise ConfigError([Problem("optim_kwargs", text)]) from error
 
 
-def _groups_by_decay(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
+def _groups_by_decay(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -> bool:
     """Return whether accmt handles `no_decay`; a factory with an argument of this name gets it instead."""
     return "no_decay" in kwargs and not arguments.takes("no_decay")
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from accmt.config.errors import ConfigError, Problem, must_be
 from accmt.hyperparameters import schedules
-from accmt.hyperparameters.arguments import Arguments, Given, argument_problems, arguments_of
+from accmt.hyperparameters.arguments import Given, SignatureArguments, argument_problems, signature_arguments
 from accmt.hyperparameters.catalogue import Catalogue
 
 SchedulerChoice = str | type[LRScheduler] | Callable[..., LRScheduler]
@@ -60,7 +60,7 @@ _LENGTHS = ("steps_per_epoch", "epochs")
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class ScheduleLength:
     """Length of a training in the unit that the scheduler counts: optimizer steps, or epochs.
 
     `total` and `steps_per_epoch` are None if the training data have no known length.
@@ -71,14 +71,14 @@ class Length:
     epochs: int
 
     @classmethod
-    def in_steps(cls, total_steps: int | None, steps_per_epoch: int | None, epochs: int) -> Length:
+    def in_steps(cls, total_steps: int | None, steps_per_epoch: int | None, epochs: int) -> ScheduleLength:
         """Return the length for a scheduler that steps with the optimizer."""
         if total_steps is None and steps_per_epoch is not None:
             total_steps = steps_per_epoch * epochs
         return cls(total_steps, steps_per_epoch, epochs)
 
     @classmethod
-    def in_epochs(cls, epochs: int) -> Length:
+    def in_epochs(cls, epochs: int) -> ScheduleLength:
         """Return the length for a scheduler that steps once per epoch."""
         return cls(epochs, 1, epochs)
 
@@ -96,7 +96,7 @@ def scheduler_problems(choice: SchedulerChoice | None, kwargs: Mapping[str, Any]
             [Problem("scheduler_kwargs", "given without a scheduler, remove them or set scheduler")] if kwargs else []
         )
     factory = SCHEDULERS.resolve(choice)
-    arguments = arguments_of(factory)
+    arguments = signature_arguments(factory)
     given = Given(SCHEDULERS.title_of(choice), "scheduler_kwargs", kwargs)
     warms_up = arguments.takes("num_warmup_steps")
     by_ratio = _warms_by_ratio(arguments, kwargs)
@@ -133,14 +133,14 @@ def required_in_step(scheduler: Any) -> list[str]:
 
 
 def build_scheduler(
-    choice: SchedulerChoice, kwargs: Mapping[str, Any], optimizer: torch.optim.Optimizer, length: Length
+    choice: SchedulerChoice, kwargs: Mapping[str, Any], optimizer: torch.optim.Optimizer, length: ScheduleLength
 ) -> LRScheduler:
     """Build the scheduler; the training's length fills in arguments. See `HyperParameters.build_scheduler`."""
     problems = scheduler_problems(choice, kwargs)
     if problems:
         raise ConfigError(problems)
     factory = SCHEDULERS.resolve(choice)
-    filled = _filled(SCHEDULERS.title_of(choice), arguments_of(factory), kwargs, length)
+    filled = _filled(SCHEDULERS.title_of(choice), signature_arguments(factory), kwargs, length)
     try:
         scheduler = factory(optimizer, **filled)
     except (TypeError, ValueError, KeyError) as error:
@@ -153,7 +153,7 @@ def build_scheduler(
     return scheduler
 
 
-def _warms_by_ratio(arguments: Arguments, kwargs: Mapping[str, Any]) -> bool:
+def _warms_by_ratio(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -> bool:
     """Return whether accmt handles `warmup_ratio`; a factory that accepts an argument of this name gets it instead."""
     if "warmup_ratio" not in kwargs or arguments.takes("warmup_ratio"):
         return False
@@ -171,7 +171,7 @@ def _warmup_problems(given: Given, warms_up: bool) -> list[Problem]:
     return []
 
 
-def _half_given_length(given: Given, arguments: Arguments) -> list[Problem]:
+def _half_given_length(given: Given, arguments: SignatureArguments) -> list[Problem]:
     """Report `epochs` or `steps_per_epoch` given alone (OneCycleLR): the training's total would override it."""
     if not all(map(arguments.takes, ("total_steps", *_LENGTHS))) or given.values.get("total_steps") is not None:
         return []
@@ -183,7 +183,9 @@ def _half_given_length(given: Given, arguments: Arguments) -> list[Problem]:
     return [given.problem(present[0], text)]
 
 
-def _filled(name: str, arguments: Arguments, kwargs: Mapping[str, Any], length: Length) -> dict[str, Any]:
+def _filled(
+    name: str, arguments: SignatureArguments, kwargs: Mapping[str, Any], length: ScheduleLength
+) -> dict[str, Any]:
     """Return the arguments, completed from the length of the training."""
     filled = dict(kwargs)
     for argument in _awaited(arguments, kwargs):
@@ -198,7 +200,7 @@ def _filled(name: str, arguments: Arguments, kwargs: Mapping[str, Any], length: 
     return filled
 
 
-def _awaited(arguments: Arguments, kwargs: Mapping[str, Any]) -> list[str]:
+def _awaited(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -> list[str]:
     """Return the arguments that the training fills in: those in the signature without a value of their own.
 
     If a signature has all three (OneCycleLR), a total makes epochs and steps_per_epoch unnecessary, and these two make
@@ -212,7 +214,7 @@ def _awaited(arguments: Arguments, kwargs: Mapping[str, Any]) -> list[str]:
     return missing
 
 
-def _known(name: str, argument: str, length: Length) -> int:
+def _known(name: str, argument: str, length: ScheduleLength) -> int:
     """Return the length for an argument; for num_warmup_steps, the total of which it is a share."""
     value = length.total if argument == "num_warmup_steps" else length.value_for(argument)
     if value is None:

@@ -15,7 +15,7 @@ from accmt.hyperparameters import optimizers, schedulers
 from accmt.hyperparameters.fields import named, validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
 from accmt.hyperparameters.plain import comparable, plain
-from accmt.hyperparameters.schedulers import SCHEDULERS, Length, SchedulerChoice
+from accmt.hyperparameters.schedulers import SCHEDULERS, ScheduleLength, SchedulerChoice
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -186,10 +186,10 @@ class HyperParameters:
         if self.scheduler is None:
             return None
         if self.step_scheduler_per_epoch:
-            length = Length.in_epochs(epochs)
+            length = ScheduleLength.in_epochs(epochs)
         else:
             total = self.max_steps if total_steps is None else total_steps
-            length = Length.in_steps(total, steps_per_epoch, epochs)
+            length = ScheduleLength.in_steps(total, steps_per_epoch, epochs)
         return schedulers.build_scheduler(self.scheduler, self.scheduler_kwargs, optimizer, length)
 
     def _meaning(self) -> list[Any]:

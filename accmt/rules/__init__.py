@@ -12,9 +12,9 @@ training reports (`checker`), and then evaluated against observed values (`engin
 """
 
 from accmt.rules.checker import assign_patience, canonical_name, check
-from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
+from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
 from accmt.rules.engine import RuleEngine
-from accmt.rules.errors import Problem, RuleError
+from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length, Progress
 from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
@@ -27,16 +27,16 @@ __all__ = [
     "Due",
     "Facts",
     "FollowedScore",
-    "Kept",
+    "KeptModel",
     "Length",
     "MetricsStore",
     "Observation",
     "Outcome",
-    "Problem",
     "Progress",
     "Reported",
     "RuleEngine",
     "RuleError",
+    "RuleProblem",
     "Rules",
     "SavingRule",
     "Stop",

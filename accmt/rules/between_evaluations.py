@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from fractions import Fraction
 
 from accmt.rules.cadence import Exact, at_most
-from accmt.rules.constants import constant
+from accmt.rules.constants import constant_value
 from accmt.rules.evaluator import in_counts
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import Call, Comparison, Counter, Expression, Or, Quantity, walk
@@ -70,7 +70,7 @@ def _bound(comparison: Comparison, length: Length) -> Exact | None:
             continue
         if isinstance(other, Quantity):
             return in_counts(other, counter, length)
-        value = constant(other)
+        value = constant_value(other)
         return None if value is None or not math.isfinite(value) else Fraction(value)
     return None
 

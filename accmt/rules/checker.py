@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from accmt.rules.cadence import never_due, never_passes
 from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
-from accmt.rules.errors import Problem, RuleError, listed, nearest
+from accmt.rules.errors import RuleError, RuleProblem, listed, nearest
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import (
     Call,
@@ -41,11 +41,11 @@ LONGEST_FOLDER_BYTES = 240  # file systems allow 255 bytes per name, and a folde
 class Findings:
     """Result of a check: `problems` prevent the training, `warnings` do not."""
 
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
+    problems: list[RuleProblem] = field(default_factory=list)
+    warnings: list[RuleProblem] = field(default_factory=list)
 
 
-def check(rules: Rules, facts: Facts) -> list[Problem]:
+def check(rules: Rules, facts: Facts) -> list[RuleProblem]:
     """Check all rules of a training against its facts and return the warnings.
 
     Raises:
@@ -54,7 +54,7 @@ def check(rules: Rules, facts: Facts) -> list[Problem]:
     findings = Findings()
     number = len(rules.savings) + len(rules.stop_when)
     if number > MOST_RULES:
-        raise RuleError([Problem(f"a training has at most {MOST_RULES:,} rules, this one has {number:,}")])
+        raise RuleError([RuleProblem(f"a training has at most {MOST_RULES:,} rules, this one has {number:,}")])
     findings.problems += clashes(rules.savings)
     for rule in rules.savings:
         _Check(rule.text, facts, findings).saving(rule.saving)
@@ -76,17 +76,19 @@ def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, i
     """
     if not isinstance(patience, dict):
         if patience is not None and not is_patience(patience):
-            raise RuleError([Problem(f"the patience is {patience!r}", allowed="a whole number from 1 belongs there")])
+            raise RuleError(
+                [RuleProblem(f"the patience is {patience!r}", allowed="a whole number from 1 belongs there")]
+            )
         return tuple(rule.with_patience(patience) for rule in savings)
     names = {rule.name for rule in savings}
     by_name: dict[str, int] = {}
-    problems: list[Problem] = []
+    problems: list[RuleProblem] = []
     for key, value in patience.items():
         name = key if key in names else canonical_name(key)
         if name not in names:
             problems.append(_no_rule(key, names))
         elif name in by_name:
-            problems.append(Problem(f"patience is given twice for '{name}'", allowed=f"once as '{key}'"))
+            problems.append(RuleProblem(f"patience is given twice for '{name}'", allowed=f"once as '{key}'"))
         elif not is_patience(value):
             problems.append(no_patience(value, key))
         by_name[name] = value
@@ -103,30 +105,32 @@ def canonical_name(key: str) -> str:
         return key
 
 
-def _no_rule(key: object, names: set[str]) -> Problem:
+def _no_rule(key: object, names: set[str]) -> RuleProblem:
     ordered = sorted(names)
     near = nearest(key, ordered) if isinstance(key, str) else None
     allowed = f"the rules of this training: {listed(ordered)}"
-    return Problem(f"patience is given for {key!r}, which is no rule", allowed=allowed, suggestion=near)
+    return RuleProblem(f"patience is given for {key!r}, which is no rule", allowed=allowed, suggestion=near)
 
 
-def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
+def clashes(savings: tuple[SavingRule, ...]) -> Iterator[RuleProblem]:
     """Yield a problem for rules with the same name or folder, and for folder names that are too long."""
     names: dict[str, SavingRule] = {}
     folders: dict[str, SavingRule] = {}
     for rule in savings:
         folder = as_on_disk(rule.folder)
         if rule.name in names:
-            yield Problem(f"the rule '{rule.name}' is registered twice", allowed="give one of them a name: name=...")
+            yield RuleProblem(
+                f"the rule '{rule.name}' is registered twice", allowed="give one of them a name: name=..."
+            )
         elif folder in folders:
             other = folders[folder].name
-            yield Problem(
+            yield RuleProblem(
                 f"the rules '{other}' and '{rule.name}' would save into one folder, '{rule.folder}'",
                 allowed="give one of them a name: name=...",
             )
         if len(rule.folder) > LONGEST_FOLDER or len(rule.folder.encode()) > LONGEST_FOLDER_BYTES:
             size = f"{len(rule.folder)} characters, {len(rule.folder.encode())} bytes"
-            yield Problem(
+            yield RuleProblem(
                 f"the folder of '{rule.name}' would have a name of {size}",
                 allowed=f"at most {LONGEST_FOLDER} characters, {LONGEST_FOLDER_BYTES} bytes: "
                 "give the rule a name: name=...",
@@ -134,12 +138,12 @@ def clashes(savings: tuple[SavingRule, ...]) -> Iterator[Problem]:
         names[rule.name] = folders[folder] = rule
 
 
-def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[Problem]:
+def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[RuleProblem]:
     """Yield a problem for each rule whose folder name is already in `names`, such as a tracker's folder."""
     taken = {as_on_disk(name) for name in names}
     for rule in savings:
         if as_on_disk(rule.folder) in taken:
-            yield Problem(
+            yield RuleProblem(
                 f"the rule '{rule.name}' would save into '{rule.folder}', which a tracker of this training writes to",
                 allowed="give the rule a name of its own: name=..., or the tracker another logging_dir",
             )
@@ -183,10 +187,10 @@ class _Check:
             self._warn("this never comes due", rule.cadence, self._how_long())
 
     def _problem(self, message: str, node: Node, allowed: str | None = None, suggestion: str | None = None) -> None:
-        self._findings.problems.append(Problem(message, self._text, node.span, allowed, suggestion))
+        self._findings.problems.append(RuleProblem(message, self._text, node.span, allowed, suggestion))
 
     def _warn(self, message: str, node: Node, why: str) -> None:
-        self._findings.warnings.append(Problem(message, self._text, node.span, why))
+        self._findings.warnings.append(RuleProblem(message, self._text, node.span, why))
 
     def _how_long(self) -> str:
         total, per_epoch = self._facts.length.total_steps or 0, self._facts.length.steps_per_epoch

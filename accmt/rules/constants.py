@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from accmt.rules.evaluator import Scene, evaluate
+from accmt.rules.evaluator import Scene, evaluate_expression
 from accmt.rules.nodes import (
     And,
     Call,
@@ -27,10 +27,10 @@ from accmt.rules.store import MetricsStore
 _NOTHING = Scene(MetricsStore(), Progress(), Length(), math.nan, {}, {})
 
 
-def constant(node: Expression) -> float | None:
+def constant_value(node: Expression) -> float | None:
     """Return the value of an expression of numbers only, None for any other."""
     if isinstance(node, Number | Sum | Product) and _is_constant(node):
-        return float(evaluate(node, _NOTHING))
+        return float(evaluate_expression(node, _NOTHING))
     return None
 
 
@@ -47,7 +47,7 @@ def truth(condition: Expression) -> bool | None:
                 return decisive
             return None if None in found else not decisive
         case Comparison() | IsNan() if _is_constant(condition):
-            return bool(evaluate(condition, _NOTHING))
+            return bool(evaluate_expression(condition, _NOTHING))
     return None
 
 

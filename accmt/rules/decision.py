@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept(Jsonable):
+class KeptModel(Jsonable):
     """A model that a rule keeps: its values, and the evaluation and step at which it was saved."""
 
     values: tuple[float, ...]
@@ -57,7 +57,7 @@ class Verdict(Jsonable):
     outcome: Outcome
     reason: str
     patience_left: int = -1
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[KeptModel, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.reason}"

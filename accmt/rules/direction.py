@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accmt.rules.constants import constant
+from accmt.rules.constants import constant_value
 from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Product, Sum, walk
 from accmt.rules.rule import Facts
 from accmt.rules.store import TRAIN_LOSS
@@ -40,7 +40,7 @@ def _direction(node: Node, greater: dict[str, bool | None]) -> bool | None:
         case Sum():
             return _agreed(list(zip(node.signs, node.terms, strict=True)), greater)
         case Product():
-            constants = [constant(factor) for factor in node.factors]
+            constants = [constant_value(factor) for factor in node.factors]
             sign = 1.0
             for value in constants:
                 sign *= 1.0 if value is None else value

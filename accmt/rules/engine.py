@@ -13,9 +13,9 @@ from typing import Any
 
 from accmt.rules import cadence
 from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
-from accmt.rules.decision import Decision, Due, Kept, Outcome, Stop, Verdict
+from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
 from accmt.rules.direction import DIRECTED, direction_of
-from accmt.rules.evaluator import Scene, Value, evaluate
+from accmt.rules.evaluator import Scene, Value, evaluate_expression
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.history_functions import Memory, memory_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node, walk
@@ -122,7 +122,7 @@ class RuleEngine:
         self.store.record(observation)
         scene = self._scene(progress, observation.train_loss)
         for call, memory in self._memories:
-            memory.update(evaluate(call.arguments[0], scene))  # type: ignore[arg-type]
+            memory.update(evaluate_expression(call.arguments[0], scene))  # type: ignore[arg-type]
             self._remembered[call] = memory.value
         self._before = dict(self._states)
         verdicts = tuple(self._judge(ranked, scene) for ranked in self._ranked)
@@ -144,7 +144,7 @@ class RuleEngine:
         )
         return replace(decision, verdicts=verdicts)
 
-    def keep_only(self, rule: str, kept: tuple[Kept, ...]) -> bool:
+    def keep_only(self, rule: str, kept: tuple[KeptModel, ...]) -> bool:
         """Drop the models of a rule that no longer exist, and return whether there were any.
 
         The next candidate has to beat only existing models; the patience count is unchanged.
@@ -258,7 +258,7 @@ class RuleEngine:
 
     def _judge(self, ranked: RankedRule, scene: Scene) -> Verdict:
         rule = ranked.rule
-        values = tuple(float(evaluate(objective.expression, scene)) for objective in ranked.objectives)
+        values = tuple(float(evaluate_expression(objective.expression, scene)) for objective in ranked.objectives)
         after = rule.saving.after
         waiting = after is not None and not cadence.has_passed(after, scene.progress, self.facts.length)
         blocked = f"blocked by after {after}" if waiting else _blocked(rule, values, scene)
@@ -303,7 +303,7 @@ class RuleEngine:
 
 def _first_holding(asked: Iterable[tuple[StopCondition, Expression]], scene: Scene) -> Stop | None:
     """Return the stop for the first part of a condition that holds."""
-    return next((_holding(stop) for stop, part in asked if evaluate(part, scene)), None)
+    return next((_holding(stop) for stop, part in asked if evaluate_expression(part, scene)), None)
 
 
 def _holding(stop: StopCondition) -> Stop:
@@ -340,7 +340,7 @@ def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str |
         return f"blocked by saving_below {below:g}"
     if above is not None and not all(value > above for value in values):
         return f"blocked by saving_above {above:g}"
-    if condition is not None and not evaluate(condition, scene):
+    if condition is not None and not evaluate_expression(condition, scene):
         text = str(condition)
         return f"blocked by if {text}" if len(text) <= _LONGEST_REASON else "blocked by its condition"
     return None

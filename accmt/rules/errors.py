@@ -1,7 +1,7 @@
 """Mistakes in rules, and their messages.
 
-A `Problem` is data: a sentence, the place in the text, what is allowed there, the nearest name. `RuleError` carries all
-problems that were found and formats them in one place.
+A `RuleProblem` is data: a sentence, the place in the text, what is allowed there, the nearest name. `RuleError` carries
+all problems that were found and formats them in one place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_SUGGESTED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RuleProblem:
     """One mistake in one text.
 
     `text` and `span` show where it is (None for a mistake without a place, such as two rules with one name), `allowed`
@@ -47,14 +47,14 @@ class Problem:
 class RuleError(ValueError):
     """One or more rules cannot be used. `problems` lists every mistake that was found."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[RuleProblem]) -> None:
         self.problems = tuple(problems)
         shown = list(map(str, self.problems[:_MOST_SHOWN]))
         if len(self.problems) > _MOST_SHOWN:
             shown.append(f"and {len(self.problems) - _MOST_SHOWN:,} problems more")
         super().__init__("\n\n".join(shown))
 
-    def __reduce__(self) -> tuple[type[RuleError], tuple[tuple[Problem, ...]]]:
+    def __reduce__(self) -> tuple[type[RuleError], tuple[tuple[RuleProblem, ...]]]:
         return type(self), (self.problems,)
 
 

@@ -57,7 +57,7 @@ class Scene:
     training: Mapping[str, float] = field(default_factory=dict)
 
 
-def evaluate(node: Expression, scene: Scene) -> Value:
+def evaluate_expression(node: Expression, scene: Scene) -> Value:
     """Return the value of a checked expression: a number or a truth value. Metrics never reported are NaN."""
     return _EVALUATE[type(node)](node, scene)
 
@@ -81,7 +81,7 @@ def _call(node: Call, scene: Scene) -> Value:
     subject = node.arguments[0]
     match node.function:
         case "max" | "min":
-            return evaluate(subject, scene)  # type: ignore[arg-type]  # the checker refuses quantities here
+            return evaluate_expression(subject, scene)  # type: ignore[arg-type]  # the checker refuses quantities here
         case "mean" | "worst" | "lowest" | "highest" if isinstance(subject, Measure):
             return _over_datasets(node.function, subject, scene)
     return scene.remembered.get(node, math.nan)
@@ -101,20 +101,20 @@ def _over_datasets(function: str, measure: Measure, scene: Scene) -> float:
 def _sum(node: Sum, scene: Scene) -> float:
     total = 0.0
     for sign, term in zip(node.signs, node.terms, strict=True):
-        total += sign * evaluate(term, scene)
+        total += sign * evaluate_expression(term, scene)
     return total
 
 
 def _product(node: Product, scene: Scene) -> float:
-    return math.prod(evaluate(factor, scene) for factor in node.factors)
+    return math.prod(evaluate_expression(factor, scene) for factor in node.factors)
 
 
 def _comparison(node: Comparison, scene: Scene) -> bool:
-    left = evaluate(node.left, scene)
+    left = evaluate_expression(node.left, scene)
     right: Any = (
         in_counts(node.right, node.left, scene.length)
         if isinstance(node.right, Quantity)
-        else evaluate(node.right, scene)
+        else evaluate_expression(node.right, scene)
     )
     if left != left or right != right:  # NaN compares as false with everything
         return False
@@ -148,8 +148,8 @@ _EVALUATE: dict[type, Callable[[Any, Scene], Value]] = {
     Sum: _sum,
     Product: _product,
     Comparison: _comparison,
-    IsNan: lambda node, scene: math.isnan(evaluate(node.score, scene)),
-    Not: lambda node, scene: not evaluate(node.operand, scene),
-    And: lambda node, scene: all(evaluate(operand, scene) for operand in node.operands),
-    Or: lambda node, scene: any(evaluate(operand, scene) for operand in node.operands),
+    IsNan: lambda node, scene: math.isnan(evaluate_expression(node.score, scene)),
+    Not: lambda node, scene: not evaluate_expression(node.operand, scene),
+    And: lambda node, scene: all(evaluate_expression(operand, scene) for operand in node.operands),
+    Or: lambda node, scene: any(evaluate_expression(operand, scene) for operand in node.operands),
 }

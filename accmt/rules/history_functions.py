@@ -15,14 +15,14 @@ from accmt.rules.arithmetic import exceeds, mean
 from accmt.rules.codec import count_from, from_text, to_text
 from accmt.rules.nodes import Call, Number, Quantity
 
-Value = float | bool
+TimeValue = float | bool
 
 
 class Memory(Protocol):
     """State of one function over time."""
 
     @property
-    def value(self) -> Value:
+    def value(self) -> TimeValue:
         """Value of the function after the last evaluation; NaN (or False) before the first."""
 
     def update(self, value: float) -> None:

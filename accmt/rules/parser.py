@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accmt.rules import nodes
 from accmt.rules import syntax_errors as syntax
-from accmt.rules.errors import Problem, RuleError
+from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.nodes import Expression, Span
-from accmt.rules.units import unit_of
+from accmt.rules.units import unit_named
 
 if TYPE_CHECKING:
     import lark
@@ -66,7 +66,7 @@ def _parse(text: str, start: str) -> nodes.Node:
     except UnexpectedInput as error:
         raise RuleError([syntax.explain(text, error, start)]) from None
     except _Refused as refused:
-        raise RuleError([Problem(refused.message, text, refused.span, refused.allowed)]) from None
+        raise RuleError([RuleProblem(refused.message, text, refused.span, refused.allowed)]) from None
 
 
 @functools.cache
@@ -87,10 +87,10 @@ def _refuse_hostile(text: str) -> None:
     """Reject texts that are too long, unprintable or too deeply nested, before parsing them."""
     if len(text) > LONGEST:
         head = text[:LONGEST]
-        raise RuleError([Problem(f"a rule has at most {LONGEST:,} characters, this one has {len(text):,}", head)])
+        raise RuleError([RuleProblem(f"a rule has at most {LONGEST:,} characters, this one has {len(text):,}", head)])
     if character := _UNPRINTABLE.search(text):
         message = f"the character U+{ord(character.group()):04X} cannot stand in a rule"
-        raise RuleError([Problem(message, text, Span(character.start(), character.end()))])
+        raise RuleError([RuleProblem(message, text, Span(character.start(), character.end()))])
     _refuse_deep(text)
 
 
@@ -110,7 +110,7 @@ def _refuse_deep(text: str) -> None:
                 negations = 0
         if len(enclosing) + sum(enclosing) + negations > DEEPEST:
             span = Span(token.start(), token.end())
-            raise RuleError([Problem(f"a rule nests at most {DEEPEST} levels deep", text, span)])
+            raise RuleError([RuleProblem(f"a rule nests at most {DEEPEST} levels deep", text, span)])
 
 
 def _build(tree: lark.Tree[Any]) -> Any:
@@ -180,14 +180,14 @@ def _joined(kind: type[nodes.And] | type[nodes.Or]) -> Callable[[Any, list[Any]]
 
 def _quantity(meta: Any, children: list[Any]) -> nodes.Quantity:
     number, unit = children
-    return nodes.Quantity(_number(number), unit_of(unit) or str(unit), span=_span(meta))
+    return nodes.Quantity(_number(number), unit_named(unit) or str(unit), span=_span(meta))
 
 
 def _every(meta: Any, children: list[Any]) -> nodes.Quantity:
     [child] = children
     if isinstance(child, nodes.Quantity):
         return child
-    return nodes.Quantity(1.0, unit_of(child) or str(child), span=Span(child.start_pos, child.end_pos))
+    return nodes.Quantity(1.0, unit_named(child) or str(child), span=Span(child.start_pos, child.end_pos))
 
 
 def _cadence(meta: Any, children: list[Any]) -> nodes.Cadence:

@@ -9,11 +9,11 @@ from itertools import accumulate
 
 from accmt.rules.arithmetic import exceeds
 from accmt.rules.codec import Count, Jsonable
-from accmt.rules.decision import Kept, Outcome, Verdict
+from accmt.rules.decision import KeptModel, Outcome, Verdict
 from accmt.rules.nodes import Amount, Expression
 from accmt.rules.rule import SavingRule
 
-Values = tuple[float, ...]
+Scores = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class RuleState(Jsonable):
         waited: Number of consecutive evaluations without improvement.
     """
 
-    kept: tuple[Kept, ...] = ()
-    best_seen: Values | None = None
+    kept: tuple[KeptModel, ...] = ()
+    best_seen: Scores | None = None
     waited: Count = 0
 
     def patience_left(self, patience: int | None) -> int:
@@ -80,7 +80,7 @@ class Candidate:
         waiting: Whether the rule's `after` has not passed yet; evaluations until then cost no patience.
     """
 
-    values: Values
+    values: Scores
     evaluation: int
     step: int
     blocked: str | None = None
@@ -95,14 +95,14 @@ def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[V
     if any(map(math.isnan, values)):
         outcome, reason = Outcome.NAN, f"{_nan(ranked, values)} is nan"
     else:
-        better, reason = compare(ranked, values, reference)
-        beats_best = better if state.best_seen == reference else compare(ranked, values, state.best_seen)[0]
+        better, reason = beats(ranked, values, reference)
+        beats_best = better if state.best_seen == reference else beats(ranked, values, state.best_seen)[0]
         outcome = Outcome.SAVED if better else Outcome.NOT_BETTER
         if better and reference is None and state.kept:
             reason = f"{_shown(values)} is among the best {rule.keep}"
         if better and candidate.blocked is not None:
             outcome, reason = Outcome.BLOCKED, candidate.blocked
-    kept, new = state.kept, Kept(values, candidate.evaluation, candidate.step)
+    kept, new = state.kept, KeptModel(values, candidate.evaluation, candidate.step)
     if outcome is Outcome.SAVED:
         reason = f"{reason}, {'saved' if ranked.writes else 'not written, as model saving is disabled'}"
         kept = _keep(ranked, kept, new)
@@ -113,7 +113,7 @@ def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[V
     return Verdict(ranked.name, values, reference, outcome, reason, left, kept), after
 
 
-def compare(ranked: RankedRule, values: Values, reference: Values | None) -> tuple[bool, str]:
+def beats(ranked: RankedRule, values: Scores, reference: Scores | None) -> tuple[bool, str]:
     """Return whether the values beat the reference, and the reason in words."""
     if reference is None:
         return True, f"{_shown(values)} is the first"
@@ -133,7 +133,7 @@ def compare(ranked: RankedRule, values: Values, reference: Values | None) -> tup
     return False, f"{_shown(values)} is no better: a tie"
 
 
-def _to_beat(ranked: RankedRule, state: RuleState) -> Values | None:
+def _to_beat(ranked: RankedRule, state: RuleState) -> Scores | None:
     if not state.kept:
         return None
     if not ranked.is_total:
@@ -141,14 +141,14 @@ def _to_beat(ranked: RankedRule, state: RuleState) -> Values | None:
     return state.kept[-1].values if len(state.kept) >= ranked.rule.keep else None
 
 
-def _keep(ranked: RankedRule, kept: tuple[Kept, ...], new: Kept) -> tuple[Kept, ...]:
+def _keep(ranked: RankedRule, kept: tuple[KeptModel, ...], new: KeptModel) -> tuple[KeptModel, ...]:
     if not ranked.is_total:
         return (new, *kept)[: ranked.rule.keep]
     ahead = sum(not _ranks_before(ranked, new.values, entry.values) for entry in kept)
     return (*kept[:ahead], new, *kept[ahead:])[: ranked.rule.keep]
 
 
-def _ranks_before(ranked: RankedRule, values: Values, others: Values) -> bool:
+def _ranks_before(ranked: RankedRule, values: Scores, others: Scores) -> bool:
     """Return whether `values` are strictly better, ignoring `by`; only for rules with a total order."""
     for objective, value, other in zip(ranked.objectives, values, others, strict=True):
         if value != other:
@@ -166,12 +166,12 @@ def _enough(by: Amount | None, value: float, other: float) -> bool:
     return exceeds(value, other, by.value * (abs(other) / 100 if by.relative else 1))
 
 
-def _nan(ranked: RankedRule, values: Values) -> str:
+def _nan(ranked: RankedRule, values: Scores) -> str:
     names = [o.text for o, value in zip(ranked.objectives, values, strict=True) if math.isnan(value)]
     return ", ".join(names)
 
 
-def _beats(values: Values, reference: Values) -> str:
+def _beats(values: Scores, reference: Scores) -> str:
     if len(values) == 1:
         return _both(values[0], reference[0], "beats")
     return f"{_shown(values)} beats {_shown(reference)}"
@@ -184,6 +184,6 @@ def _both(value: float, other: float, verb: str) -> str:
     return f"{short[0]} {verb} {short[1]}"
 
 
-def _shown(values: Values) -> str:
+def _shown(values: Scores) -> str:
     texts = [f"{value:.6g}" for value in values]
     return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"

@@ -13,7 +13,7 @@ from typing import Literal
 from accmt.rules.between_evaluations import asks_for, counted, watched
 from accmt.rules.decision import REQUESTED, Decision
 from accmt.rules.engine import RuleEngine
-from accmt.rules.errors import Problem
+from accmt.rules.errors import RuleProblem
 from accmt.rules.nodes import Counter, Expression, Measure, Node, Quantity, walk
 from accmt.rules.progress import Progress
 from accmt.rules.rule import CadenceRule, Facts, Rules, StopCondition
@@ -80,7 +80,7 @@ def replay(rules: Rules, facts: Facts, history: History) -> list[Decision]:
     return decisions if last is None else [*decisions, *player.pass_steps(before, last.progress)]
 
 
-def unanswerable(rules: Rules, lacking: Mapping[Need, str]) -> list[Problem]:
+def unanswerable(rules: Rules, lacking: Mapping[Need, str]) -> list[RuleProblem]:
     """Return a problem for each part of a rule that needs missing data; `lacking` says why it is missing."""
     texts: list[tuple[str, Node]] = [(rule.text, rule.saving) for rule in rules.savings]
     texts += [(stop.text, stop.condition) for stop in rules.stop_when]
@@ -171,13 +171,13 @@ def _is_clocked(rule: CadenceRule | None) -> bool:
     return rule is not None and any(isinstance(n, Quantity) and n.unit in SECONDS for n in walk(rule.cadence))
 
 
-def _lacked(text: str, root: Node, lacking: Mapping[Need, str]) -> Iterator[Problem]:
+def _lacked(text: str, root: Node, lacking: Mapping[Need, str]) -> Iterator[RuleProblem]:
     told: set[Need] = set()
     for node in walk(root):
         need = _need(node)
         if need is not None and need in lacking and need not in told:
             told.add(need)
-            yield Problem(f"'{node}' needs {_NEEDS[need]}, which is not known here", text, node.span, lacking[need])
+            yield RuleProblem(f"'{node}' needs {_NEEDS[need]}, which is not known here", text, node.span, lacking[need])
 
 
 def _need(node: Node) -> Need | None:

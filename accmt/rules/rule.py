@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from accmt.rules.codec import to_text
-from accmt.rules.errors import Problem, RuleError
+from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length
@@ -57,7 +57,7 @@ class SavingRule:
         """
         try:
             saving = _checked(text, parse_saving, Form.saving)
-            problems: list[Problem] = []
+            problems: list[RuleProblem] = []
         except RuleError as error:
             saving, problems = None, list(error.problems)
         if name is not None and not _is_name(name):
@@ -127,11 +127,11 @@ class CadenceRule:
             raise RuleError(problems)
         return rule
 
-    def circular(self, counted: str = "evaluations") -> list[Problem]:
+    def circular(self, counted: str = "evaluations") -> list[RuleProblem]:
         """Return a problem for each quantity in evaluations, which a cadence of evaluations or logs cannot count."""
         after = self.cadence.after
         return [
-            Problem(
+            RuleProblem(
                 f"{counted} cannot be counted in evaluations",
                 self.text,
                 quantity.span,
@@ -192,11 +192,13 @@ def is_patience(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def no_patience(value: object, rule: str) -> Problem:
-    return Problem(f"the patience of '{rule}' is {value!r}", allowed="a whole number from 1 belongs there")
+def no_patience(value: object, rule: str) -> RuleProblem:
+    return RuleProblem(f"the patience of '{rule}' is {value!r}", allowed="a whole number from 1 belongs there")
 
 
-def _checked(text: str, parse: Callable[[str], _Parsed], check: Callable[[Form, _Parsed], list[Problem]]) -> _Parsed:
+def _checked(
+    text: str, parse: Callable[[str], _Parsed], check: Callable[[Form, _Parsed], list[RuleProblem]]
+) -> _Parsed:
     node = parse(text)
     if problems := check(Form(text), node):
         raise RuleError(problems)
@@ -207,11 +209,11 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None and not is_taken(name)
 
 
-def _no_name(name: object) -> Problem:
+def _no_name(name: object) -> RuleProblem:
     allowed = "letters, digits, '_', '-' and '.', not starting with '.', at most 100 characters"
     if isinstance(name, str) and is_taken(name):
         allowed = "the files of a training have this name: choose another one"
-    return Problem(f"{name!r} is not a name for a rule", allowed=allowed)
+    return RuleProblem(f"{name!r} is not a name for a rule", allowed=allowed)
 
 
 def _is_limit(value: object) -> bool:
@@ -225,13 +227,15 @@ def _is_limit(value: object) -> bool:
         return False
 
 
-def _no_limit(key: str, value: object, text: str) -> Problem:
-    return Problem(f"the {key} of '{text}' is {value!r}", allowed="a number belongs there")
+def _no_limit(key: str, value: object, text: str) -> RuleProblem:
+    return RuleProblem(f"the {key} of '{text}' is {value!r}", allowed="a number belongs there")
 
 
-def _no_value_between(above: float, below: float, text: str) -> Problem:
+def _no_value_between(above: float, below: float, text: str) -> RuleProblem:
     limits = f"above {format_number(above)} and below {format_number(below)}"
-    return Problem(f"'{text}' would save {limits}: no value is", allowed="saving_above must be less than saving_below")
+    return RuleProblem(
+        f"'{text}' would save {limits}: no value is", allowed="saving_above must be less than saving_below"
+    )
 
 
 def _encoded(name: str) -> str:

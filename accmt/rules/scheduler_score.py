@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from accmt.rules.checker import check
 from accmt.rules.direction import direction_of
 from accmt.rules.engine import RuleEngine
-from accmt.rules.errors import Problem, RuleError
+from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import Call, walk
 from accmt.rules.rule import Facts, Rules, SavingRule
@@ -30,14 +30,18 @@ class FollowedScore:
         rule = SavingRule.parse(text)
         saving, problems = rule.saving, []
         if sum(map(len, saving.ranking.groups)) > 1:
-            problems.append(Problem("a scheduler follows one score", text, saving.span, "leave the others out"))
+            problems.append(RuleProblem("a scheduler follows one score", text, saving.span, "leave the others out"))
         clauses = (saving.condition, saving.by, saving.after, saving.keep)
         if any(clause is not None for clause in clauses):
-            problems.append(Problem("a scheduler follows the score alone", text, saving.span, "leave the clauses out"))
+            problems.append(
+                RuleProblem("a scheduler follows the score alone", text, saving.span, "leave the clauses out")
+            )
         for node in walk(saving):
             if isinstance(node, Call) and FUNCTIONS[node.function].over == "time":
                 allowed = "the scheduler remembers by itself: give the score alone"
-                problems.append(Problem(f"'{node.function}' remembers former evaluations", text, node.span, allowed))
+                problems.append(
+                    RuleProblem(f"'{node.function}' remembers former evaluations", text, node.span, allowed)
+                )
         if problems:
             raise RuleError(problems)
         return cls(rule)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from accmt.rules import nodes
-from accmt.rules.errors import Problem, either, nearest
+from accmt.rules.errors import RuleProblem, either, nearest
 from accmt.rules.functions import FUNCTIONS, Function
 from accmt.rules.nodes import (
     And,
@@ -33,7 +33,7 @@ from accmt.rules.nodes import (
 from accmt.rules.store import TRAIN_LOSS
 from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
 
-Kind = Literal["number", "condition"]
+ValueKind = Literal["number", "condition"]
 
 _LONGEST_WINDOW = 1_000_000
 _UNITS_OF = {"elapsed": tuple(SECONDS), "step": ("step", PERCENT), "epoch": ("epoch", PERCENT)}
@@ -44,9 +44,9 @@ class Form:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.problems: list[Problem] = []
+        self.problems: list[RuleProblem] = []
 
-    def saving(self, saving: nodes.Saving) -> list[Problem]:
+    def saving(self, saving: nodes.Saving) -> list[RuleProblem]:
         """Return the mistakes of a saving rule."""
         for objective in saving.ranking.objectives:
             self._objective(objective)
@@ -60,12 +60,12 @@ class Form:
             self._quantity(saving.after)
         return self.problems
 
-    def condition(self, condition: Expression) -> list[Problem]:
+    def condition(self, condition: Expression) -> list[RuleProblem]:
         """Return the mistakes of a condition."""
         self._expression(condition, "condition", counters=True)
         return self.problems
 
-    def cadence(self, cadence: nodes.Cadence) -> list[Problem]:
+    def cadence(self, cadence: nodes.Cadence) -> list[RuleProblem]:
         """Return the mistakes of a cadence."""
         for quantity in cadence.every:
             self._quantity(quantity)
@@ -74,7 +74,7 @@ class Form:
         return self.problems
 
     def _add(self, message: str, span: Span, allowed: str | None = None, suggestion: str | None = None) -> None:
-        self.problems.append(Problem(message, self.text, span, allowed, suggestion))
+        self.problems.append(RuleProblem(message, self.text, span, allowed, suggestion))
 
     def _objective(self, objective: Expression) -> None:
         if isinstance(objective, Call) and _over(objective) == "objective":
@@ -83,9 +83,9 @@ class Form:
         else:
             self._expression(objective, "number", counters=False)
 
-    def _expression(self, node: Expression | Quantity, wanted: Kind, counters: bool) -> None:  # noqa: C901  (one branch per kind)
+    def _expression(self, node: Expression | Quantity, wanted: ValueKind, counters: bool) -> None:  # noqa: C901  (one branch per kind)
         """Check a node where a number or a condition is wanted; `counters` says whether counters are allowed in it."""
-        kind: Kind = "number"
+        kind: ValueKind = "number"
         match node:
             case Measure():
                 self._measure(node)
@@ -115,7 +115,7 @@ class Form:
         if kind != wanted:
             self._wrong_kind(node, wanted)
 
-    def _wrong_kind(self, node: Node, wanted: Kind) -> None:
+    def _wrong_kind(self, node: Node, wanted: ValueKind) -> None:
         if wanted == "condition":
             compared = node if any(measures(node)) else "accuracy"
             self._add("a condition belongs here, and this is a number", node.span, f"compare it: {compared} > 0.5")
@@ -164,7 +164,7 @@ class Form:
     def _is_bare(self, name: Name) -> bool:
         return self.text[name.span.start] not in "\"'"
 
-    def _call(self, call: Call, counters: bool) -> Kind:
+    def _call(self, call: Call, counters: bool) -> ValueKind:
         function = FUNCTIONS.get(call.function)
         if function is None:
             self._add(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accmt.rules.errors import Problem, either, nearest
+from accmt.rules.errors import RuleProblem, either, nearest
 from accmt.rules.nodes import RESERVED, Span
 from accmt.rules.units import THE_UNITS, spellings
 
@@ -169,10 +169,10 @@ _PHRASES: tuple[tuple[frozenset[str], str], ...] = (
 )
 
 
-def explain(text: str, error: UnexpectedInput, start: str) -> Problem:
+def explain(text: str, error: UnexpectedInput, start: str) -> RuleProblem:
     """Return the problem that made the parser stop."""
     if not text.strip():
-        return Problem(f"the {_KINDS[start]} is empty", allowed=f"an example: {_EXAMPLES[start]}")
+        return RuleProblem(f"the {_KINDS[start]} is empty", allowed=f"an example: {_EXAMPLES[start]}")
     expected = _expected(error)
     token = getattr(error, "token", None)
     if token is not None and token.type == "$END":
@@ -181,13 +181,13 @@ def explain(text: str, error: UnexpectedInput, start: str) -> Problem:
     position += len(text[position:]) - len(text[position:].lstrip())
     word = _match(_WORD, text, position) or text[position]
     if (meant := _keyword(word, expected, start)) is not None:
-        return Problem(f"'{word}' cannot stand here", text, Span(position, position + len(word)), None, meant)
+        return RuleProblem(f"'{word}' cannot stand here", text, Span(position, position + len(word)), None, meant)
     flags = expected | _situation(text[:position], expected, start)
     for habit in _HABITS:
         if (problem := _told(habit, text, position, flags)) is not None:
             return problem
     quoted = word if word[0] in "\"'" else f"'{word}'"
-    return Problem(f"{quoted} cannot stand here", text, Span(position, position + len(word)), _allowed(expected))
+    return RuleProblem(f"{quoted} cannot stand here", text, Span(position, position + len(word)), _allowed(expected))
 
 
 def _expected(error: UnexpectedInput) -> frozenset[str]:
@@ -198,14 +198,14 @@ def _expected(error: UnexpectedInput) -> frozenset[str]:
     return frozenset(terminal[1:].lower() if terminal.startswith("_") else terminal for terminal in found)
 
 
-def _incomplete(text: str, expected: frozenset[str]) -> Problem:
+def _incomplete(text: str, expected: frozenset[str]) -> RuleProblem:
     end = len(text.rstrip())
     span = Span(end, end + 1)
     if "RPAR" in expected:
-        return Problem("a ')' is missing", text, span)
+        return RuleProblem("a ')' is missing", text, span)
     if "PERCENT" in expected:
-        return Problem("a unit is missing", text, span, THE_UNITS)
-    return Problem("something is missing at the end", text, span, _allowed(expected))
+        return RuleProblem("a unit is missing", text, span, THE_UNITS)
+    return RuleProblem("something is missing at the end", text, span, _allowed(expected))
 
 
 def _keyword(word: str, expected: frozenset[str], start: str) -> str | None:
@@ -227,7 +227,7 @@ def _situation(before: str, expected: frozenset[str], start: str) -> set[str]:
     return flags
 
 
-def _told(habit: _Habit, text: str, position: int, flags: frozenset[str]) -> Problem | None:
+def _told(habit: _Habit, text: str, position: int, flags: frozenset[str]) -> RuleProblem | None:
     if not habit.when <= flags or habit.unless & flags:
         return None
     here = re.compile(habit.here).match(text, position)
@@ -239,7 +239,7 @@ def _told(habit: _Habit, text: str, position: int, flags: frozenset[str]) -> Pro
         start, end = before.start("at"), end if here.group() else before.end("at")
     words = {"here": text[start:end]}
     allowed = habit.allowed and habit.allowed.format(**words)
-    return Problem(habit.message.format(**words), text, Span(start, max(end, start + 1)), allowed)
+    return RuleProblem(habit.message.format(**words), text, Span(start, max(end, start + 1)), allowed)
 
 
 def _match(pattern: str, text: str, position: int) -> str | None:

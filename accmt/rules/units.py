@@ -21,7 +21,7 @@ _BY_SPELLING = {
 }
 
 
-def unit_of(spelling: str) -> str | None:
+def unit_named(spelling: str) -> str | None:
     """Return the unit of a spelling (`epoch` for `eps`), or None if there is no such unit."""
     return _BY_SPELLING.get(spelling)
 

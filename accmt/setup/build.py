@@ -51,7 +51,17 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
-from accmt.rules import Facts, FollowedScore, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
+from accmt.rules import (
+    Facts,
+    FollowedScore,
+    Length,
+    RuleEngine,
+    RuleError,
+    Rules,
+    SavingRule,
+    assign_patience,
+    check,
+)
 from accmt.rules.checker import meetings
 from accmt.setup.inputs import facts_of, metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher

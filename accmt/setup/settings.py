@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from accmt.hyperparameters.arguments import arguments_of
+from accmt.hyperparameters.arguments import signature_arguments
 from accmt.hyperparameters.optimizers import OPTIMIZERS
 from accmt.hyperparameters.recorded import recorded
 from accmt.hyperparameters.schedulers import SCHEDULERS
@@ -43,7 +43,7 @@ def _hyperparameters(options: Options, module: AcceleratorModule) -> Iterator[tu
 
 def _arguments(group: str, factory: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the arguments of a factory, including defaults but not what the trainer fills in."""
-    known = arguments_of(factory)
+    known = signature_arguments(factory)
     defaults = {name: value for name, value in known.defaults.items() if not known.awaits(name)}
     for name, value in {**defaults, **given}.items():
         yield f"{group}.{name}", recorded(value)

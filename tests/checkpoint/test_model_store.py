@@ -15,12 +15,12 @@ from accmt.checkpoint.model_store import Savings
 from accmt.checkpoint.saved_models import DamagedSaving, Saving, savings_in
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import WeightsFormat
-from accmt.rules import Kept, Outcome, SavingRule, Verdict
+from accmt.rules import KeptModel, Outcome, SavingRule, Verdict
 
 
 def verdict(rule, *kept):
     """What an engine says: (value, evaluation) of the models that are kept, best first."""
-    entries = tuple(Kept((float(value),), number, number * 10) for value, number in kept)
+    entries = tuple(KeptModel((float(value),), number, number * 10) for value, number in kept)
     return Verdict(rule.name, entries[0].values, None, Outcome.SAVED, "saved", kept=entries)
 
 

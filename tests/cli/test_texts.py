@@ -8,7 +8,7 @@ import pytest
 
 from accmt.cli.main import main
 from accmt.rules import Decision, Observation, Outcome, Progress
-from accmt.rules.decision import Kept, Stop, Verdict
+from accmt.rules.decision import KeptModel, Stop, Verdict
 from accmt.tracking.outbox import FOLDER, Outbox
 from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged
@@ -23,7 +23,7 @@ def evil(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     now = Progress(1, 1, 0, 1, 0, 1.0)
-    made = Verdict(EVIL, (1.0,), None, Outcome.SAVED, EVIL, -1, (Kept((1.0,), 1, 1),))
+    made = Verdict(EVIL, (1.0,), None, Outcome.SAVED, EVIL, -1, (KeptModel((1.0,), 1, 1),))
     decision = Decision(now, (made,), stop=Stop("rule", EVIL))
     observation = Observation(now, {EVIL: {EVIL: 1.0, "valid_loss": 1.0}})
     (folder / "decisions.jsonl").write_text(json.dumps(decision.to_json()) + "\n")

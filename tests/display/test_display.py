@@ -14,10 +14,10 @@ from rich.text import Text
 from accmt.display.console import PlainConsole
 from accmt.display.display import ConsoleDisplay, NoDisplay
 from accmt.display.tables import decision_table, savings_table
-from accmt.rules import Decision, Kept, Observation, Outcome, Progress, Stop, Verdict
+from accmt.rules import Decision, KeptModel, Observation, Outcome, Progress, Stop, Verdict
 
 SAVED = Verdict(
-    "best_accuracy", (0.912,), (0.905,), Outcome.SAVED, "0.912 beats 0.905, saved", kept=(Kept((0.912,), 2, 20),)
+    "best_accuracy", (0.912,), (0.905,), Outcome.SAVED, "0.912 beats 0.905, saved", kept=(KeptModel((0.912,), 2, 20),)
 )
 BLOCKED = Verdict("best_f1", (0.5,), None, Outcome.BLOCKED, "the condition does not hold")
 OBSERVATION = Observation(Progress(step=20, epoch=1, evaluation=2), {"dev": {"accuracy": 0.912, "valid_loss": 1 / 3}})
