@@ -11,12 +11,11 @@ from collections.abc import Collection, Iterator
 from fractions import Fraction
 
 from accmt.rules.cadence import Exact, at_most
-from accmt.rules.constants import constant_value
 from accmt.rules.evaluator import in_counts
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import Call, Comparison, Counter, Expression, Or, Quantity, walk
 from accmt.rules.progress import Length, Progress
-from accmt.rules.static_checks import measures
+from accmt.rules.static_checks import constant_value, measures
 from accmt.rules.store import TRAIN_LOSS
 
 CLOCK_EVERY = 1.0

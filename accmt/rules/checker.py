@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from accmt.rules.cadence import never_due, never_passes
-from accmt.rules.constants import truth
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import RuleError, RuleProblem, listed, nearest
 from accmt.rules.functions import FUNCTIONS
@@ -28,7 +27,7 @@ from accmt.rules.nodes import (
 from accmt.rules.parser import parse_saving
 from accmt.rules.reserved_names import as_on_disk
 from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
-from accmt.rules.static_checks import measures
+from accmt.rules.static_checks import measures, truth
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.rules.units import PERCENT
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from accmt.rules.constants import constant_value
 from accmt.rules.nodes import Call, Counter, Expression, Measure, Node, Product, Sum, walk
 from accmt.rules.rule import Facts
+from accmt.rules.static_checks import constant_value
 from accmt.rules.store import TRAIN_LOSS
 
 DIRECTED = frozenset({"best", "stalled", "worst"})

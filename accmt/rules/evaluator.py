@@ -1,15 +1,14 @@
-"""Evaluates expressions against observed values."""
+"""Evaluates expressions against observed values, with arithmetic that gives the same result on every machine."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from accmt.rules.arithmetic import mean
 from accmt.rules.cadence import Exact, amount, exact
 from accmt.rules.nodes import (
     And,
@@ -32,6 +31,8 @@ from accmt.rules.store import TRAIN_LOSS, MetricsStore
 from accmt.rules.units import PERCENT
 
 Value = float | bool
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +154,25 @@ _EVALUATE: dict[type, Callable[[Any, Scene], Value]] = {
     And: lambda node, scene: all(evaluate_expression(operand, scene) for operand in node.operands),
     Or: lambda node, scene: any(evaluate_expression(operand, scene) for operand in node.operands),
 }
+
+
+def mean(values: Collection[float]) -> float:
+    """Return the mean; NaN if empty. Rounded once, so neither the order nor the version of Python affects it."""
+    if not values:
+        return math.nan
+    try:
+        return math.fsum(values) / len(values)
+    except (OverflowError, ValueError):  # a sum too large for a float, or infinities of both signs
+        return sum(values) / len(values)
+
+
+def exceeds(value: float, other: float, amount: float) -> bool:
+    """Return whether two different numbers differ by more than `amount`.
+
+    The difference has to exceed the amount by over 1e-9 of the largest of the three numbers, so that a difference equal
+    to the amount does not count, however the numbers were rounded.
+    """
+    difference = abs(value - other)
+    if math.isinf(difference):
+        return True
+    return difference - amount > ROUNDING * max(abs(value), abs(other), amount)

@@ -11,18 +11,16 @@ import math
 from collections import deque
 from typing import Any, Protocol
 
-from accmt.rules.arithmetic import exceeds, mean
 from accmt.rules.codec import count_from, from_text, to_text
+from accmt.rules.evaluator import Value, exceeds, mean
 from accmt.rules.nodes import Call, Number, Quantity
-
-TimeValue = float | bool
 
 
 class Memory(Protocol):
     """State of one function over time."""
 
     @property
-    def value(self) -> TimeValue:
+    def value(self) -> Value:
         """Value of the function after the last evaluation; NaN (or False) before the first."""
 
     def update(self, value: float) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from accmt.rules.arithmetic import exceeds
 from accmt.rules.codec import Count, Jsonable
 from accmt.rules.decision import KeptModel, Outcome, Verdict
+from accmt.rules.evaluator import exceeds
 from accmt.rules.nodes import Amount, Expression
 from accmt.rules.rule import SavingRule
 

@@ -1,16 +1,18 @@
-"""Checks of a rule that need no training: names, units, functions and their arguments, kinds of values.
+"""Checks of a rule that need no training: names, units, functions and their arguments, kinds of values, constants.
 
 Called when text is given, so that a mistake is reported where it was made. All mistakes of a text are found at once.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Literal
 
 from accmt.rules import nodes
 from accmt.rules.errors import RuleProblem, either, nearest
+from accmt.rules.evaluator import Scene, evaluate_expression
 from accmt.rules.functions import FUNCTIONS, Function
 from accmt.rules.nodes import (
     And,
@@ -30,13 +32,15 @@ from accmt.rules.nodes import (
     Span,
     Sum,
 )
-from accmt.rules.store import TRAIN_LOSS
+from accmt.rules.progress import Length, Progress
+from accmt.rules.store import TRAIN_LOSS, MetricsStore
 from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
 
 ValueKind = Literal["number", "condition"]
 
 _LONGEST_WINDOW = 1_000_000
 _UNITS_OF = {"elapsed": tuple(SECONDS), "step": ("step", PERCENT), "epoch": ("epoch", PERCENT)}
+_NOTHING = Scene(MetricsStore(), Progress(), Length(), math.nan, {}, {})
 
 
 class Form:
@@ -272,3 +276,31 @@ def _plural(unit: str) -> str:
 def measures(node: Node) -> Iterator[Measure]:
     """Yield all measures in a node."""
     return (child for child in nodes.walk(node) if isinstance(child, Measure))
+
+
+def constant_value(node: Expression) -> float | None:
+    """Return the value of an expression of numbers only, None for any other."""
+    if isinstance(node, Number | Sum | Product) and _is_constant(node):
+        return float(evaluate_expression(node, _NOTHING))
+    return None
+
+
+def truth(condition: Expression) -> bool | None:
+    """Return True or False if a condition always has that value, None if it can be both."""
+    match condition:
+        case Not(operand=operand):
+            inner = truth(operand)
+            return None if inner is None else not inner
+        case And(operands=operands) | Or(operands=operands):
+            decisive = isinstance(condition, Or)
+            found = {truth(operand) for operand in operands}
+            if decisive in found:
+                return decisive
+            return None if None in found else not decisive
+        case Comparison() | IsNan() if _is_constant(condition):
+            return bool(evaluate_expression(condition, _NOTHING))
+    return None
+
+
+def _is_constant(node: Expression) -> bool:
+    return not any(isinstance(child, Measure | Counter | Call | Quantity) for child in nodes.walk(node))

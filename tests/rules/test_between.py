@@ -20,7 +20,7 @@ from accmt.rules import (
     StopCondition,
     check,
 )
-from accmt.rules.arithmetic import exceeds
+from accmt.rules.evaluator import exceeds
 
 FACTS = Facts({"acc": Reported(("dev",), True)}, ("dev",), Length(1_000, 100), {"kl": False})
 

@@ -23,7 +23,7 @@ from accmt.rules import (
     assign_patience,
     check,
 )
-from accmt.rules.arithmetic import mean
+from accmt.rules.evaluator import mean
 
 BOTH = ("dev", "test")
 FACTS = Facts({"acc": Reported(BOTH, True), "valid_loss": Reported(BOTH, False)}, BOTH, Length(1_000, 10))
