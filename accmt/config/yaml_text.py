@@ -136,7 +136,7 @@ def _scalar(node: ScalarNode) -> Any:
     text, kind = node.value, node.tag.removeprefix(_TAG)
     if kind == "str":
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise YamlError(f"has half of a surrogate pair, which is no character ({_line(node.start_mark)})")
+            raise YamlError(f"has half of a surrogate pair, which is not a character ({_line(node.start_mark)})")
         return text
     if kind == "null" and _NULL.fullmatch(text):
         return None

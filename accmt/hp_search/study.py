@@ -85,7 +85,7 @@ def study_problems(options: StudyOptions) -> list[Problem]:
         wanted = "the address of a database, such as 'sqlite:///search.db', or a storage of Optuna"
         problems.append(Problem("storage", must_be(wanted, options.storage)))
     elif isinstance(options.storage, str) and "://" not in options.storage:
-        text = f"{options.storage!r} is no address of a database: a file is 'sqlite:///{options.storage}'"
+        text = f"{options.storage!r} is not the address of a database: a file is 'sqlite:///{options.storage}'"
         problems.append(Problem("storage", text))
     if options.name is not None and (not isinstance(options.name, str) or not options.name):
         problems.append(Problem("study_name", must_be("a text, or None", options.name)))
@@ -251,7 +251,7 @@ def _check(study: Study, space: Space, direction: Direction, objective: str) -> 
         text = f"'{study.study_name}' has the objective {known}, not {objective}: choose another name"
         problems.append(Problem("study_name", text))
     problems += [
-        Problem(name, f"{parameter} cannot go on in the study '{study.study_name}', which has {before}: {why}")
+        Problem(name, f"{parameter} cannot continue the study '{study.study_name}', which has {before}: {why}")
         for name, parameter in space.searched.items()
         for before, why in _incompatible(study, name, _distribution(parameter))
     ]

@@ -56,7 +56,7 @@ def after_search(name: str, objective: SearchObjective, trials: Sequence[FrozenT
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     summary = Text(f"study {name}: {len(trials)} trials, {told}", "bold")
     if not complete:
-        return ["", Text("no trial is complete: there is no best one", "red"), summary]
+        return ["", Text("no trial completed, so there is no best one", "red"), summary]
     table = Table(box=None, pad_edge=False)
     shown_trials = complete[:_MOST_ROWS]
     names = list(dict.fromkeys(name for trial in shown_trials for name in trial.params))

@@ -122,7 +122,7 @@ def _as_tensor(argument: Any, metric: Metric) -> Tensor:
         return torch.as_tensor(argument, dtype=torch.float64) if is_narrowed else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"metric '{metric.name}' was given a {type(argument).__name__} that is no tensor: {error}; "
+            f"metric '{metric.name}' was given a {type(argument).__name__} that is not a tensor: {error}; "
             f"give tensors, or dictionaries of tensors"
         ) from None
 

@@ -149,5 +149,5 @@ def _dtype(cast: torch.dtype | str | None) -> torch.dtype | None:
         return cast
     found = getattr(torch, cast.removeprefix("torch."), None) if isinstance(cast, str) else None
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"cast is {cast!r}, which is no torch dtype; for example 'float32'")
+        raise ValueError(f"cast is {cast!r}, which is not a torch dtype; for example 'float32'")
     return found

@@ -309,4 +309,4 @@ class TestConfig:
         monkeypatch.chdir(tmp_path)
         status, _, err = check("--config", "no.yaml")
         assert status == 1
-        assert err == f"1 mistake in no.yaml:\n  there is no such file, seen from {tmp_path}\n"
+        assert err == f"1 mistake in no.yaml:\n  no such file, seen from {tmp_path}\n"

@@ -217,7 +217,7 @@ def test_files_that_cannot_be_used(launch, tmp_path, text, problem):
 
 
 def test_a_file_that_is_not_there(launch, tmp_path):
-    text = f"1 mistake in none.yaml:\n  there is no such file, seen from {tmp_path}\n"
+    text = f"1 mistake in none.yaml:\n  no such file, seen from {tmp_path}\n"
     assert launch("--config", "none.yaml", "train.py") == (1, "", text)
 
 

@@ -184,7 +184,7 @@ PRUNER = "<class 'optuna.pruners._median.MedianPruner'> (ABCMeta): give an objec
         ),
         (
             {"storage": "search.db"},
-            ["storage: 'search.db' is no address of a database: a file is 'sqlite:///search.db'"],
+            ["storage: 'search.db' is not the address of a database: a file is 'sqlite:///search.db'"],
         ),
         (
             {"storage": 3},

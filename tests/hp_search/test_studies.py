@@ -98,7 +98,7 @@ def test_two_searches_are_not_mixed_in_one_study(kept, witness):
         "3 mistakes in optimize(...):\n"
         "  study_name: 'mine' is to minimize, not to maximize\n"
         "  study_name: 'mine' has the objective best_valid_loss, not best_metric_fn: choose another name\n"
-        "  train_batch_size: 4 | 16 cannot go on in the study 'mine', which has 4 | 8: choices stay as they are"
+        "  train_batch_size: 4 | 16 cannot continue the study 'mine', which has 4 | 8: choices stay as they are"
     )
     assert len(witness.trainings) == 1
 
@@ -114,7 +114,7 @@ def test_a_range_may_move_and_does_not_become_choices(kept, search, storage):
         searching.optimize(**arguments)
     assert str(caught.value).startswith(
         "1 mistake in optimize(...):\n"
-        "  learning_rate: 1e-06 | 1e-05 cannot go on in the study 'mine', which has FloatDistribution("
+        "  learning_rate: 1e-06 | 1e-05 cannot continue the study 'mine', which has FloatDistribution("
     )
     assert str(caught.value).endswith("): a range stays a range, and choices stay choices")
 

@@ -386,7 +386,7 @@ def test_a_search_without_a_complete_trial_says_so(search, capsys):
     study = three_epochs(search()).optimize(n_trials=1, pruner=Prune(1))
     shown = capsys.readouterr().out.splitlines()
     assert shown[-2:] == [
-        "no trial is complete: there is no best one",
+        "no trial completed, so there is no best one",
         f"study {study.study_name}: 1 trials, 1 pruned",
     ]
     with pytest.raises(ValueError, match="No trials are completed yet"):

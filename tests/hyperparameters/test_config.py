@@ -178,7 +178,7 @@ def test_limits_are_inclusive(write):
 
 def test_sources_that_are_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal("gone.yaml") == f"1 mistake in gone.yaml:\n  there is no such file, seen from {tmp_path}"
+    assert refusal("gone.yaml") == f"1 mistake in gone.yaml:\n  no such file, seen from {tmp_path}"
     assert refusal(tmp_path) == f"1 mistake in {tmp_path}:\n  it is a directory. Give the YAML file in it"
     assert refusal("epochs: 1\nbatch_size: 2") == (
         "1 mistake in hps_config:\n  must be the path of a YAML file or a dict, not the text of a file. "

@@ -140,9 +140,9 @@ def test_wrong_casts(cast):
     if cast == "float":
         assert Metric("x", cast=cast).cast == torch.float32
         return
-    with pytest.raises(ValueError, match="which is no torch dtype") as caught:
+    with pytest.raises(ValueError, match="which is not a torch dtype") as caught:
         Metric("x", cast=cast)
-    assert str(caught.value) == f"cast is {cast!r}, which is no torch dtype; for example 'float32'"
+    assert str(caught.value) == f"cast is {cast!r}, which is not a torch dtype; for example 'float32'"
 
 
 @pytest.mark.parametrize("name", ["", None, 3])
@@ -191,7 +191,7 @@ def test_what_is_no_tensor_is_named():
     with pytest.raises(TypeError) as caught:
         gatherer_of(Keeps("bleu"), CPU).add((["a text"],))
     assert str(caught.value) == (
-        "metric 'bleu' was given a list that is no tensor: too many dimensions 'str'; "
+        "metric 'bleu' was given a list that is not a tensor: too many dimensions 'str'; "
         "give tensors, or dictionaries of tensors"
     )
 
