@@ -207,12 +207,12 @@ def _class(transformers: Any, path: str, kind: str | type | None, kwargs: Mappin
         own = {entry.rpartition(".")[2]: name for name, entry in (getattr(config, "auto_map", None) or {}).items()}
         found = getattr(transformers, own.get(kind, kind), None)
         if not _is_ours(transformers, found):
-            _refuse("module", f"'{path}' was saved as {kind}, which is no model class of transformers: {give}")
+            _refuse("module", f"'{path}' was saved as {kind}, which is not a model class of transformers: {give}")
         return found
     found = getattr(transformers, kind, None)
     if not _is_ours(transformers, found):
         near = did_you_mean(kind, [name for name in dir(transformers) if "For" in name or "Model" in name])
-        _refuse("module", f"'{kind}' is no model class of transformers{near} For example {_EXAMPLE}")
+        _refuse("module", f"'{kind}' is not a model class of transformers{near} For example {_EXAMPLE}")
     return found
 
 

@@ -54,10 +54,10 @@ def test_paths_without_a_model(tiny, tmp_path, monkeypatch):
 def test_classes_that_do_not_fit(tiny, transformers, monkeypatch):
     monkeypatch.chdir(tiny.folder)
     assert refused(("bert", "AutoModelForSequenceClasification")) == (
-        "module: 'AutoModelForSequenceClasification' is no model class of transformers, did you mean "
+        "module: 'AutoModelForSequenceClasification' is not a model class of transformers, did you mean "
         f"'{GIVE}'? For example {GIVE}"
     )
-    assert refused(("bert", "BertTokenizer")).startswith("module: 'BertTokenizer' is no model class of transformers")
+    assert refused(("bert", "BertTokenizer")).startswith("module: 'BertTokenizer' is not a model class of transformers")
     assert refused(("bert", nn.Linear)) == "module: Linear is no class of models: it has no from_pretrained"
     assert refused(("bert", transformers.BertConfig)) == (
         "module: BertConfig.from_pretrained gave no model, but a BertConfig"
@@ -80,7 +80,7 @@ def test_classes_that_do_not_fit(tiny, transformers, monkeypatch):
     ("architectures", "text"),
     [
         (None, "the configuration of 'some' does not say of which class its model is"),
-        (["Nosuch"], "'some' was saved as Nosuch, which is no model class of transformers"),
+        (["Nosuch"], "'some' was saved as Nosuch, which is not a model class of transformers"),
     ],
 )
 def test_a_path_that_does_not_say_its_class(tmp_path, monkeypatch, architectures, text):
