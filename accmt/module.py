@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from accmt.states import TrainingState
-    from accmt.tracking.tracker import Tracker
-    from accmt.trainer import Trainer
+    from accmt.states import Tracker, TrainerProtocol, TrainingState
 
 
 class TrainerLink:
     """Weak reference to the trainer, dropped when a module is pickled or copied."""
 
-    def __init__(self, trainer: Trainer | None = None) -> None:
+    def __init__(self, trainer: TrainerProtocol | None = None) -> None:
         self._trainer = None if trainer is None else weakref.ref(trainer)
 
-    def __call__(self) -> Trainer | None:
+    def __call__(self) -> TrainerProtocol | None:
         return None if self._trainer is None else self._trainer()
 
     def __reduce__(self) -> tuple[type[TrainerLink], tuple[()]]:
@@ -40,7 +38,7 @@ class TrainerLink:
 class _Trainer:
     """Descriptor that returns a module's trainer; a module may set an attribute `trainer` of its own instead."""
 
-    def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> Trainer:
+    def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> TrainerProtocol:
         return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
 
 
