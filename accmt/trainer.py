@@ -18,7 +18,7 @@ from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import Failures
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.process_group import leave_processes, leave_side_groups
 from accmt.distributed.shared_folder import require_shared
 from accmt.distributed.signals import END, Signals, Terminated, end_by_signal
@@ -212,7 +212,7 @@ class Trainer:
         self._savings = list(self._options.rules.savings)
         self._fitted: tuple[SavingRule, ...] = ()
         self._tracker: Tracker = NoTracker()
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def register_model_saving(
         self,
@@ -371,7 +371,7 @@ class Trainer:
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.close()
-            self._pulse = None
+            self._heartbeat = None
             planned.accelerator.free_memory()
             lock.release()
 
@@ -421,10 +421,10 @@ class Trainer:
             raise TypeError(f"the reason of stop must be a text, not {type(reason).__name__}")
         if not reason.strip():
             raise ValueError("the reason of stop is empty: say why the training stops")
-        pulse = self._pulse
-        if pulse is None:
+        heartbeat = self._heartbeat
+        if heartbeat is None:
             raise RuntimeError("nothing is being trained: stop(...) is for the time while fit(...) runs")
-        pulse.ask_to_stop(reason)
+        heartbeat.ask_to_stop(reason)
 
     def log_artifact(self, path: str | Path) -> None:
         """Send a file to the current run of the tracker; do nothing without a tracker."""
@@ -438,7 +438,7 @@ class Trainer:
         """Make the run visible to callbacks and the user."""
         self.decisions = run.decisions
         self._tracker = run.tracker
-        self._pulse = run.pulse
+        self._heartbeat = run.pulse
         self._fitted = run.engine.rules.savings
         self._introduce(run.module, run.state)
         lend(run.evaluation)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from accmt.distributed.collective import Failed, from_each, on_main
-from accmt.distributed.process_group import agreed
+from accmt.distributed.collective import Failed, agreed, from_each, on_main
 from accmt.distributed.strategy import whole_weights
 from accmt.loop.evaluate import evaluate
 from accmt.loop.out_of_memory import clean_caches

@@ -14,7 +14,7 @@ from accmt.checkpoint.model_store import Savings
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.learning_rate import Schedule
@@ -145,7 +145,7 @@ class Run:
     decision_log: Journal
     tracker: Tracker
     display: Display
-    pulse: Pulse
+    pulse: Heartbeat
     generators: Generators
     schedule: Schedule
     record: dict[str, Any]

@@ -9,7 +9,7 @@ from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.data.loaders import Window
-from accmt.distributed.process_group import agreed
+from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
 from accmt.loop.changes import know_data
 from accmt.loop.evaluation_step import LOOK_EVERY, ask, log, observe, record

@@ -6,20 +6,16 @@ sorts all into the order of the dataset, so that a value does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
-from torch import distributed as dist
 
-from accmt.distributed.collective import FailedElsewhere
+from accmt.distributed.collective import from_each
 from accmt.metrics.join import Arguments, joined, joined_from_all, tensors
 from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
-
-_T = TypeVar("_T")
 
 
 class Gatherer(Protocol):
@@ -67,7 +63,7 @@ class _ParallelGatherer:
         self._batches.append(_kept(arguments, self._metric))
 
     def values(self) -> Mapping[str, Any] | None:
-        shares = [share for share in _from_all(self._share) if share[0]]
+        shares = [share for share in from_each(self._share) if share[0]]
         total = sum(count for count, _ in shares)
         if total == 0:
             return {}
@@ -141,24 +137,3 @@ def _check(arguments: Arguments, metric: Metric) -> None:
 
 def _samples(arguments: Arguments) -> int:
     return next((len(tensor) for tensor in tensors(arguments)), 0)
-
-
-def _from_all(action: Callable[[], _T]) -> list[_T]:
-    """Return the results of an action on all processes. If it fails on one, it raises on all, so that none hangs."""
-    processes = PartialState().num_processes
-    if processes == 1:
-        return [action()]
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = action()
-    except Exception as raised:
-        error = raised
-    gathered: list[Any] = [None] * processes
-    dist.all_gather_object(gathered, (result, None if error is None else f"{type(error).__name__}: {error}"))
-    if error is not None:
-        raise error
-    for rank, (_, text) in enumerate(gathered):
-        if text is not None:
-            raise FailedElsewhere(f"it failed on process {rank}: {text}")
-    return [value for value, _ in gathered]

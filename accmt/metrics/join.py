@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
+from accmt.distributed.collective import agreed
 from accmt.metrics.metric import Metric
 
 Arguments = tuple[Any, ...]
@@ -53,16 +54,15 @@ def joined_from_all(batches: list[Arguments], metric: Metric) -> Arguments | Non
     shares: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
     dist.gather_object([_described(batch) for batch in batches], shares, dst=0)
     if shares is None:
-        if _is_wanted(False, device):
+        if agreed(False):
             _send(batches, device)
         return None
     turns = sorted((turn, rank) for rank, share in enumerate(shares) for turn in range(len(share)))
+    room: tuple[Any, ...] | None = None
     try:
         room = _room([shares[rank][turn] for turn, rank in turns], metric)
-    except Exception:
-        _is_wanted(False, device)
-        raise
-    _is_wanted(True, device)
+    finally:
+        agreed(room is not None)  # the others send their batches only if there is room for them
     places = {turn: place for place, turn in enumerate(turns)}
     _fill(room, [places[turn, 0] for turn in range(len(batches))], batches)
     for rank, share in enumerate(shares[1:], 1):
@@ -170,13 +170,6 @@ def _content(room: _Slot | Mapping[str, Any]) -> Any:
     if isinstance(room, Mapping):
         return {key: _content(slot) for key, slot in room.items()}
     return room.tensor
-
-
-def _is_wanted(answer: bool, device: torch.device) -> bool:
-    """Broadcast and return the main process's answer: does it receive the others' batches?"""
-    wanted = torch.tensor(answer, dtype=torch.uint8, device=device)
-    dist.broadcast(wanted, src=0)
-    return bool(wanted)
 
 
 def _send(batches: Sequence[Arguments], device: torch.device) -> None:
