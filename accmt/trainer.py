@@ -34,7 +34,7 @@ from accmt.loop.train import train
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
-from accmt.notices import heard_by
+from accmt.notices import heard_by, warn
 from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
@@ -310,8 +310,9 @@ class Trainer:
                 evaluation.hooks.on_evaluation_start()
                 try:
                     if self._options.loop.sanity_check and around is None:
-                        for warning in try_out(evaluation):
-                            self._warn(warning)
+                        with heard_by(self._warn):
+                            for warning in try_out(evaluation):
+                                warn(warning)
                     state.additional_metrics = values = evaluate(evaluation)
                 finally:
                     evaluation.close()
@@ -365,7 +366,7 @@ class Trainer:
                     with signals.watched():
                         stop = self._train(run)
                     if run.resumed and run.position.step == start:
-                        run.display.warn(nothing_done(planned, stop))
+                        warn(nothing_done(planned, stop))
                 finally:
                     run.close()
                 run.display.show(*after_training(run, stop, self._saved()))
@@ -384,7 +385,7 @@ class Trainer:
             run.display.show(*before_training(planned, notes))
             methods = uncalled(planned.module, self._options.callbacks, self._options.data.collates)
             for warning in (*planned.warnings, *methods):
-                run.display.warn(warning)
+                warn(warning)
             return run
         except BaseException:
             planned.module.tracker.close("FAILED")
@@ -488,7 +489,7 @@ class Trainer:
         try:
             run.checkpointer.finish(run)
         except Exception as error:
-            run.display.warn(f"the last checkpoint could not be made: {error}")
+            warn(f"the last checkpoint could not be made: {error}")
 
     @staticmethod
     def _checkpoint_last_step(run: Run) -> bool:
@@ -499,7 +500,7 @@ class Trainer:
                 run.checkpointer.finish(run)
             return is_due
         except Exception as error:
-            run.display.warn(f"no checkpoint was made of the last complete step: {error}")
+            warn(f"no checkpoint was made of the last complete step: {error}")
             return False
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
@@ -515,7 +516,7 @@ def _occupy(lock: Lock, planned: Plan) -> None:
     warning = lock.acquire()
     try:
         if warning is not None:
-            planned.display.warn(warning)
+            warn(warning)
         check_folders(planned)
     except BaseException:
         lock.release()

@@ -23,6 +23,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
+from accmt.notices import warn
 from accmt.rules import Decision, FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.journal import Journal
@@ -179,7 +180,7 @@ class Run:
     def begin(self) -> None:
         """Apply the restored state of callbacks and module, and warn of what differs."""
         for note in self.parts.kept.begin() if self.parts.kept is not None else ():
-            self.display.warn(note)
+            warn(note)
 
     def close(self) -> None:
         """Release what the training holds besides its results."""

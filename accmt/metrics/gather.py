@@ -36,8 +36,8 @@ def gatherer_of(metric: Metric, device: torch.device) -> Gatherer:
     return _MainGatherer(metric)
 
 
-class _MainGatherer:
-    """For `Metric`: gathers everything on the main process."""
+class _KeptBatches:
+    """Copies of the arguments of a metric."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -46,21 +46,21 @@ class _MainGatherer:
     def add(self, arguments: Arguments) -> None:
         self._batches.append(_kept(arguments, self._metric))
 
-    def values(self) -> Mapping[str, Any] | None:
+    def _taken(self) -> list[Arguments]:
         batches, self._batches = self._batches, []
-        arguments = joined_from_all(batches, self._metric)
+        return batches
+
+
+class _MainGatherer(_KeptBatches):
+    """For `Metric`: gathers everything on the main process."""
+
+    def values(self) -> Mapping[str, Any] | None:
+        arguments = joined_from_all(self._taken(), self._metric)
         return None if arguments is None else self._metric.compute(*arguments)
 
 
-class _ParallelGatherer:
+class _ParallelGatherer(_KeptBatches):
     """For `MetricParallel`: averages the values of the processes, weighted by their number of samples."""
-
-    def __init__(self, metric: MetricParallel) -> None:
-        self._metric = metric
-        self._batches: list[Arguments] = []
-
-    def add(self, arguments: Arguments) -> None:
-        self._batches.append(_kept(arguments, self._metric))
 
     def values(self) -> Mapping[str, Any] | None:
         shares = [share for share in from_each(self._share) if share[0]]
@@ -71,7 +71,7 @@ class _ParallelGatherer:
 
     def _share(self) -> tuple[int, Mapping[str, float]]:
         """Return the number of samples of this process and the values of the metric over them."""
-        batches, self._batches = self._batches, []
+        batches = self._taken()
         samples = sum(_samples(batch) for batch in batches)
         own = self._metric.compute(*joined(batches, self._metric)) if samples else {}
         return samples, {key: float(value.item() if hasattr(value, "item") else value) for key, value in own.items()}

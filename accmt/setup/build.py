@@ -51,6 +51,7 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
+from accmt.notices import warn
 from accmt.rules import Facts, FollowedScore, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
 from accmt.setup.inputs import facts_of, metrics_on
@@ -168,7 +169,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     prepared = prepare(module, plan.optimizer, options.model)
     if options.checkpoint.enabled and plan.parts.kept is not None:
         for text in unsaved(module, options.callbacks, plan.parts.kept):
-            plan.display.warn(text)
+            warn(text)
     module.tracker = _tracker(plan, checkpoint)
     module._log_every, module._logged = _log_every(plan), None
     module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
@@ -497,7 +498,7 @@ def _tracker(plan: Plan, checkpoint: Checkpoint | None) -> Tracker:
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:
-            plan.display.warn(unmeasured)
+            warn(unmeasured)
 
     from_main(start)
     return started[0]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from accmt import FunctionMetric, MetricParallel
 from accmt.distributed import collective
 from accmt.distributed.even_batches import in_step
+from accmt.distributed.gradient_averaging import average_gradients
 from accmt.distributed.process_group import join_processes, leave_processes
 from accmt.distributed.store import Meeting
 from accmt.metrics.gather import gatherer_of
@@ -64,6 +66,17 @@ def alone():
     return "did not come"
 
 
+def gradients():
+    """Return averaged gradients: sparse ones of different rows, dense ones of one process only, and none."""
+    torch.manual_seed(0)
+    sparse, dense, unused = nn.Embedding(4, 1, sparse=True), nn.Linear(1, 1, bias=False), nn.Linear(1, 1)
+    rows = torch.tensor([rank, 2])
+    ((rank + 1) * sparse(rows).sum() + (dense(torch.ones(1)).sum() if rank else 0)).backward()
+    average_gradients([sparse.weight, dense.weight, unused.weight])
+    mean = sparse.weight.grad.coalesce()
+    return [mean.indices().tolist(), mean.values().flatten().tolist(), dense.weight.grad.item(), unused.weight.grad]
+
+
 ones = torch.ones(1)
 uneven = [(ones,), (torch.ones(1, 2),)]
 total = FunctionMetric("total", lambda values: values.sum(), True)
@@ -82,6 +95,7 @@ results = {
     "metric on all": outcome(value_of, total, (ones,)),
     "metric fails on one": outcome(value_of, Broken("broken"), (ones,)),
     "metric that main cannot join": outcome(value_of, total, *uneven),
+    "gradients": outcome(gradients),
     "told": outcome(told),
     "told by one": outcome(alone),
     "in step": [[batch, counts] for batch, counts in in_step(["a", "b", "c"][: 3 - 2 * rank], 3 - 2 * rank)],

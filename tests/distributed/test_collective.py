@@ -83,6 +83,7 @@ def both(tmp_path_factory):
         ("metric on all", {"total": 2.0}, None),
         ("metric fails on one", "Failed(NoneType): {1}", "KeyError(NoneType): 'weights of 1'"),
         ("metric that main cannot join", "ValueError(NoneType): the batches of metric 'total' differ in", None),
+        ("gradients", [[[0, 1, 2]], [0.5, 1.0, 1.5], 0.5, None], [[[0, 1, 2]], [0.5, 1.0, 1.5], 0.5, None]),
         ("told", ["process 0", "process 1"], ["process 0", "process 1"]),
         ("told by one", "did not come", None),
         ("in step", [["a", True], ["b", True], ["c", True]], [["a", True], ["a", False], ["a", False]]),
