@@ -6,14 +6,14 @@ sorts all into the order of the dataset, so that a value does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from accmt.distributed.collective import from_each
-from accmt.metrics.join import Arguments, joined, joined_from_all, tensors
+from accmt.metrics.join import Arguments, Batch, by_path, joined, joined_from_all
 from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
 
@@ -41,12 +41,12 @@ class _KeptBatches:
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._batches: list[Arguments] = []
+        self._batches: list[Batch] = []
 
     def add(self, arguments: Arguments) -> None:
         self._batches.append(_kept(arguments, self._metric))
 
-    def _taken(self) -> list[Arguments]:
+    def _taken(self) -> list[Batch]:
         batches, self._batches = self._batches, []
         return batches
 
@@ -72,7 +72,7 @@ class _ParallelGatherer(_KeptBatches):
     def _share(self) -> tuple[int, Mapping[str, float]]:
         """Return the number of samples of this process and the values of the metric over them."""
         batches = self._taken()
-        samples = sum(_samples(batch) for batch in batches)
+        samples = sum(len(next(iter(batch.values()), ())) for batch in batches)
         own = self._metric.compute(*joined(batches, self._metric)) if samples else {}
         return samples, {key: float(value.item() if hasattr(value, "item") else value) for key, value in own.items()}
 
@@ -94,20 +94,15 @@ class _TorchmetricsGatherer:
         return values
 
 
-def _kept(arguments: Arguments, metric: Metric) -> Arguments:
+def _kept(arguments: Arguments, metric: Metric) -> Batch:
     """Copy the arguments of a batch to keep them: detached, cast, in main memory, safe from later changes."""
-
-    def keep(argument: Any) -> Any:
-        if isinstance(argument, Mapping):
-            return {key: keep(value) for key, value in argument.items()}
-        if not isinstance(argument, Tensor):
-            argument = _as_tensor(argument, metric)
-        return argument.detach().to("cpu", metric.kept_as(argument.dtype), copy=True)
-
-    kept = tuple(keep(argument) for argument in arguments)
+    batch = {}
+    for path, value in by_path(arguments).items():
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value, metric)
+        batch[path] = tensor.detach().to("cpu", metric.kept_as(tensor.dtype), copy=True)
     if metric.do_checks:
-        _check(kept, metric)
-    return kept
+        _check([tuple(tensor.shape) for tensor in batch.values()], metric)
+    return batch
 
 
 def _as_tensor(argument: Any, metric: Metric) -> Tensor:
@@ -123,8 +118,7 @@ def _as_tensor(argument: Any, metric: Metric) -> Tensor:
         ) from None
 
 
-def _check(arguments: Arguments, metric: Metric) -> None:
-    shapes = [tuple(tensor.shape) for tensor in tensors(arguments)]
+def _check(shapes: Sequence[tuple[int, ...]], metric: Metric) -> None:
     if any(not shape for shape in shapes):
         raise ValueError(
             f"metric '{metric.name}' was given a tensor without dimensions: "
@@ -133,7 +127,3 @@ def _check(arguments: Arguments, metric: Metric) -> None:
     if len({shape[0] for shape in shapes}) > 1:
         listed = ", ".join(map(str, shapes))
         raise ValueError(f"metric '{metric.name}' was given different numbers of samples in one batch: shapes {listed}")
-
-
-def _samples(arguments: Arguments) -> int:
-    return next((len(tensor) for tensor in tensors(arguments)), 0)
