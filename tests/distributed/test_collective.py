@@ -1,16 +1,10 @@
 """Collectives give the same on every process, and when one process fails, all know it and none waits for it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from accmt.distributed.collective import Failed, agreed, everywhere, from_each, from_main, on_main, raise_on_all
-
-SCRIPT = Path(__file__).parent / "agreeing.py"
 
 
 def fail():
@@ -52,15 +46,10 @@ def test_an_interruption_is_no_failure(function):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory, completed):
     """Results of two processes, by name."""
     folder = tmp_path_factory.mktemp("agreeing")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, str(folder)], capture_output=True, text=True, env=variables, check=False, timeout=200
-    )
-    assert ran.returncode == 0, ran.stderr
+    completed("agreeing.py", folder)
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     return {name: [first[name], second[name]] for name in first}
 
