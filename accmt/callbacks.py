@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from accmt.module import AcceleratorModule
-    from accmt.states import TrainingState
-    from accmt.trainer import Trainer
+    from accmt.states import TrainerProtocol, TrainingState
 
 
 class Callback:
@@ -27,7 +26,7 @@ class Callback:
     """
 
     module: AcceleratorModule = None  # type: ignore[assignment]  # set by the trainer
-    trainer: Trainer = None  # type: ignore[assignment]
+    trainer: TrainerProtocol = None  # type: ignore[assignment]
     state: TrainingState = None  # type: ignore[assignment]
 
     def __init__(self, module: AcceleratorModule | None = None, state: TrainingState | None = None) -> None:

@@ -19,28 +19,26 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from accmt.states import TrainingState
-    from accmt.tracking.tracker import Tracker
-    from accmt.trainer import Trainer
+    from accmt.states import Tracker, TrainerProtocol, TrainingState
 
 
 class TrainerLink:
     """Weak reference to the trainer, dropped when a module is pickled or copied."""
 
-    def __init__(self, trainer: Trainer | None = None) -> None:
+    def __init__(self, trainer: TrainerProtocol | None = None) -> None:
         self._trainer = None if trainer is None else weakref.ref(trainer)
 
-    def __call__(self) -> Trainer | None:
+    def __call__(self) -> TrainerProtocol | None:
         return None if self._trainer is None else self._trainer()
 
     def __reduce__(self) -> tuple[type[TrainerLink], tuple[()]]:
         return TrainerLink, ()
 
 
-class _Trainer:
+class _TrainerAttribute:
     """Descriptor that returns a module's trainer; a module may set an attribute `trainer` of its own instead."""
 
-    def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> Trainer:
+    def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> TrainerProtocol:
         return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
 
 
@@ -68,7 +66,7 @@ class AcceleratorModule:
     device: torch.device = torch.device("cpu")
     accelerator: Accelerator = None
     tracker: Tracker = None  # type: ignore[assignment]
-    trainer = _Trainer()
+    trainer = _TrainerAttribute()
     collate_fn_train: Callable[[list[Any]], Any] | None = None
     collate_fn_val: Callable[[list[Any]], Any] | None = None
     _log_every: int | str | None = None
@@ -255,7 +253,7 @@ class _TrainingMetrics(Protocol):
         ...
 
 
-class Updates(Protocol):
+class ManualSteps(Protocol):
     """Operations that the trainer provides to a module that trains manually."""
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
@@ -293,11 +291,11 @@ class ExtendedAcceleratorModule(AcceleratorModule):
     Gradients are reset before the first `backward` after an optimizer step, unless `zero_grad` was called in between.
     """
 
-    _updates: Updates = None  # type: ignore[assignment]  # set by the trainer
+    _stepper: ManualSteps = None  # type: ignore[assignment]  # set by the trainer
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Compute and accumulate the gradients of a scalar loss; `kwargs` are passed to `torch.Tensor.backward`."""
-        self._updates.backward(loss, **kwargs)
+        self._stepper.backward(loss, **kwargs)
 
     def step(self) -> None:
         """Step the optimizer, then the scheduler, if there is one."""
@@ -306,12 +304,12 @@ class ExtendedAcceleratorModule(AcceleratorModule):
 
     def step_optimizer(self) -> None:
         """Clip the gradients as the trainer's `clip_grad` says, and step the optimizer."""
-        self._updates.step_optimizer()
+        self._stepper.step_optimizer()
 
     def step_scheduler(self) -> None:
         """Step the scheduler, unless there is none or `step_scheduler_per_epoch` leaves it to the trainer."""
-        self._updates.step_scheduler()
+        self._stepper.step_scheduler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, to None or to zero."""
-        self._updates.zero_grad(set_to_none)
+        self._stepper.zero_grad(set_to_none)

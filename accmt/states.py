@@ -1,10 +1,16 @@
-"""The state of a training, as modules and callbacks see it."""
+"""A training as modules and callbacks see it: its state, its trainer and its tracker."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from accmt.rules import Decision
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass
@@ -46,3 +52,64 @@ class TrainingState:
     num_checkpoints_made: int = 0
     model_savings: dict[str, tuple[float, ...]] = field(default_factory=dict, init=False)
     best_valid_loss: float = field(default=math.inf, init=False)
+
+
+class TrainerProtocol(Protocol):
+    """Members of `accmt.Trainer` for modules and callbacks; its methods are described there.
+
+    Attributes:
+        model_path: The folder of the training.
+        state: The state of the training.
+        decisions: The decisions of the training so far.
+    """
+
+    @property
+    def model_path(self) -> Path: ...
+    @property
+    def state(self) -> TrainingState: ...
+    @property
+    def decisions(self) -> list[Decision]: ...
+
+    def stop(self, reason: str = ...) -> None:
+        """Stop the training between two steps, as a rule would."""
+        ...
+
+    def best(self, rule: str) -> Any:
+        """Return the best model that a rule saved: values, step, folder. None if it saved none."""
+        ...
+
+    def evaluate(self, module: Any, datasets: Any) -> dict[str, dict[str, float]]:
+        """Evaluate a module; nothing is decided, recorded or written."""
+        ...
+
+    def log_artifact(self, path: str | Path) -> None:
+        """Send a file to the tracker."""
+        ...
+
+    def log_artifacts(self, path: str | Path) -> None:
+        """Send all files of a folder to the tracker."""
+        ...
+
+
+class Tracker(Protocol):
+    """Interface of a tracker for the loop and modules."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send values of an optimizer step."""
+        ...
+
+    def log_artifact(self, path: Path) -> None:
+        """Send a file."""
+        ...
+
+    def log_artifacts(self, folder: Path) -> None:
+        """Send all files of a folder."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training needs to resume the same run, as JSON."""
+        ...
+
+    def close(self, status: Status, time: int | None = None) -> None:
+        """End the run, at a time in milliseconds since 1970; None is now."""
+        ...

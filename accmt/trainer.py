@@ -18,7 +18,7 @@ from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import Failures
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.process_group import leave_processes, leave_side_groups
 from accmt.distributed.shared_folder import require_shared
 from accmt.distributed.signals import END, Signals, Terminated, end_by_signal
@@ -34,7 +34,7 @@ from accmt.loop.train import train
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
-from accmt.notices import heard_by
+from accmt.notices import heard_by, warn
 from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
@@ -212,7 +212,7 @@ class Trainer:
         self._savings = list(self._options.rules.savings)
         self._fitted: tuple[SavingRule, ...] = ()
         self._tracker: Tracker = NoTracker()
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def register_model_saving(
         self,
@@ -310,8 +310,9 @@ class Trainer:
                 evaluation.hooks.on_evaluation_start()
                 try:
                     if self._options.loop.sanity_check and around is None:
-                        for warning in try_out(evaluation):
-                            self._warn(warning)
+                        with heard_by(self._warn):
+                            for warning in try_out(evaluation):
+                                warn(warning)
                     state.additional_metrics = values = evaluate(evaluation)
                 finally:
                     evaluation.close()
@@ -365,13 +366,13 @@ class Trainer:
                     with signals.watched():
                         stop = self._train(run)
                     if run.resumed and run.position.step == start:
-                        run.display.warn(nothing_done(planned, stop))
+                        warn(nothing_done(planned, stop))
                 finally:
                     run.close()
                 run.display.show(*after_training(run, stop, self._saved()))
         finally:
             planned.close()
-            self._pulse = None
+            self._heartbeat = None
             planned.accelerator.free_memory()
             lock.release()
 
@@ -384,7 +385,7 @@ class Trainer:
             run.display.show(*before_training(planned, notes))
             methods = uncalled(planned.module, self._options.callbacks, self._options.data.collates)
             for warning in (*planned.warnings, *methods):
-                run.display.warn(warning)
+                warn(warning)
             return run
         except BaseException:
             planned.module.tracker.close("FAILED")
@@ -421,10 +422,10 @@ class Trainer:
             raise TypeError(f"the reason of stop must be a text, not {type(reason).__name__}")
         if not reason.strip():
             raise ValueError("the reason of stop is empty: say why the training stops")
-        pulse = self._pulse
-        if pulse is None:
+        heartbeat = self._heartbeat
+        if heartbeat is None:
             raise RuntimeError("nothing is being trained: stop(...) is for the time while fit(...) runs")
-        pulse.ask_to_stop(reason)
+        heartbeat.ask_to_stop(reason)
 
     def log_artifact(self, path: str | Path) -> None:
         """Send a file to the current run of the tracker; do nothing without a tracker."""
@@ -438,7 +439,7 @@ class Trainer:
         """Make the run visible to callbacks and the user."""
         self.decisions = run.decisions
         self._tracker = run.tracker
-        self._pulse = run.pulse
+        self._heartbeat = run.pulse
         self._fitted = run.engine.rules.savings
         self._introduce(run.module, run.state)
         lend(run.evaluation)
@@ -488,7 +489,7 @@ class Trainer:
         try:
             run.checkpointer.finish(run)
         except Exception as error:
-            run.display.warn(f"the last checkpoint could not be made: {error}")
+            warn(f"the last checkpoint could not be made: {error}")
 
     @staticmethod
     def _checkpoint_last_step(run: Run) -> bool:
@@ -499,7 +500,7 @@ class Trainer:
                 run.checkpointer.finish(run)
             return is_due
         except Exception as error:
-            run.display.warn(f"no checkpoint was made of the last complete step: {error}")
+            warn(f"no checkpoint was made of the last complete step: {error}")
             return False
 
     def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
@@ -515,7 +516,7 @@ def _occupy(lock: Lock, planned: Plan) -> None:
     warning = lock.acquire()
     try:
         if warning is not None:
-            planned.display.warn(warning)
+            warn(warning)
         check_folders(planned)
     except BaseException:
         lock.release()

@@ -78,6 +78,8 @@ def test_the_editable_install_finds_the_grammar():
     ("imported", "absent"),
     [
         ("accmt", ("torch", "accelerate", "numpy", "lark")),
+        ("accmt._compat", ("torch", "accelerate", "numpy", "transformers", "deepspeed")),
+        ("accmt.cli.main", ("torch", "accelerate", "numpy")),
         ("accmt.rules", ("torch", "accelerate", "numpy", "lark")),
         ("accmt.trainer", ("mlflow", "transformers", "torchmetrics", "lark")),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accmt._compat import own_buffers, unsaved_buffers
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.distributed.weight_names import plain_name
 
@@ -75,7 +76,7 @@ class Modes:
                     with torch.no_grad():
                         own.copy_(value)
                 else:
-                    owner._buffers[key] = value.to(own.device, own.dtype)
+                    own_buffers(owner)[key] = value.to(own.device, own.dtype)
             else:
                 way, _, key = name.rpartition(".")
                 owner = parts.get(way)  # type: ignore[assignment]
@@ -107,8 +108,8 @@ class Modes:
     def _own_buffers(self) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
         """Yield name, value, owner and attribute of each non-persistent buffer."""
         for way, part in self._modules():
-            for key in part._non_persistent_buffers_set:
-                value = part._buffers.get(key)
+            for key in unsaved_buffers(part):
+                value = own_buffers(part).get(key)
                 if value is not None and problem_of(value) is None:
                     yield f"{way}.{key}", value, part, key
 

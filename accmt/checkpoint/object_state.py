@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from accmt._compat import own_layers, own_parameters
 from accmt.distributed.weight_names import plain_name
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
 _APART = frozenset(
-    {"model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer", "_updates", "_log_every"}
+    {"model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer", "_stepper", "_log_every"}
 )
 _DEEPEST = 4
 _LONGEST = 1000
@@ -102,7 +103,7 @@ def _look_into_network(way: str, network: nn.Module, found: Attributes, seen: se
         seen.update(map(id, parts))
         seen.update(map(id, network.parameters()))
         return
-    for name, inner in (*network._parameters.items(), *network._modules.items()):
+    for name, inner in (*own_parameters(network).items(), *own_layers(network).items()):
         _look(f"{way}.{name}", inner, found, seen, 0)
 
 
@@ -113,7 +114,7 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
     yield from getattr(owner, "__dict__", {}).items()
     if isinstance(owner, nn.Module):
-        yield from (*owner._parameters.items(), *owner._modules.items())
+        yield from (*own_parameters(owner).items(), *own_layers(owner).items())
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:

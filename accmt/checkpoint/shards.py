@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from accmt._compat import offset_of
 from accmt.checkpoint.tensor_files import Files, aliases_of
 from accmt.files.json_io import as_json, read_json
 
@@ -49,7 +50,7 @@ def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
             if is_shared_out(tensor) and _is_first_of_its_kind(tensor):
                 key = _key(file, name)
                 parts[key] = _local(tensor)
-                places[key] = {"shape": list(tensor.shape), "offset": _offset(tensor)}
+                places[key] = {"shape": list(tensor.shape), "offset": offset_of(tensor)}
     name = _NAME.format(rank=rank)
     return {f"{name}.safetensors": parts, f"{name}.json": as_json(places)} if parts else {}
 
@@ -119,7 +120,7 @@ class Shards:
             return self._cut(value.key, zero, tuple(value.shape)) if isinstance(value, _StandIn) else value
         from torch.distributed.tensor import DTensor
 
-        offset, shape = _offset(tensor), tuple(_local(tensor).shape)
+        offset, shape = offset_of(tensor), tuple(_local(tensor).shape)
         if isinstance(value, _StandIn):
             part = self._cut(value.key, tuple(offset), shape)
         else:
@@ -185,14 +186,6 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _local(tensor: Any) -> Tensor:
     return tensor.to_local()  # type: ignore[no-any-return]
-
-
-def _offset(tensor: Any) -> list[int]:
-    """Return the offset of the shard of this process in the full tensor."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return list(offset)
 
 
 def _is_first_of_its_kind(tensor: Any) -> bool:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from accmt import __version__
+from accmt._compat import MessageParser, Subparsers
 from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, path, positive
 from accmt.cli.output import complain, fitting
 from accmt.rules.printable import shown
@@ -51,12 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(MessageParser):
     """A parser whose messages escape the user's input, so that it cannot control the terminal."""
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        stream = file or sys.stderr
-        super()._print_message(fitting(shown(message, lines=True), stream), stream)
+    def write(self, message: str, stream: Any) -> None:
+        super().write(fitting(shown(message, lines=True), stream), stream)
 
 
 def _leave_interrupts_to_the_system(command: str) -> None:
@@ -88,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, brief: str, text: str, examples: str
-) -> argparse.ArgumentParser:
+def _command(commands: Subparsers, name: str, brief: str, text: str, examples: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=brief,
@@ -103,7 +101,7 @@ def _command(
     return parser
 
 
-def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _check(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "check",
@@ -126,7 +124,7 @@ def _check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
 
 
-def _explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _explain(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "explain",
@@ -139,7 +137,7 @@ def _explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--rule", metavar="NAME", help="show this rule only")
 
 
-def _replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _replay(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "replay",
@@ -172,7 +170,7 @@ def _replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
 
 
-def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _sync(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "sync",
@@ -206,7 +204,7 @@ def _sync(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
 
 
-def _checkpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _checkpoints(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "checkpoints",
@@ -223,7 +221,7 @@ def _checkpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="write one JSON object a line")
 
 
-def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _launch(commands: Subparsers) -> None:
     parser = _command(
         commands,
         "launch",
@@ -263,7 +261,7 @@ def _launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     rest.required = False  # some versions of Python set it to True, and then report it as missing
 
 
-def _strats(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _strats(commands: Subparsers) -> None:
     _command(
         commands,
         "strats",

@@ -24,6 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from accmt._compat import BEGUN_LOADER, end_loader_workers
 from accmt.checkpoint.state_types import Written
 from accmt.data.batch_size import Sizes
 from accmt.data.generators import Generators, keeps_state
@@ -32,7 +33,7 @@ from accmt.data.iterable import Course, Stream
 from accmt.data.rest_of_epoch import Rest, rest_of
 from accmt.data.seeding import END, Indices, apart, fewer, has_state, mixed, read_apart
 from accmt.data.user_loaders import check_workers, warn_of_differences
-from accmt.data.worker_signals import end_workers, outlast_signals
+from accmt.data.worker_signals import outlast_signals
 from accmt.notices import warn
 
 # Samplers that draw from their own generator, which is seeded for every epoch, or do not draw.
@@ -190,7 +191,7 @@ class Reader:
 
     def close(self) -> None:
         """Shut down the workers."""
-        end_workers(self._loader, self._reading())
+        end_loader_workers(self._loader, self._reading())
 
     def finish(self, batches: Iterator[Any]) -> None:
         """Let objects that keep a state reach their end as well, after the last batch of an epoch."""
@@ -325,8 +326,7 @@ def copied(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Return a loader of the same kind that has not started."""
     other = copy.copy(loader)
     other.generator = torch.Generator()
-    fresh = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
-    vars(other).update({name: value for name, value in fresh.items() if name in vars(other)})
+    vars(other).update({name: value for name, value in BEGUN_LOADER.items() if name in vars(other)})
     outlast_signals(other)
     return other
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from accmt._compat import examples_of
 from accmt.data.seeding import END, draw_from, fewer, has_state, mixed
 
 _BUFFER = "BufferShuffledExamplesIterable"
@@ -265,7 +266,7 @@ def _loses_samples(dataset: Any) -> bool:
     """Return whether a Hugging Face dataset shuffles its samples in a buffer, which its state does not hold."""
     if not type(dataset).__module__.startswith("datasets."):
         return False
-    waiting, seen = [vars(dataset).get("_ex_iterable")], set[int]()
+    waiting, seen = [examples_of(dataset)], set[int]()
     while waiting:
         part = waiting.pop()
         if part is None or id(part) in seen:

@@ -29,6 +29,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from accmt._compat import shares_of
 from accmt.config.errors import ConfigError, Problem, must_be
 from accmt.data.generators import Generators
 from accmt.data.seeding import END, apart
@@ -53,8 +54,7 @@ def whole(loader: Any, name: str) -> DataLoader[Any]:
     if processes == 1:
         return loader if prepared is None else prepared
     dataset: Any = loader.dataset
-    distributed = getattr(dataset, "_distributed", None)  # of an IterableDataset of Hugging Face
-    if isinstance(dataset, IterableDatasetShard) or getattr(distributed, "world_size", 1) > 1:
+    if isinstance(dataset, IterableDatasetShard) or shares_of(dataset) > 1:
         raise _problem(name, f"the dataset is a process's share already: {_ADVICE}")
     return _undistributed(loader, processes, name)
 

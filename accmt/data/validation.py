@@ -12,13 +12,13 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from accmt._compat import end_loader_workers
 from accmt.data.batch_size import Sizes
 from accmt.data.epoch_reader import SEEDED, copied
 from accmt.data.in_memory import is_ready
 from accmt.data.loaders import DataOptions, validation_loader
 from accmt.data.seeding import Indices, apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
-from accmt.data.worker_signals import end_workers
 from accmt.module import AcceleratorModule
 
 # Samplers that do not draw.
@@ -96,7 +96,7 @@ class ValidationData:
 
     def close(self) -> None:
         """Shut down the workers."""
-        end_workers(self._copy, self._reading())
+        end_loader_workers(self._copy, self._reading())
 
     def _of_indices(self, indices: Indices, seed: int) -> Iterator[Any]:
         indices.begin(seed, lambda: None, 0, lambda: None)

@@ -107,18 +107,6 @@ def _wait_and_end(end: Connection, code: int) -> None:
     os._exit(code)
 
 
-def end_workers(loader: DataLoader[Any], batches: Any) -> None:
-    """Shut down the workers that load batches, even if something still holds them, such as a kept traceback.
-
-    Persistent workers belong to their loader, the others to its iterator. Torch shuts them down only when nothing
-    references these any more, and has no public method for it.
-    """
-    for part in (batches, getattr(loader, "_iterator", None)):
-        end = getattr(part, "_shutdown_workers", None) or getattr(part, "close", None)
-        if end is not None:
-            end()
-
-
 def main_is_unguarded() -> bool:
     """Return whether a process that is not forked would train too: it runs the script again, and the code that trains
     is not below an `if __name__ == "__main__":`."""

@@ -1,8 +1,13 @@
-"""Actions on all processes, such that all succeed or all know that one failed."""
+"""Collectives: actions on all processes, such that all succeed or all know that one failed.
+
+Everything on which processes agree goes through here, except the heartbeat, which waits for nothing. Each function is
+called on all processes, and all must come to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -15,82 +20,91 @@ Group = dist.ProcessGroup | None
 
 
 class Failed(Exception):
-    """An action failed on at least one process; the message says where and why."""
+    """An action failed on at least one process; the message says where and why.
 
-
-class FailedElsewhere(RuntimeError):
-    """An action failed on another process, which raised the error."""
+    Its cause is the exception of this process; it has none if the action failed only on others.
+    """
 
 
 def everywhere(action: Callable[[], _T], group: Group = None) -> list[_T]:
     """Run an action on every process and return the results of all, in rank order.
 
     Raises:
-        Failed: On every process, if it raised on any; the exception of this process, if any, is its cause.
+        Failed: On every process, if it raised on any.
     """
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = action()
-    except Exception as raised:
-        error = raised
-    state = PartialState()
-    message = None if error is None else f"{type(error).__name__}: {error}"
-    outcomes: list[Any] = [(message, result)]
-    if state.num_processes > 1:
-        outcomes = [None] * state.num_processes
-        dist.all_gather_object(outcomes, (message, result), group=group)
-    failures = [f"process {rank}: {text}" for rank, (text, _) in enumerate(outcomes) if text is not None]
+    result, error = _tried(action)
+    outcomes = [(_described(error), result)]
+    count = PartialState().num_processes
+    if count > 1:
+        outcomes = outcomes * count
+        dist.all_gather_object(outcomes, outcomes[0], group=group)
+    place = "process {}: " if count > 1 else ""
+    failures = [place.format(rank) + text for rank, (text, _) in enumerate(outcomes) if text is not None]
     if failures:
-        text = "; ".join(failures) if state.num_processes > 1 else str(message)
-        raise Failed(text) from error
+        raise Failed("; ".join(failures)) from error
     return [value for _, value in outcomes]
-
-
-def from_each(action: Callable[[], _T]) -> None:
-    """Run an action on every process; an exception keeps its type on the process that raised it.
-
-    Raises:
-        Failed: On the other processes, if it raised on any.
-    """
-    try:
-        everywhere(action)
-    except Failed as failure:
-        if failure.__cause__ is None:
-            raise
-        raise failure.__cause__ from None
 
 
 def on_main(action: Callable[[], _T], group: Group = None) -> _T:
     """Run an action on the main process and return its result on all.
 
     Raises:
-        Failed: On every process, if it raised; the exception is the cause on the main process.
+        Failed: On every process, if it raised.
     """
     state = PartialState()
-    result: Any = None
-    error: Exception | None = None
-    if state.is_main_process:
-        try:
-            result = action()
-        except Exception as raised:
-            error = raised
-    shared = [None if error is None else f"{type(error).__name__}: {error}", result]
+    result, error = _tried(action) if state.is_main_process else (None, None)
+    outcome: list[tuple[str | None, Any]] = [(_described(error), result)]
     if state.num_processes > 1:
-        dist.broadcast_object_list(shared, group=group)
-    if shared[0] is not None:
-        raise Failed(shared[0]) from error
-    return shared[1]  # type: ignore[no-any-return]
+        dist.broadcast_object_list(outcome, group=group)
+    [(text, value)] = outcome
+    if text is not None:
+        raise Failed(text) from error
+    return value  # type: ignore[no-any-return]
+
+
+def from_each(action: Callable[[], _T]) -> list[_T]:
+    """Do the same as `everywhere`, but an exception keeps its type on each process that raised it."""
+    with _own_errors():
+        return everywhere(action)
 
 
 def from_main(action: Callable[[], _T]) -> _T:
-    """Run an action on the main process and return its result on all; an exception keeps its type there.
-
-    Raises:
-        Failed: On the other processes, if it raised.
-    """
-    try:
+    """Do the same as `on_main`, but an exception keeps its type on the main process."""
+    with _own_errors():
         return on_main(action)
+
+
+def agreed(value: _T) -> _T:
+    """Return the main process's value."""
+    return on_main(lambda: value)
+
+
+def raise_on_all(error: Exception | None) -> None:
+    """Raise the error of this process, if it has one; if only others have one, raise `Failed`."""
+
+    def fail() -> None:
+        if error is not None:
+            raise error
+
+    from_each(fail)
+
+
+def _tried(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:
+        return None, error
+
+
+def _described(error: Exception | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise the cause of a failure, if it has one, in its place."""
+    try:
+        yield
     except Failed as failure:
         if failure.__cause__ is None:
             raise

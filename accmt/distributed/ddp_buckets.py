@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from accmt._compat import is_watched
+
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -27,7 +29,7 @@ def settle_buckets(model: nn.Module) -> None:
     own = model.module
     parameters = [parameter for parameter in own.parameters() if parameter.requires_grad]
     is_sparse = any(isinstance(part, _EMBEDDINGS) and part.sparse for part in own.modules())
-    if is_sparse or any(map(_is_watched, parameters)):
+    if is_sparse or any(map(is_watched, parameters)):
         return
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -77,7 +79,3 @@ class _Touch(nn.Module):
 
     def forward(self) -> list[Tensor]:
         return [parameter.flatten()[:0].sum() for parameter in self._touched]
-
-
-def _is_watched(parameter: Tensor) -> bool:
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))

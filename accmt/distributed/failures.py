@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from accelerate import PartialState
 from torch import distributed as dist
-from torch.distributed.distributed_c10d import Store, _get_default_store
+from torch.distributed.distributed_c10d import Store
 
-from accmt.distributed.collective import Failed, FailedElsewhere
+from accmt._compat import default_store
+from accmt.distributed.collective import Failed
 
 _T = TypeVar("_T")
 _numbers = count(1)
@@ -51,14 +52,14 @@ class Failures:
         """
         if not dist.is_initialized() or PartialState().num_processes == 1:
             return
-        store = _get_default_store()
+        store = default_store()
         if not _follows(error):
             _asked(lambda: store.set(self._own, ""))
             return
         # If no process reports an error of its own, one was killed or stopped: one of the others shows that.
         if _asked(lambda: self._is_told(store) or store.add(self._others, 1) > 1):
             raise PeerFailed from None
-        if not isinstance(error, Failed | FailedElsewhere):
+        if not isinstance(error, Failed):
             error.add_note(_NOTE)
 
     def _is_told(self, store: Store) -> bool:
@@ -88,6 +89,4 @@ def _follows(error: BaseException) -> bool:
     """Return whether an error can be the consequence of a failure in another process."""
     if isinstance(error, Failed):
         return error.__cause__ is None
-    if isinstance(error, FailedElsewhere):
-        return True
     return isinstance(error, RuntimeError) and _OF_BACKENDS.search(str(error)) is not None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from accmt.distributed.collective import everywhere
+
 _UNUSED, _DENSE, _SPARSE = 0, 1, 2
 
 
@@ -44,13 +46,10 @@ def _average_dense(parameters: Sequence[nn.Parameter]) -> None:
 def _sparse_mean(parameter: nn.Parameter) -> Tensor:
     """Average sparse gradients (of rows, as embeddings have them); the mean is sparse too."""
     own = _rows(parameter)
-    counts = [torch.zeros(1, dtype=torch.int64, device=parameter.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([own.indices().shape[1]], device=parameter.device))
-    most = max(int(count) for count in counts)
-    indices = _gathered(_padded(own.indices()[0], most), counts)
-    values = _gathered(_padded(own.values(), most), counts)
-    total = torch.sparse_coo_tensor(indices.unsqueeze(0), values, parameter.shape).coalesce()
-    return total / dist.get_world_size()
+    parts = everywhere(lambda: (own.indices().cpu(), own.values().cpu()))  # processes have different numbers of rows
+    indices, values = (torch.cat(part, dim) for part, dim in zip(zip(*parts, strict=True), (1, 0), strict=True))
+    total = torch.sparse_coo_tensor(indices, values, parameter.shape, device=parameter.device).coalesce()
+    return total / len(parts)
 
 
 def _rows(parameter: nn.Parameter) -> Tensor:
@@ -58,20 +57,6 @@ def _rows(parameter: nn.Parameter) -> Tensor:
     if gradient is None:
         return torch.zeros_like(parameter).to_sparse(1).coalesce()
     return (gradient if gradient.is_sparse else gradient.to_sparse(1)).coalesce()
-
-
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    """Pad a tensor with rows at its end, so that all processes gather the same number."""
-    padded = tensor.new_zeros((length, *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor
-    return padded
-
-
-def _gathered(tensor: Tensor, counts: Sequence[Tensor]) -> Tensor:
-    """Gather the rows of all processes, without the padding."""
-    parts = [torch.empty_like(tensor) for _ in counts]
-    dist.all_gather(parts, tensor)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def _kind(parameter: nn.Parameter) -> int:

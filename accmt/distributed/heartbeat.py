@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed as dist
 
+from accmt.distributed.collective import everywhere
 from accmt.distributed.process_group import side_group
 from accmt.distributed.signals import Signals
 
@@ -43,7 +44,7 @@ class Writer(Protocol):
     def ended(self) -> int: ...
 
 
-class Pulse:
+class Heartbeat:
     """Detector, between two steps, of events that do not depend on the step count.
 
     Args:
@@ -91,11 +92,7 @@ class Pulse:
 
     def asked_to_stop(self) -> str | None:
         """Return why the script requests a stop, on any process; None if it does not. Call it on all processes."""
-        if self._is_alone:
-            return self._reason
-        reasons: list[str | None] = [None] * PartialState().num_processes
-        dist.all_gather_object(reasons, self._reason)
-        return next((reason for reason in reasons if reason is not None), None)
+        return next((reason for reason in everywhere(lambda: self._reason) if reason is not None), None)
 
     def strikes(self, moment: float, step: int) -> bool:
         """Return whether the moment (in seconds of training) has come, or a signal, a requested stop or the end of a

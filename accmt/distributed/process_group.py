@@ -1,4 +1,4 @@
-"""The processes of a training: joining and leaving the process group, and agreeing on values."""
+"""The processes of a training: joining and leaving the process group."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from importlib import import_module
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
-from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import broadcast_object_list
+from accelerate.state import is_initialized
 from torch import distributed as dist
 
+from accmt._compat import (
+    accelerator_marks,
+    group_timeout,
+    known_processes,
+    reset_accelerator_state,
+    unbuilt_deepspeed_operation,
+)
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.rendezvous import init_method
 
 _OURS = "made by accmt"
 _side_groups: list[dist.ProcessGroup] = []
-_COMPATIBLE = "__compatible_ops__"
 
 
 def join_processes(mixed_precision: str | None = None) -> Accelerator:
@@ -40,7 +45,7 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
         # The same happens if the group is kept for another training, or an error ends the script.
         atexit.unregister(leave_processes)
         atexit.register(leave_processes)
-    if launched > 1 and PartialState._shared_state and not dist.is_initialized() and PartialState().num_processes > 1:
+    if launched > 1 and known_processes() > 1 and not dist.is_initialized():
         text = "the processes parted after an earlier training: give destroy_after_training=False there"
         raise ConfigError([Problem("", text)], "the launch")
     accelerator = _accelerator(mixed_precision)
@@ -54,9 +59,9 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
 
 def _accelerator(mixed_precision: str | None) -> Accelerator:
     """Create an Accelerator. Accelerate keeps the first one's precision for the whole process: reset one of ours."""
-    is_ours = not is_initialized() or _OURS in AcceleratorState._shared_state
+    is_ours = not is_initialized() or _OURS in accelerator_marks()
     if is_ours:
-        AcceleratorState._reset_state()
+        reset_accelerator_state()
     try:
         with _deepspeed_on_cpus() as backend:
             joining = {name: value for name, value in (("backend", backend), ("init_method", init_method())) if value}
@@ -66,7 +71,7 @@ def _accelerator(mixed_precision: str | None) -> Accelerator:
         raise ConfigError([Problem("mixed_precision", str(error))], "fit(...)") from None
     finally:
         if is_ours:
-            AcceleratorState._shared_state[_OURS] = True
+            accelerator_marks()[_OURS] = True
 
 
 def require_precision(mixed_precision: str | None, accelerator: Accelerator) -> None:
@@ -75,7 +80,7 @@ def require_precision(mixed_precision: str | None, accelerator: Accelerator) -> 
     Raises:
         ConfigError: It has another one.
     """
-    if mixed_precision is None and _OURS in AcceleratorState._shared_state:
+    if mixed_precision is None and _OURS in accelerator_marks():
         mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed_precision not in (None, accelerator.mixed_precision):
         text = (
@@ -92,35 +97,19 @@ def _deepspeed_on_cpus() -> Iterator[str | None]:
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
-        known = vars(import_module("deepspeed.ops"))
+        import_module("deepspeed.ops")
     except ImportError:
         problem = "DeepSpeed is asked for and not installed: pip install deepspeed"
         raise ConfigError([Problem("", problem)], "the launch") from None
-    # DeepSpeed determines on first access which operations can be compiled here; this one must not be.
-    former = known.pop(_COMPATIBLE, None)
-    known[_COMPATIBLE] = {**(former or {}), "deepspeed_shm_comm": False}
-    try:
+    with unbuilt_deepspeed_operation("deepspeed_shm_comm"):
         yield "gloo"
-    finally:
-        del known[_COMPATIBLE]
-        if former is not None:
-            known[_COMPATIBLE] = former
 
 
 def leave_processes() -> None:
     """Destroy the process group, if there is one."""
     # After an error while they joined, Accelerate does not know the processes.
-    if PartialState._shared_state.get("num_processes", 1) > 1:
+    if known_processes() > 1:
         PartialState().destroy_process_group()
-
-
-def agreed(value: float) -> float:
-    """Return the value of the main process."""
-    if PartialState().num_processes == 1:
-        return value
-    shared = [value]
-    broadcast_object_list(shared)
-    return shared[0]
 
 
 def side_group() -> dist.ProcessGroup | None:
@@ -132,9 +121,7 @@ def side_group() -> dist.ProcessGroup | None:
     state = PartialState()
     if state.num_processes == 1:
         return None
-    assert dist.group.WORLD is not None
-    timeout = dist.group.WORLD._get_backend(state.device).options._timeout
-    group = dist.new_group(backend="gloo", timeout=timeout)
+    group = dist.new_group(backend="gloo", timeout=group_timeout(state.device))
     _side_groups.append(group)
     return group  # type: ignore[no-any-return]
 

@@ -6,15 +6,16 @@ parameters of the model are named `model.<name>`; those of other networks of a m
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from accmt._compat import COMPILED, is_compiled, own_layers
+
 _T = TypeVar("_T")
-_COMPILED, _PARALLEL = "_orig_mod", "module"
+_PARALLEL = "module"
 
 
 def plain_name(model: nn.Module, name: str) -> str:
@@ -24,7 +25,7 @@ def plain_name(model: nn.Module, name: str) -> str:
     for part in name.split("."):
         if node is None or part != _wrapped_as(node):
             kept.append(part)
-        node = None if node is None else node._modules.get(part)
+        node = None if node is None else own_layers(node).get(part)
     return ".".join(kept)
 
 
@@ -45,7 +46,7 @@ def as_expected(named: Mapping[str, _T], expected: Mapping[str, Any]) -> dict[st
     """Rename the weights of a file, which may include names of wrappers, to the expected plain names."""
     if named.keys() == expected.keys():
         return dict(named)
-    without = {_without(name, _COMPILED): value for name, value in named.items()}
+    without = {_without(name, COMPILED): value for name, value in named.items()}
     if without.keys() != expected.keys() and all(name.startswith(f"{_PARALLEL}.") for name in without):
         without = {name.removeprefix(f"{_PARALLEL}."): value for name, value in without.items()}
     return without if without.keys() == expected.keys() else dict(named)
@@ -54,14 +55,13 @@ def as_expected(named: Mapping[str, _T], expected: Mapping[str, Any]) -> dict[st
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model without its wrappers."""
     while (name := _wrapped_as(model)) is not None:
-        model = model._modules[name]  # type: ignore[assignment]  # a wrapper wraps a module
+        model = own_layers(model)[name]  # type: ignore[assignment]  # a wrapper wraps a module
     return model
 
 
 def _wrapped_as(module: nn.Module) -> str | None:
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and already imported if a model is compiled
-    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
-        return _COMPILED
+    if is_compiled(module):
+        return COMPILED
     return _PARALLEL if isinstance(module, DataParallel | DistributedDataParallel) else None
 
 

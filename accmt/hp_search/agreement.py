@@ -12,9 +12,9 @@ from datetime import timedelta
 
 from accelerate import PartialState
 from torch import distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
 
 from accmt.distributed.collective import everywhere
+from accmt.distributed.store import Meeting
 from accmt.hp_search.study import TrialOutcome, TrialState
 
 PATIENCE = timedelta(seconds=60)
@@ -27,7 +27,7 @@ class EndedAlone(RuntimeError):
     """Raised when one process has ended a trial and the others wait for it: the search cannot continue."""
 
 
-def agreed_outcome(outcome: TrialOutcome, trial: str) -> TrialOutcome:
+def common_outcome(outcome: TrialOutcome, trial: str) -> TrialOutcome:
     """Return the common outcome of a trial: failed or pruned if it was on any process. Call it on all of them.
 
     Args:
@@ -50,23 +50,20 @@ def agreed_outcome(outcome: TrialOutcome, trial: str) -> TrialOutcome:
 
 def _meet(outcome: TrialOutcome, trial: str) -> None:
     """Check, if this process ended the trial early, whether the others did too."""
-    state = PartialState()
     if not dist.is_initialized():
         return
-    store = _get_default_store()
-    keys = [f"accmt/{trial}/{rank}" for rank in range(state.num_processes)]
-    store.set(keys[state.process_index], _HERE)
+    meeting = Meeting(trial)
+    meeting.tell(_HERE)
     if outcome.state is TrialState.COMPLETE:
         return
-    try:
-        store.wait(keys, PATIENCE)
-    except RuntimeError:
-        text = f"process {state.process_index} ended {trial} alone, and the others wait for it: {outcome.error}"
-        store.set(keys[state.process_index], text)
+    told = meeting.told(PATIENCE)
+    if told is None:
+        rank = PartialState().process_index
+        text = f"process {rank} ended {trial} alone, and the others wait for it: {outcome.error}"
+        meeting.tell(text)
         error = EndedAlone(text)
         error.add_note(outcome.details)
-        raise error from None
+        raise error
     # If the connection to a process that left breaks, the others notice and end the trial as well.
-    left = [text for text in map(bytes.decode, store.multi_get(keys)) if text != _HERE]
-    if left:
+    if left := [text for text in told if text != _HERE]:
         raise EndedAlone(left[0])

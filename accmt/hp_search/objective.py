@@ -13,7 +13,7 @@ from accmt.rules import Facts, RuleError, Rules, SavingRule, check
 from accmt.rules import RuleProblem as RuleProblem
 from accmt.rules.direction import direction_of
 from accmt.rules.store import VALID_LOSS
-from accmt.trainer import Trainer
+from accmt.states import TrainerProtocol
 
 Direction = Literal["minimize", "maximize"]
 MetricValues = dict[str, dict[str, float]]
@@ -45,11 +45,11 @@ class SearchObjective(Protocol):
     @property
     def rule(self) -> str | None: ...
 
-    def current(self, trainer: Trainer) -> float:
+    def current(self, trainer: TrainerProtocol) -> float:
         """Return the value of the evaluation that was just made."""
         ...
 
-    def final(self, trainer: Trainer, last: float | None) -> float:
+    def final(self, trainer: TrainerProtocol, last: float | None) -> float:
         """Return the value of a training that has ended; `last` is that of its last evaluation, None if there was none.
 
         Raises:
@@ -80,11 +80,11 @@ class RuleObjective:
     def rule(self) -> str:
         return self.saving.text
 
-    def current(self, trainer: Trainer) -> float:
+    def current(self, trainer: TrainerProtocol) -> float:
         verdicts = {verdict.rule: verdict for verdict in trainer.decisions[-1].verdicts}
         return verdicts[self.saving.name].values[0]
 
-    def final(self, trainer: Trainer, last: float | None) -> float:
+    def final(self, trainer: TrainerProtocol, last: float | None) -> float:
         best = trainer.state.model_savings.get(self.saving.name)
         if best is not None:
             return best[0]
@@ -103,7 +103,7 @@ class FunctionObjective:
     text: str = "best_metric_fn"
     rule: None = None
 
-    def current(self, trainer: Trainer) -> float:
+    def current(self, trainer: TrainerProtocol) -> float:
         metrics = trainer.state.additional_metrics
         value = self.function({dataset: dict(values) for dataset, values in metrics.items()})
         single = getattr(value, "numel", lambda: 1)() == 1 and hasattr(value, "__float__")
@@ -111,7 +111,7 @@ class FunctionObjective:
             raise TypeError(f"best_metric_fn must return a number, not {value!r} ({type(value).__name__})")
         return float(value)
 
-    def final(self, trainer: Trainer, last: float | None) -> float:
+    def final(self, trainer: TrainerProtocol, last: float | None) -> float:
         if last is None:
             raise NoValue("best_metric_fn was given nothing, for there was no evaluation")
         if math.isnan(last):

@@ -18,7 +18,7 @@ from accmt.callbacks import Callback
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import PeerFailed
-from accmt.hp_search.agreement import agreed_outcome
+from accmt.hp_search.agreement import common_outcome
 from accmt.hp_search.copies import Datasets
 from accmt.hp_search.objective import SearchObjective
 from accmt.hp_search.study import SharedStudy, TrialOutcome, TrialState, load_optuna
@@ -151,7 +151,7 @@ def run_trial(
             outcome = TrialOutcome(TrialState.FAILED, error="another process failed")
         except Exception as error:
             outcome = failed(error)
-        outcome = agreed_outcome(outcome, f"trial {number} of {study.name}")
+        outcome = common_outcome(outcome, f"trial {number} of {study.name}")
     for callback in callbacks:  # a reference cycle with the trainer must not delay the release of the module
         callback.module = None  # type: ignore[assignment]  # as it is before a training
     if outcome.state is not TrialState.COMPLETE:

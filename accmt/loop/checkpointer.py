@@ -31,6 +31,7 @@ from accmt.distributed.process_group import side_group
 from accmt.loop.changes import compare, finished_on, other_data
 from accmt.loop.progress import Position
 from accmt.loop.run import Run
+from accmt.notices import warn
 from accmt.rules import Decision
 from accmt.states import TrainingState
 from accmt.tracking import journal
@@ -167,12 +168,12 @@ class DiskCheckpointer:
             if self._failed or not isinstance(failure, Failed):
                 raise failure
             self._failed = True
-            run.display.warn(f"no checkpoint at step {writing.step}: {failure}")
+            warn(f"no checkpoint at step {writing.step}: {failure}")
             return
         self._failed = False
         run.checkpointed_at = writing.step
         if writing.warning:
-            run.display.warn(writing.warning)
+            warn(writing.warning)
         if run.options.monitor.checkpoint:
             run.tracker.log({"checkpoint": float(writing.number)}, writing.step)
         run.hooks.on_save_checkpoint()
@@ -354,9 +355,7 @@ def _packed(run: Run) -> tuple[Any, dict[str, torch.Tensor]]:
     except TypeError as error:
         if not run.data_state_refused:
             run.data_state_refused = True
-            run.display.warn(
-                f"the state of the training data {error}: a continued training will not be exactly the same"
-            )
+            warn(f"the state of the training data {error}: a continued training will not be exactly the same")
         return None, {}
 
 

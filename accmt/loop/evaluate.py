@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -20,7 +19,7 @@ from accmt.checkpoint.shards import share_out_again
 from accmt.data.batch_size import samples_of
 from accmt.data.device import Placement
 from accmt.data.validation import ValidationData
-from accmt.distributed.collective import Failed
+from accmt.distributed.collective import agreed, raise_on_all
 from accmt.distributed.even_batches import in_step
 from accmt.distributed.strategy import holds_replicas, is_sharded
 from accmt.loop.exclusive import evaluating
@@ -96,7 +95,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
                         gatherer.add(arguments_of(outputs, metric, key))
             values[key] = {VALID_LOSS: meter.mean()}
             error = _compute(values[key], gatherers, key, error)
-    return agreed_values(values, error, device)
+    raise_on_all(error)
+    return agreed(values)
 
 
 @contextmanager
@@ -201,28 +201,6 @@ def _number(value: Any, metric: Metric, name: str) -> float:
     except (TypeError, ValueError):
         text = f"the metric '{metric.name}' computed '{name}' as a {type(value).__name__}: a metric is one number"
         raise TypeError(text) from None
-
-
-def agreed_values(
-    values: dict[str, dict[str, float]], error: Exception | None, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Broadcast the values of the main process, in one go. An error on any process is raised on all of them."""
-    state = PartialState()
-    if state.num_processes > 1:
-        # The rank of the first process that failed, or the world size.
-        first = torch.tensor(state.process_index if error is not None else state.num_processes, device=device)
-        dist.all_reduce(first, op=dist.ReduceOp.MIN)
-        failed = int(first)
-        if failed < state.num_processes:
-            shared: list[Any] = [f"{type(error).__name__}: {error}"]
-            broadcast_object_list(shared, from_process=failed)
-            raise error or Failed(f"process {failed}: {shared[0]}")
-        shared = [values]
-        broadcast_object_list(shared)
-        return shared[0]  # type: ignore[no-any-return]
-    if error is not None:
-        raise error
-    return values
 
 
 def _listed(outputs: Mapping[str, Any]) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from accmt.distributed.collective import Failed, from_each, on_main
-from accmt.distributed.process_group import agreed
+from accmt.distributed.collective import Failed, agreed, from_each, on_main
 from accmt.distributed.strategy import whole_weights
 from accmt.loop.evaluate import evaluate
 from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.run import Run
 from accmt.loop.utilization import utilization
+from accmt.notices import warn
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.tracking.journal import Journal
@@ -78,7 +78,7 @@ def _training_metrics(run: Run) -> dict[str, float]:
     for name in run.training_metrics.names:
         if name not in means and name not in run.nan_reported:
             run.nan_reported.add(name)
-            run.display.warn(
+            warn(
                 f"the training metric '{name}' was not logged since the last evaluation: "
                 f"call self.log({{'{name}': value}}, self.state.global_step) in training_step"
             )
@@ -89,7 +89,7 @@ def _warn_of(loss: float, run: Run, progress: Progress) -> None:
     """Warn once that the training loss is no longer finite."""
     if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
         run.nan_reported.add(TRAIN_LOSS)
-        run.display.warn(f"the training loss is {loss} at step {progress.step}")
+        warn(f"the training loss is {loss} at step {progress.step}")
 
 
 def record(run: Run, decision: Decision) -> None:
@@ -103,7 +103,7 @@ def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
     said: list[str | None] = []
     from_each(lambda: said.append(journal.append(entry)))
     for text in filter(None, said):
-        run.display.warn(text)
+        warn(text)
 
 
 def _update_state(run: Run, observation: Observation, decision: Decision) -> None:
@@ -140,7 +140,7 @@ def _report(run: Run, observation: Observation, decision: Decision) -> None:
     for verdict in decision.verdicts:
         if verdict.outcome is Outcome.NAN and verdict.rule not in run.nan_reported:
             run.nan_reported.add(verdict.rule)
-            run.display.warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
+            warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
     run.display.evaluated(observation, decision)
 
 
@@ -165,7 +165,7 @@ def _save(run: Run, decision: Decision) -> Decision:
             if rule.name in run.failed_savings:
                 raise
             run.failed_savings.add(rule.name)
-            run.display.warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
+            warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
             decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
     return decision
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _get_default_store
 
+from accmt._compat import version_of
 from accmt.checkpoint.rng import random_state, set_random_state
+from accmt.distributed.store import Meeting
 from accmt.loop.progress import COUNTERS
 from accmt.loop.run import Run
 
@@ -105,17 +106,14 @@ class LastStep:
 
     def _is_shared(self, place: str) -> bool:
         """Return whether all processes ended at the same position; the others are waited for only briefly."""
-        state = PartialState()
-        if state.num_processes == 1:
+        if PartialState().num_processes == 1:
             return True
-        keys = [f"accmt/last-step/{self._number}/{rank}" for rank in range(state.num_processes)]
         try:
-            store = _get_default_store()
-            store.set(keys[state.process_index], place)
-            store.wait(keys, _PATIENCE)
-            return all(store.get(key).decode() == place for key in keys)
-        except (RuntimeError, ValueError):  # they are still running, or are gone
+            meeting = Meeting(f"last-step/{self._number}")
+            meeting.tell(place)
+        except (RuntimeError, ValueError):  # the store is gone
             return False
+        return set(meeting.told(_PATIENCE) or ()) == {place}
 
 
 class NoLastStep(LastStep):
@@ -196,6 +194,6 @@ def _others(run: Run) -> Iterator[tuple[str, Any]]:
 
 def _versions(run: Run) -> Iterator[int]:
     """Yield how often each parameter and each tensor of the optimizer was changed in place."""
-    yield from (parameter._version for network in _networks(run) for parameter in network.parameters())
+    yield from (version_of(parameter) for network in _networks(run) for parameter in network.parameters())
     for state in _optimizer(run).state.values():
-        yield from (value._version for value in state.values() if isinstance(value, Tensor))
+        yield from (version_of(value) for value in state.values() if isinstance(value, Tensor))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from accmt._compat import schedulers_in
 from accmt.checkpoint.optimizer_state import complete
 from accmt.config.errors import ConfigError, Problem
 from accmt.hyperparameters.recorded import described, digest, recorded
@@ -283,7 +284,7 @@ def _described(scheduler: Any) -> dict[str, Any]:
         "kind": type(scheduler).__name__,
         "state": recorded(scheduler.state_dict()),
         "functions": [described(function) for function in getattr(scheduler, "lr_lambdas", ())],
-        "parts": [_described(part) for part in getattr(scheduler, "_schedulers", ())],
+        "parts": [_described(part) for part in schedulers_in(scheduler)],
     }
 
 

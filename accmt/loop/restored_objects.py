@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accmt._compat import SET_ON_SHARDED_LAYERS, own_buffers, version_of
 from accmt.data.generators import Generators
 
 _MOST_ITEMS, _MOST_BYTES, _DEEPEST = 10_000, 2**26, 3
@@ -70,8 +71,8 @@ def _learned(thing: Any) -> Iterator[Restore]:
     if not isinstance(thing, nn.Module):
         yield _attributes(thing, with_tensors=True)
         return
-    yield from _content(thing._buffers, True, 1)
-    if not _is_of_library(type(thing)) and not any(name.startswith(("_fsdp", "ds_")) for name in vars(thing)):
+    yield from _content(own_buffers(thing), True, 1)
+    if not _is_of_library(type(thing)) and not any(name.startswith(SET_ON_SHARDED_LAYERS) for name in vars(thing)):
         yield _attributes(thing, with_tensors=True)
 
 
@@ -110,7 +111,7 @@ def _content(value: Any, with_tensors: bool, depth: int) -> Iterator[Restore]:
     """Yield functions that restore the content of a container or a tensor."""
     if isinstance(value, Tensor):
         if with_tensors and not isinstance(value, nn.Parameter) and value.nbytes <= _MOST_BYTES:
-            yield partial(_put_numbers_back, value, value.detach().clone(), value._version)
+            yield partial(_put_numbers_back, value, value.detach().clone(), version_of(value))
     elif isinstance(value, np.ndarray):
         if with_tensors and value.nbytes <= _MOST_BYTES and value.flags.writeable:
             yield partial(np.copyto, value, value.copy())
@@ -126,7 +127,7 @@ def _content(value: Any, with_tensors: bool, depth: int) -> Iterator[Restore]:
 
 
 def _put_numbers_back(tensor: Tensor, former: Tensor, version: int) -> None:
-    if tensor._version != version and tensor.shape == former.shape:
+    if version_of(tensor) != version and tensor.shape == former.shape:
         with torch.no_grad():
             tensor.copy_(former)
 

@@ -14,7 +14,7 @@ from accmt.checkpoint.model_store import Savings
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.learning_rate import Schedule
@@ -23,6 +23,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
+from accmt.notices import warn
 from accmt.rules import Decision, FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.journal import Journal
@@ -145,7 +146,7 @@ class Run:
     decision_log: Journal
     tracker: Tracker
     display: Display
-    pulse: Pulse
+    pulse: Heartbeat
     generators: Generators
     schedule: Schedule
     record: dict[str, Any]
@@ -179,7 +180,7 @@ class Run:
     def begin(self) -> None:
         """Apply the restored state of callbacks and module, and warn of what differs."""
         for note in self.parts.kept.begin() if self.parts.kept is not None else ():
-            self.display.warn(note)
+            warn(note)
 
     def close(self) -> None:
         """Release what the training holds besides its results."""

@@ -21,14 +21,12 @@ from accmt.config.errors import did_you_mean
 from accmt.data.batch_size import samples_of
 from accmt.data.generators import generators_of
 from accmt.data.validation import ValidationData
-from accmt.distributed.collective import Failed, everywhere, from_each
-from accmt.distributed.process_group import agreed
+from accmt.distributed.collective import Failed, agreed, everywhere, from_each, raise_on_all
 from accmt.distributed.strategy import is_sharded
 from accmt.loop.evaluate import (
     Evaluation,
     ValidationLoss,
     add_values,
-    agreed_values,
     arguments_of,
     batches_of,
     inference,
@@ -94,7 +92,7 @@ def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> li
         most *= 2
         tried = _try_batches(evaluation, key, most, taken)
     if tried.is_whole:
-        agreed_values({}, next(iter(tried.failures.values()), None), evaluation.module.device)
+        raise_on_all(next(iter(tried.failures.values()), None))
     warnings = first.warnings
     for name, error in first.failures.items():
         then = f"with {_batches(most)} it can"
@@ -159,8 +157,7 @@ def _compute(tried: _Tried, gatherers: Mapping[Metric, Gatherer], key: str) -> N
                 add_values(values, computed or {}, metric, key)
         except Exception as error:
             wrong = wrong or error
-    device = PartialState().device
-    agreed_values({}, wrong, device)
+    raise_on_all(wrong)
     texts = everywhere(lambda: {name: f"{type(e).__name__}: {e}" for name, e in tried.failures.items()})
     for rank, name, text in ((rank, *item) for rank, found in enumerate(texts) for item in found.items()):
         tried.failures.setdefault(name, Failed(f"process {rank}: {text}"))

@@ -9,13 +9,14 @@ from functools import partial
 
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.data.loaders import Window
-from accmt.distributed.process_group import agreed
+from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
 from accmt.loop.changes import know_data
 from accmt.loop.evaluation_step import LOOK_EVERY, ask, log, observe, record
 from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.run import NoCheckpointer, Run
 from accmt.loop.sanity_check import try_out
+from accmt.notices import warn
 from accmt.rules import Decision, Due, Progress, Stop
 from accmt.rules.decision import REQUESTED
 
@@ -47,7 +48,7 @@ def train(run: Run) -> Stop | None:
         stop = run.engine.standing_stop(run.position.progress(elapsed))
     if run.options.sanity_check and stop is None and not run.position.is_finished:
         for warning in try_out(run.evaluation):
-            run.display.warn(warning)
+            warn(warning)
     if run.resumed and stop is None and not run.is_settled:
         stop = _resume_within_step(run)
     if not run.resumed and run.options.eval_when_start and run.evaluation:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from accmt._compat import LAST_RATES, schedulers_in
 from accmt.checkpoint.shards import share_out_again
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.ddp_buckets import wrap_again
@@ -21,7 +22,7 @@ from accmt.notices import warn
 
 _LISTED = 4
 # Attributes that schedulers keep for each parameter group.
-_BY_GROUP = ("base_lrs", "lr_lambdas", "_last_lr", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
+_BY_GROUP = ("base_lrs", "lr_lambdas", LAST_RATES, "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _extend_scheduler(scheduler: Any, groups: Sequence[dict[str, Any]]) -> None:
     """Extend a scheduler by groups that were added: their rate becomes their initial one."""
     if scheduler is None:
         return
-    for inner in getattr(scheduler, "_schedulers", ()):
+    for inner in schedulers_in(scheduler):
         _extend_scheduler(inner, groups)
     for group in groups:
         if "initial_lr" not in group:
@@ -202,7 +203,7 @@ def _extend_scheduler(scheduler: Any, groups: Sequence[dict[str, Any]]) -> None:
         listed = getattr(scheduler, name, None)
         if isinstance(listed, list) and listed:
             for group in groups[len(listed) :]:
-                rate = {"base_lrs": "initial_lr", "_last_lr": "lr"}.get(name)
+                rate = {"base_lrs": "initial_lr", LAST_RATES: "lr"}.get(name)
                 listed.append(listed[-1] if rate is None else group[rate])
 
 

@@ -6,20 +6,16 @@ sorts all into the order of the dataset, so that a value does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
-from torch import distributed as dist
 
-from accmt.distributed.collective import FailedElsewhere
-from accmt.metrics.join import Arguments, joined, joined_from_all, tensors
+from accmt.distributed.collective import from_each
+from accmt.metrics.join import Arguments, Batch, by_path, joined, joined_from_all
 from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
-
-_T = TypeVar("_T")
 
 
 class Gatherer(Protocol):
@@ -40,34 +36,34 @@ def gatherer_of(metric: Metric, device: torch.device) -> Gatherer:
     return _MainGatherer(metric)
 
 
-class _MainGatherer:
-    """For `Metric`: gathers everything on the main process."""
+class _KeptBatches:
+    """Copies of the arguments of a metric."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._batches: list[Arguments] = []
+        self._batches: list[Batch] = []
 
     def add(self, arguments: Arguments) -> None:
         self._batches.append(_kept(arguments, self._metric))
 
-    def values(self) -> Mapping[str, Any] | None:
+    def _taken(self) -> list[Batch]:
         batches, self._batches = self._batches, []
-        arguments = joined_from_all(batches, self._metric)
+        return batches
+
+
+class _MainGatherer(_KeptBatches):
+    """For `Metric`: gathers everything on the main process."""
+
+    def values(self) -> Mapping[str, Any] | None:
+        arguments = joined_from_all(self._taken(), self._metric)
         return None if arguments is None else self._metric.compute(*arguments)
 
 
-class _ParallelGatherer:
+class _ParallelGatherer(_KeptBatches):
     """For `MetricParallel`: averages the values of the processes, weighted by their number of samples."""
 
-    def __init__(self, metric: MetricParallel) -> None:
-        self._metric = metric
-        self._batches: list[Arguments] = []
-
-    def add(self, arguments: Arguments) -> None:
-        self._batches.append(_kept(arguments, self._metric))
-
     def values(self) -> Mapping[str, Any] | None:
-        shares = [share for share in _from_all(self._share) if share[0]]
+        shares = [share for share in from_each(self._share) if share[0]]
         total = sum(count for count, _ in shares)
         if total == 0:
             return {}
@@ -75,8 +71,8 @@ class _ParallelGatherer:
 
     def _share(self) -> tuple[int, Mapping[str, float]]:
         """Return the number of samples of this process and the values of the metric over them."""
-        batches, self._batches = self._batches, []
-        samples = sum(_samples(batch) for batch in batches)
+        batches = self._taken()
+        samples = sum(len(next(iter(batch.values()), ())) for batch in batches)
         own = self._metric.compute(*joined(batches, self._metric)) if samples else {}
         return samples, {key: float(value.item() if hasattr(value, "item") else value) for key, value in own.items()}
 
@@ -98,20 +94,15 @@ class _TorchmetricsGatherer:
         return values
 
 
-def _kept(arguments: Arguments, metric: Metric) -> Arguments:
+def _kept(arguments: Arguments, metric: Metric) -> Batch:
     """Copy the arguments of a batch to keep them: detached, cast, in main memory, safe from later changes."""
-
-    def keep(argument: Any) -> Any:
-        if isinstance(argument, Mapping):
-            return {key: keep(value) for key, value in argument.items()}
-        if not isinstance(argument, Tensor):
-            argument = _as_tensor(argument, metric)
-        return argument.detach().to("cpu", metric.kept_as(argument.dtype), copy=True)
-
-    kept = tuple(keep(argument) for argument in arguments)
+    batch = {}
+    for path, value in by_path(arguments).items():
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value, metric)
+        batch[path] = tensor.detach().to("cpu", metric.kept_as(tensor.dtype), copy=True)
     if metric.do_checks:
-        _check(kept, metric)
-    return kept
+        _check([tuple(tensor.shape) for tensor in batch.values()], metric)
+    return batch
 
 
 def _as_tensor(argument: Any, metric: Metric) -> Tensor:
@@ -127,8 +118,7 @@ def _as_tensor(argument: Any, metric: Metric) -> Tensor:
         ) from None
 
 
-def _check(arguments: Arguments, metric: Metric) -> None:
-    shapes = [tuple(tensor.shape) for tensor in tensors(arguments)]
+def _check(shapes: Sequence[tuple[int, ...]], metric: Metric) -> None:
     if any(not shape for shape in shapes):
         raise ValueError(
             f"metric '{metric.name}' was given a tensor without dimensions: "
@@ -137,28 +127,3 @@ def _check(arguments: Arguments, metric: Metric) -> None:
     if len({shape[0] for shape in shapes}) > 1:
         listed = ", ".join(map(str, shapes))
         raise ValueError(f"metric '{metric.name}' was given different numbers of samples in one batch: shapes {listed}")
-
-
-def _samples(arguments: Arguments) -> int:
-    return next((len(tensor) for tensor in tensors(arguments)), 0)
-
-
-def _from_all(action: Callable[[], _T]) -> list[_T]:
-    """Return the results of an action on all processes. If it fails on one, it raises on all, so that none hangs."""
-    processes = PartialState().num_processes
-    if processes == 1:
-        return [action()]
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = action()
-    except Exception as raised:
-        error = raised
-    gathered: list[Any] = [None] * processes
-    dist.all_gather_object(gathered, (result, None if error is None else f"{type(error).__name__}: {error}"))
-    if error is not None:
-        raise error
-    for rank, (_, text) in enumerate(gathered):
-        if text is not None:
-            raise FailedElsewhere(f"it failed on process {rank}: {text}")
-    return [value for value, _ in gathered]

@@ -6,7 +6,7 @@ So no batch is held twice: joining takes little more memory than the batches the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import accumulate
 from typing import Any
@@ -16,20 +16,39 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
+from accmt.distributed.collective import agreed
 from accmt.metrics.metric import Metric
 
 Arguments = tuple[Any, ...]
+Path = tuple[Any, ...]
+"""The place of a tensor in arguments: the index of its argument, then the keys of dictionaries."""
+Batch = dict[Path, Tensor]
 
 
-def tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors of arguments, in order."""
-    found: list[Tensor] = []
-    for argument in arguments:
-        found += tensors(list(argument.values())) if isinstance(argument, Mapping) else [argument]
+def by_path(arguments: Arguments) -> dict[Path, Any]:
+    """Return what arguments hold outside of dictionaries, by path."""
+    found: dict[Path, Any] = {}
+    waiting = [((index,), argument) for index, argument in enumerate(arguments)]
+    for path, value in waiting:
+        if isinstance(value, Mapping) and value:
+            waiting += [((*path, key), inner) for key, inner in value.items()]  # type: ignore[misc]
+        else:
+            found[path] = value
     return found
 
 
-def joined(batches: list[Arguments], metric: Metric) -> Arguments:
+def _nested(slots: Mapping[Path, _Slot]) -> Arguments:
+    """Return the arguments that the tensors of slots belong to."""
+    whole: dict[Any, Any] = {}
+    for (*way, last), slot in sorted(slots.items(), key=lambda item: item[0][0]):
+        place = whole
+        for key in way:
+            place = place.setdefault(key, {})
+        place[last] = slot.tensor
+    return tuple(whole.values())
+
+
+def joined(batches: list[Batch], metric: Metric) -> Arguments:
     """Join the arguments of a metric over batches of this process. Empties the list, to free memory.
 
     Raises:
@@ -37,10 +56,10 @@ def joined(batches: list[Arguments], metric: Metric) -> Arguments:
     """
     room = _room([_described(batch) for batch in batches], metric)
     _fill(room, range(len(batches)), batches)
-    return tuple(map(_content, room))
+    return _nested(room)
 
 
-def joined_from_all(batches: list[Arguments], metric: Metric) -> Arguments | None:
+def joined_from_all(batches: list[Batch], metric: Metric) -> Arguments | None:
     """Join the batches of all processes, in the order of the dataset, on the main process; return None elsewhere.
 
     Process p of n has the batches p, p+n, p+2n, ... They are sent point to point, once per dataset, so only the main
@@ -53,23 +72,22 @@ def joined_from_all(batches: list[Arguments], metric: Metric) -> Arguments | Non
     shares: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
     dist.gather_object([_described(batch) for batch in batches], shares, dst=0)
     if shares is None:
-        if _is_wanted(False, device):
+        if agreed(False):
             _send(batches, device)
         return None
     turns = sorted((turn, rank) for rank, share in enumerate(shares) for turn in range(len(share)))
+    room: dict[Path, _Slot] = {}
     try:
         room = _room([shares[rank][turn] for turn, rank in turns], metric)
-    except Exception:
-        _is_wanted(False, device)
-        raise
-    _is_wanted(True, device)
+    finally:
+        agreed(bool(room))  # the others send their batches only if there is room for them
     places = {turn: place for place, turn in enumerate(turns)}
     _fill(room, [places[turn, 0] for turn in range(len(batches))], batches)
     for rank, share in enumerate(shares[1:], 1):
         for turn, described in enumerate(share):
-            for slot, (shape, dtype) in _pairs(room, described):
-                slot.receive(places[turn, rank], shape, dtype, rank, device)
-    return tuple(map(_content, room))
+            for path, (shape, dtype) in described.items():
+                room[path].receive(places[turn, rank], shape, dtype, rank, device)
+    return _nested(room)
 
 
 class _Slot:
@@ -122,63 +140,29 @@ def _common_dtype(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     return common
 
 
-def _room(descriptions: Sequence[Sequence[Any]], metric: Metric) -> tuple[Any, ...]:
-    """Return the structure of the described arguments, with a slot in place of each tensor."""
-
-    def join(parts: list[Any]) -> Any:
-        if len({frozenset(part) if isinstance(part, Mapping) else None for part in parts}) > 1:
-            raise ValueError(f"the batches of metric '{metric.name}' differ in the keys of their arguments")
-        if isinstance(parts[0], Mapping):
-            return {key: join([part[key] for part in parts]) for key in parts[0]}
-        return _Slot(parts, metric)
-
+def _room(descriptions: Sequence[Mapping[Path, Any]], metric: Metric) -> dict[Path, _Slot]:
+    """Return a slot for each tensor of the described batches."""
     if not descriptions:
         raise ValueError(f"metric '{metric.name}' got no samples")
-    if len(set(map(len, descriptions))) > 1:
+    if len({len({path[0] for path in described}) for described in descriptions}) > 1:
         raise ValueError(f"the batches of metric '{metric.name}' differ in their number of arguments")
-    return tuple(join(list(parts)) for parts in zip(*descriptions, strict=True))
+    if len(set(map(frozenset, descriptions))) > 1:
+        raise ValueError(f"the batches of metric '{metric.name}' differ in the keys of their arguments")
+    return {path: _Slot([described[path] for described in descriptions], metric) for path in descriptions[0]}
 
 
-def _described(arguments: Sequence[Any]) -> list[Any]:
-    """Return arguments with shapes and dtypes in place of tensors."""
-    return [
-        dict(zip(argument, _described(list(argument.values())), strict=True))
-        if isinstance(argument, Mapping)
-        else (argument.shape, argument.dtype)
-        for argument in arguments
-    ]
+def _described(batch: Batch) -> dict[Path, tuple[torch.Size, torch.dtype]]:
+    return {path: (tensor.shape, tensor.dtype) for path, tensor in batch.items()}
 
 
-def _fill(room: Sequence[Any], places: Sequence[int], batches: list[Arguments]) -> None:
+def _fill(room: Mapping[Path, _Slot], places: Sequence[int], batches: list[Batch]) -> None:
     """Copy batches into their places, and free each one immediately."""
     for turn, place in enumerate(places):
-        batch, batches[turn] = batches[turn], ()
-        for slot, tensor in _pairs(room, batch):
-            slot.put(place, tensor)
+        batch, batches[turn] = batches[turn], {}
+        for path, tensor in batch.items():
+            room[path].put(place, tensor)
 
 
-def _pairs(room: Sequence[Any], arguments: Sequence[Any]) -> Iterator[tuple[_Slot, Any]]:
-    """Yield each tensor in arguments with its slot, in order."""
-    for slot, argument in zip(room, arguments, strict=True):
-        if isinstance(argument, Mapping):
-            yield from _pairs([slot[key] for key in argument], list(argument.values()))
-        else:
-            yield slot, argument
-
-
-def _content(room: _Slot | Mapping[str, Any]) -> Any:
-    if isinstance(room, Mapping):
-        return {key: _content(slot) for key, slot in room.items()}
-    return room.tensor
-
-
-def _is_wanted(answer: bool, device: torch.device) -> bool:
-    """Broadcast and return the main process's answer: does it receive the others' batches?"""
-    wanted = torch.tensor(answer, dtype=torch.uint8, device=device)
-    dist.broadcast(wanted, src=0)
-    return bool(wanted)
-
-
-def _send(batches: Sequence[Arguments], device: torch.device) -> None:
-    for tensor in (tensor for batch in batches for tensor in tensors(batch) if tensor.numel()):
+def _send(batches: Sequence[Batch], device: torch.device) -> None:
+    for tensor in (tensor for batch in batches for tensor in batch.values() if tensor.numel()):
         dist.send(tensor.contiguous().to(device), dst=0)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from accmt._compat import unlisted_models
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState
 from accmt.checkpoint.extra_state import Kept
@@ -29,8 +29,8 @@ from accmt.data.loaders import TrainingData, is_several, training_loader, withou
 from accmt.data.user_loaders import check_alike, whole
 from accmt.data.validation import ValidationData, validation_loaders
 from accmt.display.display import Display, display_of
-from accmt.distributed.collective import from_main
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.collective import agreed, from_main
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.process_group import join_processes, require_precision
 from accmt.distributed.signals import Signals
 from accmt.distributed.strategy import PLAIN, is_deepspeed, is_sharded
@@ -51,17 +51,8 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.loop.utilization import begin_measuring
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
-from accmt.rules import (
-    Facts,
-    FollowedScore,
-    Length,
-    RuleEngine,
-    RuleError,
-    Rules,
-    SavingRule,
-    assign_patience,
-    check,
-)
+from accmt.notices import warn
+from accmt.rules import Facts, FollowedScore, Length, RuleEngine, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
 from accmt.setup.inputs import facts_of, metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -178,7 +169,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
     prepared = prepare(module, plan.optimizer, options.model)
     if options.checkpoint.enabled and plan.parts.kept is not None:
         for text in unsaved(module, options.callbacks, plan.parts.kept):
-            plan.display.warn(text)
+            warn(text)
     module.tracker = _tracker(plan, checkpoint)
     module._log_every, module._logged = _log_every(plan), None
     module._training_metrics = training = TrainingMetrics(options.training_metrics, accelerator.device)
@@ -214,7 +205,7 @@ def assemble(plan: Plan, state: TrainingState, checkpoint: Checkpoint | None, si
         insists=options.checkpoint.resume is not None,
         generators=generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()}),
         steps=LastStep() if options.checkpoint.on_exception else NoLastStep(),
-        pulse=Pulse(plan.position.stopwatch.elapsed, signals, checkpointer),
+        pulse=Heartbeat(plan.position.stopwatch.elapsed, signals, checkpointer),
     )
     if run.engine.watches:
         stepper.losses.watch()
@@ -252,9 +243,8 @@ def assemble_evaluation(
     if around is not None and module.model in (around.model, around.module.model):
         module.model = around.model
     else:
-        known = list(accelerator._models)
-        module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
-        accelerator._models[:] = known  # the models of the training
+        with unlisted_models(accelerator):  # it knows those of the training
+            module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
         prepare_teacher(module, options.model)
     step = options.step
     place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
@@ -295,7 +285,7 @@ def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks) -> Stepper:
     options = plan.options.step
     stepper = kind(module, prepared.model, optimizer, plan.schedule, options, hooks, plan.beside)
     if isinstance(module, ExtendedAcceleratorModule):
-        module._updates = stepper
+        module._stepper = stepper
     return stepper
 
 
@@ -320,10 +310,7 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
 
 def _agreed_seed() -> int:
     """Return the main process's seed on all processes."""
-    seed = [torch.initial_seed() % 2**31]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(seed)
-    return seed[0]
+    return agreed(torch.initial_seed() % 2**31)
 
 
 def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
@@ -511,7 +498,7 @@ def _tracker(plan: Plan, checkpoint: Checkpoint | None) -> Tracker:
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:
-            plan.display.warn(unmeasured)
+            warn(unmeasured)
 
     from_main(start)
     return started[0]

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import distributed as dist
 from torch import nn
 
+from accmt._compat import SET_ON_MODELS
 from accmt.callbacks import Callback
 from accmt.checkpoint.object_state import Attributes, attributes_of
 from accmt.distributed.ddp_buckets import settle_buckets
@@ -20,8 +21,6 @@ from accmt.distributed.strategy import holds_replicas, is_deepspeed
 from accmt.module import AcceleratorModule
 from accmt.setup.options import ModelOptions
 
-# Attributes that Accelerate sets on a model, to call it in mixed precision and to prepare it only once.
-_REPLACED = ("forward", "_original_forward", "_is_accelerate_prepared")
 # Attributes that a training or an evaluation sets on a module and on callbacks while it uses them.
 _SET_ON_MODULES = {"state", "device", "accelerator", "tracker"}
 _SET_ON_CALLBACKS = {"module", "trainer", "state"}
@@ -47,11 +46,11 @@ class Prepared:
 def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
     """Yield the module's model for a training; afterwards restore it to its unwrapped state."""
     model, teacher = module.model, module.teacher
-    own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
+    own = {name: model.__dict__[name] for name in SET_ON_MODELS if name in model.__dict__}
     try:
         yield model
     finally:
-        for name in _REPLACED:
+        for name in SET_ON_MODELS:
             model.__dict__.pop(name, None)
         model.__dict__.update(own)
         module.model, module.teacher = model, teacher

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from huggingface_hub import constants
 from torch import Tensor, nn
 
+from accmt._compat import is_auto_class
 from accmt.checkpoint.format import shortened
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.distributed.weight_names import unwrapped
@@ -232,9 +233,7 @@ def _config(transformers: Any, path: str, kwargs: Mapping[str, Any]) -> Any:
 
 def _is_ours(transformers: Any, found: Any) -> bool:
     """Return whether an object is a model class of transformers."""
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
-
-    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel | _BaseAutoModelClass)
+    return isinstance(found, type) and (issubclass(found, transformers.PreTrainedModel) or is_auto_class(found))
 
 
 def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:

@@ -17,6 +17,7 @@ from accmt.distributed.collective import from_main
 from accmt.files import durable
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
+from accmt.notices import warn
 from accmt.setup.build import Plan
 from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
 from accmt.tracking.outbox import FOLDER as OUTBOX
@@ -95,7 +96,7 @@ def _found(plan: Plan) -> Checkpoint | None:
         return checkpoints.at(resume)
     newest = checkpoints.newest()
     for line in checkpoints.refused:
-        plan.display.warn(line)
+        warn(line)
     if newest is not None and newest == checkpoints.all()[-1] and options.enabled:
         checkpoints.prune(options.keep)  # a training that died may not have pruned
     return newest

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from accmt.rules.printable import masked
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+from accmt.states import Status as Status
+from accmt.states import Tracker as Tracker
 
 
 class Unreachable(Exception):
@@ -83,30 +83,6 @@ class Beginning:
     step: int | None
     goes_back: bool = False
     folder: str = ""
-
-
-class Tracker(Protocol):
-    """Interface of a tracker for the loop and modules."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send values of an optimizer step."""
-        ...
-
-    def log_artifact(self, path: Path) -> None:
-        """Send a file."""
-        ...
-
-    def log_artifacts(self, folder: Path) -> None:
-        """Send all files of a folder."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed training needs to resume the same run, as JSON."""
-        ...
-
-    def close(self, status: Status, time: int | None = None) -> None:
-        """End the run, at a time in milliseconds since 1970; None is now."""
-        ...
 
 
 @runtime_checkable

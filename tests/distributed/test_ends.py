@@ -1,27 +1,17 @@
 """Two real processes: what they hold after trainings that end in all ways, and that they carry on alike."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parent / "ends.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
+def launched(tmp_path_factory, completed):
     """What was printed, and what each process saw."""
     folder = tmp_path_factory.mktemp("ends")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return completed("ends.py", folder), [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def test_groups_threads_and_descriptors_end_with_a_training(launched):

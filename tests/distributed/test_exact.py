@@ -1,33 +1,24 @@
 """Values are those of one process over the dataset once, for every number of processes and every batch size."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "exact.py"
-DECIDING = Path(__file__).parent / "deciding.py"
 IN_ORDER = ("floats", "halves", "whole", "truths", "named", "ragged")
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, completed):
     """Number of processes -> what each of them got."""
 
     @cache
     def evaluate(processes):
         file = tmp_path_factory.mktemp("exact") / "values"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), str(file)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-        assert ran.returncode == 0, ran.stderr
+        completed("exact.py", file, processes=processes)
         return [json.loads(Path(f"{file}-{rank}.json").read_text()) for rank in range(processes)]
 
     return evaluate
@@ -58,12 +49,9 @@ def test_batches_that_do_not_fit_together_are_refused_by_all(evaluated, processe
     assert all("process 0" in text for text in others), others
 
 
-def test_all_processes_decide_alike(tmp_path):
+def test_all_processes_decide_alike(tmp_path, completed):
     """Over metrics drawn by chance, other ones on each process, NaN among them, and rules that look at the clock."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", DECIDING, tmp_path / "model"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
+    completed("deciding.py", tmp_path / "model", processes=3)
     first, *others = (json.loads((tmp_path / f"model-rank{rank}.json").read_text()) for rank in range(3))
     assert others == [first, first]
     decisions = first["decisions"]

@@ -1,27 +1,19 @@
 """Limits, stops, training metrics and the last complete step on two processes: all of them do the same."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from accmt.tracking.journal import read
 
-SCRIPT = Path(__file__).parent / "limits.py"
-
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, completed):
     folder = tmp_path_factory.mktemp("limits") / "all"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=variables, check=False)
-    assert done.returncode == 0, done.stderr
+    completed("limits.py", folder)
     return folder, *(json.loads(Path(f"{folder}-rank{rank}.json").read_text()) for rank in (0, 1))
 
 

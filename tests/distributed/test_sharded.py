@@ -1,14 +1,10 @@
 """Loaders that users prepared for several processes: every sample once, or an error before the first step."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "sharded.py"
 MEAN = sum(i * i for i in range(18)) / 18
 ADVICE = "give each process all of the data, in one order: the trainer shares the batches out"
 
@@ -16,12 +12,9 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, completed):
     folder = tmp_path_factory.mktemp("sharded") / "run"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
+    completed("sharded.py", folder)
     return [json.loads(Path(f"{folder}-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -2,28 +2,14 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "train.py"
-
 pytestmark = pytest.mark.xdist_group("processes")
-
-
-def launch(folder, *pairs, processes=2, **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    if processes == 1:
-        command = [sys.executable]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [*command, str(SCRIPT), str(folder), *pairs], capture_output=True, text=True, env=variables, check=False
-    )
 
 
 def outcome(folder, rank):
@@ -35,7 +21,12 @@ def timeless(decisions):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def launch(torchrun):
+    return partial(torchrun, "train.py")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp("two") / "whole"
     ran = launch(folder, "dropout=0.2", 'checkpoint_every="3 steps"', "evaluate_every_n_steps=4", "log_every=3")
     assert ran.returncode == 0, ran.stderr
@@ -92,7 +83,7 @@ def test_the_process_group_ends_with_the_training(whole):
         assert not [name for name in threads if "gloo" in name]
 
 
-def test_resume_is_exact(whole):
+def test_resume_is_exact(whole, launch):
     folder, _ = whole
     cut = folder.with_name("cut")
     common = ("dropout=0.2", 'checkpoint_every="3 steps"', "evaluate_every_n_steps=4", "log_every=3")
@@ -108,7 +99,7 @@ def test_resume_is_exact(whole):
         assert timeless(mine["decisions"]) == timeless(expected["decisions"])
 
 
-def test_resume_of_three_processes_is_exact(tmp_path):
+def test_resume_of_three_processes_is_exact(tmp_path, launch):
     """Three numbers have no exact sum that does not depend on their order."""
     common = ("width=500", "dropout=0.2", 'checkpoint_every="2 steps"')
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -120,7 +111,7 @@ def test_resume_of_three_processes_is_exact(tmp_path):
         assert outcome(cut, rank)["weights"] == outcome(whole, rank)["weights"]
 
 
-def test_another_number_of_processes_continues_and_says_so(whole):
+def test_another_number_of_processes_continues_and_says_so(whole, launch):
     folder, _ = whole
     longer = launch(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=1)
     assert longer.returncode == 0, longer.stderr
@@ -128,7 +119,7 @@ def test_another_number_of_processes_continues_and_says_so(whole):
     assert "the number of processes was 2 and is 1" in text
 
 
-def test_streams_of_validation_data_are_exact_too(tmp_path):
+def test_streams_of_validation_data_are_exact_too(tmp_path, launch):
     """The metric `order` is 1 only if every sample came once, in order."""
     ran = launch(tmp_path / "stream", "stream=true", "epochs=1")
     assert ran.returncode == 0, ran.stderr
@@ -137,7 +128,7 @@ def test_streams_of_validation_data_are_exact_too(tmp_path):
         assert values["accuracy"] == values["same"]
 
 
-def test_evaluating_alone_gives_the_values_of_the_training(tmp_path):
+def test_evaluating_alone_gives_the_values_of_the_training(tmp_path, launch):
     ran = launch(tmp_path / "model", "again=true", "epochs=1", "destroy_after_training=false")
     assert ran.returncode == 0, ran.stderr
     for rank in (0, 1):
@@ -145,7 +136,7 @@ def test_evaluating_alone_gives_the_values_of_the_training(tmp_path):
         assert again == outcome(tmp_path / "model", rank)["metrics"]
 
 
-def test_time_based_rules_decide_alike(tmp_path):
+def test_time_based_rules_decide_alike(tmp_path, launch):
     folder = tmp_path / "timed"
     ran = launch(folder, 'evaluate_every="0.2 seconds"', 'stop_when="elapsed > 1.5"', "epochs=2000", "log_every=10")
     assert ran.returncode == 0, ran.stderr
@@ -155,7 +146,7 @@ def test_time_based_rules_decide_alike(tmp_path):
     assert sum(bool(decision["verdicts"]) for decision in first["decisions"]) >= 2
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, launch):
     ran = launch(tmp_path / "apart", ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
     if torch.cuda.is_available():
         pytest.skip("with a GPU, Accelerate sees all processes")

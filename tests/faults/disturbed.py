@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 
 from accmt import Callback, FunctionMetric, HyperParameters, MetricParallel, Terminated, Trainer, set_seed
 from accmt.callbacks import HOOKS
-from accmt.distributed.heartbeat import Pulse
+from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop import checkpointer
 
 
@@ -157,17 +157,17 @@ def callback_of(disturber: Disturber) -> Callback:
 
 def watch(disturber: Disturber) -> None:
     """Let moments come that no callback sees."""
-    write_files, ask = checkpointer.write_files, Pulse._ask
+    write_files, ask = checkpointer.write_files, Heartbeat._ask
 
     def writes(folder: Path, files: Any) -> Iterator[Path]:
         disturber.come("write")
         yield from write_files(folder, files)
 
-    def asks(self: Pulse) -> None:
+    def asks(self: Heartbeat) -> None:
         ask(self)
         disturber.come("exchange")
 
-    checkpointer.write_files, Pulse._ask = writes, asks
+    checkpointer.write_files, Heartbeat._ask = writes, asks
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def test_batches_that_do_not_fit_together():
 
 
 def tensors_of(gatherer):
-    return [tensor for batch in gatherer._batches for tensor in batch]
+    return [tensor for batch in gatherer._batches for tensor in batch.values()]
 
 
 @pytest.mark.parametrize("cast", [None, torch.float32])

@@ -238,7 +238,7 @@ def moved_after(trainer, data, train, path="model"):
 
     class End(Callback):
         def on_fit_end(self):
-            end.append(self.module._updates.learning_rate)
+            end.append(self.module._stepper.learning_rate)
 
     before = module.model.weight.detach().clone()
     hps = {"scheduler": "ExponentialLR", "scheduler_kwargs": {"gamma": 0.5}}

@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from accmt._compat import validated_launch_arguments
 from accmt.cli.output import complain
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str], signals: Signals) -> int:
     """Let Accelerate run the command and return its exit status; negative for the signal that ended it."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -102,7 +103,7 @@ def _launch(name: str, configuration: Mapping[str, Any], command: Sequence[str],
             given.log_dir = folder  # otherwise torchrun creates a folder that nobody removes
             logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_is_news)
             if configuration["distributed_type"] in ("NO", "MULTI_CPU"):
-                program, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(given)[0])
+                program, environment = prepare_simple_launcher_cmd_env(validated_launch_arguments(given)[0])
             else:
                 launch_command(given)
         if program:  # the script itself, or mpirun, replaces this process

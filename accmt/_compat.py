@@ -1,0 +1,198 @@
+"""Private names of other libraries, each with the reason for its use.
+
+No other file uses one, and `tests/test_compat.py` checks for each that it is still there and does what is relied on.
+Libraries are imported only by the functions that need them, so that the command line can use this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.distributed.distributed_c10d import Store
+    from torch.utils.data import DataLoader
+
+# argparse: `add_subparsers` returns it, and it has no public name.
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class MessageParser(argparse.ArgumentParser):
+    """Parser whose messages go through `write`: argparse has one place for them, and it has no public name."""
+
+    def write(self, message: str, stream: Any) -> None:
+        """Write a message; override it to change messages."""
+        super()._print_message(message, stream)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        self.write(message, file or sys.stderr)
+
+
+# torch: `torch.compile` keeps the original module under this name, which is part of the names of its weights.
+COMPILED = "_orig_mod"
+# torch: rates of schedulers for each parameter group, which `add_param_group` does not extend.
+LAST_RATES = "_last_lr"
+# Accelerate: attributes that it sets on a model, to call it in mixed precision and to prepare it only once.
+SET_ON_MODELS = ("forward", "_original_forward", "_is_accelerate_prepared")
+# torch and DeepSpeed: names of the attributes that they set on the layers that they shard begin like this.
+SET_ON_SHARDED_LAYERS = ("_fsdp", "ds_")
+# torch and torchdata: attributes of a loader that has begun, with their values before; they have no public reset.
+BEGUN_LOADER = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module was made by `torch.compile`; importing its class only for that would be slow."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return a module's own parameters, under every name: the public iterators leave out None and second names."""
+    return module._parameters
+
+
+def own_layers(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's own layers, under every name: the public iterators leave out None and second names."""
+    return module._modules
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the dictionary of a module's own buffers: one of another shape cannot be set by a public function."""
+    return module._buffers
+
+
+def unsaved_buffers(module: nn.Module) -> set[str]:
+    """Return the names of a module's own non-persistent buffers, which no public function tells."""
+    return module._non_persistent_buffers_set
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place, which no public function tells."""
+    return tensor._version
+
+
+def is_watched(parameter: Tensor) -> bool:
+    """Return whether hooks watch the gradient of a parameter, which no public function tells."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+def offset_of(tensor: Any) -> list[int]:
+    """Return the offset of this process's shard in the full tensor, which no public function tells."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return list(offset)
+
+
+def schedulers_in(scheduler: Any) -> list[Any]:
+    """Return the schedulers that a scheduler of torch combines, which no public function tells."""
+    return list(getattr(scheduler, "_schedulers", ()))
+
+
+def end_loader_workers(loader: DataLoader[Any], batches: Any) -> None:
+    """Shut down the workers that load batches, even if something still holds them, such as a kept traceback.
+
+    Persistent workers belong to their loader, the others to its iterator. Torch shuts them down only when nothing
+    references these any more, and has no public method for it.
+    """
+    for part in (batches, getattr(loader, "_iterator", None)):
+        end = getattr(part, "_shutdown_workers", None) or getattr(part, "close", None)
+        if end is not None:
+            end()
+
+
+def default_store() -> Store:
+    """Return the store through which the processes met; torch has no public access to it.
+
+    Raises:
+        ValueError: There is no process group.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def group_timeout(device: torch.device) -> timedelta:
+    """Return the timeout of the process group for a device, which no public function tells."""
+    from torch import distributed as dist
+
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD._get_backend(device).options._timeout
+
+
+def known_processes() -> int:
+    """Return the number of processes that have joined, 0 before; `PartialState()` would join them."""
+    from accelerate import PartialState
+
+    return int(PartialState._shared_state.get("num_processes", 0))
+
+
+def reset_accelerator_state() -> None:
+    """Make Accelerate accept another precision: it keeps the first Accelerator's for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
+def accelerator_marks() -> dict[str, Any]:
+    """Return the state that all Accelerators share, to mark it: `reset_accelerator_state` removes a mark."""
+    from accelerate.state import AcceleratorState
+
+    return AcceleratorState._shared_state  # type: ignore[no-any-return]
+
+
+@contextmanager
+def unbuilt_deepspeed_operation(name: str) -> Iterator[None]:
+    """Make DeepSpeed believe in the block that an operation cannot be compiled here.
+
+    It determines on first access which operations can be, and has no setting for one that must not be.
+    """
+    known = vars(import_module("deepspeed.ops"))
+    former = known.pop("__compatible_ops__", None)
+    known["__compatible_ops__"] = {**(former or {}), name: False}
+    try:
+        yield
+    finally:
+        del known["__compatible_ops__"]
+        if former is not None:
+            known["__compatible_ops__"] = former
+
+
+@contextmanager
+def unlisted_models(accelerator: Accelerator) -> Iterator[None]:
+    """Let an Accelerator forget the models that it prepares in the block: it has no other way to forget only some."""
+    known = list(accelerator._models)
+    yield
+    accelerator._models[:] = known
+
+
+def is_auto_class(found: type) -> bool:
+    """Return whether a class is one of transformers' `AutoModel...`, whose base has no public name."""
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    return issubclass(found, _BaseAutoModelClass)
+
+
+def validated_launch_arguments(arguments: argparse.Namespace) -> Any:
+    """Fill in the arguments of `accelerate launch`, as its command does; it has no public function for it."""
+    from accelerate.commands.launch import _validate_launch_command
+
+    return _validate_launch_command(arguments)
+
+
+def examples_of(dataset: Any) -> Any:
+    """Return how an iterable dataset of Hugging Face makes its samples, which no public function tells; else None."""
+    return getattr(dataset, "__dict__", {}).get("_ex_iterable")
+
+
+def shares_of(dataset: Any) -> int:
+    """Return into how many shares an iterable dataset of Hugging Face was split, which no public function tells."""
+    return getattr(getattr(dataset, "_distributed", None), "world_size", 1)
