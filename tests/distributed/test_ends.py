@@ -1,12 +1,10 @@
 """Two real processes: what they hold after trainings that end in all ways, and that they carry on alike."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent / "ends.py"
 
@@ -17,10 +15,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 def launched(tmp_path_factory):
     """What was printed, and what each process saw."""
     folder = tmp_path_factory.mktemp("ends")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
+    ran = launch(SCRIPT, folder, processes=2).check()
     return ran, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,13 +1,11 @@
 """Values are those of one process over the dataset once, for every number of processes and every batch size."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent / "exact.py"
 DECIDING = Path(__file__).parent / "deciding.py"
@@ -23,11 +21,7 @@ def evaluated(tmp_path_factory):
     @cache
     def evaluate(processes):
         file = tmp_path_factory.mktemp("exact") / "values"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), str(file)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-        assert ran.returncode == 0, ran.stderr
+        launch(SCRIPT, file, processes=processes).check()
         return [json.loads(Path(f"{file}-{rank}.json").read_text()) for rank in range(processes)]
 
     return evaluate
@@ -60,10 +54,7 @@ def test_batches_that_do_not_fit_together_are_refused_by_all(evaluated, processe
 
 def test_all_processes_decide_alike(tmp_path):
     """Over metrics drawn by chance, other ones on each process, NaN among them, and rules that look at the clock."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", DECIDING, tmp_path / "model"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
+    launch(DECIDING, tmp_path / "model", processes=3).check()
     first, *others = (json.loads((tmp_path / f"model-rank{rank}.json").read_text()) for rank in range(3))
     assert others == [first, first]
     decisions = first["decisions"]

@@ -1,12 +1,10 @@
 """Loaders that users prepared for several processes: every sample once, or an error before the first step."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent / "sharded.py"
 MEAN = sum(i * i for i in range(18)) / 18
@@ -18,10 +16,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded") / "run"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(folder)]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
-    assert ran.returncode == 0, ran.stderr
+    launch(SCRIPT, folder, processes=2).check()
     return [json.loads(Path(f"{folder}-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
@@ -635,14 +636,7 @@ TWO = """
 @pytest.mark.xdist_group("processes")
 def test_two_processes(tmp_path):
     """Streams, states, workers and samplers that draw, each process its share."""
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(TWO))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run(
-        [*command, str(script), str(tmp_path)], capture_output=True, text=True, env=variables, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
+    launch(textwrap.dedent(TWO), tmp_path, processes=2).check()
     for rank in (0, 1):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert len(found) >= 6

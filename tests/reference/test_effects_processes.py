@@ -1,12 +1,10 @@
 """What arguments do where there are two processes: real ones, that train several times in one script."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent / "processes.py"
 
@@ -17,12 +15,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 def ranks(tmp_path_factory):
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, str(SCRIPT), str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
+    launch(SCRIPT, folder, processes=2).check()
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

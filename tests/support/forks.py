@@ -1,9 +1,9 @@
-"""Processes that start in milliseconds: a server that has imported everything forks one for each training.
+"""Processes that start in milliseconds: a server that has imported everything forks one for each call of a function.
 
-The side of the tests is `Forks`; `python forks.py` is the server. It answers each line of JSON with one: to
-`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py,
-to `{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that this
-child forked has ended too. Nothing is trained in the server itself, so that each child starts as a fresh process does.
+The side of the tests is `Forks`; `python forks.py MODULE.py` is the server. It answers each line of JSON with one: to
+`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of the module, to
+`{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that this child
+forked has ended too. Nothing is called in the server itself, so that each child starts as a fresh process does.
 
 A child that has ended stays a zombie as long as something that it forked lives: nobody else can have its number, and
 signals to its group reach no strangers.
@@ -12,6 +12,7 @@ signals to its group reach no strangers.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -23,7 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 _LONGEST = 120
 _SHOWN = 3000
 
@@ -44,6 +44,9 @@ class Child:
     def kill(self) -> None:
         """SIGKILL for this process alone, as soon as it is asked for; what it forked lives on."""
         signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        signal.pidfd_send_signal(self._handle, signal.SIGTERM)
 
     def end(self) -> int:
         """Wait for its end, and give its exit code, negative for a signal. One that does not end is an error."""
@@ -75,15 +78,16 @@ class Child:
 
 
 class Forks:
-    """The server, started when it is made, and ended by `close` with all that it forked."""
+    """The server of a module, started when it is made, and ended by `close` with all that it forked."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: Path) -> None:
+        command = [sys.executable, __file__, str(module)]
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
         )
 
     def start(self, function: str, log: Path, **arguments: Any) -> Child:
-        """Call a function of trainings.py in a new process."""
+        """Call a function of the module in a new process."""
         return Child(self, self.ask(call=function, arguments=arguments, log=str(log)), log)
 
     def ask(self, **request: Any) -> int:
@@ -96,12 +100,15 @@ class Forks:
         self._server.communicate()
 
 
-def _serve() -> None:
+def _serve(path: Path) -> None:
     """Answer until there is nothing more to read, then end the children that are left."""
     import torch._dynamo  # imported by every training, and slow
-    import trainings
 
+    sys.path.insert(0, str(path.parent))
+    module = importlib.import_module(path.stem)
     torch.set_num_threads(1)
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"a process of {threads} threads cannot be forked safely"
     gc.freeze()
     children: set[int] = set()
     for line in sys.stdin:
@@ -118,7 +125,7 @@ def _serve() -> None:
             case {"call": name, "arguments": arguments, "log": log}:
                 answer = os.fork()
                 if answer == 0:
-                    _become(getattr(trainings, name), arguments, log)
+                    _become(getattr(module, name), arguments, log)
                 children.add(answer)
         print(answer, flush=True)  # noqa: T201  (the answer)
     for child in children:
@@ -158,7 +165,7 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
-    os.close(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     code = 1
     try:
         function(**arguments)
@@ -175,4 +182,4 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    _serve()
+    _serve(Path(sys.argv[1]))
