@@ -348,6 +348,7 @@ def test_resume_by_index_goes_on_from_there(trainer, regression, data):
     assert before[:2] == after[:2]
 
 
+@pytest.mark.proves("Trainer(resume)")
 @pytest.mark.parametrize(
     ("resume", "text"), [(True, "resume=True, but there is no checkpoint in"), (-1, "resume=-1"), (3, "resume=3")]
 )
@@ -358,6 +359,7 @@ def test_nothing_to_resume_from(trainer, regression, data, resume, text):
     assert not training.model_path.exists()
 
 
+@pytest.mark.proves("Trainer(resume)")
 def test_unknown_index(trainer, regression, data):
     trainer(multiple_checkpoints=True).fit(regression(), data(8))
     with pytest.raises(NoCheckpoint, match=r"there is no checkpoint 7 in .*; there are: 1, 2"):
