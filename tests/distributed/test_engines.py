@@ -26,7 +26,8 @@ def run(engine, folder, *pairs, processes=2):
     environment = dict.fromkeys(("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     environment |= {"DS_ACCELERATOR": "cpu"}
     arguments = (engine, folder, *COMMON, *pairs)
-    return launch(SCRIPT, *arguments, processes=processes, environment=environment)
+    preload = ("deepspeed",) if engine in DEEPSPEED else ("torch.distributed.fsdp",)
+    return launch(SCRIPT, *arguments, processes=processes, environment=environment, preload=preload)
 
 
 def history(folder):

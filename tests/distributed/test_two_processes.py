@@ -114,7 +114,7 @@ def test_resume_of_three_processes_is_exact(tmp_path):
 
 def test_another_number_of_processes_continues_and_says_so(whole):
     folder, _ = whole
-    longer = run(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=1)
+    longer = run(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=None)
     assert longer.returncode == 0, longer.stderr
     text = " ".join(longer.stdout.split())
     assert "the number of processes was 2 and is 1" in text

@@ -45,9 +45,10 @@ class Ran:
 def launch(
     program: Path | str,
     *arguments: object,
-    processes: int = 1,
+    processes: int | None = None,
     folder: Path | None = None,
     environment: Mapping[str, str | None] | None = None,
+    preload: tuple[str, ...] = (),
     timeout: float = 240,
 ) -> Ran:
     """Run a program to its end.
@@ -55,9 +56,10 @@ def launch(
     Args:
         program: A file, or the text of a program.
         *arguments: What it finds in sys.argv, as text.
-        processes: How many processes train together; one is not told of any others.
+        processes: How many train together, as of torchrun; by default there is one, as of python.
         folder: The working directory; that of the tests by default.
         environment: Variables besides those of the tests; None takes one away.
+        preload: Modules that are slow to import, which servers of their own have imported.
         timeout: Seconds after which all are killed, which is an error.
     """
     with tempfile.TemporaryDirectory() as logs:
@@ -75,8 +77,8 @@ def launch(
         variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
         kept = {name: value for name, value in variables.items() if value is not None}
         children = [
-            _server(rank % 2).start("run", err, **given, environment={**kept, **ranks.environment(rank)})
-            for rank in range(processes)
+            _server(rank % 2, preload).start("run", err, **given, environment={**kept, **ranks.environment(rank)})
+            for rank in range(processes or 1)
         ]
         try:
             code = _end(children, timeout)
@@ -91,11 +93,11 @@ def launch(
 class _Ranks:
     """The store in which processes meet: in the process of the tests, so that no test can take the port of another."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int | None) -> None:
         from torch.distributed import TCPStore
 
         self._processes = processes
-        self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) if processes > 1 else None
+        self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) if processes else None
 
     def environment(self, rank: int) -> dict[str, str]:
         if self._store is None:
@@ -127,8 +129,8 @@ def _end(children: list[Child], timeout: float) -> int | None:
 
 
 @functools.cache
-def _server(number: int) -> Forks:
+def _server(number: int, preload: tuple[str, ...]) -> Forks:
     """Each started when the first test needs it, and ended with the process of the tests."""
-    server = Forks(PROGRAMS)
+    server = Forks(PROGRAMS, *preload)
     atexit.register(server.close)
     return server
