@@ -26,7 +26,7 @@ def run(engine, folder, *pairs, processes=2):
     environment = dict.fromkeys(("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     environment |= {"DS_ACCELERATOR": "cpu"}
     arguments = (engine, folder, *COMMON, *pairs)
-    preload = ("deepspeed",) if engine in DEEPSPEED else ("torch.distributed.fsdp",)
+    preload = ("deepspeed", "torch.distributed.fsdp", "networkx", "functorch.compile") if engine in ENGINES else ()
     return launch(SCRIPT, *arguments, processes=processes, environment=environment, preload=preload)
 
 

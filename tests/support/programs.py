@@ -19,7 +19,15 @@ import torch
 
 import accmt
 
-_SLOW = ("torch._dynamo", "torchmetrics", "optuna", "torch.utils.tensorboard", "torch.nn.parallel.distributed")
+_SLOW = (
+    "lark",
+    "optuna",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.launcher.api",
+    "torch.utils.tensorboard",
+    "torchmetrics",
+)
 
 for _name in _SLOW:
     with suppress(ImportError):
