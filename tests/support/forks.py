@@ -1,9 +1,10 @@
 """Processes that start in milliseconds: a server that has imported everything forks one for each call of a function.
 
 The side of the tests is `Forks`; `python forks.py MODULE.py [OTHER ...]` is the server. It answers each line with
-another, in JSON: to `{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of the
-module, to `{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that
-this child forked has ended too. Nothing is called in the server itself, so that each child starts as a fresh process.
+another, in JSON: to `{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this
+function of the module, to `{"wait": 123}` with its exit code, negative for the signal that ended it, to
+`{"clear": 123}` when all that this child forked has ended too. Nothing is called in the server itself, so that each
+child starts as a fresh process does.
 
 A child that has ended stays a zombie as long as something that it forked lives: nobody else can have its number, and
 signals to its group reach no strangers.
