@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,12 +17,22 @@ from torch.utils.data import TensorDataset
 from accmt import AcceleratorModule, FunctionMetric, HyperParameters, Trainer, set_seed
 
 torch.set_num_threads(1)
+# A power cut is not among what happens to these processes, and waiting for disks is most of a small training's time;
+# that files are flushed is tested by who calls this, and what a cut leaves by tests/faults, in processes of its own.
+os.fsync = os.fstat
 
 
 def pytest_addoption(parser):
     faults = parser.getgroup("faults")
     faults.addoption("--full", action="store_true", help="tests/faults: as many tries as docs/faults.md tells of")
     faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_are_short():
+    """Each training collects garbage, and would go through all modules and tests so far, for most of its time."""
+    gc.collect()
+    gc.freeze()
 
 
 class Regression(AcceleratorModule):

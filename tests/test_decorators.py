@@ -10,6 +10,7 @@ import sys
 import pytest
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from launching import launch
 
 from accmt.decorators import on_last_process, on_local_main_process, on_local_process, on_main_process, on_process
 
@@ -266,13 +267,7 @@ look("after")
 
 @pytest.mark.xdist_group("processes")
 def test_two_real_processes_before_during_and_after_the_training(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, tmp_path / "script.py", tmp_path], capture_output=True, text=True, env=variables, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
+    launch(SCRIPT, tmp_path, processes=2).check()
     for run, hook in ((["main", "local main", "0"], {}), (["last", "1", "local 1"], {"hook": 2})):
         seen = json.loads((tmp_path / f"{'-'.join(run)}.json").read_text())
         assert seen == {"before": [*run, False], "during": [*run, True], "after": [*run, False], **hook}

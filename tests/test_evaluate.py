@@ -76,6 +76,7 @@ def test_the_best_of_several_is_loaded(trainer, regression, data, error_metric):
     assert training.evaluate(module, data(7, 1))["0"]["error"] == pytest.approx(loaded.values["error"])
 
 
+@pytest.mark.proves("Trainer(max_shard_size)")
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_model_in_several_files(trainer, regression, data, safe):
     training = trainer(epochs=1, max_shard_size="0.1KB", safe_serialization=safe)

@@ -23,6 +23,7 @@ def history(client, run, name):
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
 
 
+@pytest.mark.proves("Trainer(log_with)", "Trainer(**kwargs)")
 def test_a_training_in_mlflow(trainer, regression, data, error_metric, tmp_path, capsys):
     """Names, steps, parameters, tags and status; nothing process-wide is left changed; a resumed training goes on."""
     store = tmp_path / "store"

@@ -15,6 +15,7 @@ class Plain(AcceleratorModule):
         self.model = nn.Linear(2, 3)
 
 
+@pytest.mark.proves("AcceleratorModule.__call__")
 def test_len_call_freeze_unfreeze():
     module = Plain()
     assert len(module) == 9
@@ -27,6 +28,7 @@ def test_len_call_freeze_unfreeze():
     assert all(parameter.requires_grad for parameter in module.model.parameters())
 
 
+@pytest.mark.proves("AcceleratorModule.forward")
 def test_forward_can_be_written(regression, data, trainer):
     class Doubled(regression):
         def forward(self, inputs):
@@ -96,6 +98,7 @@ def test_log_refuses_what_it_cannot_send(trainer, regression, data):
         trainer().fit(Typo(), data(8))
 
 
+@pytest.mark.proves("AcceleratorModule(model)", "ExtendedAcceleratorModule(status_dict)")
 def test_what_the_trainer_gives_a_module(trainer, regression, data):
     seen = []
 
@@ -217,6 +220,7 @@ def test_drop_last(trainer, regression, data, drop_last):
     assert training.state.global_step == (2 if drop_last else 3)
 
 
+@pytest.mark.proves("Trainer(set_to_none)")
 @pytest.mark.parametrize("set_to_none", [False, True])
 def test_set_to_none(trainer, regression, data, set_to_none):
     class Look(Callback):
@@ -228,6 +232,7 @@ def test_set_to_none(trainer, regression, data, set_to_none):
     assert all(gradient is None for gradient in look.gradients) == set_to_none
 
 
+@pytest.mark.proves("Trainer(safe_serialization)")
 @pytest.mark.parametrize("safe", [False, True])
 def test_safe_serialization(trainer, regression, data, safe):
     training = trainer(epochs=1, safe_serialization=safe)

@@ -76,17 +76,38 @@ def test_the_fields_are_those_of_the_class():
     assert set(FIELDS) == set(Monitor.__dataclass_fields__)
 
 
+@pytest.mark.proves(
+    "monitor.Monitor(learning_rate)",
+    "monitor.Monitor(epoch)",
+    "monitor.Monitor(train_loss)",
+    "monitor.Monitor(validation_loss)",
+    "monitor.Monitor(additional_metrics)",
+    "monitor.Monitor(grad_norm)",
+    "monitor.Monitor(cpu_utilization)",
+    "monitor.Monitor(checkpoint)",
+)
 @pytest.mark.parametrize("field", sorted(set(FIELDS) - {"gpu_utilization"}))
 def test_a_field_alone(monitored, field):
     assert monitored(Monitor(**only(field))) == FIELDS[field]
 
 
+@pytest.mark.proves(
+    "monitor.Monitor(learning_rate)",
+    "monitor.Monitor(epoch)",
+    "monitor.Monitor(train_loss)",
+    "monitor.Monitor(validation_loss)",
+    "monitor.Monitor(additional_metrics)",
+    "monitor.Monitor(grad_norm)",
+    "monitor.Monitor(cpu_utilization)",
+    "monitor.Monitor(checkpoint)",
+)
 @pytest.mark.parametrize("field", sorted(set(FIELDS) - {"gpu_utilization"}))
 def test_all_but_a_field(monitored, field):
     others = set(FIELDS) - {field, "gpu_utilization"}
     assert monitored(only(*others)) == {name for other in others for name in FIELDS[other]}
 
 
+@pytest.mark.proves("Trainer(monitor)", "monitor.Monitor")
 @pytest.mark.parametrize("monitor", [None, {}, Monitor()])
 def test_by_default(monitored, monitor):
     assert monitored(monitor) == {"epoch", "my_loss", "my_val_loss", "error"}
@@ -96,6 +117,7 @@ def test_nothing_at_all(monitored):
     assert monitored(only()) == set()
 
 
+@pytest.mark.proves("monitor.Monitor")
 def test_what_is_sent_while_training_and_what_at_evaluations(monitored):
     monitored(Monitor(True, grad_norm=True, cpu_utilization=True, checkpoint=True), log_every=1, eval_when_start=True)
     steps = {name: [step for step, other, _ in LOGGED if other == name] for _, name, _ in LOGGED}
@@ -113,6 +135,7 @@ def test_utilization_of_the_machine(monkeypatch):
     assert set(values) == FIELDS["cpu_utilization"]
 
 
+@pytest.mark.proves("monitor.Monitor(gpu_utilization)")
 def test_utilization_of_a_gpu(gpu):
     monitor = Monitor(gpu_utilization=True)
     assert utilization(monitor, GPU) == {"gpu_utilization": 3.0, "gpu_utilization_percent": 40.0}
@@ -140,12 +163,14 @@ def test_processors_are_watched_from_the_start(monkeypatch):
     assert asked == [1]
 
 
+@pytest.mark.proves("monitor.Monitor(gpu_utilization)")
 def test_a_gpu_that_is_not_there_is_said(monitored, capsys):
     assert monitored(only("gpu_utilization")) == set()
     said = "warning: gpu_utilization is not measured: this process trains on cpu\n"
     assert capsys.readouterr().out.count(said) == 1
 
 
+@pytest.mark.proves("monitor.Monitor(gpu_utilization)")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_real_gpu(monitored):
     sent = monitored(only("gpu_utilization"))

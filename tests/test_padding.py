@@ -26,6 +26,7 @@ def same(found, expected):
             same(one, other)
 
 
+@pytest.mark.proves("AcceleratorModule.pad(tensor)")
 def test_a_single_tensor_is_padded_to_max_length():
     same(pad(t(1, 2), 0, max_length=4), t(1, 2, 0, 0))
     same(pad(t(1, 2), 0, "max_length", 4), t(1, 2, 0, 0))
@@ -33,6 +34,7 @@ def test_a_single_tensor_is_padded_to_max_length():
     same(pad(t(1, 2), 0, max_length=2), t(1, 2))
 
 
+@pytest.mark.proves("AcceleratorModule.pad(tensor)")
 @pytest.mark.parametrize("container", [list, tuple])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -53,6 +55,7 @@ def test_a_list_or_tuple_stays_one(container, arguments, expected):
     same(given, container([t(1, 2, 3), t(4)]))
 
 
+@pytest.mark.proves("AcceleratorModule.pad(padding)")
 def test_every_combination_against_a_loop_by_hand():
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.rand(2, length, generator=generator) for length in (3, 1, 5)]

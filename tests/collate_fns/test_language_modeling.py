@@ -51,6 +51,7 @@ def shares(tokenizer, **settings):
     return count / is_word.sum().item(), *parts
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling")
 def test_the_shares_of_the_documented_defaults(tokenizer):
     chosen, masked, other, stayed = shares(tokenizer)
     assert chosen == pytest.approx(0.15, abs=0.02)
@@ -60,6 +61,10 @@ def test_the_shares_of_the_documented_defaults(tokenizer):
     assert stayed == pytest.approx(0.1 + 0.1 / 11, abs=0.045)
 
 
+@pytest.mark.proves(
+    "collate_fns.DataCollatorForLanguageModeling(mlm_probability)",
+    "collate_fns.DataCollatorForLanguageModeling(masked_to_mask)",
+)
 def test_the_shares_are_those_given(tokenizer):
     chosen, masked, other, stayed = shares(tokenizer, mlm_probability=0.6, masked_to_mask=0.3)
     assert chosen == pytest.approx(0.6, abs=0.03)
@@ -68,6 +73,7 @@ def test_the_shares_are_those_given(tokenizer):
     assert stayed == pytest.approx(0.35 + 0.35 / 11, abs=0.04)
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling(apply_random_words)")
 def test_without_random_words_all_the_rest_stays(tokenizer):
     chosen, masked, other, stayed = shares(tokenizer, mlm_probability=0.6, masked_to_mask=0.3, apply_random_words=False)
     assert chosen == pytest.approx(0.6, abs=0.03)
@@ -104,6 +110,7 @@ def test_random_words_are_all_words_alike_and_no_special_tokens(make_tokenizer):
     assert 26_000 + 1700 < counts[5] < 26_000 + 2300
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling(tokenizer)")
 def test_special_tokens_and_padding_are_never_masked(tokenizer):
     tokenizer.padding_side = "left"
     texts = [{"input_ids": [CLS, 5, UNK, MASK, 6, SEP, PAD]}, {"input_ids": [CLS, 7, SEP]}]
@@ -129,6 +136,7 @@ def test_what_is_not_attended_to_is_not_masked(tokenizer):
     assert batch["labels"].tolist() == [[-100, 6, 7]]
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling(ignore_index)")
 def test_ignore_index_is_where_nothing_is_predicted(tokenizer):
     texts = [{"input_ids": [CLS, 5, 6, SEP]}, {"input_ids": [CLS, SEP]}]
     masked = DataCollatorForLanguageModeling(tokenizer, mlm_probability=1, ignore_index=-1)(texts)
@@ -137,6 +145,7 @@ def test_ignore_index_is_where_nothing_is_predicted(tokenizer):
     assert causal["labels"].tolist() == [[CLS, 5, 6, SEP], [CLS, SEP, -1, -1]]
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling(mlm)")
 @pytest.mark.parametrize("form", [list, torch.tensor, np.array, lambda ids: torch.tensor([ids]), lambda ids: [ids]])
 @pytest.mark.parametrize(
     ("side", "ids", "mask", "labels"),
@@ -208,6 +217,7 @@ def test_an_empty_text_has_no_labels(tokenizer):
         assert DataCollatorForLanguageModeling(tokenizer, mlm=mlm)([{"input_ids": []}])["labels"].shape == (1, 0)
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling(force_one_output)")
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_all_elements_of_a_tuple_or_only_the_first(tokenizer, kind):
     texts = [

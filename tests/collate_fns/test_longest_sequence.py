@@ -22,6 +22,7 @@ def assert_padded(batch):
 LONG, SHORT = x(2, 5, 6, 3), x(2, 7, 3)
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLongestSequence")
 def test_a_dictionary_alone(tokenizer):
     batch = DataCollatorForLongestSequence(tokenizer)([LONG, SHORT])
     assert type(batch) is dict
@@ -29,6 +30,7 @@ def test_a_dictionary_alone(tokenizer):
     assert_padded(batch)
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLongestSequence(tokenizer)")
 def test_on_the_left(tokenizer):
     tokenizer.padding_side = "left"
     batch = DataCollatorForLongestSequence(tokenizer)([LONG, SHORT])
@@ -60,6 +62,7 @@ def test_labels_are_stacked_beside_and_inside_of_the_dictionary(tokenizer, first
         assert made.dtype == stacked.dtype
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLongestSequence")
 def test_several_dictionaries_and_labels(tokenizer):
     batch = DataCollatorForLongestSequence(tokenizer)([(LONG, x(5), 1, "one"), (SHORT, x(6, 7), 0, "two")])
     assert type(batch) is tuple
@@ -79,6 +82,7 @@ def test_a_tuple_of_labels_is_collated_by_default(tokenizer):
     assert [column.tolist() for column in labels] == [[1, 3], [2, 4]]
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLongestSequence(torch_stack)")
 def test_without_stacking_labels_may_differ_in_shape(tokenizer):
     collator = DataCollatorForLongestSequence(tokenizer, torch_stack=False)
     boxes = [torch.ones(2, 4), torch.ones(3, 4)]

@@ -57,6 +57,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForSeq2Seq")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("side", "expected"), [("right", PADDED_RIGHT), ("left", PADDED_LEFT)])
 def test_lists_arrays_and_tensors_are_padded_alike(tokenizer, form, side, expected):
@@ -66,6 +67,7 @@ def test_lists_arrays_and_tensors_are_padded_alike(tokenizer, form, side, expect
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForSeq2Seq(tokenizer)")
 def test_the_side_may_change_later(tokenizer):
     collator = DataCollatorForSeq2Seq(tokenizer)
     assert as_lists(collator(samples())) == PADDED_RIGHT
@@ -105,6 +107,7 @@ def test_no_key_is_added(tokenizer):
     assert as_lists(batch) == {"input_ids": PADDED_RIGHT["input_ids"]}
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForSeq2Seq(label_pad_token_id)")
 def test_labels_are_padded_with_the_given_id(tokenizer):
     batch = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=0)(samples())
     assert batch["labels"].tolist() == [[8, 3, 0, 0, 0], [9, 10, 11, 12, 3]]
@@ -139,6 +142,7 @@ def test_other_keys_of_a_dictionary(tokenizer, key, values, expected):
     assert as_lists(batch) == {**PADDED_RIGHT, key: expected}
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForSeq2Seq(tokenizer)")
 @pytest.mark.parametrize(("pad_type", "used"), [(3, 3), (None, 0)])
 def test_token_types_are_padded_with_the_type_of_the_tokenizer(pad_type, used):
     given = [{"input_ids": [5, 6], "token_type_ids": [0, 1]}, {"input_ids": [5], "token_type_ids": [1]}]
@@ -183,6 +187,7 @@ class Pair(NamedTuple):
     score: float
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForSeq2Seq")
 @pytest.mark.parametrize("kind", [lambda *values: values, lambda *values: list(values), Pair])
 def test_tuples_of_several_dictionaries_and_other_values(tokenizer, kind):
     first, second = samples()

@@ -32,6 +32,7 @@ def texts():
     return [{"input_ids": [2, *range(5, 5 + 1 + index % 9), 3]} for index in range(24)]
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLanguageModeling")
 @pytest.mark.parametrize("mlm", [True, False])
 def test_a_language_model_is_trained(trainer, tokenizer, texts, mlm):
     collator = DataCollatorForLanguageModeling(tokenizer, mlm, 0.5)
@@ -68,6 +69,7 @@ class Stars(AcceleratorModule):
         return {"loss": self.training_step(batch)}
 
 
+@pytest.mark.proves("collate_fns.DataCollatorForLongestSequence")
 def test_a_classifier_is_trained_and_evaluated(trainer, tokenizer, texts):
     dataset = [(text, index % 2) for index, text in enumerate(texts)]
     of_stars = trainer(collate_fn=DataCollatorForLongestSequence(tokenizer))

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from launching import launch
+
+SCRIPT = Path(__file__).parent / "changing.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def test_what_is_trained_may_change(tmp_path, completed):
+def test_what_is_trained_may_change(tmp_path):
     folder = tmp_path / "all"
-    completed("changing.py", folder)
+    launch(SCRIPT, folder, processes=2).check()
     first, second = (json.loads(Path(f"{folder}-rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     for wrapped, bare in first.values():

@@ -1,10 +1,14 @@
 """Collectives give the same on every process, and when one process fails, all know it and none waits for it."""
 
 import json
+from pathlib import Path
 
 import pytest
+from launching import launch
 
 from accmt.distributed.collective import Failed, agreed, everywhere, from_each, from_main, on_main, raise_on_all
+
+SCRIPT = Path(__file__).parent / "agreeing.py"
 
 
 def fail():
@@ -46,10 +50,10 @@ def test_an_interruption_is_no_failure(function):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory, completed):
+def both(tmp_path_factory):
     """Results of two processes, by name."""
     folder = tmp_path_factory.mktemp("agreeing")
-    completed("agreeing.py", folder)
+    launch(SCRIPT, folder, processes=2).check()
     first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     return {name: [first[name], second[name]] for name in first}
 

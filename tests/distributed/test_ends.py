@@ -1,17 +1,22 @@
 """Two real processes: what they hold after trainings that end in all ways, and that they carry on alike."""
 
 import json
+from pathlib import Path
 
 import pytest
+from launching import launch
+
+SCRIPT = Path(__file__).parent / "ends.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory, completed):
+def launched(tmp_path_factory):
     """What was printed, and what each process saw."""
     folder = tmp_path_factory.mktemp("ends")
-    return completed("ends.py", folder), [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    ran = launch(SCRIPT, folder, processes=2).check()
+    return ran, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def test_groups_threads_and_descriptors_end_with_a_training(launched):

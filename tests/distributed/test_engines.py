@@ -1,14 +1,12 @@
 """FSDP2 and DeepSpeed on two real processes: the training of replicas, whichever way a model is shared out."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 
 from accmt import load_saving
 from accmt.checkpoint.checkpoints import Checkpoints
@@ -22,20 +20,14 @@ COMMON = ('checkpoint_every="5 steps"', "multiple_checkpoints=true", "clip_grad=
 pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
 
 
-def launch(engine, folder, *pairs, processes=2):
+def run(engine, folder, *pairs, processes=2):
     if engine in DEEPSPEED:
         pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        environment.pop(name, None)
-    return subprocess.run(
-        [*command, str(SCRIPT), engine, str(folder), *COMMON, *pairs],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    environment = dict.fromkeys(("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    arguments = (engine, folder, *COMMON, *pairs)
+    preload = ("deepspeed", "torch.distributed.fsdp", "networkx", "functorch.compile") if engine in ENGINES else ()
+    return launch(SCRIPT, *arguments, processes=processes, environment=environment, preload=preload)
 
 
 def history(folder):
@@ -67,7 +59,7 @@ def trained(tmp_path_factory):
     def train(engine, *pairs):
         if (engine, pairs) not in made:
             folder = tmp_path_factory.mktemp(engine) / "model"
-            ran = launch(engine, folder, *pairs)
+            ran = run(engine, folder, *pairs)
             assert ran.returncode == 0, ran.stderr
             made[engine, pairs] = folder
         return made[engine, pairs]
@@ -83,7 +75,7 @@ def cut_short(tmp_path_factory):
     def copied(engine):
         if engine not in made:
             made[engine] = tmp_path_factory.mktemp(engine) / "model"
-            assert launch(engine, made[engine], "cut=18").returncode != 0
+            assert run(engine, made[engine], "cut=18").returncode != 0
         copy = tmp_path_factory.mktemp("copy") / "model"
         shutil.copytree(made[engine], copy)
         return copy
@@ -136,7 +128,7 @@ def test_a_killed_training_goes_on_bit_by_bit(trained, cut_short, engine):
     assert newest.step == 15
     assert problem_of(newest.path) is None
     assert not list(newest.path.rglob("*.py"))
-    ran = launch(engine, folder, "seed=7")
+    ran = run(engine, folder, "seed=7")
     assert ran.returncode == 0, ran.stderr
     assert "continuing from checkpoint-0003-step-15" in ran.stdout
     assert history(folder) == history(trained(engine))
@@ -161,7 +153,7 @@ def test_parameters_that_fsdp_puts_in_the_place_of_others(trained):
 def test_what_fsdp_shared_out_is_read_by_any_number(cut_short, processes):
     """The weights and the optimizer that another number of processes takes up are those that were written."""
     folder = cut_short("fsdp2")
-    ran = launch("fsdp2", folder, processes=processes)
+    ran = run("fsdp2", folder, processes=processes)
     assert ran.returncode == 0, ran.stderr
     assert f"the number of processes was 2 and is {processes}" in " ".join(ran.stdout.split())
     assert history(folder)[-1]["values"]["0"]["valid_loss"] < history(folder)[0]["values"]["0"]["valid_loss"]
@@ -172,7 +164,7 @@ def test_what_fsdp_shared_out_is_read_by_any_number(cut_short, processes):
 def test_deepspeed_refuses_another_number_of_processes(cut_short):
     folder = cut_short("deepspeed-2")
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    ran = launch("deepspeed-2", folder, processes=3)
+    ran = run("deepspeed-2", folder, processes=3)
     assert ran.returncode != 0
     assert "it was written by 2 processes, and 3 cannot read it" in ran.stderr
     assert "deepspeed.checkpoint.ds_to_universal" in ran.stderr
@@ -181,9 +173,9 @@ def test_deepspeed_refuses_another_number_of_processes(cut_short):
 
 def test_another_engine_is_refused_before_anything_is_loaded(cut_short):
     folder = cut_short("deepspeed-2")
-    ran = launch("deepspeed-3", folder)
+    ran = run("deepspeed-3", folder)
     assert "it was written by stage 2 of ZeRO, and this is stage 3" in ran.stderr
-    ran = launch("ddp", folder)
+    ran = run("ddp", folder)
     assert "it was written with DeepSpeed: launch as before" in ran.stderr
 
 
@@ -206,7 +198,7 @@ def test_a_file_that_would_execute_something_is_not_read(cut_short, tmp_path):
     copy = newest.path.rename(tmp_path / "copy")
     publish.publish(copy, newest.path, {copy / path.relative_to(newest.path): entry for path, entry in entries.items()})
     assert publish.problem_of(newest.path) is None
-    ran = launch("deepspeed-2", folder)
+    ran = run("deepspeed-2", folder)
     assert ran.returncode != 0
     assert "would execute" in ran.stderr
     assert "give trust_checkpoint=True" in ran.stderr
@@ -221,17 +213,17 @@ def test_options_under_an_engine(trained, engine, pairs):
 
 
 def test_batches_are_converted_for_a_model_of_low_precision(tmp_path):
-    ran = launch("deepspeed-2", tmp_path / "model", 'mixed_precision="bf16"', 'dtype="torch.bfloat16"')
+    ran = run("deepspeed-2", tmp_path / "model", 'mixed_precision="bf16"', 'dtype="torch.bfloat16"')
     assert ran.returncode == 0, ran.stderr
 
 
 def test_checkpoints_in_the_background(trained, tmp_path):
-    ran = launch("fsdp2", tmp_path / "model", "checkpoint_async=true")
+    ran = run("fsdp2", tmp_path / "model", "checkpoint_async=true")
     assert ran.returncode == 0, ran.stderr
     assert history(tmp_path / "model") == history(trained("fsdp2"))
     for mine, theirs in zip(Checkpoints(tmp_path / "model").all(), Checkpoints(trained("fsdp2")).all(), strict=True):
         for rank in (0, 1):
             file = f"shards-{rank}.safetensors"
             assert (mine.path / file).read_bytes() == (theirs.path / file).read_bytes()
-    ran = launch("deepspeed-2", tmp_path / "other", "checkpoint_async=true")
+    ran = run("deepspeed-2", tmp_path / "other", "checkpoint_async=true")
     assert "DeepSpeed writes its part of a checkpoint while the training waits" in ran.stderr

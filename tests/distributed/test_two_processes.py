@@ -1,15 +1,21 @@
-"""Two real processes on gloo, started by torchrun, behave as one training."""
+"""Two real processes on gloo behave as one training. (Started by torchrun itself: tests/cli/test_launching.py.)"""
 
 import json
 import math
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
+
+SCRIPT = Path(__file__).parent / "train.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
+
+
+def run(folder, *pairs, processes=2, **environment):
+    return launch(SCRIPT, folder, *pairs, processes=processes, environment=environment)
 
 
 def outcome(folder, rank):
@@ -21,14 +27,9 @@ def timeless(decisions):
 
 
 @pytest.fixture(scope="module")
-def launch(torchrun):
-    return partial(torchrun, "train.py")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, launch):
+def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "whole"
-    ran = launch(folder, "dropout=0.2", 'checkpoint_every="3 steps"', "evaluate_every_n_steps=4", "log_every=3")
+    ran = run(folder, "dropout=0.2", 'checkpoint_every="3 steps"', "evaluate_every_n_steps=4", "log_every=3")
     assert ran.returncode == 0, ran.stderr
     return folder, ran
 
@@ -83,13 +84,13 @@ def test_the_process_group_ends_with_the_training(whole):
         assert not [name for name in threads if "gloo" in name]
 
 
-def test_resume_is_exact(whole, launch):
+def test_resume_is_exact(whole):
     folder, _ = whole
     cut = folder.with_name("cut")
     common = ("dropout=0.2", 'checkpoint_every="3 steps"', "evaluate_every_n_steps=4", "log_every=3")
-    first = launch(cut, "cut=8", *common)
+    first = run(cut, "cut=8", *common)
     assert first.returncode != 0
-    second = launch(cut, "seed=5", *common)
+    second = run(cut, "seed=5", *common)
     assert second.returncode == 0, second.stderr
     assert "continuing from checkpoint-0002-step-6" in second.stdout
     for rank in (0, 1):
@@ -99,46 +100,46 @@ def test_resume_is_exact(whole, launch):
         assert timeless(mine["decisions"]) == timeless(expected["decisions"])
 
 
-def test_resume_of_three_processes_is_exact(tmp_path, launch):
+def test_resume_of_three_processes_is_exact(tmp_path):
     """Three numbers have no exact sum that does not depend on their order."""
     common = ("width=500", "dropout=0.2", 'checkpoint_every="2 steps"')
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert launch(whole, *common, processes=3).returncode == 0
-    assert launch(cut, "cut=5", *common, processes=3).returncode != 0
-    ran = launch(cut, "seed=5", *common, processes=3)
+    assert run(whole, *common, processes=3).returncode == 0
+    assert run(cut, "cut=5", *common, processes=3).returncode != 0
+    ran = run(cut, "seed=5", *common, processes=3)
     assert "continuing from checkpoint-0002-step-4" in ran.stdout, ran.stderr
     for rank in range(3):
         assert outcome(cut, rank)["weights"] == outcome(whole, rank)["weights"]
 
 
-def test_another_number_of_processes_continues_and_says_so(whole, launch):
+def test_another_number_of_processes_continues_and_says_so(whole):
     folder, _ = whole
-    longer = launch(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=1)
+    longer = run(folder, "epochs=3", "dropout=0.2", "evaluate_every_n_steps=4", processes=None)
     assert longer.returncode == 0, longer.stderr
     text = " ".join(longer.stdout.split())
     assert "the number of processes was 2 and is 1" in text
 
 
-def test_streams_of_validation_data_are_exact_too(tmp_path, launch):
+def test_streams_of_validation_data_are_exact_too(tmp_path):
     """The metric `order` is 1 only if every sample came once, in order."""
-    ran = launch(tmp_path / "stream", "stream=true", "epochs=1")
+    ran = run(tmp_path / "stream", "stream=true", "epochs=1")
     assert ran.returncode == 0, ran.stderr
     for values in outcome(tmp_path / "stream", 1)["metrics"].values():
         assert values["order"] == 1.0
         assert values["accuracy"] == values["same"]
 
 
-def test_evaluating_alone_gives_the_values_of_the_training(tmp_path, launch):
-    ran = launch(tmp_path / "model", "again=true", "epochs=1", "destroy_after_training=false")
+def test_evaluating_alone_gives_the_values_of_the_training(tmp_path):
+    ran = run(tmp_path / "model", "again=true", "epochs=1", "destroy_after_training=false")
     assert ran.returncode == 0, ran.stderr
     for rank in (0, 1):
         again = json.loads((tmp_path / f"model-rank{rank}-again.json").read_text())
         assert again == outcome(tmp_path / "model", rank)["metrics"]
 
 
-def test_time_based_rules_decide_alike(tmp_path, launch):
+def test_time_based_rules_decide_alike(tmp_path):
     folder = tmp_path / "timed"
-    ran = launch(folder, 'evaluate_every="0.2 seconds"', 'stop_when="elapsed > 1.5"', "epochs=2000", "log_every=10")
+    ran = run(folder, 'evaluate_every="0.2 seconds"', 'stop_when="elapsed > 1.5"', "epochs=2000", "log_every=10")
     assert ran.returncode == 0, ran.stderr
     first, second = outcome(folder, 0), outcome(folder, 1)
     assert first == second
@@ -146,8 +147,8 @@ def test_time_based_rules_decide_alike(tmp_path, launch):
     assert sum(bool(decision["verdicts"]) for decision in first["decisions"]) >= 2
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, launch):
-    ran = launch(tmp_path / "apart", ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
+    ran = run(tmp_path / "apart", ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
     if torch.cuda.is_available():
         pytest.skip("with a GPU, Accelerate sees all processes")
     assert ran.returncode != 0

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("forks", "harmful", "trials")
+pytest.register_assert_rewrite("harmful", "trials")
 
-from forks import Forks  # noqa: E402  (found by the path above)
 from tallies import Tally, write_counts  # noqa: E402
 from trials import Trial  # noqa: E402
 
@@ -60,7 +60,7 @@ def pytest_runtest_makereport(item):
 @pytest.fixture(scope="session")
 def forks():
     """Starts trainings of trainings.py in processes of their own, quickly: see forks.py."""
-    server = Forks()
+    server = Forks(Path(__file__).with_name("trainings.py"))
     yield server
     server.close()
 

@@ -23,7 +23,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import forks
 import torch
 import trainings
 from accelerate import PartialState
@@ -312,9 +311,5 @@ def _train(arguments: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        torch.set_num_threads(1)
-        train(**json.loads(sys.argv[1]))
-    else:
-        sys.modules["trainings"] = sys.modules["__main__"]
-        forks._serve()
+    torch.set_num_threads(1)
+    train(**json.loads(sys.argv[1]))

@@ -14,28 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from forks import HERE, Child, Forks
+from forks import Child, Forks
 from torch.distributed import TCPStore
-from trials import CHECKPOINT, Trial
+from trials import CHECKPOINT, HERE, Trial
 
 SCRIPT = HERE / "disturbed.py"
 SOON = 60
 _SHOWN = 1_500
 
 
-class DisturbedForks(Forks):
-    """Starts what is in disturbed.py."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-
-
 @functools.cache
-def disturbed_forks() -> DisturbedForks:
-    """The server, started when the first test needs it."""
-    server = DisturbedForks()
+def disturbed_forks() -> Forks:
+    """The server of disturbed.py, started when the first test needs it."""
+    server = Forks(SCRIPT)
     atexit.register(server.close)
     return server
 

@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from forks import HERE, Child, Forks
+from forks import Child, Forks
 
+HERE = Path(__file__).parent
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 HIDDEN = (".tmp-", ".trash-", ".old-")
 _PROGRAM = """

@@ -37,6 +37,7 @@ def tuned(searching, **parameters):
     return searching
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.optimize")
 def test_the_lowest_validation_loss_by_default(search, witness, in_order):
     study = tuned(search()).optimize(n_trials=2, sampler=in_order(learning_rate=[0.3, 0.01]))
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
@@ -53,12 +54,14 @@ def test_the_best_is_not_the_last(search, witness):
     assert study.trials[0].intermediate_values == dict(enumerate(losses, start=1))
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(metrics)")
 def test_a_rule_takes_its_direction_from_the_metric(search, witness, close):
     study = tuned(search(metrics=close)).optimize(n_trials=2, objective="best_error")
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert [trial.value for trial in study.trials] == [max(scores) for scores in values(witness, "error")]
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(val_dataset)")
 def test_a_rule_on_one_dataset(search, data, witness, metrics):
     searching = tuned(search(validation={"dev": data(8, 1), "test": data(6, 2)}, metrics=metrics))
     study = searching.optimize(n_trials=1, objective="error@test", direction="minimize")
@@ -68,6 +71,7 @@ def test_a_rule_on_one_dataset(search, data, witness, metrics):
     assert combined.best_value == min(map(max, both))
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(train_dataset)")
 def test_a_rule_without_validation_data(search, regression, data, witness):
     searching = tuned(type(search())(regression, data(16), None, callback=witness, dataloader_num_workers=0))
     study = searching.optimize(n_trials=1, objective="train_loss")
@@ -86,6 +90,10 @@ def test_the_condition_of_a_rule_counts(search, witness, metrics):
     assert re.fullmatch(r"NoValue: valid_loss has no value: .*error < 0.*", trial.user_attrs["error"])
 
 
+@pytest.mark.proves(
+    "hp_search.HyperParameterSearch.optimize(best_metric_fn)",
+    "hp_search.HyperParameterSearch.optimize(direction)",
+)
 def test_a_function_gets_the_metrics_of_the_last_evaluation(search, data, witness, metrics):
     given = []
 
@@ -105,6 +113,7 @@ def test_a_function_gets_the_metrics_of_the_last_evaluation(search, data, witnes
     assert [trial.value for trial in study.trials] == expected
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.optimize(direction)")
 def test_a_function_with_the_default_direction(search, witness):
     study = tuned(search()).optimize(lambda metrics: torch.tensor(metrics["0"]["valid_loss"]), n_trials=2)
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
@@ -268,6 +277,7 @@ def test_an_objective_that_cannot_be(search, witness, metrics, objective, text):
     assert witness.trainings == []
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(val_dataset)")
 def test_validation_data_are_needed(search, regression, data):
     searching = type(search())(regression, data(16), None)
     with pytest.raises(RuleError, match="valid_loss"):

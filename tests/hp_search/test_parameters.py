@@ -47,6 +47,18 @@ def test_the_signature_is_the_documented_one():
     assert [p.name for p in made] == ["get_module_fn", "train_dataset", "val_dataset", "metrics", "trainer_kwargs"]
 
 
+@pytest.mark.proves(
+    "hp_search.HyperParameterSearch.set_parameters",
+    "hp_search.HyperParameterSearch.set_parameters(train_batch_size)",
+    "hp_search.HyperParameterSearch.set_parameters(epochs)",
+    "hp_search.HyperParameterSearch.set_parameters(learning_rate)",
+    "hp_search.HyperParameterSearch.set_parameters(beta1)",
+    "hp_search.HyperParameterSearch.set_parameters(beta2)",
+    "hp_search.HyperParameterSearch.set_parameters(eps)",
+    "hp_search.HyperParameterSearch.set_parameters(weight_decay)",
+    "hp_search.HyperParameterSearch.set_parameters(optimizer)",
+    "hp_search.HyperParameterSearch.set_parameters(eval_batch_size)",
+)
 def test_fixed_values(search, witness):
     searching = search()
     searching.set_parameters(
@@ -78,6 +90,7 @@ def test_fixed_values(search, witness):
     }
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters")
 def test_the_defaults_search_the_learning_rate(search, witness):
     study = search().optimize(n_trials=3)
     assert [trial.distributions for trial in study.trials] == [
@@ -90,6 +103,13 @@ def test_the_defaults_search_the_learning_rate(search, witness):
     assert (witness.now["batch"], witness.now["eval_batch"], witness.now["steps"]) == (1, 1, 16)
 
 
+@pytest.mark.proves(
+    "hp_search.HyperParameterSearch.set_parameters(learning_rate)",
+    "hp_search.HyperParameterSearch.set_parameters(beta1)",
+    "hp_search.HyperParameterSearch.set_parameters(beta2)",
+    "hp_search.HyperParameterSearch.set_parameters(eps)",
+    "hp_search.HyperParameterSearch.set_parameters(weight_decay)",
+)
 @pytest.mark.parametrize("ends", [[1e-4, 1e-1], [1e-1, 1e-4]])
 def test_ranges_of_numbers_in_either_order(search, witness, ends):
     searching = search()
@@ -119,6 +139,7 @@ def test_ranges_of_numbers_in_either_order(search, witness, ends):
     assert len(rates) == 4
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters(epochs)")
 def test_ranges_of_whole_numbers(search, witness):
     searching = search()
     searching.set_parameters(train_batch_size=8, epochs=[3, 1])
@@ -128,6 +149,7 @@ def test_ranges_of_whole_numbers(search, witness):
     assert len({trial.params["epochs"] for trial in study.trials}) > 1
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters(max_steps)")
 def test_max_steps_replace_epochs(search, witness):
     searching = search()
     searching.set_parameters(train_batch_size=8, epochs=9, max_steps=[1, 5])
@@ -136,6 +158,7 @@ def test_max_steps_replace_epochs(search, witness):
     assert [seen["steps"] for seen in witness.trainings] == [trial.params["max_steps"] for trial in study.trials]
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters(train_batch_size)")
 def test_choices(search, witness, in_order):
     searching = search()
     searching.set_parameters(train_batch_size=[8, 4], learning_rate=(1e-2, 1e-3), epochs=(2, 1))
@@ -160,6 +183,10 @@ def test_numbers_of_numpy(search):
     assert trial.user_attrs["hyperparameters"]["optimizer"]["lr"] == 0.5
 
 
+@pytest.mark.proves(
+    "hp_search.HyperParameterSearch.set_parameters(scheduler)",
+    "hp_search.HyperParameterSearch.set_parameters(warmup_ratio)",
+)
 def test_schedulers_are_options_by_label(search, witness, in_order):
     """The share to warm up is searched where the scheduler of the trial has a warm-up, and given to no other."""
     searching = search()
@@ -189,6 +216,10 @@ def test_schedulers_are_options_by_label(search, witness, in_order):
     assert [seen["schedulers"] for seen in witness.trainings] == [{"LambdaLR"}, {"StepLR"}, set(), {"LambdaLR"}]
 
 
+@pytest.mark.proves(
+    "hp_search.HyperParameterSearch.set_parameters(scheduler)",
+    "hp_search.HyperParameterSearch.set_parameters(warmup_ratio)",
+)
 @pytest.mark.parametrize(
     ("scheduler", "rates"),
     [
@@ -206,6 +237,7 @@ def test_one_scheduler(search, witness, scheduler, rates):
     assert witness.now["rates"] == pytest.approx(rates)
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters(step_scheduler_per_epoch)")
 def test_a_scheduler_that_counts_epochs(search, witness):
     searching = search()
     searching.set_parameters(
@@ -219,6 +251,7 @@ def test_a_scheduler_that_counts_epochs(search, witness):
     assert witness.now["rates"] == pytest.approx([RATE, RATE, RATE / 10, RATE / 10])
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.set_parameters(optimizer)")
 @pytest.mark.parametrize("optimizer", [Optimizer.Adam, torch.optim.Adam, "Adam"])
 def test_the_optimizer_by_class_or_name(search, witness, optimizer):
     searching = search()

@@ -2,34 +2,28 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent / "processes.py"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def launch(folder, mode):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
+def search(folder, mode):
     (folder / "tmp").mkdir(exist_ok=True)
-    arguments = [str(SCRIPT), str(folder), mode]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=variables, check=False)
+    return launch(SCRIPT, folder, mode, processes=2, environment={"TMPDIR": str(folder / "tmp")})
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """The folder, what was printed, and what each process held at the end."""
     folder = tmp_path_factory.mktemp("searched")
-    ran = launch(folder, "both")
-    assert ran.returncode == 0, ran.stderr
+    ran = search(folder, "both").check()
     return folder, ran, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -95,11 +89,11 @@ def test_nothing_is_left(searched):
 
 def test_what_one_process_alone_ends_ends_the_search_soon_and_says_why(tmp_path):
     """The other process waits for it in the middle of the training, and would for half an hour."""
-    ran = launch(tmp_path, "alone")
+    ran = search(tmp_path, "alone")
     assert ran.returncode != 0
     assert (
         "EndedAlone: process 1 ended trial 0 of two alone, and the others wait for it: RuntimeError: fails alone; "
-        in (ran.stderr)
+        in ran.stderr
     )
     assert "in training_step\n" in ran.stderr
     [trial] = optuna.load_study(study_name="two", storage=f"sqlite:///{tmp_path / 'search.db'}").trials

@@ -43,6 +43,7 @@ def kept(search, storage):
     return run
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch.optimize(n_trials)")
 def test_a_study_goes_on(kept, storage, witness):
     first = kept()
     second = kept(n_trials=3)

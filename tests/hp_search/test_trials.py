@@ -125,6 +125,7 @@ def test_a_loss_that_is_never_a_number_is_a_failure(search, regression):
     assert trial.user_attrs["error"] == "NoValue: valid_loss has no value: valid_loss is nan"
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(get_module_fn)")
 def test_a_module_that_cannot_be_made(search, regression):
     """At first it is a mistake; later it is a failed trial, such as one without memory."""
     made = []
@@ -171,6 +172,7 @@ def test_modules_and_data_are_checked_before_the_study_is_made(data, tmp_path):
     assert not storage.exists()
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(get_module_fn)")
 def test_one_model_for_all_trials_is_refused(search, regression, witness):
     module = regression()
     with pytest.raises(ConfigError) as caught:
@@ -256,6 +258,7 @@ def test_nothing_is_left_on_disk(search, witness, tmp_path, monkeypatch, regress
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "tmp"]
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(**trainer_kwargs)")
 def test_with_a_model_path_each_trial_has_a_folder(search, tmp_path, witness):
     searching = three_epochs(search(model_path=tmp_path / "runs"))
     searching.optimize(n_trials=2)
@@ -285,6 +288,7 @@ def test_trials_save_when_they_are_told_to(search, tmp_path, regression, witness
     assert "Reporter" not in capsys.readouterr().out  # what the search adds to a training is nobody's to mend
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch")
 def test_trials_differ_in_their_values_only(search, witness, regression):
     """Weights, order of data and dropout are those of the first trial; other batches make another training."""
     searching = three_epochs(search(lambda: regression(dropout=0.3)))
@@ -293,6 +297,7 @@ def test_trials_differ_in_their_values_only(search, witness, regression):
     assert witness.trainings[0]["values"] == witness.trainings[2]["values"]
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch")
 def test_the_best_trial_can_be_trained_again(search, regression, data, tmp_path):
     searching = three_epochs(search(), learning_rate=[1e-3, 1e-1], scheduler="LinearWithWarmup", epochs=(2, 3))
     set_seed(3)
@@ -337,6 +342,7 @@ def test_arguments_of_the_trainer_reach_the_trials(search, regression):
     assert [sorted(trial.intermediate_values) for trial in study.trials] == [[1, 2, 3, 4, 5, 6]] * 2
 
 
+@pytest.mark.proves("hp_search.HyperParameterSearch(**trainer_kwargs)")
 def test_rules_stop_trials_early(search, witness):
     study = three_epochs(search(patience=1), learning_rate=1e-9, epochs=50).optimize(n_trials=1)
     losses = [values["0"]["valid_loss"] for values in witness.now["values"]]

@@ -105,6 +105,14 @@ def test_these_are_all():
     assert {*SCHEDULERS, "ReduceLROnPlateau"} == {name for name in vars(Scheduler) if not name.startswith("_")}
 
 
+@pytest.mark.proves(
+    "Trainer(hps_config)",
+    "hyperparameters.HyperParameters",
+    "hyperparameters.HyperParameters(optimizer)",
+    "hyperparameters.Optimizer",
+    "hyperparameters.Optimizer.*",
+    "hyperparameters.Optimizer.*.step",
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_trains(name, way, tmp_path):
@@ -128,6 +136,7 @@ class Cutting(Callback):
             raise Cut
 
 
+@pytest.mark.proves("hyperparameters.Optimizer.*")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_been(name, tmp_path):
     hps = hyperparameters("string", tmp_path, optimizer=(name, OPTIMIZERS[name]))
@@ -257,6 +266,12 @@ def reference(make, kwargs, steps=STEPS):
     return [*values, [optimizer.param_groups[0][key] for key in ("lr", "momentum")]]
 
 
+@pytest.mark.proves(
+    "hyperparameters.HyperParameters(scheduler)",
+    "hyperparameters.Scheduler",
+    "hyperparameters.Scheduler.*",
+    "hyperparameters.Scheduler.*.get_lr",
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_each_scheduler_gives_the_learning_rates_of_its_reference(name, way, tmp_path):
@@ -269,6 +284,7 @@ def test_each_scheduler_gives_the_learning_rates_of_its_reference(name, way, tmp
     assert [values for [values] in seen.values] == [pytest.approx(values, rel=1e-12) for values in expected]
 
 
+@pytest.mark.proves("hyperparameters.HyperParameters(step_scheduler_per_epoch)")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_each_scheduler_per_epoch_counts_epochs(name, tmp_path):
     given, make, kwargs = SCHEDULERS[name]
@@ -284,6 +300,7 @@ def test_each_scheduler_per_epoch_counts_epochs(name, tmp_path):
     assert [values for [values] in seen.values] == [pytest.approx(values, rel=1e-12) for values in expected]
 
 
+@pytest.mark.proves("hyperparameters.Scheduler.*")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_each_scheduler_goes_on_from_a_checkpoint(name, tmp_path):
     given, make, kwargs = SCHEDULERS[name]

@@ -1,14 +1,12 @@
 """Optimizers that evaluate the loss several times a step train as a loop by hand with a closure does."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from launching import launch
 from torch import nn
 
 from accmt import AcceleratorModule, Callback, ConfigError, ExtendedAcceleratorModule, Trainer
@@ -365,20 +363,13 @@ outcome = {"weights": weights, "calls": module.calls, "losses": [d.verdicts[0].v
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("safe_mode", [True, False])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, safe_mode):
-    (tmp_path / "script.py").write_text(SCRIPT)
     outcomes = {}
     for processes, batch_size in ((1, 8), (2, 4)):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-        ran = subprocess.run(
-            [sys.executable, *launcher, tmp_path / "script.py", folder, str(batch_size), json.dumps(safe_mode)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
+        launch(
+            SCRIPT, folder, batch_size, json.dumps(safe_mode), processes=processes if processes > 1 else None
+        ).check()
         outcomes[processes] = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
     [one], [first, second] = outcomes[1], outcomes[2]
     assert first == second

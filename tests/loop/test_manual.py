@@ -40,6 +40,7 @@ def in_fours(dataset):
     return [[dataset[i] for i in range(start, min(start + 4, len(dataset)))] for start in range(0, len(dataset), 4)]
 
 
+@pytest.mark.proves("ExtendedAcceleratorModule")
 @pytest.mark.parametrize("every", [1, 2])
 def test_equals_a_loop_by_hand(trainer, data, every):
     ours, theirs = Manual(every), Manual(every)
@@ -137,6 +138,7 @@ def test_what_has_touched_gradients_is_not_tried_again(trainer, data):
     assert Failing.calls == 1
 
 
+@pytest.mark.proves("ExtendedAcceleratorModule")
 def test_accumulation_is_the_module_s_own(trainer, data):
     with pytest.raises(ConfigError) as caught:
         trainer(grad_accumulation_steps=2).fit(Manual(), data(8))

@@ -54,6 +54,7 @@ def trained(trainer, module, data, path, **arguments):
     return training
 
 
+@pytest.mark.proves("Trainer(safe_steps)")
 @pytest.mark.parametrize("error", ERRORS, ids=["OutOfMemoryError", "RuntimeError"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("where", [{"forward": (2,)}, {"backward": (2,)}, {"backward": (5,)}, {"validation": (2,)}])
@@ -86,6 +87,7 @@ class Told(Callback):
         self.hooks.append("on_exception")
 
 
+@pytest.mark.proves("Trainer(safe_steps)")
 @pytest.mark.parametrize("error", ERRORS, ids=["OutOfMemoryError", "RuntimeError"])
 @pytest.mark.parametrize("where", [{"forward": (2, 3)}, {"backward": (2, 3)}, {"validation": (1, 2)}])
 def test_twice_is_told_shown_and_raised(trainer, regression, data, capsys, error, where):
@@ -101,6 +103,7 @@ def test_twice_is_told_shown_and_raised(trainer, regression, data, capsys, error
         assert "out of memory; who uses the GPUs cannot be told: NVML Shared Library Not Found" in shown
 
 
+@pytest.mark.proves("Trainer(safe_steps)")
 def test_without_safe_steps_once_is_enough(trainer, regression, data, capsys):
     module = Failing(regression, ERRORS[0], forward=(2,))
     with pytest.raises(torch.OutOfMemoryError):
@@ -155,6 +158,7 @@ def test_cleaning_frees_what_is_held_by_itself():
         gc.enable()
 
 
+@pytest.mark.proves("Trainer(cleanup_cache_every_n_steps)")
 @pytest.mark.parametrize(
     ("arguments", "cleaned"),
     [

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
@@ -347,6 +348,7 @@ def test_resume_by_index_goes_on_from_there(trainer, regression, data):
     assert before[:2] == after[:2]
 
 
+@pytest.mark.proves("Trainer(resume)")
 @pytest.mark.parametrize(
     ("resume", "text"), [(True, "resume=True, but there is no checkpoint in"), (-1, "resume=-1"), (3, "resume=3")]
 )
@@ -357,6 +359,7 @@ def test_nothing_to_resume_from(trainer, regression, data, resume, text):
     assert not training.model_path.exists()
 
 
+@pytest.mark.proves("Trainer(resume)")
 def test_unknown_index(trainer, regression, data):
     trainer(multiple_checkpoints=True).fit(regression(), data(8))
     with pytest.raises(NoCheckpoint, match=r"there is no checkpoint 7 in .*; there are: 1, 2"):
@@ -635,14 +638,7 @@ TWO = """
 @pytest.mark.xdist_group("processes")
 def test_two_processes(tmp_path):
     """Streams, states, workers and samplers that draw, each process its share."""
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(TWO))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    ran = subprocess.run(
-        [*command, str(script), str(tmp_path)], capture_output=True, text=True, env=variables, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
+    launch(textwrap.dedent(TWO), tmp_path, processes=2).check()
     for rank in (0, 1):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert len(found) >= 6

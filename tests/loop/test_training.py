@@ -33,6 +33,16 @@ def by_hand(module, loader_seed_order, targets, *, accumulation, clip, lr, epoch
     return losses
 
 
+@pytest.mark.proves(
+    "Trainer",
+    "Trainer(grad_accumulation_steps)",
+    "Trainer(clip_grad)",
+    "Trainer.fit",
+    "Trainer.fit(module)",
+    "AcceleratorModule",
+    "AcceleratorModule(model)",
+    "AcceleratorModule.training_step",
+)
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_equals_a_loop_by_hand(trainer, regression, data, accumulation, clip):
@@ -89,6 +99,7 @@ def test_order_of_hooks(trainer, regression, data):
     assert [name for name, _ in recorder.calls] == ["on_fit_start", "on_epoch_start", *step, *step, *evaluation, *end]
 
 
+@pytest.mark.proves("Trainer(evaluate_every_n_steps)", "Trainer(eval_when_finish)", "Trainer(eval_when_start)")
 @pytest.mark.parametrize(
     ("arguments", "evaluated"),
     [
@@ -124,6 +135,7 @@ def test_the_last_step_counts_as_the_end_of_its_epoch(trainer, regression, data)
     assert training.decisions[-1].progress.epoch == 2
 
 
+@pytest.mark.proves("Trainer(checkpoint_every)")
 @pytest.mark.parametrize(
     ("cadence", "made"),
     [
@@ -146,6 +158,7 @@ def test_when_it_checkpoints(trainer, regression, data, cadence, made):
     assert names == [f"checkpoint-{i:04d}-step-{step}" for i, step in enumerate(made, start=1)]
 
 
+@pytest.mark.proves("Trainer(multiple_checkpoints)", "Trainer(max_checkpoints)")
 def test_only_the_newest_checkpoints_are_kept(trainer, regression, data):
     training = trainer(checkpoint_every="2 steps", multiple_checkpoints=True, max_checkpoints=2)
     training.fit(regression(), data(20))
@@ -208,6 +221,7 @@ def test_data_of_unknown_length(trainer, regression, data):
     assert [decision.progress.step for decision in limited.decisions] == [3, 5]
 
 
+@pytest.mark.proves("AcceleratorModule.validation_step")
 def test_validation_loss_is_the_mean_over_samples(trainer, regression, data, error_metric):
     class Constant(regression):
         def validation_step(self, key, batch):
@@ -249,6 +263,7 @@ def test_evaluation_leaves_no_trace(trainer, regression, data):
         assert torch.equal(results[0][name], results[1][name])
 
 
+@pytest.mark.proves("Trainer.register_model_saving(model_saving)")
 def test_rules_save_the_model_of_their_moment(trainer, regression, data):
     """The saved weights are those at the best evaluation, not the last."""
 
@@ -286,6 +301,7 @@ def test_without_validation_data_the_training_loss_decides(trainer, regression, 
     assert training.best("best_train_loss").values["train_loss"] == training.state.best_train_loss
 
 
+@pytest.mark.proves("Trainer(disable_model_saving)")
 def test_saving_can_be_switched_off_and_patience_still_stops(trainer, regression, data):
     class Stuck(regression):
         def validation_step(self, key, batch):
@@ -309,6 +325,7 @@ def test_stop_when(trainer, regression, data):
     assert by_epoch.state.global_step == 10
 
 
+@pytest.mark.proves("Trainer.fit(train_dataset)")
 def test_loaders_of_the_module_are_used(trainer, regression, data):
     class Own(regression):
         def get_train_dataloader(self, dataset):

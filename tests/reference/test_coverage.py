@@ -1,15 +1,18 @@
 """Every row of docs/reference.json has tests that prove its effect, and docs/reference-coverage.md lists them.
 
-A row is a class or function, one of its arguments, or an attribute. `coverage.toml` names the tests; the page is made
-of both. `WRITE_REFERENCE_COVERAGE=1` makes it anew instead of comparing it.
+A row is a class or function, one of its arguments, or an attribute. A test says which rows it proves:
+
+    @pytest.mark.proves("Trainer(max_shard_size)", "Trainer.fit", "hyperparameters.Optimizer.*(*)")
+
+A * stands for any one name, where a test goes through all of them by the reference; it is for the rows that no marker
+names more exactly. `WRITE_REFERENCE_COVERAGE=1` makes the page anew instead of comparing it.
 """
 
 import ast
 import json
 import os
 import re
-import tomllib
-from fnmatch import fnmatchcase
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,21 +22,33 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "reference-coverage.md"
 REFERENCE = json.loads((ROOT / "docs" / "reference.json").read_text())
-COVERAGE = tomllib.loads((Path(__file__).parent / "coverage.toml").read_text())
 ITSELF = "itself"
 WRITE = "WRITE_REFERENCE_COVERAGE"
 COMMAND = f"{WRITE}=1 python -m pytest tests/reference/test_coverage.py"
 
 
 class Row(NamedTuple):
-    """What a thing is called, and one of its arguments or attributes, or the thing itself."""
+    """The path of a thing, and one of its arguments or attributes, or the thing itself."""
 
     path: str
     name: str
     default: str | None = None
 
     def __str__(self):
-        return self.path if self.name == ITSELF else f"{self.path}({self.name})"
+        path = self.path.removeprefix("accmt.")
+        return path if self.name == ITSELF else f"{path}({self.name})"
+
+
+class Proof(NamedTuple):
+    """A test, and the rows that one argument of its marker names."""
+
+    file: str
+    test: str
+    rows: str
+    never: str | None
+
+    def __str__(self):
+        return f"{self.file}::{self.test}"
 
 
 def rows():
@@ -48,76 +63,79 @@ def rows():
 ROWS = list(rows())
 
 
-def fits(pattern, path):
-    """Whether a key with stars is for this path: a star is one name of it."""
-    patterns, parts = pattern.split("."), path.split(".")
-    return len(patterns) == len(parts) and all(map(fnmatchcase, parts, patterns))
-
-
-def keys_of(row):
-    """The table and the key of `coverage.toml` that are for a row: its own, or else those with stars."""
-    tables = [row.path] if row.path in COVERAGE else [table for table in COVERAGE if fits(table, row.path)]
-    for table in tables:
-        for key in (row.name, "*"):
-            if key in COVERAGE[table] and (key != "*" or row.name != ITSELF):
-                return table, key
-    return None
-
-
-def proofs_of(row):
-    keys = keys_of(row)
-    return [] if keys is None else COVERAGE[keys[0]][keys[1]]
+def functions_in(body, prefix=""):
+    """The tests of a file as pytest names them, with what stands above each."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from functions_in(node.body, f"{node.name}::")
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield prefix + node.name, node.decorator_list
 
 
 @cache
-def functions_in(name):
-    """The tests of a file, as pytest names them, with how often each is defined and what stands above it."""
-    path = ROOT / name
-    found = {}
-    if not path.is_file():
-        return found
-    for node in ast.parse(path.read_text()).body:
-        is_class = isinstance(node, ast.ClassDef) and node.name.startswith("Test")
-        inner, prefix = (node.body, f"{node.name}::") if is_class else ([node], "")
-        for function in inner:
-            if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
-                found.setdefault(prefix + function.name, []).append([ast.unparse(d) for d in function.decorator_list])
+def proofs():
+    """What the markers of all tests name, in the order of files and lines."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        text = path.read_text()
+        if "@pytest.mark.proves(" in text:
+            tests = list(functions_in(ast.parse(text).body))
+            times = Counter(name for name, _ in tests)
+            for name, decorators in tests:
+                lines = [ast.unparse(decorator) for decorator in decorators]
+                never = [f"@{line}" for line in lines if re.match(r"pytest\.mark\.(skip|xfail)(\(|$)", line)]
+                never += ["its second definition"] if times[name] > 1 else []
+                for decorator in decorators:
+                    if ast.unparse(decorator).startswith("pytest.mark.proves("):
+                        file = path.relative_to(ROOT).as_posix()
+                        found += [Proof(file, name, ast.literal_eval(n), (never or [None])[0]) for n in decorator.args]
     return found
 
 
-def problem_of(test):
-    """Why a test that is named cannot prove anything; None if it can."""
-    name, _, function = test.partition("::")
-    if not name.startswith("tests/") or not Path(name).name.startswith("test_"):
-        return "is in no file of tests"
-    if not (ROOT / name).is_file():
-        return "is in a file that there is not"
-    definitions = functions_in(name).get(function, [])
-    if len(definitions) != 1:
-        return f"is defined {len(definitions)} times"
-    never = [line for line in definitions[0] if re.match(r"pytest\.mark\.(skip|xfail)(\(|$)", line)]
-    return f"never has to hold: @{never[0]}" if never else None
+@cache
+def pattern_of(rows):
+    """The rows that an argument of a marker names, as parts of their names."""
+    path, _, name = rows.removesuffix(")").partition("(")
+    return ("accmt." + path).split("."), name or ITSELF
+
+
+def is_for(rows, row):
+    path, name = pattern_of(rows)
+    parts = row.path.split(".")
+    fits = len(path) == len(parts) and all(wanted in ("*", part) for wanted, part in zip(path, parts, strict=True))
+    return fits and (name == row.name or (name == "*" and row.name != ITSELF))
+
+
+def vagueness(rows):
+    """A path with stars is vaguer than a name of a star."""
+    path, name = pattern_of(rows)
+    return path.count("*"), name == "*"
+
+
+def proofs_of(row):
+    """Those that name it most exactly."""
+    found = [proof for proof in proofs() if is_for(proof.rows, row)]
+    least = min((vagueness(proof.rows) for proof in found), default=None)
+    return [proof for proof in found if vagueness(proof.rows) == least]
 
 
 @pytest.mark.parametrize("path", REFERENCE["signatures"])
 def test_every_row_has_a_test(path):
     missing = [str(row) for row in ROWS if row.path == path and not proofs_of(row)]
-    assert missing == [], "name tests for them in tests/reference/coverage.toml"
+    assert missing == [], "mark tests that prove them with @pytest.mark.proves(...)"
 
 
 def test_attributes_are_of_things_that_have_a_signature():
     assert REFERENCE["attributes"].keys() <= REFERENCE["signatures"].keys()
 
 
-def test_every_entry_is_for_a_row():
-    used = {keys_of(row) for row in ROWS}
-    unused = [(table, key) for table, entries in COVERAGE.items() for key in entries if (table, key) not in used]
-    assert unused == [], "docs/reference.json has no such row"
+def test_every_marker_names_rows():
+    unknown = [f"{proof}: {proof.rows}" for proof in proofs() if not any(is_for(proof.rows, row) for row in ROWS)]
+    assert unknown == [], "docs/reference.json has no such row"
 
 
-@pytest.mark.parametrize("test", sorted({test for row in ROWS for test in proofs_of(row)}))
-def test_every_named_test_exists(test):
-    assert problem_of(test) is None
+def test_every_test_that_proves_something_has_to_hold():
+    assert [f"{proof} never has to hold: {proof.never}" for proof in proofs() if proof.never] == []
 
 
 def page():
@@ -125,7 +143,7 @@ def page():
     lines = [
         "# What the tests prove of the reference",
         "",
-        "<!-- Made by tests/reference/test_coverage.py of docs/reference.json and tests/reference/coverage.toml. -->",
+        "<!-- Made by tests/reference/test_coverage.py of docs/reference.json and the markers of the tests. -->",
         "",
         "Each class and function of the public interface with its arguments, their defaults, and the tests that prove",
         "what they do. That names, order and defaults are the real ones is compared by",
@@ -142,15 +160,11 @@ def page():
 def _line(row):
     name = row.path.rpartition(".")[2] if row.name == ITSELF else row.name
     default = "" if row.default is None else f"`{row.default}`"
-    return f"| `{name}` | {default} | {', '.join(map(_linked, proofs_of(row)))} |"
+    links = [f"[{proof.test}](../{proof.file})" for proof in proofs_of(row)]
+    return f"| `{name}` | {default} | {', '.join(links)} |"
 
 
-def _linked(test):
-    name, _, function = test.partition("::")
-    return f"[{function}](../{name})"
-
-
-def test_the_page_is_the_table():
+def test_the_page_is_what_the_markers_say():
     if os.environ.get(WRITE) == "1":
         PAGE.write_text(page())
     assert PAGE.exists(), f"docs/reference-coverage.md is missing, make it: {COMMAND}"

@@ -56,6 +56,16 @@ ONCE = ("on_fit_start", "on_fit_end", "on_save_checkpoint", "on_epoch_start", "o
 NEVER = (*FAILURES, "on_resume")
 
 
+@pytest.mark.proves(
+    "callbacks.Callback",
+    "callbacks.Callback.on_fit_start",
+    "callbacks.Callback.on_fit_end",
+    "callbacks.Callback.on_save_checkpoint",
+    "callbacks.Callback.on_evaluation_start",
+    "callbacks.Callback.on_evaluation_end",
+    "callbacks.Callback.on_epoch_end",
+    "callbacks.Callback.on_epoch_start",
+)
 def test_how_often_a_hook_is_called_and_with_how_many_arguments(seen):
     """Two optimizer steps and two validation steps."""
     times = dict.fromkeys(HOOKS, 2) | dict.fromkeys((*ONCE, "on_evaluation_end"), 1) | dict.fromkeys(NEVER, 0)
@@ -65,6 +75,14 @@ def test_how_often_a_hook_is_called_and_with_how_many_arguments(seen):
         assert [len(arguments) for arguments in seen[hook]] == [len(names)] * times[hook], hook
 
 
+@pytest.mark.proves(
+    "callbacks.Callback.on_before_optimizer_step(optimizer)",
+    "callbacks.Callback.on_after_optimizer_step(optimizer)",
+    "callbacks.Callback.on_before_zero_grad(optimizer)",
+    "callbacks.Callback.on_after_zero_grad(optimizer)",
+    "callbacks.Callback.on_before_scheduler_step(scheduler)",
+    "callbacks.Callback.on_after_scheduler_step(scheduler)",
+)
 def test_what_the_hooks_are_given(seen):
     assert all(type(batch) is list and batch[0].shape == (4, 4) for (batch,) in seen["on_before_training_step"])
     assert [len(batch[0]) for (batch,) in seen["on_before_validation_step"]] == [4, 2]
@@ -82,6 +100,7 @@ def test_what_the_hooks_are_given(seen):
         assert scheduler.get_last_lr() == pytest.approx([0.0125])
 
 
+@pytest.mark.proves("callbacks.Callback.on_before_backward(loss)")
 def test_the_loss_before_the_backward_pass_is_that_of_the_training_step(trainer, regression, data):
     """With accumulation its share of the optimizer step."""
     returned, given = [], []
@@ -101,6 +120,18 @@ def test_the_loss_before_the_backward_pass_is_that_of_the_training_step(trainer,
     assert [loss.item() for loss in given] == pytest.approx(halves)
 
 
+@pytest.mark.proves(
+    "callbacks.Callback.on_before_backward",
+    "callbacks.Callback.on_after_backward",
+    "callbacks.Callback.on_before_optimizer_step",
+    "callbacks.Callback.on_after_optimizer_step",
+    "callbacks.Callback.on_before_zero_grad",
+    "callbacks.Callback.on_after_zero_grad",
+    "callbacks.Callback.on_before_scheduler_step",
+    "callbacks.Callback.on_after_scheduler_step",
+    "callbacks.Callback.on_before_training_step",
+    "callbacks.Callback.on_after_training_step",
+)
 def test_gradients_weights_and_rates_change_between_the_hooks(trainer, regression, data):
     """Gradients are there from after the backward pass until they are reset; weights change in the optimizer step, and
     the learning rate in that of the scheduler."""
@@ -134,6 +165,17 @@ def test_gradients_weights_and_rates_change_between_the_hooks(trainer, regressio
     assert moved == [name == "on_after_optimizer_step" for name in steps[1:]]
 
 
+@pytest.mark.proves(
+    "callbacks.Callback(module)",
+    "callbacks.Callback(state)",
+    "callbacks.Callback(trainer)",
+    "callbacks.Callback.on_fit_start",
+    "callbacks.Callback.on_fit_end",
+    "callbacks.Callback.on_save_checkpoint",
+    "callbacks.Callback.on_evaluation_start",
+    "callbacks.Callback.on_evaluation_end",
+    "callbacks.Callback.on_epoch_end",
+)
 def test_what_there_is_at_the_other_hooks(trainer, regression, data):
     """Values at the end of an evaluation, a checkpoint on disk when it is made, all attributes from the start."""
     seen = {}
@@ -156,6 +198,7 @@ def test_what_there_is_at_the_other_hooks(trainer, regression, data):
     assert seen["on_save_checkpoint"] == seen["on_fit_end"] == ("Regression", True, 1)
 
 
+@pytest.mark.proves("callbacks.Callback(module)", "callbacks.Callback(state)")
 def test_a_callback_may_be_told_its_module_and_state_before(regression):
     module, state = regression(), TrainingState(global_step=3)
     told = Callback(module, state)
@@ -164,6 +207,7 @@ def test_a_callback_may_be_told_its_module_and_state_before(regression):
     assert (alone.module, alone.state) == (None, state)
 
 
+@pytest.mark.proves("callbacks.Callback.on_resume")
 def test_a_resumed_training_tells_once(trainer, regression, data):
     calls = []
     callback = watching(lambda callback, name, arguments: calls.append(name))
@@ -173,6 +217,7 @@ def test_a_resumed_training_tells_once(trainer, regression, data):
     assert calls.count("on_resume") == 1
 
 
+@pytest.mark.proves("Trainer(callback)")
 def test_several_callbacks_are_called_in_their_order_at_each_hook(trainer, regression, data):
     calls = []
     callbacks = [watching(lambda callback, name, arguments, key=key: calls.append((name, key))) for key in "ab"]
@@ -228,6 +273,16 @@ class Failing:
         self.module, self.data = Module(), Data()
 
 
+@pytest.mark.proves(
+    "callbacks.Callback.on_runtime_error",
+    "callbacks.Callback.on_runtime_error(exception)",
+    "callbacks.Callback.on_cuda_out_of_memory",
+    "callbacks.Callback.on_cuda_out_of_memory(exception)",
+    "callbacks.Callback.on_keyboard_interrupt",
+    "callbacks.Callback.on_keyboard_interrupt(exception)",
+    "callbacks.Callback.on_exception",
+    "callbacks.Callback.on_exception(exception)",
+)
 @pytest.mark.parametrize("place", ["training_step", "backward", "validation_step", "data"])
 @pytest.mark.parametrize(("error", "hook"), ERRORS, ids=lambda value: value if isinstance(value, str) else repr(value))
 def test_a_failure_is_told_to_its_hook_once_with_the_exception_and_goes_on(
@@ -242,6 +297,7 @@ def test_a_failure_is_told_to_its_hook_once_with_the_exception_and_goes_on(
     assert told == [(hook, (error,))]
 
 
+@pytest.mark.proves("callbacks.Callback")
 @pytest.mark.parametrize("hook", [name for name in HOOKS if name not in (*FAILURES, "on_resume")])
 def test_an_exception_in_a_callback_names_the_callback_and_the_hook(trainer, regression, data, hook):
     class Careless(Callback):

@@ -40,6 +40,7 @@ def epochs_of(order, count):
     return [order[start : start + count] for start in range(0, len(order), count)]
 
 
+@pytest.mark.proves("Trainer(shuffle_train)")
 @pytest.mark.parametrize("arguments", [{}, {"shuffle_train": True}])
 def test_training_data_are_shuffled_in_each_epoch_and_validation_data_never(trainer, arguments):
     module = Numbered()
@@ -50,12 +51,14 @@ def test_training_data_are_shuffled_in_each_epoch_and_validation_data_never(trai
     assert module.validated == [[0, 1, 2, 3], [4, 5]] * 2
 
 
+@pytest.mark.proves("Trainer(shuffle_train)")
 def test_without_shuffling_they_come_in_their_order(trainer):
     module = Numbered()
     trainer(lr=1e-6, shuffle_train=False).fit(module, numbers(20))
     assert module.order == list(range(20)) * 2
 
 
+@pytest.mark.proves("Trainer(sampler)")
 def test_samplers_that_follow_each_other(trainer):
     """In every epoch all samples of the first, then all of the second; batches go over the boundary."""
     data = numbers(20)
@@ -69,6 +72,7 @@ def test_samplers_that_follow_each_other(trainer):
     assert first[3:] != second[3:]
 
 
+@pytest.mark.proves("Trainer(sampler)")
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("make", [lambda: [5, 3, 3, 8], lambda: SubsetRandomSampler([5, 3, 3, 8])])
 def test_a_sampler_goes_before_shuffling(trainer, make, shuffle):
@@ -79,6 +83,7 @@ def test_a_sampler_goes_before_shuffling(trainer, make, shuffle):
         assert module.order == [5, 3, 3, 8]
 
 
+@pytest.mark.proves("Trainer(dataloader_drop_last)")
 def test_a_last_incomplete_batch_is_left_out_of_the_training_only(trainer):
     for drop_last, trained in ((False, [4, 4, 2]), (True, [4, 4])):
         module = Numbered()
@@ -88,6 +93,7 @@ def test_a_last_incomplete_batch_is_left_out_of_the_training_only(trainer):
         assert [len(batch) for batch in module.validated] == [4, 2]
 
 
+@pytest.mark.proves("Trainer(dataloader_pin_memory)")
 @pytest.mark.parametrize(
     ("arguments", "pinned"),
     [({}, True), ({"dataloader_pin_memory": True}, True), ({"dataloader_pin_memory": False}, False)],
@@ -98,6 +104,7 @@ def test_memory_is_pinned_where_there_is_a_gpu(trainer, loaders, arguments, pinn
     assert [loader.pin_memory for loader in loaders] == [pinned, pinned]
 
 
+@pytest.mark.proves("Trainer(dataloader_pin_memory)")
 def test_no_memory_is_pinned_without_one(trainer, loaders):
     trainer(epochs=1, lr=1e-6, dataloader_pin_memory=True).fit(Numbered(), numbers(8), numbers(4))
     assert [loader.pin_memory for loader in loaders] == [False, False]
@@ -116,6 +123,7 @@ class Loading(Dataset):
         return self.samples[index]
 
 
+@pytest.mark.proves("Trainer(dataloader_num_workers)")
 @pytest.mark.parametrize(
     ("given", "workers", "make"), [(None, 1, Loading), (None, 0, numbers), (0, 0, Loading), (2, 2, numbers)]
 )
@@ -160,6 +168,7 @@ def elsewhere(monkeypatch):
     return stand_in
 
 
+@pytest.mark.proves("Trainer(batch_device_placement)")
 @pytest.mark.parametrize(
     ("arguments", "device"),
     [({}, "meta"), ({"batch_device_placement": True}, "meta"), ({"batch_device_placement": False}, "cpu")],
@@ -173,6 +182,7 @@ def test_batches_are_moved_to_the_device_of_the_process(trainer, elsewhere, argu
     assert module.seen == {"training": expected, "validation": expected}
 
 
+@pytest.mark.proves("Trainer(prepare_batch)")
 @pytest.mark.parametrize(
     ("arguments", "dtype"),
     [({}, torch.bfloat16), ({"prepare_batch": True}, torch.bfloat16), ({"prepare_batch": False}, torch.float32)],
@@ -184,6 +194,13 @@ def test_batches_are_converted_for_deepspeed_in_low_precision(trainer, elsewhere
     assert module.seen == {"training": {("cpu", dtype)}, "validation": {("cpu", dtype)}}
 
 
+@pytest.mark.proves(
+    "Trainer.fit(train_dataset)",
+    "AcceleratorModule.get_train_dataloader",
+    "AcceleratorModule.get_train_dataloader(dataset)",
+    "AcceleratorModule.get_validation_dataloader",
+    "AcceleratorModule.get_validation_dataloader(dataset)",
+)
 def test_loaders_of_a_module_get_the_datasets_of_fit(trainer):
     given = []
 
@@ -207,6 +224,7 @@ def test_loaders_of_a_module_get_the_datasets_of_fit(trainer):
     ]
 
 
+@pytest.mark.proves("AcceleratorModule.get_train_dataloader", "AcceleratorModule.get_validation_dataloader")
 def test_a_module_may_leave_a_loader_to_the_trainer(trainer):
     """None, what the methods give by themselves, stands for the trainer's loader."""
 
@@ -230,6 +248,7 @@ def collating(factor):
     return collate
 
 
+@pytest.mark.proves("Trainer(collate_fn)", "Trainer(collate_fn_train)", "Trainer(collate_fn_val)")
 @pytest.mark.parametrize(
     ("arguments", "trained", "validated"),
     [
@@ -246,6 +265,12 @@ def test_what_makes_batches_of_samples(trainer, arguments, trained, validated):
     assert (module.trained, module.validated) == ([trained], [validated])
 
 
+@pytest.mark.proves(
+    "AcceleratorModule.training_step(batch)",
+    "AcceleratorModule.validation_step(batch)",
+    "callbacks.Callback.on_before_training_step(batch)",
+    "callbacks.Callback.on_before_validation_step(batch)",
+)
 def test_a_batch_in_the_hooks_is_that_of_the_step(trainer):
     class Seen(Callback):
         def on_fit_start(self):

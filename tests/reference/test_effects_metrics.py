@@ -35,6 +35,12 @@ class Gives:
         return Module()
 
 
+@pytest.mark.proves(
+    "metrics.Metric(name)",
+    "metrics.MetricParallel(name)",
+    "metrics.Metric.compute(*args)",
+    "metrics.MetricParallel.compute(*args)",
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("give", "expected"),
@@ -65,6 +71,7 @@ def test_compute_is_given_the_arguments_of_all_samples(trainer, regression, data
     torch.testing.assert_close(list(arguments), expected(validation.tensors[1]))
 
 
+@pytest.mark.proves("metrics.Metric.compute", "metrics.MetricParallel.compute")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "value",
@@ -95,6 +102,7 @@ def test_a_value_may_be_any_single_number(trainer, regression, data, kind, value
     assert training.best("best_error").values == {"error": number}
 
 
+@pytest.mark.proves("metrics.Metric(greater_is_better)", "metrics.MetricParallel(greater_is_better)")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "best"), [({}, 2), ({"greater_is_better": True}, 2), ({"greater_is_better": False}, 3)]
@@ -107,6 +115,12 @@ def test_the_direction_says_which_value_is_best(trainer, regression, data, kind,
     assert training.best("best_error").epoch == best
 
 
+@pytest.mark.proves(
+    "metrics.Metric(name)",
+    "metrics.Metric(main_metric)",
+    "metrics.MetricParallel(name)",
+    "metrics.MetricParallel(main_metric)",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_main_value_is_the_one_of_the_rules(trainer, regression, data, kind):
     """By default it has the name of the metric; `validation_step` gives the arguments under that name in any case."""
@@ -127,6 +141,7 @@ def test_the_main_value_is_the_one_of_the_rules(trainer, regression, data, kind)
     assert plain.best("best_recall").values == {"recall": 0.5}
 
 
+@pytest.mark.proves("metrics.Metric(do_checks)", "metrics.MetricParallel(do_checks)")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"do_checks": True}])
 def test_different_numbers_of_samples_are_found_at_the_first_batch(trainer, regression, data, kind, options):
@@ -145,6 +160,7 @@ def test_different_numbers_of_samples_are_found_at_the_first_batch(trainer, regr
     assert len(batches) == 1
 
 
+@pytest.mark.proves("metrics.Metric(do_checks)", "metrics.MetricParallel(do_checks)")
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_checks_they_are_taken_as_they_are(trainer, regression, data, kind):
     sizes = []
@@ -159,6 +175,7 @@ def test_without_checks_they_are_taken_as_they_are(trainer, regression, data, ki
     assert sizes == [[12, 9]]
 
 
+@pytest.mark.proves("metrics.Metric(cast)")
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
@@ -183,6 +200,7 @@ def test_floating_point_tensors_are_cast_and_others_are_not(trainer, regression,
     assert seen == [kept, torch.int16]
 
 
+@pytest.mark.proves("metrics.MetricParallel")
 def test_a_parallel_metric_leaves_tensors_as_they_are(trainer, regression, data):
     seen = []
 
@@ -195,6 +213,7 @@ def test_a_parallel_metric_leaves_tensors_as_they_are(trainer, regression, data)
     assert seen == [torch.float16]
 
 
+@pytest.mark.proves("AcceleratorModule.validation_step")
 def test_a_loss_alone_is_enough(trainer, regression, data):
     class Alone(regression):
         def validation_step(self, key, batch):

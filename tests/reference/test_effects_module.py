@@ -20,6 +20,7 @@ class Rates(Callback):
         self.kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
 
 
+@pytest.mark.proves("AcceleratorModule.get_optimizer")
 def test_an_optimizer_and_a_scheduler_of_the_module_go_before_the_hyperparameters(trainer, regression, data):
     given = []
 
@@ -39,6 +40,7 @@ def test_an_optimizer_and_a_scheduler_of_the_module_go_before_the_hyperparameter
     assert torch.equal(module.model[3].weight, last), "a layer that its optimizer does not hold"
 
 
+@pytest.mark.proves("AcceleratorModule.get_optimizer")
 def test_none_stands_for_those_of_the_hyperparameters(trainer, regression, data):
     """The scheduler of the hyperparameters steps the module's optimizer, and the other way round."""
 
@@ -61,6 +63,12 @@ def test_none_stands_for_those_of_the_hyperparameters(trainer, regression, data)
         assert [rates.kind, *rates.rates] == expected
 
 
+@pytest.mark.proves(
+    "AcceleratorModule.freeze",
+    "AcceleratorModule.freeze(module)",
+    "AcceleratorModule.unfreeze",
+    "AcceleratorModule.unfreeze(module)",
+)
 def test_frozen_layers_are_not_trained_and_unfrozen_ones_are(trainer, regression, data):
     class Frozen(regression):
         def __init__(self):
@@ -86,6 +94,15 @@ class Scaled(nn.Module):
         return scale * self.layer(inputs)
 
 
+@pytest.mark.proves(
+    "AcceleratorModule.__call__",
+    "AcceleratorModule.__call__(*args)",
+    "AcceleratorModule.__call__(**kwargs)",
+    "AcceleratorModule.__len__",
+    "AcceleratorModule.forward",
+    "AcceleratorModule.forward(*args)",
+    "AcceleratorModule.forward(**kwargs)",
+)
 def test_len_and_call_of_a_module_that_is_trained(trainer, regression, data):
     """The module is called like its model, with all arguments, and counted like it, in the middle of a training."""
     seen = []
@@ -115,6 +132,7 @@ class Student(nn.Module):
         return self.layer(inputs)
 
 
+@pytest.mark.proves("AcceleratorModule(teacher)")
 def test_a_teacher_teaches_and_stays_as_it_is(trainer, regression, data):
     seen = []
 
@@ -165,6 +183,7 @@ class Logging:
         return Module()
 
 
+@pytest.mark.proves("AcceleratorModule.log", "AcceleratorModule.log(values)", "AcceleratorModule.log(step)")
 def test_a_module_logs_at_the_steps_of_the_trainer(trainer, regression, data, runs):
     values = {"tensor": torch.tensor([2.5]), "whole": 3, "fraction": 0.25}
     trainer("two", epochs=1, log_with="told", log_every=2).fit(Logging(regression, values), data(20))
@@ -173,6 +192,7 @@ def test_a_module_logs_at_the_steps_of_the_trainer(trainer, regression, data, ru
     assert runs[1].sent == []
 
 
+@pytest.mark.proves("AcceleratorModule(tracker)")
 def test_a_module_may_log_by_the_tracker_itself(trainer, regression, data, runs):
     class Always(regression):
         def training_step(self, batch):
@@ -183,6 +203,7 @@ def test_a_module_may_log_by_the_tracker_itself(trainer, regression, data, runs)
     assert runs[0].of("always") == dict.fromkeys((0, 1, 2), 1.0)
 
 
+@pytest.mark.proves("AcceleratorModule.log(reduction)")
 @pytest.mark.parametrize(
     ("options", "refused"), [({}, None), ({"reduction": "sum"}, None), ({"reduction": "max"}, "max")]
 )
@@ -198,6 +219,14 @@ def test_on_one_process_each_reduction_is_the_value_itself(trainer, regression, 
         assert runs[0].of("tensor") == {0: 2.0}
 
 
+@pytest.mark.proves(
+    "AcceleratorModule.pad",
+    "AcceleratorModule.pad(value)",
+    "AcceleratorModule.pad(padding)",
+    "AcceleratorModule.pad(max_length)",
+    "AcceleratorModule.pad(side)",
+    "AcceleratorModule.pad(op)",
+)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -272,6 +301,14 @@ def reset(module, loss):
     module.step()
 
 
+@pytest.mark.proves(
+    "ExtendedAcceleratorModule(status_dict)",
+    "ExtendedAcceleratorModule.backward",
+    "ExtendedAcceleratorModule.step",
+    "ExtendedAcceleratorModule.step_optimizer",
+    "ExtendedAcceleratorModule.step_scheduler",
+    "ExtendedAcceleratorModule.zero_grad",
+)
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize(
     ("train", "moved", "rate"),
@@ -287,6 +324,7 @@ def test_each_part_of_an_update_by_hand(trainer, data, train, moved, rate):
     assert moved_after(trainer, data, train) == (moved, pytest.approx(rate))
 
 
+@pytest.mark.proves("ExtendedAcceleratorModule.backward(loss)", "ExtendedAcceleratorModule.backward(**kwargs)")
 def test_arguments_of_the_backward_pass(trainer, data):
     """They are those of torch: with `retain_graph` a loss can be differentiated twice, and counts twice."""
     gradients = []
@@ -309,6 +347,7 @@ def test_arguments_of_the_backward_pass(trainer, data):
         moved_after(trainer, data, freed, "freed")
 
 
+@pytest.mark.proves("ExtendedAcceleratorModule.zero_grad(set_to_none)")
 @pytest.mark.parametrize(
     ("arguments", "gradient"), [({}, None), ({"set_to_none": True}, None), ({"set_to_none": False}, 0.0)]
 )

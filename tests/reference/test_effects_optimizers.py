@@ -153,6 +153,7 @@ def group_of(state):
     return {key: value for key, value in group.items() if key != "params"}
 
 
+@pytest.mark.proves("hyperparameters.HyperParameters(optim_kwargs)", "hyperparameters.Optimizer.*(*)")
 @pytest.mark.parametrize(("name", "argument"), ROWS, ids=[f"{name}-{argument}" for name, argument in ROWS])
 def test_an_argument_of_an_optimizer(name, argument, tmp_path):
     beside, value = of(BESIDE, name, argument, {}), of(VALUES, name, argument)
@@ -172,6 +173,7 @@ def test_an_argument_of_an_optimizer(name, argument, tmp_path):
         assert not equal((found[0], found[1]["state"]), (default[0], default[1]["state"]))
 
 
+@pytest.mark.proves("hyperparameters.Optimizer.*(params)")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_of_an_optimizer_are_those_of_the_model(name, tmp_path):
     """All that require a gradient; they cannot be given beside it."""
@@ -183,6 +185,7 @@ def test_the_parameters_of_an_optimizer_are_those_of_the_model(name, tmp_path):
     ]
 
 
+@pytest.mark.proves("hyperparameters.Optimizer.*.step(closure)")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_with_a_closure_returns_its_loss(name):
     """Every optimizer may be stepped by hand, too: `Optimizer.Adam(parameters).step(closure)`."""
@@ -205,6 +208,7 @@ def test_a_step_with_a_closure_returns_its_loss(name):
     assert not torch.equal(module.model.weight, before)
 
 
+@pytest.mark.proves("hyperparameters.Optimizer.Adagrad.share_memory")
 def test_the_sums_of_adagrad_can_be_shared_between_processes():
     optimizer = Optimizer.Adagrad(Codes("Adagrad").model.parameters())
     [state] = optimizer.state.values()

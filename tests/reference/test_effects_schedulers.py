@@ -140,6 +140,7 @@ def train(trainer, regression, data):
     return run
 
 
+@pytest.mark.proves("hyperparameters.HyperParameters(scheduler_kwargs)", "hyperparameters.Scheduler.*(*)")
 @pytest.mark.parametrize(("name", "argument"), ROWS, ids=[f"{name}-{argument}" for name, argument in ROWS])
 def test_an_argument_of_a_scheduler(train, name, argument):
     given = {**NEEDED.get(name, {}), **BESIDE.get(f"{name}.{argument}", {})}
@@ -150,6 +151,7 @@ def test_an_argument_of_a_scheduler(train, name, argument):
     assert [pytest.approx(values, rel=1e-12) for values in expected] != without
 
 
+@pytest.mark.proves("hyperparameters.Scheduler.*(optimizer)")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_optimizer_of_a_scheduler_is_that_of_the_training(train, name):
     """With all defaults; it cannot be given beside it."""
@@ -161,6 +163,7 @@ def test_the_optimizer_of_a_scheduler_is_that_of_the_training(train, name):
     assert "scheduler_kwargs.optimizer: the trainer gives it, remove it" in str(caught.value)
 
 
+@pytest.mark.proves("hyperparameters.Scheduler.*(last_epoch)")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_epoch_is_where_a_schedule_goes_on(name):
     """After a step count of an earlier schedule: for it the groups of the optimizer have to know their first rate."""
@@ -183,6 +186,7 @@ def by_steps(name, last_epoch):
     return seen[5:]
 
 
+@pytest.mark.proves("hyperparameters.Scheduler.*(last_epoch)")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_that_starts_anew_starts_at_the_beginning(train, name):
     """`last_epoch` reaches the scheduler, which refuses to go on where the optimizer has not begun; -1 is the start."""
@@ -194,12 +198,17 @@ def test_a_training_that_starts_anew_starts_at_the_beginning(train, name):
     assert train(name, {**given, "last_epoch": -1}) == [pytest.approx(v, rel=1e-12) for v in by_hand(name, given)]
 
 
+@pytest.mark.proves("hyperparameters.Scheduler.*.get_lr")
 def test_those_without_a_warmup_are_the_classes_of_torch():
     """So their methods are torch's."""
     for name in set(NAMES) - OF_TRANSFORMERS.keys():
         assert getattr(Scheduler, name) is getattr(lr_scheduler, name)
 
 
+@pytest.mark.proves(
+    "hyperparameters.Scheduler.CosineAnnealingWarmRestarts.step",
+    "hyperparameters.Scheduler.CosineAnnealingWarmRestarts.step(epoch)",
+)
 def test_warm_restarts_may_be_told_where_they_stand():
     """`step(epoch)` sets the place, fractions of an epoch too; the rate is that of the cosine there."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -211,6 +220,13 @@ def test_warm_restarts_may_be_told_where_they_stand():
     assert scheduler.get_last_lr() == pytest.approx([1.0])
 
 
+@pytest.mark.proves(
+    "hyperparameters.Scheduler.CyclicLR.load_state_dict",
+    "hyperparameters.Scheduler.CyclicLR.load_state_dict(state_dict)",
+    "hyperparameters.Scheduler.CyclicLR.scale_fn",
+    "hyperparameters.Scheduler.CyclicLR.scale_fn(x)",
+    "hyperparameters.Scheduler.CyclicLR.state_dict",
+)
 @pytest.mark.filterwarnings("ignore:To get the last learning rate:UserWarning")
 def test_a_cyclic_schedule_is_written_down_and_read_back():
     """Its state without the optimizer; `scale_fn` scales the amplitude of each cycle."""

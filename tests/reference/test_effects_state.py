@@ -37,6 +37,7 @@ def snapshots(fields, *hooks):
     return callback
 
 
+@pytest.mark.proves("states.TrainingState")
 def test_a_new_state_and_that_of_a_trainer_that_has_not_trained(trainer):
     expected = {
         "global_step": 0,
@@ -61,6 +62,7 @@ def test_a_new_state_and_that_of_a_trainer_that_has_not_trained(trainer):
     assert TrainingState().additional_metrics is not TrainingState().additional_metrics
 
 
+@pytest.mark.proves("states.TrainingState")
 def test_a_state_can_be_made_with_values():
     given = {"global_step": 1, "train_step": 2, "val_step": 3, "epoch": 4, "is_end_of_epoch": True}
     given |= {"is_last_training_batch": True, "is_last_validation_batch": True, "is_last_epoch": True}
@@ -81,6 +83,15 @@ STEPS = [
 ]
 
 
+@pytest.mark.proves(
+    "states.TrainingState(global_step)",
+    "states.TrainingState(train_step)",
+    "states.TrainingState(epoch)",
+    "states.TrainingState(is_last_training_batch)",
+    "states.TrainingState(is_last_epoch)",
+    "states.TrainingState(evaluations_done)",
+    "callbacks.Callback.on_epoch_start",
+)
 def test_the_counters_of_a_training_at_each_batch(trainer, regression, data):
     """Three batches an epoch, two to an optimizer step."""
     taken = snapshots(FIELDS[:7], "on_after_training_step", "on_epoch_start", "on_epoch_end", "on_evaluation_start")
@@ -93,6 +104,7 @@ def test_the_counters_of_a_training_at_each_batch(trainer, regression, data):
     assert evaluated == [(2, True, 0), (4, True, 1)]
 
 
+@pytest.mark.proves("states.TrainingState(is_end_of_epoch)")
 def test_the_end_of_an_epoch_is_said_at_its_last_step_only(trainer, regression, data):
     taken = snapshots(FIELDS, "on_evaluation_start", "on_after_zero_grad")
     trainer(evaluate_every_n_steps=1, callback=taken).fit(regression(), data(12), data(4))
@@ -100,6 +112,12 @@ def test_the_end_of_an_epoch_is_said_at_its_last_step_only(trainer, regression, 
     assert ended == [False, False, True, False, False, True]
 
 
+@pytest.mark.proves(
+    "states.TrainingState(val_step)",
+    "states.TrainingState(is_last_validation_batch)",
+    "callbacks.Callback.on_before_validation_step",
+    "callbacks.Callback.on_after_validation_step",
+)
 def test_where_an_evaluation_stands(trainer, regression, data):
     """The step within its dataset, and whether the batch is its last; each dataset starts anew."""
     fields = ("val_step", "is_last_validation_batch")
@@ -109,6 +127,12 @@ def test_where_an_evaluation_stands(trainer, regression, data):
     assert taken.seen == {"on_before_validation_step": expected, "on_after_validation_step": expected}
 
 
+@pytest.mark.proves(
+    "Trainer(eval_when_start)",
+    "states.TrainingState(evaluations_done)",
+    "states.TrainingState(finished)",
+    "states.TrainingState(num_checkpoints_made)",
+)
 def test_evaluations_checkpoints_and_the_end(trainer, regression, data):
     fields = ("evaluations_done", "num_checkpoints_made", "finished")
     hooks = ("on_fit_start", "on_evaluation_end", "on_save_checkpoint", "on_epoch_end", "on_fit_end")
@@ -157,6 +181,13 @@ class Given:
         return Module()
 
 
+@pytest.mark.proves(
+    "states.TrainingState(additional_metrics)",
+    "states.TrainingState(patience_left)",
+    "states.TrainingState(best_train_loss)",
+    "states.TrainingState(model_savings)",
+    "states.TrainingState(best_valid_loss)",
+)
 def test_what_was_best_and_what_was_measured_last(trainer, regression, data):
     fields = ("best_train_loss", "best_valid_loss", "additional_metrics", "model_savings", "patience_left")
     taken = snapshots(fields, "on_evaluation_end")
@@ -177,6 +208,12 @@ def test_what_was_best_and_what_was_measured_last(trainer, regression, data):
     assert [row["patience_left"] for row in rows] == [{"best_score": left, "best_train_loss": -1} for left in (3, 3, 2)]
 
 
+@pytest.mark.proves(
+    "states.TrainingState(additional_metrics)",
+    "states.TrainingState(best_train_loss)",
+    "states.TrainingState(model_savings)",
+    "states.TrainingState(best_valid_loss)",
+)
 def test_the_best_losses_are_kept_over_a_resume(trainer, regression, data):
     validation = {"0": [2.0, 3.0, 4.0]}
     trainer(epochs=1).fit(Given(regression, [1.0, 1.0], validation), data(8), data(4))
@@ -187,6 +224,7 @@ def test_the_best_losses_are_kept_over_a_resume(trainer, regression, data):
     assert longer.state.model_savings == {"best_valid_loss": (2.0,)}
 
 
+@pytest.mark.proves("AcceleratorModule(state)")
 def test_one_state_for_trainer_module_and_callbacks(trainer, regression, data):
     seen = []
 

@@ -5,6 +5,7 @@ import pytest
 from accmt import Monitor
 
 
+@pytest.mark.proves("Trainer(track_name)")
 @pytest.mark.parametrize(
     ("path", "arguments", "project"),
     [
@@ -18,11 +19,13 @@ def test_the_track_has_the_name_of_the_folder_or_its_own(trainer, regression, da
     assert [run.project for run in runs] == [project]
 
 
+@pytest.mark.proves("Trainer(log_with)")
 def test_without_a_tracker_none_is_begun(trainer, regression, data, runs):
     trainer(epochs=1, log_with=None).fit(regression(), data(4))
     assert runs == []
 
 
+@pytest.mark.proves("Trainer(additional_tracker_config)")
 def test_parameters_are_the_hyperparameters_and_what_is_added(trainer, regression, data, runs):
     hps = {"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 2}}
     trainer("plain", epochs=1, log_with="told", hps=hps).fit(regression(), data(4))
@@ -34,6 +37,7 @@ def test_parameters_are_the_hyperparameters_and_what_is_added(trainer, regressio
     assert added == {**plain, **more}
 
 
+@pytest.mark.proves("Trainer(train_loss_metric_name)", "Trainer(val_loss_metric_name)")
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -47,6 +51,7 @@ def test_names_of_the_losses(trainer, regression, data, runs, arguments, names):
     assert {name for _, name, _ in runs[0].sent} == names
 
 
+@pytest.mark.proves("Trainer(monitor)")
 @pytest.mark.parametrize("monitor", [Monitor(learning_rate=True, epoch=False), {"learning_rate": True, "epoch": False}])
 def test_a_monitor_as_an_object_or_a_dictionary(trainer, regression, data, runs, monitor):
     trainer(epochs=1, log_with="told", log_every=1, monitor=monitor).fit(regression(), data(8), data(4))
@@ -54,6 +59,13 @@ def test_a_monitor_as_an_object_or_a_dictionary(trainer, regression, data, runs,
     assert runs[0].of("learning_rate") == {1: 0.05, 2: 0.05}
 
 
+@pytest.mark.proves(
+    "monitor.Monitor(learning_rate)",
+    "monitor.Monitor(epoch)",
+    "monitor.Monitor(grad_norm)",
+    "monitor.Monitor(cpu_utilization)",
+    "monitor.Monitor(checkpoint)",
+)
 def test_what_the_values_of_a_monitor_are(trainer, regression, data, runs):
     monitor = Monitor(learning_rate=True, grad_norm=True, checkpoint=True, cpu_utilization=True)
     hps = {"scheduler": "ExponentialLR", "scheduler_kwargs": {"gamma": 0.5}}
@@ -76,6 +88,7 @@ def shown(folder, name):
     return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(name)]
 
 
+@pytest.mark.proves("Trainer(logging_dir)", "Trainer(log_with)", "Trainer(**kwargs)")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("arguments", [{}, {"logging_dir": "elsewhere"}])
 def test_logs_are_in_the_folder_of_logging(trainer, regression, data, tmp_path, monkeypatch, arguments):
@@ -88,6 +101,12 @@ def test_logs_are_in_the_folder_of_logging(trainer, regression, data, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"model", folder.name}
 
 
+@pytest.mark.proves(
+    "Trainer.log_artifact",
+    "Trainer.log_artifact(path)",
+    "Trainer.log_artifacts",
+    "Trainer.log_artifacts(path)",
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_files_and_folders_go_to_the_run(trainer, regression, data, tmp_path):
     """One file, or all of a folder, with what is below it; as text or path, in a training or after it."""

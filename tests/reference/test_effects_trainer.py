@@ -28,6 +28,7 @@ def checkpoints(training):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+@pytest.mark.proves("Trainer(enable_checkpointing)")
 @pytest.mark.parametrize("arguments", [{"enable_checkpointing": False}, {"checkpoint_every": None}])
 def test_without_checkpoints_nothing_is_written_and_nothing_continued(trainer, regression, data, arguments):
     for _ in range(2):
@@ -39,6 +40,7 @@ def test_without_checkpoints_nothing_is_written_and_nothing_continued(trainer, r
         assert training.state.num_checkpoints_made == 0
 
 
+@pytest.mark.proves("Trainer(enable_checkpointing)")
 def test_checkpoints_that_are_there_are_left_alone_when_they_are_switched_off(trainer, regression, data):
     trainer().fit(regression(), data(8))
     steps = Steps()
@@ -46,6 +48,7 @@ def test_checkpoints_that_are_there_are_left_alone_when_they_are_switched_off(tr
     assert steps.made == [1, 2, 3, 4]
 
 
+@pytest.mark.proves("Trainer(resume)")
 @pytest.mark.parametrize(
     ("resume", "made"),
     [
@@ -65,6 +68,7 @@ def test_each_form_of_resume(trainer, regression, data, resume, made):
     assert steps.made == made
 
 
+@pytest.mark.proves("Trainer(resume)")
 def test_resume_by_itself_when_there_is_nothing(trainer, regression, data):
     steps = Steps()
     trainer(resume=None, callback=steps).fit(regression(), data(8))
@@ -88,6 +92,7 @@ def score(greater_is_better=True):
     return FunctionMetric("score", lambda values: values.mean(), greater_is_better)
 
 
+@pytest.mark.proves("Trainer(patience)", "states.TrainingState(patience_left)")
 @pytest.mark.parametrize(
     ("patience", "evaluations", "left"),
     [
@@ -109,6 +114,7 @@ def test_patience_for_all_rules_or_by_rule(trainer, regression, data, patience, 
     assert training.state.patience_left == left
 
 
+@pytest.mark.proves("Trainer.register_model_saving(saving_below)", "Trainer.register_model_saving(saving_above)")
 @pytest.mark.parametrize(
     ("limits", "saved"),
     [
@@ -126,6 +132,7 @@ def test_a_registered_saving_keeps_to_its_limits(trainer, regression, data, limi
     assert [path.name for path in training.model_path.glob("best_*")] == ["best_score"]
 
 
+@pytest.mark.proves("Trainer.register_model_saving", "Trainer.register_model_saving(model_saving)")
 def test_the_rules_that_are_registered_take_the_place_of_the_default(trainer, regression, data):
     """`best_valid_loss` with validation data, `best_train_loss` without."""
     for name, validation, folder in (("a", data(4), "best_valid_loss"), ("b", None, "best_train_loss")):
@@ -161,6 +168,7 @@ def mean(values, last=4):
     return pytest.approx(sum(map(float.__mul__, values, map(float, sizes))) / sum(sizes), rel=1e-6)
 
 
+@pytest.mark.proves("Trainer(log_every)")
 @pytest.mark.parametrize("arguments", [{}, {"log_every": -1}])
 def test_the_training_loss_is_logged_at_the_end_of_each_epoch(trainer, regression, data, runs, arguments):
     """With accumulation that is after as many optimizer steps as an epoch has; it is the mean over samples."""
@@ -170,6 +178,7 @@ def test_the_training_loss_is_logged_at_the_end_of_each_epoch(trainer, regressio
     assert runs[0].of("train_loss") == {3: mean(module.losses[:6], 2), 6: mean(module.losses[6:], 2)}
 
 
+@pytest.mark.proves("Trainer(log_every)")
 def test_the_training_loss_is_logged_every_so_many_optimizer_steps(trainer, regression, data, runs):
     """Each step has `grad_accumulation_steps` batches, and the mean is of those since the last logging."""
     module = Losses(regression)
@@ -182,6 +191,7 @@ def test_the_training_loss_is_logged_every_so_many_optimizer_steps(trainer, regr
     }
 
 
+@pytest.mark.proves("Trainer(log_every)")
 def test_without_logging_no_training_loss_is_sent(trainer, regression, data, runs):
     trainer(log_with="told", log_every=None).fit(regression(), data(8), data(4))
     assert {name for _, name, _ in runs[0].sent} == {"val_loss"}
@@ -197,6 +207,7 @@ class Norms(Callback):
         self.norms.append(torch.cat(gradients).norm().item())
 
 
+@pytest.mark.proves("Trainer(clip_grad)")
 @pytest.mark.parametrize(("arguments", "norm"), [({}, 1.0), ({"clip_grad": 0.25}, 0.25), ({"clip_grad": None}, None)])
 def test_gradients_are_clipped_to_one_by_default(trainer, regression, data, arguments, norm):
     class Steep(regression):
@@ -220,6 +231,7 @@ class Named(Callback):
         self.calls.append(self.name)
 
 
+@pytest.mark.proves("Trainer(callback)")
 def test_one_callback_or_several_in_their_order(trainer, regression, data):
     calls = []
     trainer("one", epochs=1, callback=Named("a", calls)).fit(regression(), data(4))
@@ -247,6 +259,7 @@ def bias():
     return FunctionMetric("bias", lambda p, t: (p - t).mean(), greater_is_better=False)
 
 
+@pytest.mark.proves("Trainer(metrics)")
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -264,6 +277,7 @@ def test_metrics_for_all_datasets_or_by_dataset(trainer, regression, data, error
     assert {key: set(named) - {"valid_loss"} for key, named in values.items()} == expected
 
 
+@pytest.mark.proves("Trainer.fit(val_dataset)", "AcceleratorModule.validation_step(key)")
 @pytest.mark.parametrize(
     ("make", "keys"),
     [
@@ -291,6 +305,7 @@ def test_validation_data_in_each_form(trainer, regression, data, error_metric, r
     assert {name for _, name, _ in runs[0].sent} - {"train_loss", "epoch"} == expected
 
 
+@pytest.mark.proves("Trainer(model_path)")
 def test_everything_is_written_below_model_path(tmp_path, regression, data, monkeypatch):
     """As a text or a path, and also where the current folder is another one."""
     (tmp_path / "elsewhere").mkdir()
@@ -304,6 +319,7 @@ def test_everything_is_written_below_model_path(tmp_path, regression, data, monk
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.proves("Trainer(hps_config)")
 @pytest.mark.parametrize("form", ["path", "text", "dictionary"])
 def test_the_hyperparameters_as_a_file_or_a_dictionary(tmp_path, regression, data, form):
     values = {"epochs": 3, "batch_size": 5, "optimizer": {"type": "Adam", "lr": 0.25}}
@@ -326,6 +342,7 @@ def test_the_hyperparameters_as_a_file_or_a_dictionary(tmp_path, regression, dat
     assert seen.rates == [0.25] * 6
 
 
+@pytest.mark.proves("hyperparameters.HyperParameters(batch_size)")
 def test_two_batch_sizes_one_for_training_and_one_for_evaluations(trainer, regression, data):
     sizes = {"training": set(), "validation": set()}
 
@@ -344,6 +361,7 @@ def test_two_batch_sizes_one_for_training_and_one_for_evaluations(trainer, regre
     assert sizes == {"training": {2, 4}, "validation": {6, 4}}
 
 
+@pytest.mark.proves("hyperparameters.HyperParameters(epochs)", "hyperparameters.HyperParameters(max_steps)")
 def test_max_steps_go_before_epochs(trainer, regression, data):
     for epochs, max_steps, steps in ((2, None, 4), (2, 3, 3), (1, 7, 7)):
         training = trainer(f"{epochs}-{max_steps}", epochs=epochs, max_steps=max_steps)
@@ -363,6 +381,7 @@ def test_a_trainer_of_nothing_says_what_is_missing(tmp_path):
     assert [problem.path for problem in caught.value.problems] == [str(tmp_path / "none.yaml"), "model_path"]
 
 
+@pytest.mark.proves("Trainer")
 def test_two_trainings_in_one_script_do_not_know_of_each_other(trainer, regression, data, capsys):
     """One after another, also after one that failed: the second is what it is alone."""
 

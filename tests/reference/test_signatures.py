@@ -138,6 +138,7 @@ def test_hooks_are_in_the_order_of_the_reference():
     assert list(HOOKS) == methods
 
 
+@pytest.mark.proves("hyperparameters.Optimizer", "hyperparameters.Scheduler")
 @pytest.mark.parametrize(("holder", "more"), [(Optimizer, MORE_OPTIMIZERS), (Scheduler, MORE_SCHEDULERS)])
 def test_the_catalogues_hold_what_the_reference_has(holder, more):
     prefix = f"accmt.hyperparameters.{holder.__name__}."

@@ -28,6 +28,7 @@ def due_at(text, steps=range(1, 101), length=LENGTH, per_epoch=10):
     return [step for step in steps if engine.after_step(at(step, per_epoch)).checkpoint]
 
 
+@pytest.mark.proves("Trainer(checkpoint_every)")
 @pytest.mark.parametrize(
     "text", ["epoch", "ep", "1epoch", "1ep", "1 epoch", "1 ep", "epochs", "eps", "1epochs", "1eps", "1 epochs", "1 eps"]
 )
@@ -35,11 +36,13 @@ def test_documented_epoch(text):
     assert due_at(text) == list(range(10, 101, 10))
 
 
+@pytest.mark.proves("Trainer(checkpoint_every)")
 @pytest.mark.parametrize("text", ["step", "st", "1step", "1st", "1 step", "1 st", "steps", "sts", "1 steps", "1 sts"])
 def test_documented_step(text):
     assert due_at(text) == list(range(1, 101))
 
 
+@pytest.mark.proves("Trainer(checkpoint_every)")
 @pytest.mark.parametrize(
     "text",
     [

@@ -88,6 +88,7 @@ def test_a_torchmetrics_object_has_to_be_wrapped():
     )
 
 
+@pytest.mark.proves("Trainer")
 def test_all_mistakes_at_once():
     with pytest.raises(ConfigError) as caught:
         Trainer({"batch_size": 0, "optimizer": "AdmW"}, "nowhere", multiple_checkpoints=1, patience=-2)

@@ -25,6 +25,7 @@ def weights(module):
     return [parameter.detach().clone() for parameter in module.model.parameters()]
 
 
+@pytest.mark.proves("Trainer(compile)", "Trainer(compile_kwargs)")
 def test_compile_compiles_model_and_teacher_and_changes_nothing_else(trainer, regression, data):
     plain = regression()
     start = {name: value.clone() for name, value in plain.model.state_dict().items()}
@@ -52,6 +53,7 @@ def test_compile_compiles_model_and_teacher_and_changes_nothing_else(trainer, re
     assert type(module.teacher) is nn.Sequential
 
 
+@pytest.mark.proves("Trainer(compile_kwargs)")
 def test_compile_by_the_name_of_a_backend(trainer, regression, data):
     module = regression()
     trainer(epochs=1, compile=True, compile_kwargs={"backend": "eager"}).fit(module, data(8))
@@ -74,6 +76,7 @@ class Checkpointed(nn.Module):
         self.asked.append(gradient_checkpointing_kwargs)
 
 
+@pytest.mark.proves("Trainer(gradient_checkpointing)", "Trainer(gradient_checkpointing_kwargs)")
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
@@ -170,6 +173,7 @@ class Chatty(nn.Linear):
         return super().to(*arguments, **options)
 
 
+@pytest.mark.proves("Trainer(enable_prepare_logging)")
 @pytest.mark.parametrize(("enabled", "logged"), [(False, ["careful"]), (True, ["moving", "careful"])])
 def test_what_is_logged_while_the_model_is_prepared(trainer, data, caplog, enabled, logged):
     module = Dtypes()
@@ -187,6 +191,7 @@ class Engine:
         self.distributed_type, self.mixed_precision, self.device = kind, precision, torch.device("cpu")
 
 
+@pytest.mark.proves("Trainer(prepare_batch)")
 @pytest.mark.parametrize(
     ("kind", "precision", "converts", "expected"),
     [

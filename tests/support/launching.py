@@ -1,0 +1,136 @@
+"""Programs in processes of their own, one or several that train together, without the seconds that torch is imported.
+
+    ran = launch(SCRIPT, folder, "seed=7", processes=2)
+    ran.check()
+
+does what `torchrun --nproc_per_node 2 SCRIPT folder seed=7` does, in processes that warm servers fork: with the same
+variables in the environment, a store to meet in, and all ended when one of them fails. Two servers take turns, so
+that ranks have other hashes of texts than their neighbours, as with torchrun. What torchrun itself does (agents,
+restarts, several machines), and what an import does, is tested with real interpreters.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forks import Child, Forks
+
+PROGRAMS = Path(__file__).with_name("programs.py")
+_GRACE = 30
+_TICK = 0.01
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What processes ended with: 0, or the code of the one that failed first, and what all of them wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def check(self) -> Ran:
+        """Fail with what was written if a process failed."""
+        assert self.returncode == 0, f"ended with {self.returncode}:\n{self.stdout}\n{self.stderr}"
+        return self
+
+
+def launch(
+    program: Path | str,
+    *arguments: object,
+    processes: int | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str | None] | None = None,
+    preload: tuple[str, ...] = (),
+    timeout: float = 240,
+) -> Ran:
+    """Run a program to its end.
+
+    Args:
+        program: A file, or the text of a program.
+        *arguments: What it finds in sys.argv, as text.
+        processes: How many train together, as of torchrun; by default there is one, as of python.
+        folder: The working directory; that of the tests by default.
+        environment: Variables besides those of the tests; None takes one away.
+        preload: Modules that are slow to import, which servers of their own have imported.
+        timeout: Seconds after which all are killed, which is an error.
+    """
+    with tempfile.TemporaryDirectory() as logs:
+        if isinstance(program, str):
+            source = Path(logs, "program.py")
+            source.write_text(program)
+        else:
+            source = program
+        out, err = Path(logs, "out"), Path(logs, "err")
+        for file in (out, err):
+            file.touch()
+        ranks = _Ranks(processes)
+        given: dict[str, Any] = {"program": str(source.resolve()), "arguments": [str(each) for each in arguments]}
+        given |= {"folder": str(folder or Path.cwd()), "out": str(out), "err": str(err)}
+        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
+        kept = {name: value for name, value in variables.items() if value is not None}
+        children = [
+            _server(rank % 2, preload).start("run", err, **given, environment={**kept, **ranks.environment(rank)})
+            for rank in range(processes or 1)
+        ]
+        try:
+            code = _end(children, timeout)
+        finally:
+            for child in children:
+                child.clear()
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in (out, err)]
+        assert code is not None, "not ended after {} s:\n{}\n{}".format(timeout, *texts)
+        return Ran(code, *texts)
+
+
+class _Ranks:
+    """The store in which processes meet: in the process of the tests, so that no test can take the port of another."""
+
+    def __init__(self, processes: int | None) -> None:
+        from torch.distributed import TCPStore
+
+        self._processes = processes
+        self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False) if processes else None
+
+    def environment(self, rank: int) -> dict[str, str]:
+        if self._store is None:
+            return {}
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self._processes, "LOCAL_WORLD_SIZE": self._processes}
+        own |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port}
+        return {name: str(value) for name, value in own.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+def _end(children: list[Child], timeout: float) -> int | None:
+    """Wait for all; the first code that is not 0 ends the others, at first gently. None if they had to be killed."""
+    until, failed, hung = time.monotonic() + timeout, 0, False
+    running = list(children)
+    while running:
+        ended = [child for child in running if not child.is_running()]
+        running = [child for child in running if child not in ended]
+        codes = [child.end() for child in ended]
+        if not failed and any(codes):
+            failed = next(code for code in codes if code)
+            until = min(until, time.monotonic() + _GRACE)
+            for child in running:
+                child.terminate()
+        if time.monotonic() > until:
+            hung = not failed
+            for child in running:
+                child.kill()
+        time.sleep(_TICK)
+    return None if hung else failed
+
+
+@functools.cache
+def _server(number: int, preload: tuple[str, ...]) -> Forks:
+    """Each started when the first test needs it, and ended with the process of the tests."""
+    server = Forks(PROGRAMS, *preload)
+    atexit.register(server.close)
+    return server
