@@ -38,10 +38,11 @@ from accmt.notices import heard_by
 from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
-from accmt.setup.build import Plan, assemble, assemble_evaluation, plan
+from accmt.setup.build import assemble, assemble_evaluation
 from accmt.setup.inputs import check_evaluation, check_fit
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent, returned
+from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
 from accmt.setup.resume import begin, check_folders, find_checkpoint
 from accmt.setup.summary import after_training, before_training, interrupted, nothing_done
@@ -378,9 +379,10 @@ class Trainer:
     def _begun(self, planned: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
         """Return the run at its starting point. If that fails, its trackers are closed as well."""
         try:
-            run = assemble(planned, self.state, checkpoint, signals)
+            run = assemble(planned, self.state, signals)
             self._attach(run)
             notes = begin(planned, run, checkpoint)
+            self._tracker = run.tracker
             run.display.show(*before_training(planned, notes))
             methods = uncalled(planned.module, self._options.callbacks, self._options.data.collates)
             for warning in (*planned.warnings, *methods):
@@ -436,8 +438,7 @@ class Trainer:
 
     def _attach(self, run: Run) -> None:
         """Make the run visible to callbacks and the user."""
-        self.decisions = run.decisions
-        self._tracker = run.tracker
+        self.decisions = run.records.decisions
         self._pulse = run.pulse
         self._fitted = run.engine.rules.savings
         self._introduce(run.module, run.state)
@@ -455,7 +456,7 @@ class Trainer:
         run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
         try:
             stop = train(run)
-            run.flush_journals()
+            run.records.flush()
             status = "FINISHED"
             return stop
         except (KeyboardInterrupt, Terminated) as error:
@@ -466,7 +467,10 @@ class Trainer:
             run.display.stop()
             run.display.show(interrupted(run))
             hooks = run.hooks
-            (hooks.on_keyboard_interrupt if isinstance(error, KeyboardInterrupt) else hooks.on_exception)(error)
+            if isinstance(error, KeyboardInterrupt):
+                hooks.on_keyboard_interrupt(error)
+            else:
+                hooks.on_exception(error)  # type: ignore[arg-type]  # a SystemExit
             raise
         except BaseException as error:
             self._finish_checkpoint(run)
@@ -486,7 +490,7 @@ class Trainer:
     def _finish_checkpoint(run: Run) -> None:
         """Wait for a checkpoint in the background; an error in it must not hide why the training ends."""
         try:
-            run.checkpointer.finish(run)
+            run.finish_checkpoint()
         except Exception as error:
             run.display.warn(f"the last checkpoint could not be made: {error}")
 
@@ -494,9 +498,9 @@ class Trainer:
     def _checkpoint_last_step(run: Run) -> bool:
         """Checkpoint the last complete step, if requested; an error in it must not hide why the training ends."""
         try:
-            if is_due := run.steps.put_back(run):
-                run.checkpointer.save(run)
-                run.checkpointer.finish(run)
+            if is_due := run.last_step.put_back(run):
+                run.checkpoint()
+                run.finish_checkpoint()
             return is_due
         except Exception as error:
             run.display.warn(f"no checkpoint was made of the last complete step: {error}")

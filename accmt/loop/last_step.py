@@ -23,6 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.loop.progress import COUNTERS
 from accmt.loop.run import Run
+from accmt.loop.stateful_parts import Reading
 
 _numbers = count(1)
 _PATIENCE = timedelta(seconds=5)
@@ -47,14 +48,20 @@ class _Note:
     gradients: dict[str, Tensor]
     groups: list[dict[str, Any]]
     stateful: dict[str, Any]
-    sums: tuple[Any, Any]
-    read: tuple[Any, Any]
+    sums: list[dict[str, Any]]
+    read: dict[str, Any]
 
 
 class LastStep:
-    """Recorder of the steps of a run, which can restore the run to the last complete one."""
+    """Recorder of the steps of a run, which can restore the run to the last complete one.
 
-    def __init__(self) -> None:
+    Args:
+        reading: The reading of the training data: it cannot be turned back, so its recorded state is kept for the
+            checkpoint.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
         self._number = next(_numbers)
         self._note: _Note | None = None
         self._engine: dict[str, Any] | None = None
@@ -70,14 +77,14 @@ class LastStep:
             {name: getattr(run.position, name) for name in (*COUNTERS, "offset", "ended_epoch")},
             {entry.name: copy.copy(getattr(run.state, entry.name)) for entry in fields(run.state)},
             self._engine,
-            (run.history.lines, run.decision_log.lines),
+            (run.records.history.lines, run.records.decision_log.lines),
             random_state(run.device),
             {name: buffer.detach().clone() for name, buffer in buffers},
             {name: gradient.detach().clone() for name, gradient in run.stepper.gradients().items()},
             [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
             copy.deepcopy({name: part.state_dict() for name, part in _others(run)}),
-            (copy.deepcopy(run.stepper.losses), copy.deepcopy(run.training_metrics)),
-            (run.data.state(), run.generators.states()),
+            [copy.deepcopy(vars(sums)) for sums in _sums(run)],
+            self._reading.now(),
         )
 
     def settle(self) -> None:
@@ -96,11 +103,12 @@ class LastStep:
         changed = note is not None and note.versions != list(_versions(run))
         if not self._is_shared(f"{step} {note is not None and note.is_settled} {changed}"):
             raise Unknown("not all processes came to an end in the same step")
-        if note is None or step == run.checkpointed_at:
+        if note is None or step == run.checkpointer.last_step:
             return False
         if changed:
             raise Unknown(f"the step after step {step} had begun to change the weights")
         _put_back(run, note)
+        self._reading.recorded = note.read
         return True
 
     def _is_shared(self, place: str) -> bool:
@@ -121,6 +129,9 @@ class LastStep:
 class NoLastStep(LastStep):
     """Null recorder, for trainings that make no checkpoint when an exception ends them."""
 
+    def __init__(self) -> None:
+        pass
+
     def note(self, run: Run, *, is_settled: bool) -> None:
         """Do nothing."""
 
@@ -132,31 +143,14 @@ class NoLastStep(LastStep):
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Training data, or generators, with the recorded state, which is what a checkpoint asks for."""
-
-    data: Any
-    noted: Any
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
-
-    def state(self) -> Any:
-        return self.noted
-
-    def states(self) -> Any:
-        return self.noted
-
-
 def _put_back(run: Run, note: _Note) -> None:
     for name, value in note.counters.items():
         setattr(run.position, name, value)
     for name, value in note.state.items():
         setattr(run.state, name, value)
     run.engine.restore(note.engine)
-    run.history.lines, run.decision_log.lines = note.lines
-    run.is_settled = note.is_settled
+    run.records.history.lines, run.records.decision_log.lines = note.lines
+    run.position.is_settled = note.is_settled
     set_random_state(note.random, run.device)
     buffers = _buffers(run)
     with torch.no_grad():
@@ -167,18 +161,22 @@ def _put_back(run: Run, note: _Note) -> None:
         group.update(kept_group)
     for name, part in _others(run):
         part.load_state_dict(note.stateful[name])
-    run.stepper.losses, run.training_metrics = note.sums
-    run.data, run.generators = _Read(run.data, note.read[0]), _Read(run.generators, note.read[1])  # type: ignore[assignment]
+    for sums, noted in zip(_sums(run), note.sums, strict=True):
+        vars(sums).update(noted)
+
+
+def _sums(run: Run) -> tuple[object, object]:
+    return run.stepper.losses, run.stepper.metrics
 
 
 def _optimizer(run: Run) -> Any:
-    return run.parts.stateful["optimizer"].optimizer
+    return run.checkpointer.model.stateful["optimizer"].optimizer
 
 
 def _networks(run: Run) -> list[nn.Module]:
     """Return the model and the networks beside it."""
-    kept = run.parts.kept
-    return [run.model, *(() if kept is None else kept.found().networks.values())]
+    model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
+    return [model, *(() if kept is None else kept.found().networks.values())]
 
 
 def _buffers(run: Run) -> dict[str, Tensor]:
@@ -191,7 +189,7 @@ def _buffers(run: Run) -> dict[str, Tensor]:
 
 def _others(run: Run) -> Iterator[tuple[str, Any]]:
     """Return the small stateful parts besides model and optimizer: scheduler, scaler."""
-    return ((name, part) for name, part in run.parts.stateful.items() if name != "optimizer")
+    return ((name, part) for name, part in run.checkpointer.model.stateful.items() if name != "optimizer")
 
 
 def _versions(run: Run) -> Iterator[int]:

@@ -17,9 +17,8 @@ from typing import Any
 
 from accmt.checkpoint.optimizer_state import complete
 from accmt.config.errors import ConfigError, Problem
-from accmt.hyperparameters.recorded import described, digest, recorded
+from accmt.hyperparameters.recorded import described, digest, recorded, said
 from accmt.hyperparameters.schedulers import follows_metric
-from accmt.loop.settings_record import said
 
 _NO_SETTINGS = ("params", "param_names")
 _CYCLED = ("momentum", "betas")

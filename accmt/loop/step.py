@@ -22,6 +22,7 @@ from accmt.loop.learning_rate import Schedule
 from accmt.loop.losses import LossMeter
 from accmt.loop.out_of_memory import free, is_out_of_memory
 from accmt.loop.trainable_parameters import Beside, Trained
+from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 
 
@@ -36,6 +37,7 @@ class StepOptions:
         prepare_batches: Convert batches to the precision of the model, if an engine needs that.
         scheduler_per_epoch: The scheduler steps once an epoch.
         through_wrapper: The module calls the prepared model, not the bare one.
+        measures_norm: Compute the norm of the gradients, even without clipping.
         repeats: Retry a step once if it runs out of memory.
     """
 
@@ -45,7 +47,13 @@ class StepOptions:
     prepare_batches: bool
     scheduler_per_epoch: bool
     through_wrapper: bool
+    measures_norm: bool
     repeats: bool
+
+    @property
+    def norm_limit(self) -> float | None:
+        """The norm to clip gradients to: infinite if it is only measured, None for neither."""
+        return math.inf if self.clip_grad is None and self.measures_norm else self.clip_grad
 
 
 class Stepper:
@@ -59,6 +67,7 @@ class Stepper:
         options: The options of a step.
         hooks: The callbacks.
         beside: The parameters that a step may train besides those of the model.
+        means: The training losses, and the metrics that the module logs.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class Stepper:
         options: StepOptions,
         hooks: Hooks,
         beside: Beside,
+        means: tuple[LossMeter, TrainingMetrics],
     ) -> None:
         self._module = module
         self._model = model
@@ -79,6 +89,7 @@ class Stepper:
         self._schedule = schedule
         self._follows = schedule.scheduler is not None and follows_metric(schedule.scheduler)
         self._options = options
+        self._limit = options.norm_limit
         self._hooks = hooks
         self._beside = beside
         through_wrapper = options.through_wrapper
@@ -89,7 +100,7 @@ class Stepper:
         self._differentiate = self._updates.differentiate
         self._replicated = accelerator.distributed_type in REPLICATED
         self._shares_gradients = False
-        self.losses = LossMeter(accelerator.device)
+        self.losses, self.metrics = means
         self.grad_norm: Tensor | None = None
 
     @property
@@ -136,10 +147,26 @@ class Stepper:
         found = {name: parameter.grad for name, parameter in self._beside.named().items()}
         return {name: local(gradient) for name, gradient in found.items() if gradient is not None}
 
+    def check_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Check that gradients of a checkpoint belong to parameters here, with their shapes.
+
+        Raises:
+            ValueError: They do not.
+        """
+        named = self._named()
+        for name, gradient in gradients.items():
+            if name not in named:
+                raise ValueError(f"{name}, which has a gradient, is not a parameter here")
+            if gradient.shape != named[name].shape and not hasattr(named[name], "to_local"):
+                shapes = f"{tuple(gradient.shape)}, and the parameter {tuple(named[name].shape)}"
+                raise ValueError(f"the gradient of {name} has the shape {shapes}")
+
+    def _named(self) -> dict[str, Any]:
+        return {**self._beside.named(), **self._trained.numbered()}
+
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
         """Restore the gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
-        named: dict[str, Any] = dict(self._beside.named())
-        named |= self._trained.numbered()
+        named = self._named()
         for name, gradient in gradients.items():
             parameter = named[name]
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
@@ -186,8 +213,8 @@ class Stepper:
         self._trained.check_unheld()
         if self._replicated:
             average_gradients(self._trained.outside())
-        if self._options.clip_grad is not None and self._updates.clip is not None:
-            self.grad_norm = self._updates.clip(self._trained.held(), self._options.clip_grad)
+        if self._limit is not None and self._updates.clip is not None:
+            self.grad_norm = self._updates.clip(self._trained.held(), self._limit)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""

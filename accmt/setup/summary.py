@@ -14,7 +14,7 @@ from accmt.loop.run import Run
 from accmt.rules import Decision, Facts, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.printable import shown
-from accmt.setup.build import Plan
+from accmt.setup.plan import Plan
 
 _MOST_ROWS = 100
 
@@ -33,12 +33,11 @@ def after_training(
     run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
 ) -> list[RenderableType]:
     """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
-    worth, left_out = _worth_showing(run.decisions)
+    worth, left_out = _worth_showing(run.records.decisions)
     parts: list[RenderableType] = ["", decision_table(worth)]
     if left_out:
-        parts.append(
-            Text(f"{left_out} decisions that saved nothing are left out; all are in {shortened(run.decision_log.path)}")
-        )
+        where = shortened(run.records.decision_log.path)
+        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
     rows = [
         (rule.name, {}, 0, None)
         if saving is None
@@ -73,11 +72,12 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
 def interrupted(run: Run, how: str = "interrupted") -> Text:
     """Say from which step an interrupted training would resume."""
     step = run.position.step
-    if run.checkpointed_at < 0:
+    checkpointed = run.checkpointer.last_step
+    if checkpointed is None:
         return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
-    repeated = step - run.checkpointed_at
+    repeated = step - checkpointed
     again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
-    return Text(f"{how} at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
+    return Text(f"{how} at step {step}; run again to continue from step {checkpointed}{again}", "bold")
 
 
 def _facts(plan: Plan) -> dict[str, str]:

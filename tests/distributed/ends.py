@@ -9,13 +9,13 @@ import warnings
 from pathlib import Path
 
 import torch
+from accmt.loop.checkpointer import DiskCheckpointer
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from accmt import AcceleratorModule, Callback, FunctionMetric, HyperParameters, Trainer, set_seed
 from accmt.checkpoint import publish
-from accmt.loop.checkpointer import DiskCheckpointer
 
 torch.set_num_threads(1)
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
