@@ -88,7 +88,7 @@ class Stepper:
         self._optimizer = optimizer
         self._schedule = schedule
         self._follows = schedule.scheduler is not None and follows_metric(schedule.scheduler)
-        self._options = options
+        self.options = options
         self._limit = options.norm_limit
         self._hooks = hooks
         self._beside = beside
@@ -135,7 +135,7 @@ class Stepper:
 
     def end_epoch(self) -> None:
         """Step a scheduler that steps once an epoch."""
-        if self._options.scheduler_per_epoch and not self._follows:
+        if self.options.scheduler_per_epoch and not self._follows:
             self._step_scheduler()
 
     def follow(self, value: float) -> None:
@@ -198,7 +198,7 @@ class Stepper:
         was_skipped = self._updates.was_skipped
         if self._follows:
             return
-        if not self._options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
+        if not self.options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
             self._step_scheduler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -228,10 +228,10 @@ class Stepper:
     def _learn_again(self, error: RuntimeError, batches: list[Any], share: int) -> Tensor:
         """Retry a batch that ran out of memory, after those before it in its window: which of their gradients are valid
         is no longer known."""
-        if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
+        if not (self.options.repeats and is_out_of_memory(error) and self._is_alone()):
             raise error
         free(error)
-        self._updates.zero_grad(set_to_none=self._options.set_to_none)
+        self._updates.zero_grad(set_to_none=self.options.set_to_none)
         for number, batch in enumerate(batches, start=1):
             loss = self._learn(batch, share, last=number == share)
         return loss
@@ -240,7 +240,7 @@ class Stepper:
         """Return whether no other process waits for data of the failed step, which a retry would send twice."""
         if self._accelerator.num_processes == 1:
             return True
-        buffers = self._options.through_wrapper and next(self._model.buffers(), None) is not None
+        buffers = self.options.through_wrapper and next(self._model.buffers(), None) is not None
         return self._replicated and not buffers and not self._shares_gradients
 
     def _forward(self, batch: Any) -> Tensor:
@@ -269,7 +269,7 @@ class Stepper:
     def _update(self) -> None:
         self.step_optimizer()
         self.step_scheduler()
-        self.zero_grad(self._options.set_to_none)
+        self.zero_grad(self.options.set_to_none)
 
     def _step_scheduler(self, *values: float) -> None:
         scheduler = self._schedule.scheduler
@@ -296,7 +296,7 @@ class ManualStepper(Stepper):
             try:
                 loss = self._forward(batch)
             except RuntimeError as error:
-                can_repeat = self._options.repeats and not self._has_begun and self._is_alone()
+                can_repeat = self.options.repeats and not self._has_begun and self._is_alone()
                 if not (can_repeat and is_out_of_memory(error)):
                     raise
                 free(error)
@@ -317,7 +317,7 @@ class ManualStepper(Stepper):
         """Add the gradients of a loss; those from before the last optimizer step are dropped."""
         self._has_begun = True
         if self._is_stepped:
-            self.zero_grad(self._options.set_to_none)
+            self.zero_grad(self.options.set_to_none)
         super().backward(loss, **kwargs)
 
     def step_optimizer(self) -> None:
