@@ -25,7 +25,7 @@ _CYCLED = ("momentum", "betas")
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class ResumedAt:
     """Position of a training that is resumed.
 
     Attributes:
@@ -92,7 +92,9 @@ class Schedule:
         if self._loads and self.scheduler is not None and state:
             self.scheduler.load_state_dict(state)
 
-    def prepare(self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: Count) -> list[str]:
+    def prepare(
+        self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: ResumedAt
+    ) -> list[str]:
         """Detect changes since a checkpoint, and step a changed schedule to the current position. Loads nothing yet.
 
         Args:
@@ -188,7 +190,7 @@ class Schedule:
         self,
         was: Mapping[str, Any] | None,
         state: Mapping[str, Any],
-        count: Count,
+        count: ResumedAt,
         matched: list[Mapping[str, Any] | None],
     ) -> None:
         """Step a fresh schedule to the current position."""

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from accmt.checkpoint import state_types as types
 from accmt.checkpoint.state_types import Written, check_written
-from accmt.rules.jsonable import count_from, from_text, to_text
+from accmt.rules.jsonable import from_text, to_text
 
 _UNIT = "samples"
 
@@ -96,7 +96,7 @@ class LossMeter:
         """Restore the sums."""
         scale = 1 if state.get("unit") == _UNIT else self._batch_size
         self._sum.fill_(from_text(state["sum"]) * scale)
-        self._count = count_from(state["count"]) * scale
+        self._count = state["count"] * scale
         self._log.load_state_dict(state["log"], scale)
         self._evaluation.load_state_dict(state["evaluation"], scale)
         return []
@@ -134,5 +134,5 @@ class _Interval:
     def state_dict(self) -> list[float | str]:
         return [to_text(self._sum), self._count]
 
-    def load_state_dict(self, data: list[float | str], scale: int) -> None:
-        self._sum, self._count = from_text(data[0]) * scale, count_from(data[1]) * scale
+    def load_state_dict(self, data: list[Any], scale: int) -> None:
+        self._sum, self._count = from_text(data[0]) * scale, data[1] * scale

@@ -12,7 +12,6 @@ from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.data.loaders import TrainingData, Window
 from accmt.data.position_unit import Unit
 from accmt.rules import Progress
-from accmt.rules.jsonable import count_from
 
 COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
 
@@ -218,16 +217,15 @@ class Position:
 
         Raises:
             Mismatch: The data cannot be read from that position.
-            ValueError, KeyError, TypeError: `data` is not a position.
         """
         for name in COUNTERS:
-            setattr(self, name, int(data[name]))
+            setattr(self, name, data[name])
         # Earlier checkpoints record how many batches were read, but not their size.
-        then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
-        place = count_from(data["place"]) if "place" in data else self.batch * then.size
+        then = Unit(**data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
+        place = data["place"] if "place" in data else self.batch * then.size
         self.batch, self.offset = self._data.locate(place, then)
         self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
-        self.ended_epoch = bool(data.get("ended_epoch", False))
+        self.ended_epoch = data.get("ended_epoch", False)
         if self.ended_epoch and per_epoch is not None:
             self._more = self.step - self.epoch * per_epoch - self.step_in_epoch
         if self.ended_epoch:

@@ -17,7 +17,7 @@ from accmt.data.identity import difference, identity_of, order_of
 from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
 from accmt.hyperparameters.recorded import changes
-from accmt.loop.learning_rate import Count, Schedule
+from accmt.loop.learning_rate import ResumedAt, Schedule
 from accmt.loop.progress import Position
 from accmt.rules import RuleEngine
 
@@ -111,7 +111,7 @@ class Settings:
             raise _finished_on(other)
         if then is not None and position.is_within_epoch and not other and then["order"] != self._order:
             raise Mismatch(_OTHER_ORDER)
-        count = Count(position.step, position.epoch, position.passed_end, position.is_finished)
+        count = ResumedAt(position.step, position.epoch, position.passed_end, position.is_finished)
         former = None if then is None else {"groups": then["groups"], "schedule": then["schedule"]}
         state, kind = saved.model.states.get("scheduler") or {}, saved.model.kinds.get("scheduler", "")
         for line in self._schedule.prepare(former, state, kind, count):

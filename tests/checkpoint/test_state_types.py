@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
+from accmt.checkpoint.tensor_files import read_tensors
 from accmt.loop.run import Run
 
 
@@ -124,3 +125,23 @@ def test_what_earlier_versions_did_not_write_may_be_missing(run, checkpoint):
     changed(checkpoint, "trainer", "position.step", lambda inner, last: inner.pop(last))
     with pytest.raises(NoCheckpoint, match=r"position\.step is missing"):
         run.checkpointer.read(checkpoint)
+
+
+def test_the_layout_is_that_of_every_checkpoint_of_this_schema(checkpoint):
+    """Where a key changes its place or meaning, so must the schema: checkpoints of users are read by these names."""
+    trainer = json.loads((checkpoint.path / "trainer.json").read_text())
+    model = {"schema", "parts", "kinds", "model", "beside", "deepspeed", "versions"}
+    position = {"position", "settled", "elapsed", "data_seed", "processes", "steps_per_epoch"}
+    records = {"nan_reported", "history", "decisions"}
+    assert trainer.keys() == {*model, *position, *records, "engine", "state", "tracker", "configuration"}
+    assert trainer["schema"] == 2
+    counters = {"step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before", "place", "unit"}
+    assert trainer["position"].keys() == counters
+    assert trainer["configuration"].keys() == {"settings", "data", "order", "groups", "schedule"}
+    process = json.loads((checkpoint.path / "process-0.json").read_text())
+    assert process.keys() == {"losses", "training", "data", "objects"}
+    assert process["losses"].keys() == {"unit", "sum", "count", "log", "evaluation"}
+    assert process["data"].keys() == {"reading", "generators"}
+    tensors = read_tensors(checkpoint.path / "rng-0.safetensors")
+    assert {name.partition(".")[0] for name in tensors} <= {"now", "epoch", "gradient", "data", "object"}
+    assert {"now.python", "now.numpy", "now.torch"} <= tensors.keys()
