@@ -140,9 +140,9 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
         states: The states of the parts that all processes share, by name.
     """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
-    states = {name: part.state_dict() for name, part in parts.named().items()}
+    own = {name: part.state_dict() for name, part in parts.named().items()}
     beside = {} if parts.kept is None else parts.kept.shared()
-    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **states})
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **own})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards

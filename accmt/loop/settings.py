@@ -94,7 +94,7 @@ class Settings:
 
         Args:
             saved: The checkpoint.
-            position, engine: The position and the rules as they will be restored.
+            position, engine: The position, and the rules as they will be restored.
 
         Returns:
             The changes, one line each.

@@ -134,10 +134,10 @@ def _cleared(plan: Plan, run: Run) -> Path | None:
 
 def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
     saved = run.checkpointer.read(checkpoint)
-    position = plan.position.at(saved.shared["position"])
+    run.position.load_state_dict(saved.shared["position"])  # a schedule may be built for the length from there
     engine = EngineState(run.engine).restored(saved.shared["engine"])
     with understood(checkpoint.path):
-        changes = plan.settings.compare(saved, position, engine)
+        changes = plan.settings.compare(saved, run.position, engine)
     run.module.tracker = _tracker(plan, saved)
     with understood(checkpoint.path), plan.schedule.applied():
         said = run.checkpointer.load(saved)
