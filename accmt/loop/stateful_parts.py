@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,19 +107,20 @@ class RandomStates:
         """Remember the state at the start of an epoch."""
         self.epoch = random_state(self._device)
 
-    def set_resumed(self) -> None:
+    def resume(self) -> None:
         """Set the state to resume with, if there is one."""
-        if self.resumed is not None:
-            set_random_state(self.resumed, self._device)
-        self.resumed = None
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None:
+            set_random_state(resumed, self._device)
 
-    def rewind(self) -> bool:
-        """Set the state at the start of a resumed epoch, and return whether it is known."""
-        if self.resumed is None or not self.epoch:
-            self.resumed = None
-            return False
+    def rewind(self) -> Callable[[], None] | None:
+        """Set the state at the start of a resumed epoch, and return what then sets the state to resume with; None if
+        there is none."""
+        resumed, self.resumed = self.resumed, None
+        if resumed is None or not self.epoch:
+            return None
         set_random_state(self.epoch, self._device)
-        return True
+        return partial(set_random_state, resumed, self._device)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"now": random_state(self._device), "epoch": {} if self._position.ended_epoch else self.epoch}

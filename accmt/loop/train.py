@@ -104,14 +104,15 @@ def _windows(run: Run) -> Iterator[Window]:
     state.is_last_epoch = position.epoch + 1 == position.total_epochs
     run.timetable.update()
     if not position.is_within_epoch:
-        run.random.set_resumed()
+        run.random.resume()
         run.hooks.on_epoch_start()
         run.stepper.start_epoch()
         run.random.start_epoch()
         return run.data.windows(position.epoch)
-    if run.random.rewind():
-        return run.data.windows(position.epoch, position.batch, run.random.set_resumed, position.offset)
-    return run.data.windows(position.epoch, position.batch, offset=position.offset)
+    go_on = run.random.rewind()
+    if go_on is None:
+        return run.data.windows(position.epoch, position.batch, offset=position.offset)
+    return run.data.windows(position.epoch, position.batch, go_on, position.offset)
 
 
 def _step(run: Run, window: Window) -> None:

@@ -28,6 +28,7 @@ from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
 from accmt.loop.last_step import LastStep, NoLastStep
 from accmt.loop.losses import LossMeter
+from accmt.loop.manual import ManualStepper
 from accmt.loop.records import Records
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import (
@@ -39,7 +40,7 @@ from accmt.loop.stateful_parts import (
     Reading,
     TrackerState,
 )
-from accmt.loop.step import ManualStepper, Stepper
+from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule

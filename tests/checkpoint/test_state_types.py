@@ -24,7 +24,7 @@ def kept():
 def run(kept, monkeypatch, trainer, regression, data):
     """A training at its end, whose parts can still read checkpoints; it is trained once."""
     if not kept:
-        monkeypatch.setattr(Run, "close", kept.append)
+        monkeypatch.setattr(Run, "close", lambda run: kept.append(run))
         training = trainer(checkpoint_every="1 step", epochs=1, training_metrics={"aux": "min"})
 
         class Logging(regression):
