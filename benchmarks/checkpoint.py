@@ -180,7 +180,7 @@ def write_accmt(folder: Path, millions: int, *, in_background: bool) -> dict[str
     import torch
     from torch.utils.data import TensorDataset
 
-    import accmt.trainer as home
+    import accmt.loop.supervise as home
     from accmt import AcceleratorModule, HyperParameters, Trainer
 
     figures: dict[str, float] = {}

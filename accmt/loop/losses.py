@@ -85,11 +85,7 @@ class LossMeter:
         }
 
     def check(self, state: Any) -> None:
-        """Check that it is a state of losses.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check that it is a state of losses."""
         check_written(_State, state, "losses")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:

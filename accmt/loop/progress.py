@@ -175,20 +175,9 @@ class Position:
         }
 
     def check(self, state: Any) -> None:
-        """Check that the training can resume from a state.
-
-        Raises:
-            Mismatch: The data cannot be read from that position.
-            ValueError: It is not a state of a position.
-        """
+        """Check that the training can resume from a state: also that its data can be read from there."""
         check_written(_State, state)
-        self.at(state)
-
-    def at(self, state: Mapping[str, Any]) -> Position:
-        """Return the position that would be restored from a state; this one is not changed."""
-        other = copy(self)
-        other.restore(state["position"], state["processes"])
-        return other
+        copy(self).restore(state["position"], state["processes"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Restore a position, and return what differs from then, one line each."""

@@ -68,11 +68,7 @@ class Records:
         return {"nan_reported": sorted(self.reported), **lines}
 
     def check(self, state: Any) -> None:
-        """Check that it is a state of records.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check that it is a state of records."""
         check_written(_State, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:

@@ -78,11 +78,7 @@ class Settings:
         return {**record, **self._schedule.record()}
 
     def check(self, state: Any) -> None:
-        """Check that it is a record; earlier checkpoints have none.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check that it is a record; earlier checkpoints have none."""
         check_written(_State | None, state, "configuration")
 
     def load_state_dict(self, state: Any) -> list[str]:

@@ -4,7 +4,7 @@ what is kept in objects of other libraries or of the user."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,23 @@ from accmt.checkpoint.state_types import Written, check_written
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.loop.progress import Position
-from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.tracker import check_state
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Stateful part made of functions."""
+
+    state_dict: Callable[[], Any]
+    check: Callable[[Any], None]
+    load: Callable[[Any], None]
+
+    def load_state_dict(self, state: Any) -> list[str]:
+        self.load(state)
+        return []
 
 
 class EngineState:
@@ -72,23 +84,6 @@ class PublicState:
         return []
 
 
-class TrackerState:
-    """Runs of the trackers. They are started with the state, before the other parts are restored."""
-
-    def __init__(self, module: AcceleratorModule) -> None:
-        self._module = module
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._module.tracker.state()
-
-    def check(self, state: Any) -> None:
-        check_written(dict[str, Any], state, "tracker")
-        check_state(state)
-
-    def load_state_dict(self, state: Any) -> list[str]:
-        return []
-
-
 class RandomStates:
     """Random state of a process: now, and as it was at the start of the epoch, from which data are skipped.
 
@@ -132,23 +127,6 @@ class RandomStates:
 
     def load_state_dict(self, state: Mapping[str, dict[str, Tensor]]) -> list[str]:
         self.epoch, self.resumed = state["epoch"], state["now"]
-        return []
-
-
-class Gradients:
-    """Gradients that exist between two steps."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        self._stepper = stepper
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self._stepper.gradients()
-
-    def check(self, state: Any) -> None:
-        self._stepper.check_gradients(state)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> list[str]:
-        self._stepper.take_up(state)
         return []
 
 
@@ -210,19 +188,21 @@ class Reading:
         return notes
 
 
-class Objects:
-    """Callbacks and other objects with a state of their own. It is restored once they exist, by `begin`."""
+def tracker_part(module: AcceleratorModule) -> Part:
+    """Return the runs of the trackers. They are started with the state, before the other parts are restored."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def check(state: Any) -> None:
+        check_written(dict[str, Any], state, "tracker")
+        check_state(state)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._kept.own()
+    return Part(lambda: module.tracker.state(), check, lambda state: None)
 
-    def check(self, state: Any) -> None:
-        check_written(dict[str, Any] | None, state, "objects")
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> list[str]:
-        if state is not None:
-            self._kept.restore_own(state)
-        return []
+def objects_part(kept: Kept) -> Part:
+    """Return callbacks and other objects with a state of their own. It is restored once they exist, by `begin`."""
+
+    def load(state: Mapping[str, Any] | None) -> None:
+        if state is not None:  # an earlier version wrote none
+            kept.restore_own(state)
+
+    return Part(kept.own, lambda state: check_written(dict[str, Any] | None, state, "objects"), load)

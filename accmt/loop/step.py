@@ -148,11 +148,7 @@ class Stepper:
         return {name: local(gradient) for name, gradient in found.items() if gradient is not None}
 
     def check_gradients(self, gradients: Mapping[str, Tensor]) -> None:
-        """Check that gradients of a checkpoint belong to parameters here, with their shapes.
-
-        Raises:
-            ValueError: They do not.
-        """
+        """Check that gradients of a checkpoint belong to parameters here, with their shapes."""
         named = self._named()
         for name, gradient in gradients.items():
             if name not in named:

@@ -63,11 +63,7 @@ class TrainingMetrics:
         return self._evaluation.state_dict()
 
     def check(self, state: Any) -> None:
-        """Check that it is a state of training metrics; earlier checkpoints have none.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check that it is a state of training metrics; earlier checkpoints have none."""
         check_written(dict[str, types.Interval] | None, state, "training")
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> list[str]:

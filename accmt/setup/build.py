@@ -33,12 +33,12 @@ from accmt.loop.records import Records
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import (
     EngineState,
-    Gradients,
-    Objects,
+    Part,
     PublicState,
     RandomStates,
     Reading,
-    TrackerState,
+    objects_part,
+    tracker_part,
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
@@ -85,16 +85,16 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
             "engine": EngineState(engine),
             "state": PublicState(state, engine),
             "records": records,
-            "tracker": TrackerState(module),
+            "tracker": tracker_part(module),
             "configuration": plan.settings,
         },
         ranked={
             "losses": stepper.losses,
             "training": stepper.metrics,
             "random": random,
-            "gradients": Gradients(stepper),
+            "gradients": Part(stepper.gradients, stepper.check_gradients, stepper.take_up),
             "data": reading,
-            "objects": Objects(plan.parts.kept),
+            "objects": objects_part(plan.parts.kept),
         },
     )
     kind, checkpoint = Checkpointer if options.checkpoint.enabled else CheckpointReader, options.checkpoint
