@@ -17,7 +17,8 @@ from accmt.distributed.weight_names import plain_name
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
 _APART = frozenset(
-    {"model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer", "_updates", "_log_every"}
+    ["model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer"]
+    + ["_updates", "_log_every", "_training_metrics"]
 )
 _DEEPEST = 4
 _LONGEST = 1000

@@ -50,3 +50,17 @@ def test_reading_a_checkpoint_changes_nothing_and_loading_it_everything(monkeypa
     assert run.position.step == run.state.global_step == run.checkpointer.last_step == 2
     assert json.loads(json.dumps(run.engine.state())) == saved.shared["engine"]
     assert any(not value.equal(weights[name]) for name, value in run.checkpointer.model.model.state_dict().items())
+
+
+def test_our_own_parts_are_not_taken_for_objects_of_the_user(trainer, regression, data):
+    """Parts in attributes of the module have a state of their own, and a place of their own in the checkpoint."""
+    training = trainer(epochs=1, training_metrics={"aux": "min"})
+
+    class Logging(regression):
+        def training_step(self, batch):
+            self.log({"aux": 1.0}, self.state.global_step)
+            return super().training_step(batch)
+
+    training.fit(Logging(), data(8), data(4))
+    [checkpoint] = Checkpoints(training.model_path).all()
+    assert json.loads((checkpoint.path / "process-0.json").read_text())["objects"] == {}
