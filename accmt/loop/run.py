@@ -18,7 +18,7 @@ from accmt.loop.progress import Position
 from accmt.loop.records import Records
 from accmt.loop.stateful_parts import RandomStates
 from accmt.loop.step import Stepper
-from accmt.loop.timetable import Interval, Timetable
+from accmt.loop.timetable import StepInterval, Timetable
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.rules import FollowedScore, RuleEngine
@@ -41,13 +41,13 @@ class LoopOptions:
         followed: The score that the scheduler follows; None if it follows none.
     """
 
-    log: Interval | None
+    log: StepInterval | None
     eval_when_start: bool
     eval_when_finish: bool
     train_loss_name: str
     val_loss_name: str
     monitor: Monitor
-    clean: Interval | None
+    clean: StepInterval | None
     sanity_check: bool
     followed: FollowedScore | None
 

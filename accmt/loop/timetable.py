@@ -13,7 +13,7 @@ LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class StepInterval:
     """Regular interval of optimizer steps; None for the end of every epoch."""
 
     steps: int | None
@@ -38,7 +38,7 @@ class Timetable:
     """
 
     def __init__(
-        self, position: Position, engine: RuleEngine, pulse: Pulse, intervals: tuple[Interval | None, ...]
+        self, position: Position, engine: RuleEngine, pulse: Pulse, intervals: tuple[StepInterval | None, ...]
     ) -> None:
         self._position = position
         self._engine = engine

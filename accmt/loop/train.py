@@ -13,7 +13,7 @@ from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.progress import Position
 from accmt.loop.run import Run
 from accmt.loop.sanity_check import try_out
-from accmt.loop.timetable import Interval
+from accmt.loop.timetable import StepInterval
 from accmt.rules import Decision, Due, Progress, Stop
 from accmt.rules.decision import REQUESTED
 
@@ -202,5 +202,5 @@ def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
     return due.evaluate or (run.options.eval_when_finish and (stop is not None or run.position.is_last_step))
 
 
-def _ends(interval: Interval | None, position: Position) -> bool:
+def _ends(interval: StepInterval | None, position: Position) -> bool:
     return interval is not None and interval.ends_at(position.step, ends_epoch=position.ends)

@@ -18,7 +18,7 @@ from accmt.hyperparameters import Config, ConfigError, load_config
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
-from accmt.loop.timetable import Interval
+from accmt.loop.timetable import StepInterval
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.rules import CadenceRule, FollowedScore, RuleError, StopCondition
@@ -289,7 +289,7 @@ class ArgumentCheck:
             train_loss_name=names[0],
             val_loss_name=names[1],
             monitor=monitor,
-            clean=None if clean is None else Interval(clean),
+            clean=None if clean is None else StepInterval(clean),
             sanity_check=self._flag("sanity_check"),
             followed=self._followed(config),
         )
@@ -406,20 +406,20 @@ class ArgumentCheck:
         return tuple(listed)
 
 
-def _as_interval(rule: CadenceRule) -> Interval | None:
+def _as_interval(rule: CadenceRule) -> StepInterval | None:
     """Return a cadence of whole steps, or of every epoch, as an interval; None if it is another one."""
     quantity = rule.cadence.every[0]
     if rule.cadence.after is not None or len(rule.cadence.every) > 1:
         return None
     if quantity.unit == "step":
-        return Interval(int(quantity.value))
-    return Interval(None) if quantity.unit == "epoch" and quantity.value == 1 else None
+        return StepInterval(int(quantity.value))
+    return StepInterval(None) if quantity.unit == "epoch" and quantity.value == 1 else None
 
 
-def _log_interval(given: Any) -> Interval | None:
+def _log_interval(given: Any) -> StepInterval | None:
     """Return the interval between two logs that `log_every` describes; None if a cadence decides."""
     if not isinstance(given, str):
-        return Interval(None if given == -1 else given) if isinstance(given, int) else None
+        return StepInterval(None if given == -1 else given) if isinstance(given, int) else None
     try:
         return _as_interval(CadenceRule.parse(given))
     except RuleError:  # reported where cadences are read
