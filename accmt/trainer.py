@@ -10,43 +10,32 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
-from accmt.checkpoint.checkpoints import Checkpoint
-from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved_models import Saving, best_in
 from accmt.data.worker_signals import refuse_run_again
 from accmt.display.display import display_of
-from accmt.display.gpu_users import gpu_users
-from accmt.distributed.collective import from_main
-from accmt.distributed.failures import Failures
 from accmt.distributed.heartbeat import Heartbeat
-from accmt.distributed.process_group import leave_processes, leave_side_groups
-from accmt.distributed.shared_folder import require_shared
-from accmt.distributed.signals import END, Signals, Terminated, end_by_signal
+from accmt.distributed.signals import end_by_signal
 from accmt.files.paths import resolved
-from accmt.hyperparameters import ConfigError, HyperParameters, Problem
+from accmt.hyperparameters import HyperParameters
 from accmt.loop.evaluate import evaluate
 from accmt.loop.exclusive import exclusive, lend
-from accmt.loop.hooks import tell
-from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.loop.run import Run
 from accmt.loop.sanity_check import try_out
-from accmt.loop.train import train
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
 from accmt.notices import heard_by, warn
-from accmt.rules import Decision, RuleError, SavingRule, Stop, canonical_name
+from accmt.rules import Decision, RuleError, SavingRule, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
-from accmt.setup.build import Plan, assemble, assemble_evaluation, plan
+from accmt.setup.build import assemble_evaluation
+from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit
-from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent, returned
+from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
-from accmt.setup.resume import begin, check_folders, find_checkpoint
-from accmt.setup.summary import after_training, before_training, interrupted, nothing_done
 from accmt.states import TrainingState
-from accmt.tracking.tracker import NoTracker, Status, Tracker
+from accmt.tracking.tracker import NoTracker, Tracker
 
 
 class Trainer:
@@ -271,9 +260,15 @@ class Trainer:
         """
         refuse_run_again()
         with exclusive("fit"):
-            ended = self._fit_together(
-                lambda: self._planned(resolve(module, kwargs, self._options), train_dataset, val_dataset)
-            )
+            try:
+                ended = fit(
+                    lambda: self._planned(resolve(module, kwargs, self._options), train_dataset, val_dataset),
+                    self._attach,
+                    self._warn,
+                    destroys=self._options.destroy,
+                )
+            finally:
+                self._heartbeat = None
         if ended is not None:
             end_by_signal(ended)
 
@@ -327,70 +322,6 @@ class Trainer:
         datasets = check_fit(self._options, module, train_dataset, val_dataset)
         return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
 
-    def _fit_together(self, make_plan: Callable[[], Plan]) -> Terminated | None:
-        """Train with all processes, and shut down however it ends. Return the error of a SIGTERM, if one came."""
-        signals, failures = Signals(), Failures()
-        try:
-            with heard_by(self._warn):
-                planned = make_plan()
-            with heard_by(planned.display.warn):
-                self._fit(planned, signals)
-            return Terminated() if signals.weight == END else None
-        except Terminated as error:
-            PartialState().wait_for_everyone()  # launchers kill the other processes when one has ended
-            return error
-        except BaseException as error:
-            failures.show_first(error)
-            raise
-        finally:
-            leave_side_groups()
-            if self._options.destroy:
-                leave_processes()
-
-    def _fit(self, planned: Plan, signals: Signals) -> None:
-        """Run the planned training, as the only one in this folder."""
-        lock = Lock(self.model_path)
-        try:
-            from_main(lambda: _occupy(lock, planned))
-        except OSError as error:
-            problem = Problem("model_path", f"'{self.model_path}' cannot be written: {error.strerror or error}")
-            raise ConfigError([problem], "Trainer(...)") from None
-        try:
-            require_shared(self.model_path)
-            with lent(planned.module):
-                self.state = TrainingState()
-                checkpoint = find_checkpoint(planned)
-                run = self._begun(planned, checkpoint, signals)
-                try:
-                    start = run.position.step
-                    with signals.watched():
-                        stop = self._train(run)
-                    if run.resumed and run.position.step == start:
-                        warn(nothing_done(planned, stop))
-                finally:
-                    run.close()
-                run.display.show(*after_training(run, stop, self._saved()))
-        finally:
-            planned.close()
-            self._heartbeat = None
-            planned.accelerator.free_memory()
-            lock.release()
-
-    def _begun(self, planned: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
-        """Return the run at its starting point. If that fails, its trackers are closed as well."""
-        try:
-            run = assemble(planned, self.state, checkpoint, signals)
-            self._attach(run)
-            notes = begin(planned, run, checkpoint)
-            run.display.show(*before_training(planned, notes))
-            methods = uncalled(planned.module, self._options.callbacks, self._options.data.collates)
-            for warning in (*planned.warnings, *methods):
-                warn(warning)
-            return run
-        except BaseException:
-            planned.module.tracker.close("FAILED")
-            raise
-
     def best(self, rule: str) -> Saving | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
@@ -437,10 +368,9 @@ class Trainer:
 
     def _attach(self, run: Run) -> None:
         """Make the run visible to callbacks and the user."""
-        self.decisions = run.decisions
-        self._tracker = run.tracker
-        self._heartbeat = run.pulse
+        self.state, self.decisions = run.state, run.records.decisions
         self._fitted = run.engine.rules.savings
+        self._tracker, self._heartbeat = run.tracker, run.heartbeat
         self._introduce(run.module, run.state)
         lend(run.evaluation)
 
@@ -448,76 +378,3 @@ class Trainer:
         for callback in self._options.callbacks:
             callback.module, callback.trainer, callback.state = module, self, state
         module._trainer = TrainerLink(self)
-
-    def _train(self, run: Run) -> Stop | None:
-        """Run the loop; report an exception to the callbacks once and raise it again."""
-        status: Status = "FAILED"
-        position = run.position
-        run.display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
-        try:
-            stop = train(run)
-            run.flush_journals()
-            status = "FINISHED"
-            return stop
-        except (KeyboardInterrupt, Terminated) as error:
-            status = "KILLED"
-            self._finish_checkpoint(run)
-            if isinstance(error, KeyboardInterrupt):
-                self._checkpoint_last_step(run)
-            run.display.stop()
-            run.display.show(interrupted(run))
-            hooks = run.hooks
-            (hooks.on_keyboard_interrupt if isinstance(error, KeyboardInterrupt) else hooks.on_exception)(error)
-            raise
-        except BaseException as error:
-            self._finish_checkpoint(run)
-            if self._checkpoint_last_step(run):
-                run.display.stop()
-                run.display.show(interrupted(run, "failed"))
-            if self._options.step.repeats and is_out_of_memory(error):
-                run.display.stop()
-                run.display.show(gpu_users())
-            tell(run.hooks, error)
-            raise
-        finally:
-            run.display.stop()
-            run.tracker.close(status)
-
-    @staticmethod
-    def _finish_checkpoint(run: Run) -> None:
-        """Wait for a checkpoint in the background; an error in it must not hide why the training ends."""
-        try:
-            run.checkpointer.finish(run)
-        except Exception as error:
-            warn(f"the last checkpoint could not be made: {error}")
-
-    @staticmethod
-    def _checkpoint_last_step(run: Run) -> bool:
-        """Checkpoint the last complete step, if requested; an error in it must not hide why the training ends."""
-        try:
-            if is_due := run.steps.put_back(run):
-                run.checkpointer.save(run)
-                run.checkpointer.finish(run)
-            return is_due
-        except Exception as error:
-            warn(f"no checkpoint was made of the last complete step: {error}")
-            return False
-
-    def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
-        return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]
-
-
-def _occupy(lock: Lock, planned: Plan) -> None:
-    """Lock the folder of a training, if everything in it can be written.
-
-    Raises:
-        OSError: If something cannot be written; the folder is unlocked again.
-    """
-    warning = lock.acquire()
-    try:
-        if warning is not None:
-            warn(warning)
-        check_folders(planned)
-    except BaseException:
-        lock.release()
-        raise

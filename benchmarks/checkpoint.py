@@ -180,7 +180,7 @@ def write_accmt(folder: Path, millions: int, *, in_background: bool) -> dict[str
     import torch
     from torch.utils.data import TensorDataset
 
-    import accmt.trainer as home
+    import accmt.loop.supervise as home
     from accmt import AcceleratorModule, HyperParameters, Trainer
 
     figures: dict[str, float] = {}
@@ -195,7 +195,7 @@ def write_accmt(folder: Path, millions: int, *, in_background: bool) -> dict[str
     def train(run: Any) -> Any:
         stop = loop(run)
         save, finish = run.checkpointer.save, run.checkpointer.finish
-        figures.update(best_of(lambda number: timed(lambda: save(run)), lambda: finish(run)))
+        figures.update(best_of(lambda number: timed(lambda: save(run.position.step)), finish))
         return stop
 
     loop, home.train = home.train, train
@@ -217,12 +217,13 @@ def load_accmt(folder: Path, millions: int) -> Callable[[], object]:
     schedulers = {}
     if "scheduler" in newest["parts"]:
         schedulers["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    parts = contents.Parts(model, {"optimizer": optimizer, **schedulers})
+    parts = contents.ModelParts(model, {"optimizer": optimizer, **schedulers})
 
     def load() -> None:
         checkpoint = Checkpoints(folder / "m").newest()
         assert checkpoint is not None
-        contents.load_parts(checkpoint.path, parts, contents.read_trainer(checkpoint.path))
+        trainer = contents.read_trainer(checkpoint.path)
+        contents.load_model(parts, contents.read_model(checkpoint.path, parts, trainer))
 
     return load
 

@@ -114,14 +114,7 @@ class Kept:
         return here, as_expected(there, here)
 
     def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
-        """Load the weights of existing networks, which must fit, and defer the rest to `begin`.
-
-        Raises:
-            ValueError: A buffer is not a tensor.
-        """
-        for name, value in shared["modes"]["buffers"].items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"the buffer {name} is {value!r:.100}")
+        """Load the weights of existing networks, which must fit, and defer the rest to `begin`."""
         self._pending |= {"networks": dict(weights), **shared}
         self.load_networks(weights, shared["extra"])
 

@@ -1,26 +1,28 @@
-"""The contents of a checkpoint, and how they are restored.
+"""The files of a checkpoint, and how a model is restored from them.
 
     model.safetensors       the weights
     modules.safetensors     the weights of networks beside the model, if any
     optimizer.safetensors   tensors of the optimizer, scheduler and gradient scaler, and of a model's extra state
     shards-<rank>.*         the sharded tensors of the model and the optimizer
-    trainer.json            the rest of their state, the position, rules, trainer state
+    trainer.json            the rest of their state, and that of the parts that all processes share
     rng-<rank>.safetensors  the random state of each process, now and at the start of its epoch
-    process-<rank>.json     other state of each process, such as that of callbacks and other objects
+    process-<rank>.json     the state of the parts of each process, such as callbacks and other objects
 
 Everything is read and compared with the training before any live object is changed.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import PartialState
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
@@ -29,6 +31,7 @@ from accmt.checkpoint.extra_state import Kept
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
+from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
@@ -39,11 +42,45 @@ _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "tr
 _NETWORKS = "modules.safetensors"
 _EXTRA, _BESIDE = "model", "beside"
 _LISTED = 8
+# Shared parts whose state stands in trainer.json key by key; that of any other part stands under its name.
+_SPREAD = {
+    "position": ("position", "settled", "elapsed", "data_seed", "processes", "steps_per_epoch"),
+    "records": ("nan_reported", "history", "decisions"),
+}
+# The beginning of the names of a part's tensors, where it is not the part's name.
+_PREFIXES = {"objects": "object", "gradients": "gradient"}
+_RANDOM = ("now", "epoch")
+
+
+class _Listed(Written):
+    frozen: list[str]
+    evaluating: list[str]
+    shapes: dict[str, list[Count]]
+
+
+class _Modes(Written):
+    now: _Listed
+    start: _Listed
+    buffers: dict[str, Any]
+
+
+class _Beside(Written):
+    modes: _Modes
+    extra: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+class _Model(Written):
+    parts: dict[str, Any]
+    kinds: dict[str, str]
+    model: dict[str, Any]
+    beside: Annotated[_Beside | None, BeforeValidator(lambda value: None if value == {} else value)] = None
+    deepspeed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The live objects that a checkpoint saves and restores.
+class ModelParts:
+    """The model, and what is saved and restored with it.
 
     Attributes:
         model: The model, unwrapped.
@@ -67,14 +104,6 @@ class Parts:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
-    """State of one process: JSON, and the random states by name."""
-
-    process: dict[str, Any]
-    random: dict[str, Tensor]
-
-
 class Mismatch(RuntimeError):
     """A checkpoint belongs to another training."""
 
@@ -83,7 +112,7 @@ class Mismatch(RuntimeError):
 def understood(folder: Path) -> Iterator[None]:
     """Turn an error of restoring a checkpoint in the block into `NoCheckpoint`.
 
-    As the files match the manifest, the cause is content that no training writes. The block loads the model last.
+    As the files match the manifest, the cause is content that no training writes.
 
     Raises:
         NoCheckpoint: An error was raised in the block.
@@ -100,35 +129,59 @@ def understood(folder: Path) -> Iterator[None]:
         ) from (error if plain(error, lines=True) == str(error) else None)
 
 
-def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
+def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Files:
     """Return the files of the state that all processes share: rank 0 writes it, the others only their shards.
 
     Must be called on all processes.
+
+    Args:
+        rank: The rank of this process.
+        parts: The model.
+        states: The states of the parts that all processes share, by name.
     """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
-    states = {name: part.state_dict() for name, part in parts.named().items()}
+    own = {name: part.state_dict() for name, part in parts.named().items()}
     beside = {} if parts.kept is None else parts.kept.shared()
-    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **states})
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **own})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards
     networks = {} if parts.kept is None else parts.kept.networks()
     model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
-    head["deepspeed"] = _described(parts.engine)
+    head |= {"deepspeed": _described(parts.engine), "versions": {"torch": str(torch.__version__)}}
     # The largest file first: the others are written while it is hashed.
     return {
         **shards,
         _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
         _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
         **({_NETWORKS: networks} if networks else {}),
-        _TRAINER: as_json({**head, **trainer}),
+        _TRAINER: as_json({**head, **_spread(states)}),
     }
 
 
-def own_files(rank: int, own: Own) -> Files:
-    """Return the files of the state of one process."""
-    return {f"rng-{rank}.safetensors": own.random, f"process-{rank}.json": as_json(own.process)}
+def _spread(states: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for name, state in states.items()
+        for key, value in (state.items() if name in _SPREAD else [(name, state)])
+    }
+
+
+def ranked_files(rank: int, states: Mapping[str, Any]) -> Files:
+    """Return the files of the states of the parts of one process, by name; random states and gradients are tensors."""
+    process: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, state in states.items():
+        if name == "random":
+            own = {f"{moment}.{key}": value for moment, values in state.items() for key, value in values.items()}
+        elif name == "gradients":
+            own = {f"gradient.{key}": value for key, value in state.items()}
+        else:
+            process[name], packed = pack(state)
+            own = {f"{_PREFIXES.get(name, name)}.{key}": value for key, value in packed.items()}
+        tensors |= own
+    return {f"rng-{rank}.safetensors": tensors, f"process-{rank}.json": as_json(process)}
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
@@ -148,57 +201,94 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     return trainer
 
 
-def read_own(folder: Path, rank: int) -> Own | None:
-    """Read the state of one process; None if the checkpoint has no process of this rank."""
+def shared_states(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of the parts that all processes share, by name, without those that an earlier version lacks."""
+    spread = {key for keys in _SPREAD.values() for key in keys}
+    states = {name: state for name, state in trainer.items() if name not in spread}
+    for name, keys in _SPREAD.items():
+        states[name] = {key: trainer[key] for key in keys if key in trainer}
+    return states
+
+
+def read_ranked(folder: Path, rank: int) -> dict[str, Any] | None:
+    """Read the states of the parts of one process, by name; None if the checkpoint has no process of this rank."""
     if not (folder / f"process-{rank}.json").is_file():
         return None
-    return Own(read_json(folder / f"process-{rank}.json"), read_tensors(folder / f"rng-{rank}.safetensors"))
+    tensors: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in read_tensors(folder / f"rng-{rank}.safetensors").items():
+        group, _, key = name.partition(".")
+        tensors[group][key] = value
+    process = read_json(folder / f"process-{rank}.json")
+    check_written(dict[str, Any], process)
+    states = {name: unpack(state, tensors[_PREFIXES.get(name, name)]) for name, state in process.items()}
+    random = {moment: tensors[moment] for moment in _RANDOM}
+    return {**states, "random": random, "gradients": tensors["gradient"]}
 
 
-def load_parts(folder: Path, parts: Parts, trainer: Mapping[str, Any]) -> list[str]:
-    """Restore the live objects from a checkpoint, however the checkpoint and the objects are sharded.
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """State of a model in a checkpoint that fits the model here.
 
-    Returns:
-        Differences from the saved training, one line each.
+    Attributes:
+        folder: The folder of the checkpoint.
+        states: Name -> state of optimizer, scheduler and scaler.
+        kinds: Name -> their classes at that time.
+        weights: The weights, sharded like those here.
+        networks: The weights of networks beside the model.
+        beside: Other state beside the model.
+        notes: What differs from then, one line each.
+    """
+
+    folder: Path
+    states: dict[str, Any]
+    kinds: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    networks: Mapping[str, Tensor]
+    beside: Mapping[str, Any]
+    notes: list[str]
+
+
+def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> SavedModel:
+    """Read the state of a model, however the checkpoint and the model are sharded, and check that it fits.
 
     Raises:
-        Mismatch: The model, the optimizer or the scheduler differs; nothing was loaded.
+        Mismatch: The model, the optimizer or the scheduler differs.
     """
+    check_written(_Model, trainer)
     _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
     states, beside = unpack(trainer["parts"], tensors), unpack(trainer.get("beside", {}), tensors)
     named = parts.named()
     notes = _compare_parts(folder, named, states, trainer["kinds"])
+    for name, value in (beside["modes"]["buffers"] if beside else {}).items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the buffer {name} is {value!r:.100}")
     networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
     if parts.kept is not None:
         _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
+    weights: dict[str, Tensor] = {}
+    if parts.engine is None:
+        weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+        own = by_plain_name(parts.model, parts.model.state_dict())
+        weights = as_expected(weights, own)
+        _refuse(folder, "another model", differences(own, weights))
+        if "optimizer" in states:
+            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
+        weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
+    return SavedModel(folder, states, trainer["kinds"], weights, networks, beside, notes)
+
+
+def load_model(parts: ModelParts, saved: SavedModel) -> None:
+    """Restore a model from a state that fits."""
     if parts.engine is not None:
-        parts.engine.load(folder)
-        _load_states(named, states)
-        _keep(parts, networks, beside)
-        return notes
-    weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
-    own = by_plain_name(parts.model, parts.model.state_dict())
-    weights = as_expected(weights, own)
-    _refuse(folder, "another model", differences(own, weights))
-    if "optimizer" in states:
-        states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
-    weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
-    _load_states(named, states)  # before the model: these can still reject a state, the model cannot
-    _keep(parts, networks, beside)
-    parts.model.load_state_dict(by_own_name(parts.model, weights))
-    return notes
-
-
-def _keep(parts: Parts, networks: Mapping[str, Tensor], beside: Mapping[str, Any]) -> None:
-    if parts.kept is not None and beside:  # a checkpoint of an earlier version has none
-        parts.kept.restore(networks, beside)
-
-
-def _load_states(stateful: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    for name, part in stateful.items():
-        part.load_state_dict(states.get(name))
+        parts.engine.load(saved.folder)
+    for name, part in parts.named().items():  # before the model: these can still reject a state, the model cannot
+        part.load_state_dict(saved.states.get(name))
+    if parts.kept is not None and saved.beside:  # a checkpoint of an earlier version has none
+        parts.kept.restore(saved.networks, saved.beside)
+    if parts.engine is None:
+        parts.model.load_state_dict(by_own_name(parts.model, saved.weights))
 
 
 def _described(engine: DeepSpeedState | None) -> dict[str, Any] | None:

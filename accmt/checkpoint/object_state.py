@@ -17,9 +17,8 @@ from accmt._compat import own_layers, own_parameters
 from accmt.distributed.weight_names import plain_name
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
-_APART = frozenset(
-    {"model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer", "_stepper", "_log_every"}
-)
+_SET = ("model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer")
+_APART = frozenset({*_SET, "_stepper", "_log_every", "_training_metrics"})
 _DEEPEST = 4
 _LONGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.FunctionType, DataLoader)

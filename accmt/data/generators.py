@@ -43,6 +43,18 @@ class Generators:
         """Return the states of the generators by path."""
         return {name: _state(generator) for name, generator in self if not _is_systems(generator)}
 
+    def check(self, states: Mapping[str, Any]) -> None:
+        """Check that the generators that exist accept their states, and leave them unchanged.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, KeyError: One does not.
+        """
+        now = self.states()
+        try:
+            self.restore(states)
+        finally:
+            self.restore(now)
+
     def restore(self, states: Mapping[str, Any], *, but: str | None = None) -> None:
         """Restore the states of the generators that exist, except those under one root."""
         for name, generator in self:

@@ -193,6 +193,14 @@ class TrainingData:
         state = self._reader.state(at_end=self._is_last) if self._ahead is None else self._ahead
         return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that it is a result of `state`.
+
+        Raises:
+            ValueError: It is not.
+        """
+        check_written(_State, state, "data.reading")
+
     def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
         """Make the next `windows` resume from a state, at the position where it was taken.
 
@@ -202,11 +210,7 @@ class TrainingData:
 
         Returns:
             What will differ from the original training, one line each.
-
-        Raises:
-            ValueError: `state` is not such a result.
         """
-        check_written(_State, state)
         if len(state["seeds"]) == len(self._own_seeds):
             self._own_seeds = list(state["seeds"])
         if state["processes"] != PartialState().num_processes:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from accmt.data.rest_of_epoch import makes_plain_batches
-from accmt.rules.codec import count_from
 
 SAMPLES, BATCHES = "samples", "batches"
 
@@ -34,17 +32,6 @@ class Unit:
     def size(self) -> int:
         """Units that one batch on each process takes together."""
         return self.processes * ((self.batch_size or 1) if self.counts == SAMPLES else 1)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Unit:
-        """Read a unit from the JSON of a checkpoint.
-
-        Raises:
-            ValueError, KeyError, TypeError: `data` is not a unit.
-        """
-        size = None if data["batch_size"] is None else max(1, count_from(data["batch_size"]))
-        counts = SAMPLES if data["counts"] == SAMPLES else BATCHES
-        return cls(counts, size, max(1, count_from(data["processes"])), count_from(data["readers"]))
 
 
 def unit_of(loader: DataLoader[Any], size: int, processes: int) -> Unit:

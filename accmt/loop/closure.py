@@ -80,21 +80,21 @@ class ClosureStepper(Stepper):
         self._hooks.on_after_optimizer_step(self._optimizer)
         self.grad_norm = grad_norm
         self.step_scheduler()
-        self.zero_grad(self._options.set_to_none)
+        self.zero_grad(self.options.set_to_none)
 
     def _evaluate(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
         """Compute the losses of the batches with fresh gradients, retrying once if memory runs out."""
         try:
             return self._pass(batches, first, is_last, random)
         except RuntimeError as error:
-            if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
+            if not (self.options.repeats and is_out_of_memory(error) and self._is_alone()):
                 raise
             free(error)
         return self._pass(batches, first, is_last, random)
 
     def _pass(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
         set_random_state(random, self._accelerator.device)
-        self._updates.zero_grad(set_to_none=self._options.set_to_none)
+        self._updates.zero_grad(set_to_none=self.options.set_to_none)
         self._state.train_step = first
         losses = []
         for number, batch in enumerate(batches, start=1):

@@ -18,8 +18,6 @@ from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.tracking.journal import Journal
 
-LOOK_EVERY = 1.0
-
 
 def log(run: Run, progress: Progress) -> None:
     """Log the mean training loss of the logging interval and the other monitored values."""
@@ -38,12 +36,12 @@ def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
     Values on the device are read about once a second, and when the loss was just read for logging.
     """
     engine = run.engine
-    if not engine.watches or (progress.elapsed < run.next_look and not is_logged):
+    if not engine.watches or not (is_logged or run.timetable.looks(progress.elapsed)):
         return engine.stop_at(progress)
-    run.next_look = progress.elapsed + LOOK_EVERY
+    run.timetable.looked(progress.elapsed)
     loss = run.stepper.losses.since_look()
     _warn_of(loss, run, progress)
-    return engine.after_logging(progress, loss, run.training_metrics.since_look())
+    return engine.after_logging(progress, loss, run.stepper.metrics.since_look())
 
 
 def observe(run: Run, initial: bool = False) -> Decision:
@@ -55,11 +53,11 @@ def observe(run: Run, initial: bool = False) -> Decision:
     position.evaluation += not initial
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     train_loss = math.nan if initial else run.stepper.losses.since_evaluation()
-    if run.options.log_every is None and not initial:
+    if run.options.log is None and not initial:
         _warn_of(train_loss, run, progress)
     training = {} if initial else _training_metrics(run)
     observation = Observation(progress, values, train_loss, initial, training)
-    _append(run, run.history, observation.to_json())
+    _append(run, run.records.history, observation.to_json())
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)
     _update_state(run, observation, decision)
@@ -74,10 +72,9 @@ def observe(run: Run, initial: bool = False) -> Decision:
 
 def _training_metrics(run: Run) -> dict[str, float]:
     """Return the means of the training metrics since the previous evaluation, warning once of each missing one."""
-    means = run.training_metrics.since_evaluation()
-    for name in run.training_metrics.names:
-        if name not in means and name not in run.nan_reported:
-            run.nan_reported.add(name)
+    means = run.stepper.metrics.since_evaluation()
+    for name in run.stepper.metrics.names:
+        if name not in means and run.records.is_new(name):
             warn(
                 f"the training metric '{name}' was not logged since the last evaluation: "
                 f"call self.log({{'{name}': value}}, self.state.global_step) in training_step"
@@ -87,15 +84,14 @@ def _training_metrics(run: Run) -> dict[str, float]:
 
 def _warn_of(loss: float, run: Run, progress: Progress) -> None:
     """Warn once that the training loss is no longer finite."""
-    if not math.isfinite(loss) and TRAIN_LOSS not in run.nan_reported:
-        run.nan_reported.add(TRAIN_LOSS)
+    if not math.isfinite(loss) and run.records.is_new(TRAIN_LOSS):
         warn(f"the training loss is {loss} at step {progress.step}")
 
 
 def record(run: Run, decision: Decision) -> None:
     """Record a decision, in memory and in the decision log."""
-    run.decisions.append(decision)
-    _append(run, run.decision_log, decision.to_json())
+    run.records.decisions.append(decision)
+    _append(run, run.records.decision_log, decision.to_json())
 
 
 def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
@@ -138,8 +134,7 @@ def _send(run: Run, observation: Observation) -> None:
 
 def _report(run: Run, observation: Observation, decision: Decision) -> None:
     for verdict in decision.verdicts:
-        if verdict.outcome is Outcome.NAN and verdict.rule not in run.nan_reported:
-            run.nan_reported.add(verdict.rule)
+        if verdict.outcome is Outcome.NAN and run.records.is_new(verdict.rule):
             warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
     run.display.evaluated(observation, decision)
 
@@ -150,21 +145,21 @@ def _save(run: Run, decision: Decision) -> Decision:
     Raises:
         Failed: A rule's model could not be written, twice in a row.
     """
-    savings = run.savings
+    savings, parts, failed = run.savings, run.checkpointer.model, run.records.failed_savings
     if savings is None or not decision.saved:
         return decision
-    weights = whole_weights(run.model, run.accelerator)
-    beside = {} if run.parts.kept is None else run.parts.kept.trained(run.stepper.held())
+    weights = whole_weights(parts.model, run.module.accelerator)
+    beside = {} if parts.kept is None else parts.kept.trained(run.stepper.held())
     rules = {rule.name: rule for rule in run.engine.rules.savings}
     for verdict in decision.saved:
         rule = rules[verdict.rule]
         try:
             on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch, beside))
-            run.failed_savings.discard(rule.name)
+            failed.discard(rule.name)
         except Failed as failure:
-            if rule.name in run.failed_savings:
+            if rule.name in failed:
                 raise
-            run.failed_savings.add(rule.name)
+            failed.add(rule.name)
             warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
             decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
     return decision
@@ -182,6 +177,6 @@ def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:
         values["learning_rate"] = float(run.stepper.learning_rate)
     if monitor.grad_norm and run.stepper.grad_norm is not None:
         values["grad_norm"] = float(run.stepper.grad_norm)
-    if run.accelerator.is_main_process:
+    if run.module.accelerator.is_main_process:
         values |= utilization(monitor, run.device)
     return values

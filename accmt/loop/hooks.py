@@ -11,43 +11,15 @@ from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.states import TrainingState
 
 
-def _nothing(*_: Any) -> None:
-    """Stand in for a hook that no callback overrides."""
-
-
-class Hooks:
+class Hooks(Callback):
     """All callbacks as one: `hooks.on_epoch_end()` calls every callback that overrides it, in order."""
-
-    on_fit_start: Callable[..., None]
-    on_fit_end: Callable[..., None]
-    on_before_backward: Callable[..., None]
-    on_after_backward: Callable[..., None]
-    on_before_optimizer_step: Callable[..., None]
-    on_after_optimizer_step: Callable[..., None]
-    on_before_scheduler_step: Callable[..., None]
-    on_after_scheduler_step: Callable[..., None]
-    on_before_zero_grad: Callable[..., None]
-    on_after_zero_grad: Callable[..., None]
-    on_runtime_error: Callable[..., None]
-    on_cuda_out_of_memory: Callable[..., None]
-    on_keyboard_interrupt: Callable[..., None]
-    on_exception: Callable[..., None]
-    on_resume: Callable[..., None]
-    on_save_checkpoint: Callable[..., None]
-    on_before_training_step: Callable[..., None]
-    on_after_training_step: Callable[..., None]
-    on_before_validation_step: Callable[..., None]
-    on_after_validation_step: Callable[..., None]
-    on_epoch_start: Callable[..., None]
-    on_epoch_end: Callable[..., None]
-    on_evaluation_start: Callable[..., None]
-    on_evaluation_end: Callable[..., None]
 
     def __init__(self, callbacks: Sequence[Callback], state: TrainingState) -> None:
         for name in HOOKS:
             own = getattr(Callback, name)
             overriding = [c for c in callbacks if getattr(getattr(c, name), "__func__", None) is not own]
-            setattr(self, name, _calling(name, overriding, state) if overriding else _nothing)
+            if overriding:
+                setattr(self, name, _calling(name, overriding, state))
 
 
 def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Callable[..., None]:
@@ -79,9 +51,9 @@ def add_note(error: BaseException, where: str, state: TrainingState) -> None:
 
 def tell(hooks: Hooks, error: BaseException) -> None:
     """Call the one hook for this kind of exception."""
-    if is_out_of_memory(error):
+    if isinstance(error, Exception) and is_out_of_memory(error):
         hooks.on_cuda_out_of_memory(error)
     elif isinstance(error, RuntimeError):
         hooks.on_runtime_error(error)
     else:
-        hooks.on_exception(error)
+        hooks.on_exception(error)  # type: ignore[arg-type]  # or a SystemExit

@@ -9,9 +9,10 @@ be made of it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -24,6 +25,7 @@ from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.distributed.store import Meeting
 from accmt.loop.progress import COUNTERS
 from accmt.loop.run import Run
+from accmt.loop.stateful_parts import Reading
 
 _numbers = count(1)
 _PATIENCE = timedelta(seconds=5)
@@ -37,25 +39,22 @@ class Unknown(Exception):
 class _Note:
     """State of a run after a step, except weights and optimizer state; `versions` show whether those have changed."""
 
+    step: int
     is_settled: bool
     versions: list[int]
-    counters: dict[str, Any]
-    state: dict[str, Any]
-    engine: dict[str, Any]
-    lines: tuple[int, int]
-    random: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    gradients: dict[str, Tensor]
-    groups: list[dict[str, Any]]
-    stateful: dict[str, Any]
-    sums: tuple[Any, Any]
-    read: tuple[Any, Any]
+    undo: list[Callable[[], Any]]
 
 
 class LastStep:
-    """Recorder of the steps of a run, which can restore the run to the last complete one."""
+    """Recorder of the steps of a run, which can restore the run to the last complete one.
 
-    def __init__(self) -> None:
+    Args:
+        reading: The reading of the training data: it cannot be turned back, so its recorded state is kept for the
+            checkpoint.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
         self._number = next(_numbers)
         self._note: _Note | None = None
         self._engine: dict[str, Any] | None = None
@@ -64,22 +63,31 @@ class LastStep:
         """Record a step, before or after (`is_settled`) the work due at it is done."""
         if self._engine is None or is_settled:
             self._engine = run.engine.state()
-        optimizer, buffers = _optimizer(run), _buffers(run).items()
-        self._note = _Note(
-            is_settled,
-            list(_versions(run)),
-            {name: getattr(run.position, name) for name in (*COUNTERS, "offset", "ended_epoch")},
-            {entry.name: copy.copy(getattr(run.state, entry.name)) for entry in fields(run.state)},
-            self._engine,
-            (run.history.lines, run.decision_log.lines),
-            random_state(run.device),
-            {name: buffer.detach().clone() for name, buffer in buffers},
-            {name: gradient.detach().clone() for name, gradient in run.stepper.gradients().items()},
-            [copy.deepcopy({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
-            copy.deepcopy({name: part.state_dict() for name, part in _others(run)}),
-            (copy.deepcopy(run.stepper.losses), copy.deepcopy(run.training_metrics)),
-            (run.data.state(), run.generators.states()),
-        )
+        self._note = _Note(run.position.step, is_settled, list(_versions(run)), list(self._undo(run, self._engine)))
+
+    def _undo(self, run: Run, engine: Mapping[str, Any]) -> Iterator[Callable[[], Any]]:
+        """Yield functions that restore what a step changes."""
+        position, records = run.position, run.records
+        for thing, names in (
+            (position, (*COUNTERS, "offset", "ended_epoch")),
+            (run.state, [entry.name for entry in fields(run.state)]),
+            (records.history, ["lines"]),
+            (records.decision_log, ["lines"]),
+        ):
+            yield partial(vars(thing).update, {name: copy.copy(getattr(thing, name)) for name in names})
+        yield partial(run.engine.restore, engine)
+        yield partial(set_random_state, random_state(run.device), run.device)
+        yield partial(_copy_back, run, {name: buffer.detach().clone() for name, buffer in _buffers(run)})
+        gradients = {name: gradient.detach().clone() for name, gradient in run.stepper.gradients().items()}
+        yield partial(run.stepper.put_back, gradients)
+        for group in _optimizer(run).param_groups:
+            yield partial(group.update, copy.deepcopy({k: v for k, v in group.items() if k != "params"}))
+        for name, part in run.checkpointer.model.stateful.items():
+            if name != "optimizer":  # scheduler and scaler are small
+                yield partial(part.load_state_dict, copy.deepcopy(part.state_dict()))
+        for sums in (run.stepper.losses, run.stepper.metrics):
+            yield partial(vars(sums).update, copy.deepcopy(vars(sums)))
+        yield partial(setattr, self._reading, "recorded", self._reading.now())
 
     def settle(self) -> None:
         """Mark the recorded step as settled: nothing was due at it."""
@@ -93,15 +101,17 @@ class LastStep:
             Unknown: The current step has changed what cannot be restored, or processes are at different steps.
         """
         note = self._note
-        step = 0 if note is None else note.counters["step"]
+        step = 0 if note is None else note.step
         changed = note is not None and note.versions != list(_versions(run))
         if not self._is_shared(f"{step} {note is not None and note.is_settled} {changed}"):
             raise Unknown("not all processes came to an end in the same step")
-        if note is None or step == run.checkpointed_at:
+        if note is None or step == run.checkpointer.last_step:
             return False
         if changed:
             raise Unknown(f"the step after step {step} had begun to change the weights")
-        _put_back(run, note)
+        for undo in note.undo:
+            undo()
+        run.position.is_settled = note.is_settled
         return True
 
     def _is_shared(self, place: str) -> bool:
@@ -119,6 +129,9 @@ class LastStep:
 class NoLastStep(LastStep):
     """Null recorder, for trainings that make no checkpoint when an exception ends them."""
 
+    def __init__(self) -> None:
+        pass
+
     def note(self, run: Run, *, is_settled: bool) -> None:
         """Do nothing."""
 
@@ -130,66 +143,26 @@ class NoLastStep(LastStep):
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Training data, or generators, with the recorded state, which is what a checkpoint asks for."""
-
-    data: Any
-    noted: Any
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
-
-    def state(self) -> Any:
-        return self.noted
-
-    def states(self) -> Any:
-        return self.noted
-
-
-def _put_back(run: Run, note: _Note) -> None:
-    for name, value in note.counters.items():
-        setattr(run.position, name, value)
-    for name, value in note.state.items():
-        setattr(run.state, name, value)
-    run.engine.restore(note.engine)
-    run.history.lines, run.decision_log.lines = note.lines
-    run.is_settled = note.is_settled
-    set_random_state(note.random, run.device)
-    buffers = _buffers(run)
+def _copy_back(run: Run, kept: Mapping[str, Tensor]) -> None:
+    buffers = dict(_buffers(run))  # a step may have replaced them
     with torch.no_grad():
-        for name, kept in note.buffers.items():
-            buffers[name].copy_(kept)
-    run.stepper.put_back(note.gradients)
-    for group, kept_group in zip(_optimizer(run).param_groups, note.groups, strict=True):
-        group.update(kept_group)
-    for name, part in _others(run):
-        part.load_state_dict(note.stateful[name])
-    run.stepper.losses, run.training_metrics = note.sums
-    run.data, run.generators = _Read(run.data, note.read[0]), _Read(run.generators, note.read[1])  # type: ignore[assignment]
+        for name, value in kept.items():
+            buffers[name].copy_(value)
 
 
 def _optimizer(run: Run) -> Any:
-    return run.parts.stateful["optimizer"].optimizer
+    return run.checkpointer.model.stateful["optimizer"].optimizer
 
 
 def _networks(run: Run) -> list[nn.Module]:
     """Return the model and the networks beside it."""
-    kept = run.parts.kept
-    return [run.model, *(() if kept is None else kept.found().networks.values())]
+    model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
+    return [model, *(() if kept is None else kept.found().networks.values())]
 
 
-def _buffers(run: Run) -> dict[str, Tensor]:
-    return {
-        f"{place}.{name}": buffer
-        for place, network in enumerate(_networks(run))
-        for name, buffer in network.named_buffers()
-    }
-
-
-def _others(run: Run) -> Iterator[tuple[str, Any]]:
-    """Return the small stateful parts besides model and optimizer: scheduler, scaler."""
-    return ((name, part) for name, part in run.parts.stateful.items() if name != "optimizer")
+def _buffers(run: Run) -> Iterator[tuple[str, Tensor]]:
+    for place, network in enumerate(_networks(run)):
+        yield from ((f"{place}.{name}", buffer) for name, buffer in network.named_buffers())
 
 
 def _versions(run: Run) -> Iterator[int]:

@@ -18,16 +18,15 @@ from typing import Any
 from accmt._compat import schedulers_in
 from accmt.checkpoint.optimizer_state import complete
 from accmt.config.errors import ConfigError, Problem
-from accmt.hyperparameters.recorded import described, digest, recorded
+from accmt.hyperparameters.recorded import described, digest, recorded, said
 from accmt.hyperparameters.schedulers import follows_metric
-from accmt.loop.settings_record import said
 
 _NO_SETTINGS = ("params", "param_names")
 _CYCLED = ("momentum", "betas")
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class ResumedAt:
     """Position of a training that is resumed.
 
     Attributes:
@@ -94,7 +93,9 @@ class Schedule:
         if self._loads and self.scheduler is not None and state:
             self.scheduler.load_state_dict(state)
 
-    def prepare(self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: Count) -> list[str]:
+    def prepare(
+        self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: ResumedAt
+    ) -> list[str]:
         """Detect changes since a checkpoint, and step a changed schedule to the current position. Loads nothing yet.
 
         Args:
@@ -190,7 +191,7 @@ class Schedule:
         self,
         was: Mapping[str, Any] | None,
         state: Mapping[str, Any],
-        count: Count,
+        count: ResumedAt,
         matched: list[Mapping[str, Any] | None],
     ) -> None:
         """Step a fresh schedule to the current position."""

@@ -11,22 +11,38 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.rules.codec import count_from, from_text, to_text
+from accmt.checkpoint import state_types as types
+from accmt.checkpoint.state_types import Written, check_written
+from accmt.rules.codec import from_text, to_text
 
 _UNIT = "samples"
+
+
+class _State(Written):
+    unit: str = ""
+    sum: types.Number
+    count: types.Count
+    log: types.Interval
+    evaluation: types.Interval
 
 
 class LossMeter:
     """Sum of losses on the device, read only at the end of an interval: that of logging, and that of evaluations.
 
     The sums are exact across a resume: a checkpoint holds those on the device bit by bit.
+
+    Args:
+        device: The device of this process.
+        batch_size: The size of a batch; earlier checkpoints counted batches, not samples.
+        looks: Keep the interval of looks too, in its own sum, so that looks do not affect the rounding of the others.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, batch_size: int = 1, *, looks: bool = False) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros((), dtype=dtype, device=device)
         self._count = 0
-        self._looked: Tensor | None = None
+        self._batch_size = batch_size
+        self._looked = torch.zeros_like(self._sum) if looks else None
         self._looked_count = 0
         self._log = _Interval()
         self._evaluation = _Interval()
@@ -38,10 +54,6 @@ class LossMeter:
         if self._looked is not None:
             self._looked.add_(loss.detach().to(self._sum.dtype), alpha=samples)
             self._looked_count += samples
-
-    def watch(self) -> None:
-        """Track an interval of looks too, in its own sum, so that looks do not affect the rounding of the others."""
-        self._looked = torch.zeros_like(self._sum)
 
     def since_look(self) -> float:
         """Return the mean loss since the last call, over all processes; NaN if there was no sample."""
@@ -62,22 +74,28 @@ class LossMeter:
         self._read()
         return self._evaluation.take()
 
-    def to_json(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of this process."""
         return {
             "unit": _UNIT,
             "sum": to_text(self._sum.item()),
             "count": self._count,
-            "log": self._log.to_json(),
-            "evaluation": self._evaluation.to_json(),
+            "log": self._log.state_dict(),
+            "evaluation": self._evaluation.state_dict(),
         }
 
-    def restore(self, data: Mapping[str, Any], batch_size: int = 1) -> None:
-        """Restore the result of `to_json`. Earlier checkpoints counted batches, each of `batch_size`, not samples."""
-        scale = 1 if data.get("unit") == _UNIT else batch_size
-        self._sum.fill_(from_text(data["sum"]) * scale)
-        self._count = count_from(data["count"]) * scale
-        self._log.restore(data["log"], scale)
-        self._evaluation.restore(data["evaluation"], scale)
+    def check(self, state: Any) -> None:
+        """Check that it is a state of losses."""
+        check_written(_State, state, "losses")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Restore the sums."""
+        scale = 1 if state.get("unit") == _UNIT else self._batch_size
+        self._sum.fill_(from_text(state["sum"]) * scale)
+        self._count = state["count"] * scale
+        self._log.load_state_dict(state["log"], scale)
+        self._evaluation.load_state_dict(state["evaluation"], scale)
+        return []
 
     def _read(self) -> None:
         total, count = _over_processes(self._sum, self._count)
@@ -109,8 +127,8 @@ class _Interval:
         self._sum, self._count = 0.0, 0
         return mean
 
-    def to_json(self) -> list[float | str]:
+    def state_dict(self) -> list[float | str]:
         return [to_text(self._sum), self._count]
 
-    def restore(self, data: list[float | str], scale: int) -> None:
-        self._sum, self._count = from_text(data[0]) * scale, count_from(data[1]) * scale
+    def load_state_dict(self, data: list[Any], scale: int) -> None:
+        self._sum, self._count = from_text(data[0]) * scale, data[1] * scale

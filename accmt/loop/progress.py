@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
+from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.data.loaders import TrainingData, Window
 from accmt.data.position_unit import Unit
 from accmt.rules import Progress
-from accmt.rules.codec import count_from
 
 COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
+
+
+class _Unit(Written):
+    counts: Literal["samples", "batches"]
+    batch_size: Count | None
+    processes: Count
+    readers: Count
+
+
+class _Counters(Written):
+    step: Count
+    epoch: Count
+    batch: Count
+    step_in_epoch: Count
+    evaluation: Count
+    samples_before: Count
+    place: Count = 0
+    unit: _Unit | None = None
+    ended_epoch: bool = False
+
+
+class _State(Written):
+    position: _Counters
+    settled: bool = True
+    elapsed: float
+    data_seed: int
+    processes: Count
+    steps_per_epoch: Count | None
 
 
 class Stopwatch:
@@ -31,12 +60,17 @@ class Stopwatch:
 
 
 class Position:
-    """The counters of a training. A new training is at step 0 of epoch 0.
+    """The counters of a training, its clock, and the order of its data. A new training is at step 0 of epoch 0.
 
     Args:
         data: The training batches.
         epochs: Number of epochs, unless `max_steps` sets the end.
         max_steps: Number of optimizer steps after which training ends, whatever the epochs.
+
+    Attributes:
+        is_settled: The work due at this step is done.
+        moved: The position was restored in another unit, because batches differ now.
+        passed_end: The rest of the restored epoch holds no whole batch, so that the next epoch follows.
     """
 
     def __init__(self, data: TrainingData, epochs: int, max_steps: int | None) -> None:
@@ -52,6 +86,7 @@ class Position:
         self.offset = 0  # skipped before the batches of an epoch that is resumed in another unit
         self.moved = self.passed_end = False
         self.ended_epoch = False
+        self.is_settled = True
         self.stopwatch = Stopwatch()
         # Additional steps of past epochs whose length differed from the current one.
         self._more = 0
@@ -119,47 +154,67 @@ class Position:
             elapsed=elapsed,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the position to resume from: the end of an epoch is the start of the next."""
-        at_end = self.ended_epoch
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position to resume from: the end of an epoch, once all work due there is done, is the start of the
+        next."""
+        at_end = self.ended_epoch and self.is_settled
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        if at_end:
+            counters |= {"epoch": self.epoch + 1, "batch": 0, "step_in_epoch": 0}
+            counters["samples_before"] += self._samples
+        elif not self.is_settled:
+            counters["ended_epoch"] = self.ended_epoch
+        unit = self._data.unit
         return {
-            "step": self.step,
-            "epoch": self.epoch + at_end,
-            "batch": 0 if at_end else self.batch,
-            "step_in_epoch": 0 if at_end else self.step_in_epoch,
-            "evaluation": self.evaluation,
-            "samples_before": self.samples_before + (self._samples if at_end else 0),
-            "place": 0 if at_end else self._place,
-            "unit": asdict(self._data.unit),
+            "position": {**counters, "place": 0 if at_end else self._place, "unit": asdict(unit)},
+            "settled": self.is_settled,
+            "elapsed": self.stopwatch.elapsed(),
+            "data_seed": self._data.seed,
+            "processes": unit.processes,
+            "steps_per_epoch": self._data.steps_per_epoch,
         }
 
-    def counters(self) -> dict[str, Any]:
-        """Return the counters as they are, to resume from before the work due at this step is done."""
-        counters = {name: getattr(self, name) for name in (*COUNTERS, "ended_epoch")}
-        return {**counters, "place": self._place, "unit": asdict(self._data.unit)}
+    def check(self, state: Any) -> None:
+        """Check that the training can resume from a state: also that its data can be read from there."""
+        check_written(_State, state)
+        copy(self).restore(state["position"], state["processes"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Restore a position, and return what differs from then, one line each."""
+        self.restore(state["position"], state["processes"])
+        self.is_settled = state.get("settled", True)
+        self.stopwatch.set(state["elapsed"])
+        self._data.seed = state["data_seed"]
+        notes, length, processes = [], self._data.steps_per_epoch, self._data.unit.processes
+        if state["steps_per_epoch"] != length:
+            notes.append(
+                f"an epoch had {state['steps_per_epoch']} steps and has {length} now: the count of steps continues"
+            )
+        if state["processes"] != processes:
+            notes.append(
+                f"the number of processes was {state['processes']} and is {processes}: "
+                f"the training continues from the same sample, but not bit by bit"
+            )
+        return notes
 
     def restore(self, data: Mapping[str, Any], processes: int) -> None:
-        """Resume from a position: at the same sample, even if batches differ now.
-
-        `moved` says whether batches have changed; `passed_end`, that the rest of the epoch holds no whole batch, so
-        that the next epoch follows.
+        """Restore the counters: at the same sample, even if batches differ now.
 
         Args:
-            data: The result of `to_json` or `counters`.
+            data: The counters in a state.
             processes: The world size at that time.
 
         Raises:
             Mismatch: The data cannot be read from that position.
-            ValueError, KeyError, TypeError: `data` is not a position.
         """
         for name in COUNTERS:
-            setattr(self, name, int(data[name]))
+            setattr(self, name, data[name])
         # Earlier checkpoints record how many batches were read, but not their size.
-        then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
-        place = count_from(data["place"]) if "place" in data else self.batch * then.size
+        then = Unit(**data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
+        place = data["place"] if "place" in data else self.batch * then.size
         self.batch, self.offset = self._data.locate(place, then)
         self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
-        self.ended_epoch = bool(data.get("ended_epoch", False))
+        self.ended_epoch = data.get("ended_epoch", False)
         if self.ended_epoch and per_epoch is not None:
             self._more = self.step - self.epoch * per_epoch - self.step_in_epoch
         if self.ended_epoch:

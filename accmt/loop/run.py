@@ -1,32 +1,28 @@
-"""A running training: the assembled parts, passed to the functions of the loop."""
+"""A running training: its parts, passed to the functions of the loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
-from accmt.checkpoint.format import Parts
+from accmt.checkpoint.checkpointer import Checkpointer, Outcome
 from accmt.checkpoint.model_store import Savings
-from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
-from accmt.loop.learning_rate import Schedule
 from accmt.loop.progress import Position
+from accmt.loop.records import Records
+from accmt.loop.stateful_parts import RandomStates
 from accmt.loop.step import Stepper
-from accmt.loop.training_metrics import TrainingMetrics
+from accmt.loop.timetable import StepInterval, Timetable
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
-from accmt.notices import warn
-from accmt.rules import Decision, FollowedScore, RuleEngine
+from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
-from accmt.tracking.journal import Journal
 from accmt.tracking.tracker import Tracker
 
 
@@ -35,52 +31,25 @@ class LoopOptions:
     """Options of the loop itself.
 
     Attributes:
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or if a rule says
-            when.
+        log: The interval between two logs; None for never, or if a rule says when.
         eval_when_start: Evaluate before the first step.
         eval_when_finish: Evaluate after the last step, if evaluations do not happen at the end of epochs anyway.
         train_loss_name, val_loss_name: Names of the losses in trackers.
         monitor: The values that are sent to trackers.
-        clean_every: Optimizer steps between cleanings of caches, besides those at evaluations and ends of epochs.
+        clean: The interval between cleanings of caches, besides those at evaluations and ends of epochs.
         sanity_check: Try one batch of each validation dataset before the first step.
         followed: The score that the scheduler follows; None if it follows none.
     """
 
-    log_every: int | None
+    log: StepInterval | None
     eval_when_start: bool
     eval_when_finish: bool
     train_loss_name: str
     val_loss_name: str
     monitor: Monitor
-    clean_every: int | None
+    clean: StepInterval | None
     sanity_check: bool
     followed: FollowedScore | None
-
-
-class Checkpointer(Protocol):
-    """Maker of checkpoints of a run, or a no-op. Writing may continue in the background."""
-
-    @property
-    def ended(self) -> int:
-        """Number of background writes that have finished."""
-        ...
-
-    @property
-    def has_news(self) -> bool:
-        """True if a background write has finished since the last `finish`."""
-        ...
-
-    def save(self, run: Run) -> None:
-        """Make a checkpoint of the current state."""
-        ...
-
-    def finish(self, run: Run) -> None:
-        """Wait for the background write to complete, and report its outcome."""
-        ...
-
-    def close(self) -> None:
-        """Release what is held."""
-        ...
 
 
 class Steps(Protocol):
@@ -99,90 +68,102 @@ class Steps(Protocol):
         ...
 
 
-class NoCheckpointer:
-    """Null checkpointer, for when checkpointing is off."""
-
-    has_news = False
-    ended = 0
-
-    def save(self, run: Run) -> None:
-        """Do nothing."""
-
-    def finish(self, run: Run) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """All parts of a training.
+    """All parts of a training, each once; what a part already holds is a property here.
 
-    `model` is the module's own model, unwrapped; `parts` is what a checkpoint consists of; `generators` are those that
-    module, model and validation data keep for themselves. `checkpointed_at` is the step of the last checkpoint, -1 if
-    there was none; `is_settled` says whether the work due at the current step is done. `epoch_random` is the random
-    state at the start of the epoch, `resumed_random` the one to resume with once the epoch's earlier data have been
-    skipped. `record` holds the settings and the data as checkpoints record them, and `insists` says that a checkpoint
-    was requested whatever its data.
+    Attributes:
+        options: The options of the loop.
+        module: The module, with its Accelerator, its state and its tracker.
+        data: The training data.
+        evaluation: The evaluation, with the callbacks.
+        stepper: The maker of optimizer steps, with the training losses and metrics.
+        position: The counters and the clock.
+        engine: The rules.
+        savings: The writer of saved models; None if none are saved.
+        checkpointer: The maker of checkpoints, with the model and all other stateful parts.
+        records: The journals, and the decisions.
+        display: The terminal.
+        heartbeat: Events that do not depend on the step count.
+        timetable: When something may be due.
+        random: The random states at the start of the epoch, and of the checkpoint.
+        last_step: The last complete step, kept if a checkpoint is to be made of it when the next one fails.
     """
 
     options: LoopOptions
     module: AcceleratorModule
-    model: nn.Module
-    parts: Parts
-    accelerator: Accelerator
     data: TrainingData
     evaluation: Evaluation
     stepper: Stepper
-    training_metrics: TrainingMetrics
     position: Position
     engine: RuleEngine
-    state: TrainingState
-    hooks: Hooks
     savings: Savings | None
     checkpointer: Checkpointer
-    history: Journal
-    decision_log: Journal
-    tracker: Tracker
+    records: Records
     display: Display
-    pulse: Heartbeat
-    generators: Generators
-    schedule: Schedule
-    record: dict[str, Any]
-    insists: bool
-    steps: Steps
-    decisions: list[Decision] = field(default_factory=list)
-    checkpointed_at: int = -1
-    resumed: bool = False
-    epoch_random: dict[str, torch.Tensor] = field(default_factory=dict)
-    resumed_random: dict[str, torch.Tensor] | None = None
-    nan_reported: set[str] = field(default_factory=set)
-    failed_savings: set[str] = field(default_factory=set)
-    data_state_refused: bool = False
-    next_stop: float = 0
-    next_look: float = 0
-    is_settled: bool = True
+    heartbeat: Heartbeat
+    timetable: Timetable
+    random: RandomStates
+    last_step: Steps
+
+    @property
+    def state(self) -> TrainingState:
+        return self.module.state
+
+    @property
+    def tracker(self) -> Tracker:
+        return self.module.tracker
+
+    @property
+    def hooks(self) -> Hooks:
+        return self.evaluation.hooks
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device  # type: ignore[no-any-return]
+        return self.module.device
 
-    def flush_journals(self) -> None:
-        """Write the lines that could not be written before.
+    @property
+    def resumed(self) -> bool:
+        return self.checkpointer.resumed_from is not None
+
+    def checkpoint(self) -> None:
+        """Make a checkpoint, once the one being written is complete.
 
         Raises:
-            OSError: They still cannot be written.
+            Failed: Two checkpoints in a row could not be made.
         """
-        self.history.flush()
-        self.decision_log.flush()
+        if not self.checkpointer.writes:
+            return
+        self.finish_checkpoint()
+        self.state.num_checkpoints_made += 1
+        self._conclude(self.checkpointer.save(self.position.step))
 
-    def begin(self) -> None:
-        """Apply the restored state of callbacks and module, and warn of what differs."""
-        for note in self.parts.kept.begin() if self.parts.kept is not None else ():
-            warn(note)
+    def finish_checkpoint(self) -> None:
+        """Wait for a checkpoint that is being written, and report its outcome.
+
+        Raises:
+            Failed: Two checkpoints in a row could not be made.
+        """
+        self._conclude(self.checkpointer.finish())
+
+    def _conclude(self, outcome: Outcome | None) -> None:
+        """Report the outcome of a checkpoint. One failure is a warning, and training continues until the next
+        checkpoint; two in a row are an error."""
+        if outcome is None:
+            return
+        if outcome.failure is not None:
+            self.state.num_checkpoints_made -= 1
+            if outcome.ends_training:
+                raise outcome.failure
+            self.display.warn(f"no checkpoint at step {outcome.step}: {outcome.failure}")
+            return
+        if outcome.warning:
+            self.display.warn(outcome.warning)
+        if self.options.monitor.checkpoint:
+            self.tracker.log({"checkpoint": float(self.state.num_checkpoints_made)}, outcome.step)
+        self.hooks.on_save_checkpoint()
 
     def close(self) -> None:
         """Release what the training holds besides its results."""
-        self.pulse.close()
+        self.heartbeat.close()
         self.checkpointer.close()

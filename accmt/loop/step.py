@@ -22,6 +22,7 @@ from accmt.loop.learning_rate import Schedule
 from accmt.loop.losses import LossMeter
 from accmt.loop.out_of_memory import free, is_out_of_memory
 from accmt.loop.trainable_parameters import Beside, Trained
+from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 
 
@@ -36,6 +37,7 @@ class StepOptions:
         prepare_batches: Convert batches to the precision of the model, if an engine needs that.
         scheduler_per_epoch: The scheduler steps once an epoch.
         through_wrapper: The module calls the prepared model, not the bare one.
+        measures_norm: Compute the norm of the gradients, even without clipping.
         repeats: Retry a step once if it runs out of memory.
     """
 
@@ -45,7 +47,13 @@ class StepOptions:
     prepare_batches: bool
     scheduler_per_epoch: bool
     through_wrapper: bool
+    measures_norm: bool
     repeats: bool
+
+    @property
+    def norm_limit(self) -> float | None:
+        """The norm to clip gradients to: infinite if it is only measured, None for neither."""
+        return math.inf if self.clip_grad is None and self.measures_norm else self.clip_grad
 
 
 class Stepper:
@@ -59,6 +67,7 @@ class Stepper:
         options: The options of a step.
         hooks: The callbacks.
         beside: The parameters that a step may train besides those of the model.
+        means: The training losses, and the metrics that the module logs.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class Stepper:
         options: StepOptions,
         hooks: Hooks,
         beside: Beside,
+        means: tuple[LossMeter, TrainingMetrics],
     ) -> None:
         self._module = module
         self._model = model
@@ -78,7 +88,8 @@ class Stepper:
         self._optimizer = optimizer
         self._schedule = schedule
         self._follows = schedule.scheduler is not None and follows_metric(schedule.scheduler)
-        self._options = options
+        self.options = options
+        self._limit = options.norm_limit
         self._hooks = hooks
         self._beside = beside
         through_wrapper = options.through_wrapper
@@ -89,7 +100,7 @@ class Stepper:
         self._differentiate = self._updates.differentiate
         self._replicated = accelerator.distributed_type in REPLICATED
         self._shares_gradients = False
-        self.losses = LossMeter(accelerator.device)
+        self.losses, self.metrics = means
         self.grad_norm: Tensor | None = None
 
     @property
@@ -124,7 +135,7 @@ class Stepper:
 
     def end_epoch(self) -> None:
         """Step a scheduler that steps once an epoch."""
-        if self._options.scheduler_per_epoch and not self._follows:
+        if self.options.scheduler_per_epoch and not self._follows:
             self._step_scheduler()
 
     def follow(self, value: float) -> None:
@@ -136,10 +147,22 @@ class Stepper:
         found = {name: parameter.grad for name, parameter in self._beside.named().items()}
         return {name: local(gradient) for name, gradient in found.items() if gradient is not None}
 
+    def check_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Check that gradients of a checkpoint belong to parameters here, with their shapes."""
+        named = self._named()
+        for name, gradient in gradients.items():
+            if name not in named:
+                raise ValueError(f"{name}, which has a gradient, is not a parameter here")
+            if gradient.shape != named[name].shape and not hasattr(named[name], "to_local"):
+                shapes = f"{tuple(gradient.shape)}, and the parameter {tuple(named[name].shape)}"
+                raise ValueError(f"the gradient of {name} has the shape {shapes}")
+
+    def _named(self) -> dict[str, Any]:
+        return {**self._beside.named(), **self._trained.numbered()}
+
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
         """Restore the gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
-        named: dict[str, Any] = dict(self._beside.named())
-        named |= self._trained.numbered()
+        named = self._named()
         for name, gradient in gradients.items():
             parameter = named[name]
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
@@ -171,7 +194,7 @@ class Stepper:
         was_skipped = self._updates.was_skipped
         if self._follows:
             return
-        if not self._options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
+        if not self.options.scheduler_per_epoch and (was_skipped is None or not was_skipped()):
             self._step_scheduler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -186,8 +209,8 @@ class Stepper:
         self._trained.check_unheld()
         if self._replicated:
             average_gradients(self._trained.outside())
-        if self._options.clip_grad is not None and self._updates.clip is not None:
-            self.grad_norm = self._updates.clip(self._trained.held(), self._options.clip_grad)
+        if self._limit is not None and self._updates.clip is not None:
+            self.grad_norm = self._updates.clip(self._trained.held(), self._limit)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""
@@ -201,10 +224,10 @@ class Stepper:
     def _learn_again(self, error: RuntimeError, batches: list[Any], share: int) -> Tensor:
         """Retry a batch that ran out of memory, after those before it in its window: which of their gradients are valid
         is no longer known."""
-        if not (self._options.repeats and is_out_of_memory(error) and self._is_alone()):
+        if not (self.options.repeats and is_out_of_memory(error) and self._is_alone()):
             raise error
         free(error)
-        self._updates.zero_grad(set_to_none=self._options.set_to_none)
+        self._updates.zero_grad(set_to_none=self.options.set_to_none)
         for number, batch in enumerate(batches, start=1):
             loss = self._learn(batch, share, last=number == share)
         return loss
@@ -213,7 +236,7 @@ class Stepper:
         """Return whether no other process waits for data of the failed step, which a retry would send twice."""
         if self._accelerator.num_processes == 1:
             return True
-        buffers = self._options.through_wrapper and next(self._model.buffers(), None) is not None
+        buffers = self.options.through_wrapper and next(self._model.buffers(), None) is not None
         return self._replicated and not buffers and not self._shares_gradients
 
     def _forward(self, batch: Any) -> Tensor:
@@ -242,7 +265,7 @@ class Stepper:
     def _update(self) -> None:
         self.step_optimizer()
         self.step_scheduler()
-        self.zero_grad(self._options.set_to_none)
+        self.zero_grad(self.options.set_to_none)
 
     def _step_scheduler(self, *values: float) -> None:
         scheduler = self._schedule.scheduler
@@ -252,60 +275,6 @@ class Stepper:
         self._trained.follow_groups()
         scheduler.step(*values)
         self._hooks.on_after_scheduler_step(scheduler)
-
-
-class ManualStepper(Stepper):
-    """Stepper for modules that compute gradients and update parameters themselves; each window is one batch."""
-
-    _is_stepped = False
-    _has_begun = False
-
-    def step(self, window: Window) -> None:
-        """Train on the batch of a window."""
-        for batch in window.batches:
-            samples = samples_of(batch, window.samples[-1], self._module)
-            self._state.is_last_training_batch = window.is_last
-            self._has_begun = False
-            try:
-                loss = self._forward(batch)
-            except RuntimeError as error:
-                can_repeat = self._options.repeats and not self._has_begun and self._is_alone()
-                if not (can_repeat and is_out_of_memory(error)):
-                    raise
-                free(error)
-                loss = self._forward(batch)
-            self.losses.add(loss, samples)
-            self._state.train_step += 1
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Return the gradients that an optimizer step has yet to use."""
-        return {} if self._is_stepped else super().gradients()
-
-    def put_back(self, gradients: Mapping[str, Tensor]) -> None:
-        """Restore the gradients as they were between two steps."""
-        super().put_back(gradients)
-        self._is_stepped = False
-
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of a loss; those from before the last optimizer step are dropped."""
-        self._has_begun = True
-        if self._is_stepped:
-            self.zero_grad(self._options.set_to_none)
-        super().backward(loss, **kwargs)
-
-    def step_optimizer(self) -> None:
-        """Clip the gradients and step the optimizer."""
-        self._has_begun = self._is_stepped = True
-        super().step_optimizer()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients."""
-        self._is_stepped = False
-        super().zero_grad(set_to_none)
-
-    def _scalar(self, loss: object) -> Tensor:
-        """Return the loss, which is only recorded here: it may be detached."""
-        return single_value(loss, type(self._module).__name__)
 
 
 def single_value(loss: object, module: str) -> Tensor:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
-from functools import partial
 
-from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.data.loaders import Window
 from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
-from accmt.loop.changes import know_data
-from accmt.loop.evaluation_step import LOOK_EVERY, ask, log, observe, record
+from accmt.loop.evaluation_step import ask, log, observe, record
 from accmt.loop.out_of_memory import clean_caches
-from accmt.loop.run import NoCheckpointer, Run
+from accmt.loop.progress import Position
+from accmt.loop.run import Run
 from accmt.loop.sanity_check import try_out
+from accmt.loop.timetable import StepInterval
 from accmt.notices import warn
 from accmt.rules import Decision, Due, Progress, Stop
 from accmt.rules.decision import REQUESTED
@@ -24,7 +22,7 @@ from accmt.rules.decision import REQUESTED
 def train(run: Run) -> Stop | None:
     """Train from the current position of the run to its end.
 
-    try one batch of each validation dataset
+    begin, and try one batch of each validation dataset
     for each epoch:
         for each window of batches:             # of one optimizer step
             step
@@ -36,60 +34,26 @@ def train(run: Run) -> Stop | None:
     Raises:
         Terminated: SIGTERM requested the end; a checkpoint was made.
     """
-    if not run.resumed and not isinstance(run.checkpointer, NoCheckpointer):
-        know_data(run.record, run.data, run.device)
-    run.hooks.on_fit_start()
-    run.begin()
-    stop = None
-    elapsed = agreed(run.position.stopwatch.elapsed())
-    run.next_look = elapsed + LOOK_EVERY
-    if run.resumed:
-        run.hooks.on_resume()
-        stop = run.engine.standing_stop(run.position.progress(elapsed))
-    if run.options.sanity_check and stop is None and not run.position.is_finished:
-        for warning in try_out(run.evaluation):
-            warn(warning)
-    if run.resumed and stop is None and not run.is_settled:
-        stop = _resume_within_step(run)
-    if not run.resumed and run.options.eval_when_start and run.evaluation:
-        observe(run, initial=True)
+    stop = _begin(run)
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
-    run.checkpointer.finish(run)
+    run.finish_checkpoint()
     run.state.finished = True
     run.hooks.on_fit_end()
     return stop
 
 
-def _resume_within_step(run: Run) -> Stop | None:
-    """Do the work due at a step whose checkpoint was made because that work failed."""
-    with warnings.catch_warnings():
-        # torch warns if a scheduler steps first: this one follows the optimizer step before the resume.
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-        stop = _settle(run)
-    run.is_settled = True
-    if run.position.ended_epoch:
-        run.position.next_epoch()
-    return stop
-
-
 def _train_epoch(run: Run) -> Stop | None:
     """Train the rest of the current epoch."""
-    position, stepper, state = run.position, run.stepper, run.state
-    stop, before = None, position.step
+    position, stop, before = run.position, None, run.position.step
     for window in _windows(run):
-        stepper.step(window)
-        run.training_metrics.commit()
-        position.advance(window)
-        state.global_step = position.step
-        run.steps.note(run, is_settled=False)
-        strikes = _strikes(run)  # asked at every step, whatever else is due
-        if position.step < run.next_stop and not window.is_last and not strikes:
-            run.steps.settle()
-            continue
-        stop = _settle(run)
-        run.steps.note(run, is_settled=True)
-        run.next_stop = _next_stop(run)
+        _step(run, window)
+        if run.timetable.is_due():
+            stop = _settle(run)
+            run.last_step.note(run, is_settled=True)
+            run.timetable.update()
+        else:
+            run.last_step.settle()
         if stop is not None or position.step == position.total_steps:
             break
     if position.step == before:
@@ -99,43 +63,83 @@ def _train_epoch(run: Run) -> Stop | None:
     return stop
 
 
+def _begin(run: Run) -> Stop | None:
+    """Call the first hooks, and do what comes before the first step; return the stop that a resumed training is at."""
+    position, stop = run.position, None
+    run.hooks.on_fit_start()
+    kept = run.checkpointer.model.kept
+    for note in kept.begin() if kept is not None else ():
+        warn(note)
+    elapsed = agreed(position.stopwatch.elapsed())
+    run.timetable.looked(elapsed)
+    if run.resumed:
+        run.hooks.on_resume()
+        stop = run.engine.standing_stop(position.progress(elapsed))
+    if run.options.sanity_check and stop is None and not position.is_finished:
+        for warning in try_out(run.evaluation):
+            warn(warning)
+    if stop is None and not position.is_settled:
+        stop = _resume_within_step(run)
+    if not run.resumed and run.options.eval_when_start and run.evaluation:
+        observe(run, initial=True)
+    return stop
+
+
+def _resume_within_step(run: Run) -> Stop | None:
+    """Do the work due at a step whose checkpoint was made because that work failed."""
+    with warnings.catch_warnings():
+        # torch warns if a scheduler steps first: this one follows the optimizer step before the resume.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        stop = _settle(run)
+    run.position.is_settled = True
+    if run.position.ended_epoch:
+        run.position.next_epoch()
+    return stop
+
+
 def _windows(run: Run) -> Iterator[Window]:
     """Return the windows of the epoch from the current position on, with the random state as it was at this point."""
     position, state = run.position, run.state
     state.epoch, state.train_step = position.epoch, position.batch
     state.is_end_of_epoch = False
     state.is_last_epoch = position.epoch + 1 == position.total_epochs
-    resumed, run.resumed_random = run.resumed_random, None
-    run.next_stop = _next_stop(run)
+    run.timetable.update()
     if not position.is_within_epoch:
-        if resumed is not None:
-            set_random_state(resumed, run.device)
+        run.random.resume()
         run.hooks.on_epoch_start()
         run.stepper.start_epoch()
-        run.epoch_random = random_state(run.device)
+        run.random.start_epoch()
         return run.data.windows(position.epoch)
-    if resumed is None or not run.epoch_random:
+    go_on = run.random.rewind()
+    if go_on is None:
         return run.data.windows(position.epoch, position.batch, offset=position.offset)
-    set_random_state(run.epoch_random, run.device)
-    go_on = partial(set_random_state, resumed, run.device)
     return run.data.windows(position.epoch, position.batch, go_on, position.offset)
+
+
+def _step(run: Run, window: Window) -> None:
+    """Make an optimizer step, and count it."""
+    run.stepper.step(window)
+    run.stepper.metrics.commit()
+    run.position.advance(window)
+    run.state.global_step = run.position.step
+    run.last_step.note(run, is_settled=False)
 
 
 def _settle(run: Run) -> Stop | None:
     """Do whatever is due at this step, in the order of the language: log, evaluate, save, checkpoint, stop."""
     position = run.position
-    if run.pulse.has_news:
-        run.checkpointer.finish(run)
+    if run.heartbeat.has_news:
+        run.finish_checkpoint()
     ends = run.state.is_end_of_epoch = position.ends
     progress = position.progress(agreed(position.stopwatch.elapsed()))
     due = run.engine.after_step(progress)
-    is_logged = due.log or _logs(run, ends)
+    is_logged = due.log or _ends(run.options.log, position)
     if is_logged:
         log(run, progress)
     stop = _stop_before(run, progress, is_logged=is_logged)
     evaluates = _evaluates(run, due, stop)
     decision = observe(run) if evaluates else None
-    if decision is None and (ends or _cleans(run)):
+    if decision is None and (ends or _ends(run.options.clean, position)):
         clean_caches()
     if position.ended_epoch:
         run.stepper.end_epoch()
@@ -153,7 +157,7 @@ def _stop_before(run: Run, progress: Progress, *, is_logged: bool) -> Stop | Non
     """Return the stop requested at this step, by a condition or by the script, whatever an evaluation may bring."""
     stop = ask(run, progress, is_logged=is_logged)
     if stop is None:
-        return _requested(run) if run.pulse.is_stopped else None
+        return _requested(run) if run.heartbeat.is_stopped else None
     run.engine.stay_stopped(stop)
     record(run, Decision(progress, stop=stop))
     return stop
@@ -169,7 +173,7 @@ def _stop_of_hooks(run: Run, *, has_evaluated: bool) -> Stop | None:
 
 def _requested(run: Run) -> Stop | None:
     """Return the stop that the script requests, and record it; None if it requests none."""
-    reason = run.pulse.asked_to_stop()
+    reason = run.heartbeat.asked_to_stop()
     if reason is None:
         return None
     stop = Stop(REQUESTED, reason)
@@ -183,11 +187,11 @@ def _checkpoint(run: Run, *, is_due: bool, stop: Stop | None) -> None:
     Raises:
         Terminated: SIGTERM requests the end.
     """
-    asked, is_end = run.pulse.weight, stop is not None or run.position.is_last_step
+    asked, is_end = run.heartbeat.weight, stop is not None or run.position.is_last_step
     if is_due or is_end or asked:
-        run.checkpointer.save(run)
+        run.checkpoint()
     if asked == CHECKPOINT:
-        run.pulse.forget(asked)
+        run.heartbeat.forget(asked)
     if asked == END and not is_end:
         raise Terminated
 
@@ -199,29 +203,5 @@ def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
     return due.evaluate or (run.options.eval_when_finish and (stop is not None or run.position.is_last_step))
 
 
-def _logs(run: Run, ends: bool) -> bool:
-    every = run.options.log_every
-    if every is None:
-        return False
-    return ends if every == -1 else run.position.step % every == 0
-
-
-def _cleans(run: Run) -> bool:
-    every = run.options.clean_every
-    return every is not None and run.position.step % every == 0
-
-
-def _next_stop(run: Run) -> float:
-    """Return the next step at which something may be due, besides the end of an epoch."""
-    step = run.position.step
-    stops = [run.engine.next_step or math.inf, run.position.total_steps or math.inf]
-    for every in (run.options.log_every, run.options.clean_every):
-        if every not in (None, -1):
-            stops.append((step // every + 1) * every)
-    return min(stops)
-
-
-def _strikes(run: Run) -> bool:
-    """Return whether an event has occurred that does not depend on the step count."""
-    moment = run.engine.next_elapsed
-    return run.pulse.strikes(min(moment, run.next_look) if run.engine.watches else moment, run.position.step)
+def _ends(interval: StepInterval | None, position: Position) -> bool:
+    return interval is not None and interval.ends_at(position.step, ends_epoch=position.ends)

@@ -10,6 +10,8 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
+from accmt.checkpoint import state_types as types
+from accmt.checkpoint.state_types import check_written
 from accmt.rules.codec import from_text, to_text
 
 
@@ -55,13 +57,19 @@ class TrainingMetrics:
         self.commit()
         return self._look.take()
 
-    def to_json(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of this process since the previous evaluation."""
         self.commit()
-        return self._evaluation.to_json()
+        return self._evaluation.state_dict()
 
-    def restore(self, data: Mapping[str, Any]) -> None:
+    def check(self, state: Any) -> None:
+        """Check that it is a state of training metrics; earlier checkpoints have none."""
+        check_written(dict[str, types.Interval] | None, state, "training")
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> list[str]:
         """Restore the sums of the names that are still declared."""
-        self._evaluation.restore(data)
+        self._evaluation.load_state_dict(state or {})
+        return []
 
 
 class _Interval:
@@ -87,10 +95,10 @@ class _Interval:
             self._counts[name] = 0
         return means
 
-    def to_json(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {name: [to_text(total.item()), self._counts[name]] for name, total in self._sums.items()}
 
-    def restore(self, data: Mapping[str, Any]) -> None:
+    def load_state_dict(self, data: Mapping[str, Any]) -> None:
         for name, (total, count) in data.items():
             if name in self._sums:
                 self._sums[name].fill_(from_text(total))

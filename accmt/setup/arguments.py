@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from accmt.hyperparameters import Config, ConfigError, load_config
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
+from accmt.loop.timetable import StepInterval
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
 from accmt.rules import CadenceRule, FollowedScore, RuleError, StopCondition
@@ -162,18 +162,14 @@ class ArgumentCheck:
                 self._wrong("resume", f"the index {resume} needs multiple_checkpoints=True")
         if most is not None and not many:
             self._wrong("max_checkpoints", "needs multiple_checkpoints=True; without it only the newest is kept")
-        enabled = self._flag("enable_checkpointing") and cadence is not None
-        in_background = self._flag("checkpoint_async")
-        if in_background and not enabled:
+        cadence = cadence if self._flag("enable_checkpointing") else None
+        in_background, on_exception = self._flag("checkpoint_async"), self._flag("checkpoint_on_exception")
+        if in_background and cadence is None:
             self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
-        on_exception = self._flag("checkpoint_on_exception")
-        if on_exception and not enabled:
+        if on_exception and cadence is None:
             self._wrong("checkpoint_on_exception", "there are no checkpoints to make: they are switched off")
         trusts = self._flag("trust_checkpoint")
-        keep = most if many else 1
-        return CheckpointOptions(
-            enabled, cadence if enabled else None, keep, resume, in_background, trusts, on_exception
-        )
+        return CheckpointOptions(cadence, most if many else 1, resume, in_background, trusts, on_exception)
 
     def _saving(self) -> SavingOptions:
         patience = self._given["patience"]
@@ -207,7 +203,7 @@ class ArgumentCheck:
         text = self._given["log_every"]
         parse = partial(CadenceRule.parse, logs=True)
         rule = self._parsed(parse, text, "log_every") if isinstance(text, str) else None
-        return None if rule is None or _in_steps(rule) is not None else rule
+        return None if rule is None or _as_interval(rule) is not None else rule
 
     def _evaluate(self) -> CadenceRule | None:
         """Return the evaluation cadence, or None if the arguments do not give one."""
@@ -241,13 +237,13 @@ class ArgumentCheck:
         if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
             self._wrong("clip_grad", must_be("a positive number, or None", clip))
         return StepOptions(
-            # An infinite limit computes the norm without clipping.
-            clip_grad=math.inf if clip is None and monitor.grad_norm else clip,
+            clip_grad=clip,
             set_to_none=self._flag("set_to_none"),
             place_batches=self._flag("batch_device_placement"),
             prepare_batches=self._flag("prepare_batch"),
             scheduler_per_epoch=config.hps.step_scheduler_per_epoch if config else False,
             through_wrapper=self._flag("safe_mode"),
+            measures_norm=monitor.grad_norm,
             repeats=self._flag("safe_steps"),
         )
 
@@ -264,7 +260,6 @@ class ArgumentCheck:
             ),
             compile_kwargs=(compile_kwargs or {}) if compiles else None,
             mixed_precision=precision,
-            through_wrapper=self._flag("safe_mode"),
             logs_preparation=self._flag("enable_prepare_logging"),
         )
 
@@ -286,14 +281,15 @@ class ArgumentCheck:
         names = self._text("train_loss_metric_name"), self._text("val_loss_metric_name")
         apart = any(self._given[name] is not None for name in ("evaluate_every_n_steps", "evaluate_every"))
         apart = apart or section.evaluate is not None
+        clean = self._whole("cleanup_cache_every_n_steps", none=True)
         return LoopOptions(
-            log_every=_log_every(every),
+            log=_log_interval(every),
             eval_when_start=self._flag("eval_when_start"),
             eval_when_finish=self._flag("eval_when_finish") and apart,
             train_loss_name=names[0],
             val_loss_name=names[1],
             monitor=monitor,
-            clean_every=self._whole("cleanup_cache_every_n_steps", none=True),
+            clean=None if clean is None else StepInterval(clean),
             sanity_check=self._flag("sanity_check"),
             followed=self._followed(config),
         )
@@ -410,22 +406,22 @@ class ArgumentCheck:
         return tuple(listed)
 
 
-def _in_steps(rule: CadenceRule) -> int | None:
-    """Return a cadence as a number for `log_every`: steps, or -1 for every epoch; None if it is not such a cadence."""
+def _as_interval(rule: CadenceRule) -> StepInterval | None:
+    """Return a cadence of whole steps, or of every epoch, as an interval; None if it is another one."""
     quantity = rule.cadence.every[0]
     if rule.cadence.after is not None or len(rule.cadence.every) > 1:
         return None
     if quantity.unit == "step":
-        return int(quantity.value)
-    return -1 if quantity.unit == "epoch" and quantity.value == 1 else None
+        return StepInterval(int(quantity.value))
+    return StepInterval(None) if quantity.unit == "epoch" and quantity.value == 1 else None
 
 
-def _log_every(given: Any) -> int | None:
-    """Return the number of steps between two logs, or None if a cadence decides."""
+def _log_interval(given: Any) -> StepInterval | None:
+    """Return the interval between two logs that `log_every` describes; None if a cadence decides."""
     if not isinstance(given, str):
-        return given  # type: ignore[no-any-return]
+        return StepInterval(None if given == -1 else given) if isinstance(given, int) else None
     try:
-        return _in_steps(CadenceRule.parse(given))
+        return _as_interval(CadenceRule.parse(given))
     except RuleError:  # reported where cadences are read
         return None
 

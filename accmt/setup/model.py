@@ -70,8 +70,8 @@ def returned(module: AcceleratorModule, callbacks: Sequence[Callback], *, is_due
             vars(one).update(attributes)
 
 
-def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) -> Prepared:
-    """Prepare model, teacher and optimizer, and give the module the wrapped model, or the bare one if so configured.
+def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions, *, through_wrapper: bool) -> Prepared:
+    """Prepare model, teacher and optimizer, and give the module the wrapped model, or the bare one.
 
     A model in evaluation mode is set to training mode; if only submodules are in evaluation mode, they stay in it.
     """
@@ -88,17 +88,17 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions) ->
     prepare_teacher(module, options)
     trained = _compiled(model, options)
     evaluated = trained if bare is model else _compiled(bare, options)
-    module.model = trained if options.through_wrapper else evaluated
+    module.model = trained if through_wrapper else evaluated
     return Prepared(model, evaluated, optimizer)
 
 
-def configure(accelerator: Accelerator, batch_size: int, clip_grad: float | None, *, is_managed: bool) -> None:
+def configure(accelerator: Accelerator, batch_size: int, norm_limit: float | None, *, is_managed: bool) -> None:
     """Configure an engine that makes whole optimizer steps itself. Call it before `prepare`.
 
     Args:
         accelerator: The accelerator.
         batch_size: Samples in a batch of one process.
-        clip_grad: The maximum norm of all gradients; None for no clipping.
+        norm_limit: The maximum norm of all gradients; None for no clipping.
         is_managed: Whether the loop says at each batch if more follow before the step; False for a module that makes
             its own steps.
     """
@@ -108,7 +108,7 @@ def configure(accelerator: Accelerator, batch_size: int, clip_grad: float | None
     config["train_micro_batch_size_per_gpu"] = batch_size
     config["train_batch_size"] = batch_size * accelerator.num_processes
     config["gradient_accumulation_steps"] = 1  # the loop divides the loss
-    config["gradient_clipping"] = 0.0 if clip_grad is None else clip_grad
+    config["gradient_clipping"] = 0.0 if norm_limit is None else norm_limit
     config["managed_gradient_accumulation"] = is_managed
     if not is_managed:
         config["zero_optimization"]["overlap_comm"] = False  # cannot be combined

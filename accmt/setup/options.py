@@ -17,17 +17,25 @@ from accmt.rules import CadenceRule, SavingRule, StopCondition
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """Options of checkpoints: whether and how often to make them, how many to keep, what to resume from, whether to
-    write in the background, whether to trust DeepSpeed's pickles, and whether to make one when an exception ends the
-    training."""
+    """Options of checkpoints: how often to make them (None for never), how many to keep, what to resume from, whether
+    to write in the background, whether to trust DeepSpeed's pickles, and whether to make one when an exception ends
+    the training."""
 
-    enabled: bool
     every: CadenceRule | None
     keep: int | None
     resume: bool | int | None
     in_background: bool
     trusts: bool
     on_exception: bool
+
+    @property
+    def enabled(self) -> bool:
+        return self.every is not None
+
+    @property
+    def goes_back(self) -> bool:
+        """True if the user chose the checkpoint by its number, so that later ones may exist."""
+        return type(self.resume) is int and self.resume > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,6 @@ class ModelOptions:
         gradient_checkpointing_kwargs: Arguments of the model's `gradient_checkpointing_enable`.
         compile_kwargs: Arguments of torch.compile; None to not compile the model.
         mixed_precision: "no", "fp16" or "bf16"; None for the launcher's setting.
-        through_wrapper: Whether the module calls the prepared model instead of the bare one.
         logs_preparation: Whether libraries may log while they prepare the model.
     """
 
@@ -82,7 +89,6 @@ class ModelOptions:
     gradient_checkpointing_kwargs: dict[str, Any] | None
     compile_kwargs: dict[str, Any] | None
     mixed_precision: str | None
-    through_wrapper: bool
     logs_preparation: bool
 
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from accmt.checkpoint.format import Parts
+from accmt.checkpoint.format import ModelParts
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.config.errors import ConfigError, Problem
@@ -28,7 +28,7 @@ def check_beside(
     options: Options,
     module: AcceleratorModule,
     optimizer: Any,
-    parts: Parts,
+    parts: ModelParts,
     accelerator: Accelerator,
     *,
     is_ours: bool,
@@ -79,7 +79,7 @@ def check_beside(
         raise ConfigError(problems, "fit(...)")
 
 
-def check_parts(options: Options, parts: Parts) -> None:
+def check_parts(options: Options, parts: ModelParts) -> None:
     """Check that everything can be serialized as it will be written.
 
     Raises:
@@ -124,7 +124,7 @@ def _of_saved_extra(state: Mapping[str, Any], *, safe: bool) -> Iterator[Problem
             yield Problem("model", text)
 
 
-def _of_states(parts: Parts) -> Iterator[Problem]:
+def _of_states(parts: ModelParts) -> Iterator[Problem]:
     """Report problems of a checkpoint's parts other than the weights of the model."""
     assert parts.kept is not None
     kept = parts.kept

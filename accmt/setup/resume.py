@@ -8,19 +8,26 @@ import os
 from functools import partial
 from pathlib import Path
 
+from accelerate import PartialState
+
 from accmt.checkpoint import publish
 from accmt.checkpoint.archive import JOURNALS, move_aside, put_aside
+from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
+from accmt.checkpoint.format import understood
 from accmt.checkpoint.publish import MANIFEST, REPLACED
 from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, savings_in
 from accmt.distributed.collective import from_main
 from accmt.files import durable
-from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
+from accmt.loop.stateful_parts import EngineState
+from accmt.loop.utilization import begin_measuring
 from accmt.notices import warn
-from accmt.setup.build import Plan
+from accmt.setup.plan import Plan
 from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
 from accmt.tracking.outbox import FOLDER as OUTBOX
+from accmt.tracking.start import start_trackers
+from accmt.tracking.tracker import Beginning, NoTracker, Tracker
 
 
 def check_folders(plan: Plan) -> None:
@@ -77,12 +84,19 @@ def find_checkpoint(plan: Plan) -> Checkpoint | None:
 
 
 def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
-    """Resume from a checkpoint or start from scratch, and return notes to show before, one line each.
+    """Start the trackers, and resume from a checkpoint or start from scratch.
+
+    Returns:
+        Notes to show before the first step, one line each.
 
     Raises:
         Mismatch: If the checkpoint belongs to another training; nothing was touched.
+        ConfigError: It is the end of a training on other data, or the current settings cannot continue from it.
+        NoCheckpoint: Its contents are not those of a checkpoint; neither model nor folder was changed.
     """
-    return _start_anew(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
+    if checkpoint is not None or plan.options.checkpoint.enabled:
+        plan.settings.know_data(run.device)
+    return _start_from_scratch(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
 
 
 def _found(plan: Plan) -> Checkpoint | None:
@@ -102,9 +116,10 @@ def _found(plan: Plan) -> Checkpoint | None:
     return newest
 
 
-def _start_anew(plan: Plan, run: Run) -> list[str]:
+def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
+    run.module.tracker = _tracker(plan, None)
     aside = from_main(lambda: _cleared(plan, run))
-    run.history.lines = run.decision_log.lines = 0
+    run.records.history.lines = run.records.decision_log.lines = 0
     plan.position.stopwatch.set(0.0)
     return [] if aside is None else [f"what the earlier training left is now in {aside}"]
 
@@ -112,20 +127,28 @@ def _start_anew(plan: Plan, run: Run) -> list[str]:
 def _cleared(plan: Plan, run: Run) -> Path | None:
     """Move away the files of an earlier training, and write the description of the new one."""
     aside = put_aside(plan.model_path, savings_in(plan.model_path))
-    run.history.cut(0)
-    run.decision_log.cut(0)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan)))
+    run.records.history.cut(0)
+    run.records.decision_log.cut(0)
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every))
     return aside
 
 
 def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
-    notes = [f"continuing from {checkpoint.path.name}"]
-    changes, others = restore(run, checkpoint.path)
-    notes += [*changes, *others]
-    if isinstance(plan.options.checkpoint.resume, int) and plan.options.checkpoint.resume > 0:
+    saved = run.checkpointer.read(checkpoint)
+    run.position.load_state_dict(saved.shared["position"])  # a schedule may be built for the length from there
+    engine = EngineState(run.engine).restored(saved.shared["engine"])
+    with understood(checkpoint.path):
+        changes = plan.settings.compare(saved, run.position, engine)
+    run.module.tracker = _tracker(plan, saved)
+    with understood(checkpoint.path), plan.schedule.applied():
+        said = run.checkpointer.load(saved)
+    rules = list(said["engine"])
+    notes = [f"continuing from {checkpoint.path.name}", *rules, *said.get("data", ()), *changes]
+    notes += [*said["model"], *said["records"], *said["position"]]
+    if plan.options.checkpoint.goes_back:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
         notes += [] if later is None else [f"the later checkpoints are now in {later}"]
-    notes += from_main(lambda: _describe(plan, changes))
+    notes += from_main(lambda: _describe(plan, rules))
     return notes + _settle_savings(run)
 
 
@@ -143,12 +166,28 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     except DamagedDescription as error:
         former, notes = None, [f"what was changed before is not known any more: {error}"]
     said = (*(former.changes if former is not None else ()), *changes)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, _log_every(plan), said))
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every, said))
     return notes
 
 
-def _log_every(plan: Plan) -> int | str | None:
-    return plan.options.loop.log_every if plan.rules.log is None else plan.rules.log.text
+def _tracker(plan: Plan, saved: Saved | None) -> Tracker:
+    """Create the trackers on the main process; if one fails, all processes learn of it."""
+    options, tracking = plan.options, plan.options.tracking
+    started: list[Tracker] = [NoTracker()]
+
+    def start() -> None:
+        former = {} if saved is None else saved.shared["tracker"]
+        step = None if saved is None else saved.checkpoint.step
+        parameters = {**options.hps.to_dict(), **tracking.config}
+        names, goes_back = (tracking.logging_dir, tracking.track_name), options.checkpoint.goes_back
+        beginning = Beginning(*names, parameters, former, step, goes_back, tracking.folder)
+        started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)
+        unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
+        if unmeasured is not None:
+            plan.display.warn(unmeasured)
+
+    from_main(start)
+    return started[0]
 
 
 def _settle_savings(run: Run) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from accmt.checkpoint.saved_models import Saving
+from accmt.checkpoint.saved_models import best_in
 from accmt.display.tables import decision_table, savings_table
 from accmt.distributed.strategy import count_of
 from accmt.files.paths import shortened
@@ -14,7 +17,7 @@ from accmt.loop.run import Run
 from accmt.rules import Decision, Facts, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.printable import shown
-from accmt.setup.build import Plan
+from accmt.setup.plan import Plan
 
 _MOST_ROWS = 100
 
@@ -29,24 +32,25 @@ def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
     return [table, *(Text(shown(f"note: {note}"), "yellow") for note in notes)]
 
 
-def after_training(
-    run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
-) -> list[RenderableType]:
+def after_training(run: Run, stop: Stop | None, model_path: Path) -> list[RenderableType]:
     """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
-    worth, left_out = _worth_showing(run.decisions)
+    worth, left_out = _worth_showing(run.records.decisions)
     parts: list[RenderableType] = ["", decision_table(worth)]
     if left_out:
-        parts.append(
-            Text(f"{left_out} decisions that saved nothing are left out; all are in {shortened(run.decision_log.path)}")
-        )
-    rows = [
-        (rule.name, {}, 0, None)
-        if saving is None
-        else (rule.name, saving.values, saving.step, shortened(saving.folder))
-        for rule, saving in savings
-    ]
+        where = shortened(run.records.decision_log.path)
+        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
+    rows = [_saved(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
     return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {run.position.step} steps"), "bold")]
+
+
+def _saved(run: Run, rule: SavingRule, model_path: Path) -> tuple[str, Mapping[str, float], int, Path | None]:
+    """Return the best model that a rule has saved, for the table: its values, step and folder."""
+    has_saved = run.savings is not None and rule.name in run.state.model_savings
+    saving = best_in(model_path / rule.folder) if has_saved else None
+    if saving is None:
+        return rule.name, {}, 0, None
+    return rule.name, saving.values, saving.step, shortened(saving.folder)
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -68,16 +72,6 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
         f"{position.step} step{'s' * (position.step != 1)}. Give more {wanted_more} to continue, "
         f"or resume=False to start from scratch"
     )
-
-
-def interrupted(run: Run, how: str = "interrupted") -> Text:
-    """Say from which step an interrupted training would resume."""
-    step = run.position.step
-    if run.checkpointed_at < 0:
-        return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
-    repeated = step - run.checkpointed_at
-    again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
-    return Text(f"{how} at step {step}; run again to continue from step {run.checkpointed_at}{again}", "bold")
 
 
 def _facts(plan: Plan) -> dict[str, str]:

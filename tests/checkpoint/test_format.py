@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 from accmt.checkpoint import format as contents
-from accmt.checkpoint.format import Mismatch, Own, Parts
+from accmt.checkpoint.format import Mismatch, ModelParts
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import read_tensors, write_files, write_tensors
 
@@ -38,7 +38,7 @@ def make(width=4, optimizer=AdamW, scheduler=StepLR, groups=1, seed=0):
     if scheduler is not None:
         arguments = {"milestones": [2, 5]} if scheduler is MultiStepLR else {"step_size": 2}
         stateful["scheduler"] = scheduler(stateful["optimizer"], **arguments)
-    return Parts(model, stateful)
+    return ModelParts(model, stateful)
 
 
 def train(parts, steps=3):
@@ -53,10 +53,16 @@ def train(parts, steps=3):
     return parts
 
 
-def written(folder, parts, **trainer):
-    names = [path.name for path in write_files(folder, contents.state_files(0, parts, trainer))]
+def written(folder, parts, **states):
+    names = [path.name for path in write_files(folder, contents.shared_files(0, parts, states))]
     assert sorted(names) == ["model.safetensors", "optimizer.safetensors", "trainer.json"]
     return contents.read_trainer(folder)
+
+
+def load(folder, parts, trainer):
+    saved = contents.read_model(folder, parts, trainer)
+    contents.load_model(parts, saved)
+    return saved.notes
 
 
 def everything(parts):
@@ -67,7 +73,7 @@ def refusal(folder, parts, trainer):
     """The text of the refusal; and that nothing was loaded."""
     before = repr(everything(parts))
     with pytest.raises(Mismatch) as caught:
-        contents.load_parts(folder, parts, trainer)
+        load(folder, parts, trainer)
     assert repr(everything(parts)) == before
     return str(caught.value)
 
@@ -76,10 +82,10 @@ def refusal(folder, parts, trainer):
 @pytest.mark.parametrize("scheduler", [StepLR, MultiStepLR, None])
 def test_another_object_goes_on_bit_by_bit(tmp_path, optimizer, scheduler):
     first = train(make(optimizer=optimizer, scheduler=scheduler))
-    trainer = written(tmp_path, first, position={"step": 3})
-    assert trainer["position"] == {"step": 3}
+    trainer = written(tmp_path, first, engine={"step": 3})
+    assert trainer["engine"] == {"step": 3}
     second = make(optimizer=optimizer, scheduler=scheduler, seed=1)
-    contents.load_parts(tmp_path, second, trainer)
+    load(tmp_path, second, trainer)
     for parts in (first, second):
         torch.manual_seed(5)
         train(parts)
@@ -127,7 +133,7 @@ def test_the_state_of_an_optimizer_goes_by_name(tmp_path):
     turned.stateful["scheduler"] = StepLR(turned.stateful["optimizer"], 2)
     note = "the parameters of the optimizer are grouped otherwise than before"
     for other, expected in ((grouped, [note]), (turned, [])):
-        assert contents.load_parts(tmp_path, other, trainer) == expected
+        assert load(tmp_path, other, trainer) == expected
         for mine, theirs in zip(first.model.parameters(), other.model.parameters(), strict=True):
             moments = [part.stateful["optimizer"].state[one] for part, one in ((first, mine), (other, theirs))]
             assert torch.equal(moments[0]["exp_avg"], moments[1]["exp_avg"])
@@ -139,7 +145,7 @@ def test_groups_go_by_the_names_in_them(tmp_path):
     trainer = written(tmp_path, train(first))
     other = make(groups=2, seed=1)
     other.stateful["optimizer"].param_groups.reverse()
-    contents.load_parts(tmp_path, other, trainer)
+    load(tmp_path, other, trainer)
     rates = [[group["lr"] for group in part.stateful["optimizer"].param_groups] for part in (first, other)]
     assert rates[0] == rates[1][::-1]
 
@@ -156,7 +162,7 @@ def test_an_optimizer_by_number_is_read(tmp_path):
     others = read_tensors(tmp_path / "optimizer.safetensors")
     write_tensors(tmp_path / "optimizer.safetensors", {**others, **tensors})
     second = make(seed=1)
-    contents.load_parts(tmp_path, second, trainer)
+    load(tmp_path, second, trainer)
     assert repr(second.stateful["optimizer"].state_dict()) == repr(state)
     assert "groups of [6] parameters in the checkpoint and [3, 3] here" in refusal(tmp_path, make(groups=2), trainer)
 
@@ -191,18 +197,22 @@ def test_newer_schema_is_refused(tmp_path):
 
 
 def test_what_each_process_knows(tmp_path):
+    """The file of tensors holds those of every part, under names that no two parts share."""
     for rank in (0, 1):
-        files = list(
-            write_files(tmp_path, contents.own_files(rank, Own({"rank": rank}, {"torch": torch.tensor([rank])})))
-        )
+        random = {"now": {"torch": torch.tensor([rank])}, "epoch": {"torch": torch.tensor([rank + 5])}}
+        own = {"losses": {"count": rank}, "objects": {"a": {"b": torch.ones(2)}}, "data": None}
+        states = {**own, "random": random, "gradients": {"model.weight": torch.zeros(3)}}
+        files = list(write_files(tmp_path, contents.ranked_files(rank, states)))
         assert [path.name for path in files] == [f"rng-{rank}.safetensors", f"process-{rank}.json"]
-    assert contents.read_own(tmp_path, 1).process == {"rank": 1}
-    assert contents.read_own(tmp_path, 1).random["torch"].tolist() == [1]
-    assert contents.read_own(tmp_path, 2) is None
+        assert repr(contents.read_ranked(tmp_path, rank)) == repr(states)
+    tensors = read_tensors(tmp_path / "rng-1.safetensors")
+    assert sorted(tensors) == ["epoch.torch", "gradient.model.weight", "now.torch", "object.a.b"]
+    assert contents.read_ranked(tmp_path, 2) is None
 
 
 def test_only_json_and_safetensors(tmp_path):
-    list(write_files(tmp_path, contents.own_files(0, Own({}, {"torch": torch.get_rng_state()}))))
+    states = {"random": {"now": {"torch": torch.get_rng_state()}, "epoch": {}}, "gradients": {}}
+    list(write_files(tmp_path, contents.ranked_files(0, states)))
     written(tmp_path, train(make()))
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
@@ -211,9 +221,9 @@ def test_tied_weights_stay_tied(tmp_path):
     def tied():
         model = nn.ModuleDict({"embedding": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False)})
         model["head"].weight = model["embedding"].weight
-        return Parts(model, {})
+        return ModelParts(model, {})
 
     first, second = tied(), tied()
-    contents.load_parts(tmp_path, second, written(tmp_path, first))
+    load(tmp_path, second, written(tmp_path, first))
     assert second.model["head"].weight is second.model["embedding"].weight
     assert torch.equal(first.model["head"].weight, second.model["head"].weight)

@@ -65,7 +65,7 @@ def trained(pairs, steps=None):
                 break
             seen += chain.from_iterable(batch.tolist() for batch in window.batches)
             position.advance(window)
-        places.append(position.to_json())
+        places.append(position.state_dict()["position"])
     assert all(place == places[0] for place in places)
     return seen, places[0]
 

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from accmt import AcceleratorModule, Callback, FunctionMetric, HyperParameters, Trainer, set_seed
 from accmt.checkpoint import publish
-from accmt.loop.checkpointer import DiskCheckpointer
+from accmt.checkpoint.checkpointer import Checkpointer
 
 torch.set_num_threads(1)
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -116,12 +116,12 @@ def evaluated():
 
 def blocked():
     """How often the loop waited for what was still being written, and how often it asked."""
-    calls, real, write = [], DiskCheckpointer.finish, publish.publish
+    calls, real, write = [], Checkpointer.finish, publish.publish
 
-    def finish(self, run):
-        if sys._getframe(1).f_code.co_name == "_settle":
+    def finish(self):
+        if sys._getframe(2).f_code.co_name == "_settle":
             calls.append(self.is_writing)
-        real(self, run)
+        return real(self)
 
     def slow(*arguments):
         time.sleep(0.4)
@@ -132,11 +132,11 @@ def blocked():
             time.sleep(0.01)
             return super().training_step(batch)
 
-    DiskCheckpointer.finish, publish.publish = finish, slow
+    Checkpointer.finish, publish.publish = finish, slow
     try:
         make("blocked", checkpoint_async=True, checkpoint_every="70 steps", log_every=1).fit(Slow(), data(8 * 210))
     finally:
-        DiskCheckpointer.finish, publish.publish = real, write
+        Checkpointer.finish, publish.publish = real, write
     return len(calls), sum(calls)
 
 

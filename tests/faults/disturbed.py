@@ -31,8 +31,8 @@ from torch.utils.data import Dataset
 
 from accmt import Callback, FunctionMetric, HyperParameters, MetricParallel, Terminated, Trainer, set_seed
 from accmt.callbacks import HOOKS
+from accmt.checkpoint import checkpointer
 from accmt.distributed.heartbeat import Heartbeat
-from accmt.loop import checkpointer
 
 
 class Disturber:

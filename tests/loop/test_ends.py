@@ -129,7 +129,7 @@ def test_nothing_is_held_after_a_failure_before_the_first_step(trainer, regressi
         with pytest.raises(ConfigError):
             training.fit(regression(), None)
     elif place == "the start":
-        monkeypatch.setattr("accmt.trainer.begin", lambda *arguments: 1 / 0)
+        monkeypatch.setattr("accmt.setup.resume._cleared", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             training.fit(regression(), data(4))
     elif place == "prepare":

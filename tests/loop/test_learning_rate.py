@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop, lr_scheduler
 
-from accmt.loop.learning_rate import Count, Schedule
+from accmt.loop.learning_rate import ResumedAt, Schedule
 
 
 def made(optimizer, make, length=(10, 5, 2), *, per_epoch=False):
@@ -20,7 +20,7 @@ def sgd(**settings):
 
 
 def count(step=3, *, epoch=1, passed_end=False, is_finished=False):
-    return Count(step, epoch, passed_end, is_finished)
+    return ResumedAt(step, epoch, passed_end, is_finished)
 
 
 def resumed(first, optimizer, second, optimizer_now, **place):

@@ -79,10 +79,10 @@ def test_resumed_anywhere_bit_by_bit(restored_at, special):
         meter, told = LossMeter(CPU), []
         for number, loss in enumerate([*losses, None]):
             if number == cut:
-                data = json.loads(json.dumps(meter.to_json(), allow_nan=False))
+                data = json.loads(json.dumps(meter.state_dict(), allow_nan=False))
                 meter = LossMeter(CPU)
                 meter.add(torch.tensor(9.0))
-                meter.restore(data)
+                meter.load_state_dict(data)
             if loss is None:
                 continue
             meter.add(torch.tensor(loss))
@@ -107,9 +107,10 @@ def test_batches_count_by_their_samples():
 def test_a_checkpoint_of_before_counted_batches():
     """Three batches before the last log, and one of 7 since: of four samples each, as far as is known."""
     old = {"sum": 7.0, "count": 1, "log": [0.0, 0], "evaluation": [11.0, 3]}
-    meter = LossMeter(CPU)
-    meter.restore(old, 4)
+    meter = LossMeter(CPU, 4)
+    meter.check(old)
+    meter.load_state_dict(old)
     meter.add(torch.tensor(1.0), 2)
     assert meter.since_log() == (7 * 4 + 2) / 6
     assert meter.since_evaluation() == (18 * 4 + 2) / 18
-    assert meter.to_json()["unit"] == "samples"
+    assert meter.state_dict()["unit"] == "samples"

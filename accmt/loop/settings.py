@@ -1,0 +1,135 @@
+"""Settings and data of a training, as a checkpoint records them: a part whose state is compared at a resume, not
+restored, because settings are the script's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from accmt.checkpoint import state_types as types
+from accmt.checkpoint.checkpointer import Saved
+from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.state_types import Written, check_written
+from accmt.config.errors import ConfigError, Problem
+from accmt.data.identity import difference, identity_of, order_of
+from accmt.data.loaders import TrainingData
+from accmt.distributed.collective import from_main
+from accmt.hyperparameters.recorded import changes
+from accmt.loop.learning_rate import ResumedAt, Schedule
+from accmt.loop.progress import Position
+from accmt.rules import RuleEngine
+
+
+class _Group(Written):
+    parameters: str
+    settings: dict[str, Any]
+
+
+class _Schedule(Written):
+    per_epoch: bool
+    length: list[types.Count | None] | None
+    kind: str
+    state: dict[str, Any]
+    functions: list[Any]
+    parts: list[Any]
+
+
+class _Data(Written):
+    type: str
+    length: types.Count | None
+    samples: str | None
+
+
+class _State(Written):
+    settings: dict[str, Any]
+    data: _Data | None
+    order: list[Any]
+    groups: list[_Group]
+    schedule: _Schedule | None
+
+
+class Settings:
+    """Settings, data and schedule of a training.
+
+    Args:
+        settings: Setting -> value, flat.
+        data: The training data.
+        schedule: The schedule of the learning rate.
+        insists: The user asks to resume whatever the data are.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], data: TrainingData, schedule: Schedule, *, insists: bool) -> None:
+        self._settings = settings
+        self._data = data
+        self._identity: dict[str, Any] | None = None
+        self._order = order_of(data.samplers)
+        self._schedule = schedule
+        self._insists = insists
+
+    def know_data(self, device: torch.device) -> None:
+        """Find what identifies the training data. Call it on all processes."""
+        self._identity = from_main(lambda: identity_of(self._data.loader.dataset, device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record."""
+        record = {"settings": self._settings, "data": self._identity, "order": self._order}
+        return {**record, **self._schedule.record()}
+
+    def check(self, state: Any) -> None:
+        """Check that it is a record; earlier checkpoints have none."""
+        check_written(_State | None, state, "configuration")
+
+    def load_state_dict(self, state: Any) -> list[str]:
+        """Restore nothing."""
+        return []
+
+    def compare(self, saved: Saved, position: Position, engine: RuleEngine) -> list[str]:
+        """Compare settings and data with those of a checkpoint, and step a changed schedule to its position.
+
+        Args:
+            saved: The checkpoint.
+            position, engine: The position, and the rules as they will be restored.
+
+        Returns:
+            The changes, one line each.
+
+        Raises:
+            Mismatch, ConfigError: The training cannot be continued with the current settings or data.
+        """
+        then = saved.shared["configuration"]
+        lines = [] if then is None else changes(then["settings"], self._settings)
+        said = {line.split(" was ")[0] for line in lines}
+        other = "" if then is None else difference(then["data"], self._identity)
+        progress = position.progress(saved.shared["position"]["elapsed"])
+        if other and not self._insists and (position.is_finished or engine.standing_stop(progress) is not None):
+            raise _finished_on(other)
+        if then is not None and position.is_within_epoch and not other and then["order"] != self._order:
+            raise Mismatch(_OTHER_ORDER)
+        count = ResumedAt(position.step, position.epoch, position.passed_end, position.is_finished)
+        former = None if then is None else {"groups": then["groups"], "schedule": then["schedule"]}
+        state, kind = saved.model.states.get("scheduler") or {}, saved.model.kinds.get("scheduler", "")
+        for line in self._schedule.prepare(former, state, kind, count):
+            if line.split(" was ")[0].split(" of parameter group ")[0] not in said:
+                lines.append(line)
+        return lines + ([f"the training data are not those of the checkpoint: {other}"] if other else [])
+
+
+_OTHER_ORDER = (
+    "the checkpoint was made in the middle of an epoch, and the samplers of the training data are others now "
+    "(shuffle_train, sampler, or those of get_train_dataloader): samples would be trained on twice, or never. "
+    "Nothing was loaded.\n"
+    "Put them back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+    "or start from scratch with resume=False."
+)
+
+
+def _finished_on(other: str) -> ConfigError:
+    """Return the error for a training that would do nothing, and return a model trained on other data."""
+    text = (
+        f"holds a training that is finished, on other data ({other}): nothing would be trained. "
+        f"Give another model_path to train on these, resume=False to start from scratch here, "
+        f"or resume=True (or more epochs) to continue that training all the same"
+    )
+    return ConfigError([Problem("model_path", text)], "fit(...)")

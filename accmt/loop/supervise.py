@@ -1,0 +1,86 @@
+"""Running the loop so that its end, however it comes, is reported once: to callbacks, terminal and tracker."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from accmt.display.gpu_users import gpu_users
+from accmt.distributed.signals import Terminated
+from accmt.loop.hooks import tell
+from accmt.loop.out_of_memory import is_out_of_memory
+from accmt.loop.run import Run
+from accmt.loop.train import train
+from accmt.notices import warn
+from accmt.rules import Stop
+from accmt.tracking.tracker import Status
+
+
+def supervise(run: Run) -> Stop | None:
+    """Train, report an exception to the callbacks once, and raise it again.
+
+    Returns:
+        Why a rule or a condition stopped the training; None if it ran to its end.
+    """
+    status: Status = "FAILED"
+    position, display = run.position, run.display
+    display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
+    try:
+        stop = train(run)
+        run.records.flush()
+        status = "FINISHED"
+        return stop
+    except (KeyboardInterrupt, Terminated) as error:
+        status = "KILLED"
+        _finish_checkpoint(run)
+        if isinstance(error, KeyboardInterrupt):
+            _checkpoint_last_step(run)
+        display.stop()
+        display.show(_interrupted(run, "interrupted"))
+        if isinstance(error, KeyboardInterrupt):
+            run.hooks.on_keyboard_interrupt(error)
+        else:
+            run.hooks.on_exception(error)  # type: ignore[arg-type]  # a SystemExit
+        raise
+    except BaseException as error:
+        _finish_checkpoint(run)
+        if _checkpoint_last_step(run):
+            display.stop()
+            display.show(_interrupted(run, "failed"))
+        if run.stepper.options.repeats and is_out_of_memory(error):
+            display.stop()
+            display.show(gpu_users())
+        tell(run.hooks, error)
+        raise
+    finally:
+        display.stop()
+        run.tracker.close(status)
+
+
+def _finish_checkpoint(run: Run) -> None:
+    """Wait for a checkpoint in the background; an error in it must not hide why the training ends."""
+    try:
+        run.finish_checkpoint()
+    except Exception as error:
+        warn(f"the last checkpoint could not be made: {error}")
+
+
+def _checkpoint_last_step(run: Run) -> bool:
+    """Checkpoint the last complete step, if requested; an error in it must not hide why the training ends."""
+    try:
+        if is_due := run.last_step.put_back(run):
+            run.checkpoint()
+            run.finish_checkpoint()
+        return is_due
+    except Exception as error:
+        warn(f"no checkpoint was made of the last complete step: {error}")
+        return False
+
+
+def _interrupted(run: Run, how: str) -> Text:
+    """Say from which step an interrupted training would resume."""
+    step, checkpointed = run.position.step, run.checkpointer.last_step
+    if checkpointed is None:
+        return Text(f"{how} at step {step}; there is no checkpoint yet: run again to start from scratch", "bold")
+    repeated = step - checkpointed
+    again = f" ({repeated} step{'s are' if repeated > 1 else ' is'} repeated)" if repeated else ""
+    return Text(f"{how} at step {step}; run again to continue from step {checkpointed}{again}", "bold")

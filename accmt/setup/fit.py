@@ -1,0 +1,121 @@
+"""One training from its plan to its end, with all processes, as the only one in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from accelerate import PartialState
+
+from accmt.checkpoint.checkpoints import Checkpoint
+from accmt.checkpoint.lock import Lock
+from accmt.distributed.collective import from_main
+from accmt.distributed.failures import Failures
+from accmt.distributed.process_group import leave_processes, leave_side_groups
+from accmt.distributed.shared_folder import require_shared
+from accmt.distributed.signals import END, Signals, Terminated
+from accmt.hyperparameters import ConfigError, Problem
+from accmt.loop.run import Run
+from accmt.loop.supervise import supervise
+from accmt.notices import heard_by, warn
+from accmt.setup.build import assemble
+from accmt.setup.method_check import uncalled
+from accmt.setup.model import lent
+from accmt.setup.plan import Plan
+from accmt.setup.resume import begin, check_folders, find_checkpoint
+from accmt.setup.summary import after_training, before_training, nothing_done
+from accmt.states import TrainingState
+
+
+def fit(
+    make_plan: Callable[[], Plan],
+    attach: Callable[[Run], None],
+    listener: Callable[[str], None],
+    *,
+    destroys: bool,
+) -> Terminated | None:
+    """Train with all processes, and shut down however it ends.
+
+    Args:
+        make_plan: Plans the training.
+        attach: Makes the run visible to the user, once it is at its starting point.
+        listener: Prints a warning while there is no plan.
+        destroys: Destroy the process group afterwards.
+
+    Returns:
+        The error of a SIGTERM, if one came.
+    """
+    signals, failures = Signals(), Failures()
+    try:
+        with heard_by(listener):
+            plan = make_plan()
+        with heard_by(plan.display.warn):
+            _fit(plan, attach, signals)
+        return Terminated() if signals.weight == END else None
+    except Terminated as error:
+        PartialState().wait_for_everyone()  # launchers kill the other processes when one has ended
+        return error
+    except BaseException as error:
+        failures.show_first(error)
+        raise
+    finally:
+        leave_side_groups()
+        if destroys:
+            leave_processes()
+
+
+def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
+    lock = Lock(plan.model_path)
+    try:
+        from_main(lambda: _occupy(lock, plan))
+    except OSError as error:
+        problem = Problem("model_path", f"'{plan.model_path}' cannot be written: {error.strerror or error}")
+        raise ConfigError([problem], "Trainer(...)") from None
+    try:
+        require_shared(plan.model_path)
+        with lent(plan.module):
+            run = _begun(plan, find_checkpoint(plan), signals)
+            attach(run)
+            try:
+                start = run.position.step
+                with signals.watched():
+                    stop = supervise(run)
+                if run.resumed and run.position.step == start:
+                    warn(nothing_done(plan, stop))
+            finally:
+                run.close()
+            run.display.show(*after_training(run, stop, plan.model_path))
+    finally:
+        plan.close()
+        plan.accelerator.free_memory()
+        lock.release()
+
+
+def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
+    """Return the run at its starting point. If that fails, its trackers are closed as well."""
+    try:
+        run = assemble(plan, TrainingState(), signals)
+        notes = begin(plan, run, checkpoint)
+        run.display.show(*before_training(plan, notes))
+        options = plan.options
+        for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):
+            warn(warning)
+        return run
+    except BaseException:
+        plan.module.tracker.close("FAILED")
+        raise
+
+
+def _occupy(lock: Lock, plan: Plan) -> None:
+    """Lock the folder of a training, if everything in it can be written.
+
+    Raises:
+        OSError: If something cannot be written; the folder is unlocked again.
+    """
+    warning = lock.acquire()
+    try:
+        if warning is not None:
+            warn(warning)
+        check_folders(plan)
+    except BaseException:
+        lock.release()
+        raise

@@ -1,0 +1,231 @@
+"""Plan of a training: everything that needs no file, built and checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
+from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.format import ModelParts
+from accmt.checkpoint.optimizer_state import NamedOptimizer
+from accmt.config.errors import must_be
+from accmt.data.generators import inexact
+from accmt.data.loaders import TrainingData, is_several, training_loader, without_workers
+from accmt.data.user_loaders import check_alike, whole
+from accmt.data.validation import ValidationData, validation_loaders
+from accmt.display.display import Display, display_of
+from accmt.distributed.process_group import join_processes
+from accmt.distributed.strategy import is_deepspeed, is_sharded
+from accmt.hyperparameters import ConfigError, Problem
+from accmt.loop.learning_rate import Schedule
+from accmt.loop.progress import Position
+from accmt.loop.settings import Settings
+from accmt.loop.trainable_parameters import Beside
+from accmt.module import AcceleratorModule
+from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
+from accmt.rules.checker import meetings
+from accmt.setup.inputs import facts_of
+from accmt.setup.optimizer import check_scheduler, optimizer_of
+from accmt.setup.options import Options
+from accmt.setup.parts_check import check_beside, check_parts
+from accmt.setup.pretrained import check_extras, notes_of
+from accmt.setup.settings import configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training that has passed all checks that need no file; nothing has been touched yet."""
+
+    options: Options
+    model_path: Path
+    module: AcceleratorModule
+    accelerator: Accelerator
+    data: TrainingData
+    loaders: Mapping[str, ValidationData]
+    position: Position
+    rules: Rules
+    facts: Facts
+    optimizer: Any
+    schedule: Schedule
+    settings: Settings
+    parts: ModelParts
+    display: Display
+    beside: Beside
+    warnings: tuple[str, ...]
+
+    @property
+    def log_every(self) -> int | str | None:
+        """The steps between two logs, as readers are told them: -1 for every epoch, or the text of a cadence."""
+        if self.rules.log is not None:
+            return self.rules.log.text
+        interval = self.options.loop.log
+        return None if interval is None else -1 if interval.steps is None else interval.steps
+
+    def close(self) -> None:
+        """Stop the data-loading processes, even if the traceback of an error still references them."""
+        self.data.close()
+        for loader in self.loaders.values():
+            loader.close()
+
+
+def plan(
+    options: Options,
+    model_path: Path,
+    savings: Sequence[SavingRule],
+    module: AcceleratorModule,
+    train_dataset: Dataset[Any] | None,
+    datasets: Mapping[str, Dataset[Any]],
+) -> Plan:
+    """Build everything that needs no file, and check the rules against the training.
+
+    Raises:
+        ConfigError, RuleError: If something cannot work.
+        NoCheckpoint: If a checkpoint is required and there is none.
+    """
+    accelerator = join_processes(options.model.mixed_precision)
+    _check_engine(options, accelerator)
+    data = _training_data(options, module, train_dataset)
+    loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
+    position = Position(data, options.hps.epochs, options.hps.max_steps)
+    length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
+    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
+    rules = _rules(options, savings, facts)
+    warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
+    warnings += inexact(data.loader) if options.checkpoint.enabled else []
+    warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
+    optimizer, schedule, is_ours = optimizer_of(options, module, data, position, accelerator)
+    check_scheduler(schedule.scheduler, options, facts)
+    parts = _parts(options, module, optimizer, schedule, accelerator)
+    check_beside(options, module, optimizer, parts, accelerator, is_ours=is_ours)
+    check_parts(options, parts)
+    if not options.saving.disabled:
+        check_extras(module, options)
+    if options.checkpoint.resume and not Checkpoints(model_path).all():
+        folder = Checkpoints(model_path).folder
+        raise NoCheckpoint(f"resume={options.checkpoint.resume}, but there is no checkpoint in {folder}")
+    insists = options.checkpoint.resume is not None
+    return Plan(
+        options,
+        model_path,
+        module,
+        accelerator,
+        data,
+        loaders,
+        position,
+        rules,
+        facts,
+        optimizer,
+        schedule,
+        Settings(configuration(options, module), data, schedule, insists=insists),
+        parts,
+        display_of(is_main=accelerator.is_main_process, quiet=options.quiet),
+        _beside(options, module, parts, optimizer, is_ours=is_ours),
+        tuple(warnings),
+    )
+
+
+def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset[Any] | None) -> TrainingData:
+    loader = module.get_train_dataloader(dataset)
+    if loader is None:
+        if dataset is None:
+            raise ConfigError(
+                [Problem("train_dataset", "is missing, and get_train_dataloader gave no loader")], "fit(...)"
+            )
+        _check_sampler(options.data.sampler, dataset)
+        collate = module.collate_fn_train or options.data.collate_train
+        loader = training_loader(dataset, options.data, collate)
+    loader = whole(loader, "train_dataset")
+    check_alike(loader, "train_dataset")
+    data = TrainingData(loader, options.accumulation, agreed_seed())
+    if data.batches_per_epoch == 0:
+        text = "has no whole batch: with dataloader_drop_last the batch must not be larger than the dataset"
+        raise ConfigError([Problem("train_dataset", text)], "fit(...)")
+    return data
+
+
+def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
+    problem = None
+    if sampler is not None and isinstance(dataset, IterableDataset):
+        problem = "an IterableDataset brings its own order: leave the sampler out"
+    elif is_several(sampler) and not all(isinstance(item, Sampler) for item in sampler):
+        problem = "a list of samplers must hold nothing else"
+    elif sampler is not None and (isinstance(sampler, type) or not hasattr(sampler, "__iter__")):
+        problem = must_be("a sampler, a list of samplers, or a list of indices", sampler)
+    if problem is not None:
+        raise ConfigError([Problem("sampler", problem)], "fit(...)")
+
+
+def agreed_seed() -> int:
+    """Return the main process's seed on all processes."""
+    seed = [torch.initial_seed() % 2**31]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(seed)
+    return seed[0]
+
+
+def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rules:
+    default = SavingRule.parse("best_valid_loss" if facts.datasets else "best_train_loss")
+    registered = tuple(savings) or (default,)
+    patience = options.saving.patience
+    given = dict(patience) if isinstance(patience, Mapping) else patience
+    evaluate = options.rules.evaluate if facts.datasets else None
+    checkpoint = options.checkpoint.every
+    savings = assign_patience(registered, given)
+    if problems := list(meetings(savings, options.tracking.names)):
+        raise RuleError(problems)
+    writes = not options.saving.disabled
+    return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=writes, log=options.rules.log)
+
+
+def _without_effect(options: Options, facts: Facts) -> list[str]:
+    """Warn about arguments that need validation data when there are none."""
+    if facts.datasets:
+        return []
+    asked = {"metrics": any(options.metrics.values()), "evaluate_every": options.rules.evaluate.text != "epoch"}
+    names = [name for name, is_asked in asked.items() if is_asked]
+    return [f"there are no validation data: {' and '.join(names)} have no effect"] if names else []
+
+
+def _parts(
+    options: Options, module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator
+) -> ModelParts:
+    kept = Kept(
+        module, module.model, options.callbacks, [optimizer, schedule.scheduler, accelerator, accelerator.scaler]
+    )
+    named = NamedOptimizer(optimizer, kept.parameters)
+    stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler}
+    return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept=kept)
+
+
+def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, optimizer: Any, *, is_ours: bool) -> Beside:
+    """Return what is trained besides the parameters that the optimizer holds at the start."""
+    model, hps = module.model, options.hps
+
+    def extend(added: Sequence[nn.Parameter]) -> None:
+        hps.extend_optimizer(optimizer, model.named_parameters(), added)
+
+    assert parts.kept is not None
+    return Beside(parts.kept.parameters, parts.kept.left_to_trainer, extend if is_ours else None)
+
+
+def _check_engine(options: Options, accelerator: Accelerator) -> None:
+    """Check that checkpoints can be made as asked for.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if options.checkpoint.in_background and is_deepspeed(accelerator):
+        text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
+        raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
+    if options.checkpoint.on_exception and (is_deepspeed(accelerator) or is_sharded(accelerator)):
+        text = "what a failed step leaves of a model that processes divide is no whole model: leave it out"
+        raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")
