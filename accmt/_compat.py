@@ -54,18 +54,8 @@ def is_compiled(module: nn.Module) -> bool:
     return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
 
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """Return a module's own parameters, under every name: the public iterators leave out None and second names."""
-    return module._parameters
-
-
-def own_layers(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return a module's own layers, under every name: the public iterators leave out None and second names."""
-    return module._modules
-
-
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return the dictionary of a module's own buffers: one of another shape cannot be set by a public function."""
+    """Return the dictionary of a module's own buffers, to restore it; the public iterators leave out those of None."""
     return module._buffers
 
 

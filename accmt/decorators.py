@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -90,11 +90,7 @@ def on_local_process(local_process_index: int) -> Decorator[P, T]:
 
 def _on(name: str, here: Callable[[_Place], bool], function: Callable[..., Any] | None = None) -> Any:
     """Decorate the function, or return a decorator if there is none."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T | None]:
-        return _decorated(name, here, function)
-
-    return decorate if function is None else decorate(function)
+    return partial(_decorated, name, here) if function is None else _decorated(name, here, function)
 
 
 def _decorated(name: str, here: Callable[[_Place], bool], function: Callable[P, T]) -> Callable[P, T | None]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accmt._compat import own_buffers, unsaved_buffers
+from accmt._compat import unsaved_buffers
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.distributed.weight_names import plain_name
 
@@ -76,7 +76,7 @@ class Modes:
                     with torch.no_grad():
                         own.copy_(value)
                 else:
-                    own_buffers(owner)[key] = value.to(own.device, own.dtype)
+                    setattr(owner, key, value.to(own.device, own.dtype))
             else:
                 way, _, key = name.rpartition(".")
                 owner = parts.get(way)  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class Modes:
         """Yield name, value, owner and attribute of each non-persistent buffer."""
         for way, part in self._modules():
             for key in unsaved_buffers(part):
-                value = own_buffers(part).get(key)
+                value = getattr(part, key, None)
                 if value is not None and problem_of(value) is None:
                     yield f"{way}.{key}", value, part, key
 

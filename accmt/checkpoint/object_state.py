@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from accmt._compat import own_layers, own_parameters
 from accmt.distributed.weight_names import plain_name
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
@@ -102,7 +101,7 @@ def _look_into_network(way: str, network: nn.Module, found: Attributes, seen: se
         seen.update(map(id, parts))
         seen.update(map(id, network.parameters()))
         return
-    for name, inner in (*own_parameters(network).items(), *own_layers(network).items()):
+    for name, inner in (*network.named_parameters(recurse=False), *network.named_children()):
         _look(f"{way}.{name}", inner, found, seen, 0)
 
 
@@ -113,7 +112,7 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
     yield from getattr(owner, "__dict__", {}).items()
     if isinstance(owner, nn.Module):
-        yield from (*own_parameters(owner).items(), *own_layers(owner).items())
+        yield from (*owner.named_parameters(recurse=False), *owner.named_children())
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:

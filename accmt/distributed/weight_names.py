@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from accmt._compat import COMPILED, is_compiled, own_layers
+from accmt._compat import COMPILED, is_compiled
 
 _T = TypeVar("_T")
 _PARALLEL = "module"
@@ -25,7 +25,7 @@ def plain_name(model: nn.Module, name: str) -> str:
     for part in name.split("."):
         if node is None or part != _wrapped_as(node):
             kept.append(part)
-        node = None if node is None else own_layers(node).get(part)
+        node = None if node is None else getattr(node, part, None)
     return ".".join(kept)
 
 
@@ -55,7 +55,7 @@ def as_expected(named: Mapping[str, _T], expected: Mapping[str, Any]) -> dict[st
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model without its wrappers."""
     while (name := _wrapped_as(model)) is not None:
-        model = own_layers(model)[name]  # type: ignore[assignment]  # a wrapper wraps a module
+        model = getattr(model, name)
     return model
 
 

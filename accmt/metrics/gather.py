@@ -97,7 +97,7 @@ class _TorchmetricsGatherer:
 def _kept(arguments: Arguments, metric: Metric) -> Batch:
     """Copy the arguments of a batch to keep them: detached, cast, in main memory, safe from later changes."""
     batch = {}
-    for path, value in by_path(arguments).items():
+    for path, value in by_path(arguments):
         tensor = value if isinstance(value, Tensor) else _as_tensor(value, metric)
         batch[path] = tensor.detach().to("cpu", metric.kept_as(tensor.dtype), copy=True)
     if metric.do_checks:

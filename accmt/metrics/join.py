@@ -6,7 +6,7 @@ So no batch is held twice: joining takes little more memory than the batches the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import accumulate
 from typing import Any
@@ -25,22 +25,19 @@ Path = tuple[Any, ...]
 Batch = dict[Path, Tensor]
 
 
-def by_path(arguments: Arguments) -> dict[Path, Any]:
-    """Return what arguments hold outside of dictionaries, by path."""
-    found: dict[Path, Any] = {}
-    waiting = [((index,), argument) for index, argument in enumerate(arguments)]
-    for path, value in waiting:
+def by_path(arguments: Mapping[Any, Any] | Sequence[Any], way: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield what arguments hold outside of dictionaries, in order, each with its path."""
+    for key, value in arguments.items() if isinstance(arguments, Mapping) else enumerate(arguments):
         if isinstance(value, Mapping) and value:
-            waiting += [((*path, key), inner) for key, inner in value.items()]  # type: ignore[misc]
+            yield from by_path(value, (*way, key))
         else:
-            found[path] = value
-    return found
+            yield (*way, key), value
 
 
 def _nested(slots: Mapping[Path, _Slot]) -> Arguments:
     """Return the arguments that the tensors of slots belong to."""
     whole: dict[Any, Any] = {}
-    for (*way, last), slot in sorted(slots.items(), key=lambda item: item[0][0]):
+    for (*way, last), slot in slots.items():
         place = whole
         for key in way:
             place = place.setdefault(key, {})

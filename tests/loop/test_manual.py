@@ -85,7 +85,7 @@ def test_the_scheduler_steps_once(trainer, data, per_epoch):
 
     class Recording(Manual):
         def training_step(self, batch):
-            rates.append(self._updates.learning_rate)
+            rates.append(self._stepper.learning_rate)
             return super().training_step(batch)
 
     scheduled = {"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 1, "gamma": 0.5}}
