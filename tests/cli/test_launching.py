@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -106,7 +105,7 @@ def test_each_process_gets_the_arguments_and_the_environment_that_is_shown(launc
     assert list((tmp_path / "temporary").iterdir()) == []
     shown = launch(*TWO, "--strat", "ddp-bf16", "--print", "-m", package).stdout
     exports = dict(re.findall(r"^export (\w+)=(\S*)$", shown, re.MULTILINE))
-    assert exports.keys() == {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS"}
+    assert exports.keys() >= {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS"}
     for rank in ranks.values():
         assert rank["module"] is True
         assert rank["arguments"] == arguments
@@ -240,21 +239,15 @@ def test_a_training_that_is_ended_can_go_on(start, tmp_path, number):
         assert "ChildFailedError" not in errors
 
 
-def test_torchrun_and_accelerate_train_the_same(launch, environment, tmp_path):
+def test_what_is_shown_trains_the_same(launch, environment, tmp_path):
     ran = launch(*TWO, TRAINING, tmp_path / "ours", 0)
     assert ran.returncode == 0, ran.stderr
-    shown = launch(*TWO, "--print", TRAINING, tmp_path / "accelerate", 0).stdout
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    others = {
-        "accelerate": shown,
-        "torchrun": shlex.join([*torchrun, str(TRAINING), str(tmp_path / "torchrun"), "0"]),
-    }
-    for name, text in others.items():
-        variables = {**environment, "ACCELERATE_USE_CPU": "true"} if name == "torchrun" else environment
-        command = ["bash", "-c", text]
-        ran = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr
-        assert decisions(tmp_path / name) == decisions(tmp_path / "ours")
+    shown = launch(*TWO, "--print", TRAINING, tmp_path / "shown", 0).stdout
+    ran = subprocess.run(
+        ["bash", "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert decisions(tmp_path / "shown") == decisions(tmp_path / "ours")
     assert len(decisions(tmp_path / "ours")) == 2
 
 
