@@ -402,7 +402,7 @@ def test_what_is_shown_for_cpus(launch, monkeypatch):
     assert hidden.items() <= exports.items()
     one = launch("--cpu", "--print", "-m", "package.train", "-m")[1]
     assert one == (
-        "export ACCELERATE_MIXED_PRECISION=no\nexport ACCELERATE_USE_CPU=true\npython -u -m package.train -m\n"
+        "export ACCELERATE_USE_CPU=true\nexport ACCELERATE_MIXED_PRECISION=no\npython -u -m package.train -m\n"
     )
 
 

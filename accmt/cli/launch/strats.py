@@ -29,16 +29,6 @@ class Strategy:
     when: str
     path: Path
 
-    @property
-    def needs_deepspeed(self) -> bool:
-        """True if the package deepspeed has to be installed."""
-        return self.name.startswith("deepspeed")
-
-    @property
-    def runs_on_cpus(self) -> bool:
-        """True if a training on CPUs can use it."""
-        return not self.name.startswith("fsdp2")
-
 
 def strategies() -> list[Strategy]:
     """Return all strategies, by name."""
@@ -70,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the strategies, and what this machine has for them."""
     count, deepspeed = len(visible_gpus()), installed("deepspeed")
     rows = [("strategy", "what it is", "take it when", "needs")]
-    rows += [(each.name, each.what, each.when, _needs(each, deepspeed)) for each in strategies()]
+    rows += [(each.name, each.what, each.when, _needs(each.name, deepspeed)) for each in strategies()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         write("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -82,9 +72,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _needs(strategy: Strategy, deepspeed: str | None) -> str:
-    needs = "GPUs, or --cpu" if strategy.runs_on_cpus else "GPUs"
-    if strategy.needs_deepspeed:
-        found = f"{deepspeed} is installed" if deepspeed else "not installed: pip install deepspeed"
-        needs += f"; DeepSpeed ({found})"
-    return needs
+def _needs(name: str, deepspeed: str | None) -> str:
+    if not name.startswith("deepspeed"):
+        return "GPUs, or --cpu" if name == "ddp" else "GPUs"
+    found = f"{deepspeed} is installed" if deepspeed else "not installed: pip install deepspeed"
+    return f"GPUs, or --cpu; DeepSpeed ({found})"
