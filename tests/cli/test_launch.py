@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -438,6 +439,17 @@ def test_a_file_with_what_the_call_says_instead(launch, tmp_path, there_are):
     assert launch("--config", "file.yaml", *arguments)[1].endswith(f"\ntorchrun {place} train.py\n")
     few = "there are 4 GPUs here, and 5 processes need one each: take -N 4, or --cpu\n"
     assert launch("--config", "file.yaml", "-N", 5, "train.py") == (1, "", few)
+
+
+def test_a_port_of_a_file_that_is_taken_is_not_waited_for(launch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "file.yaml").write_text(f"distributed_type: MULTI_GPU\nmain_process_port: {port}\n")
+        with pytest.warns(UserWarning, match=f"Port `{port}` is already in use"):
+            output = launch("--config", "file.yaml", "-N", 2, "--print", "train.py")[1]
+    assert "\ntorchrun --standalone " in output
 
 
 def test_a_file_for_other_accelerators_says_how_many_there_are(launch, tmp_path):

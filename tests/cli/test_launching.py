@@ -82,12 +82,10 @@ def told(text):
 
 
 def same(ranks):
-    """What the ranks wrote, without what differs between two runs of one command."""
-    differs = re.compile(r"_|MASTER_PORT|SHLVL|TORCHELASTIC_(RUN_ID|ERROR_FILE|SIGNALS_TO_HANDLE)")
+    """What the ranks wrote, with those variables only that say how to train."""
+    says = re.compile(r"ACCELERATE_\w+|OMP_NUM_THREADS|MASTER_ADDR|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|CUDA_\w+")
     for rank in ranks.values():
-        rank["environment"] = {
-            name: value for name, value in rank["environment"].items() if not differs.fullmatch(name)
-        }
+        rank["environment"] = {name: value for name, value in rank["environment"].items() if says.fullmatch(name)}
     return ranks
 
 

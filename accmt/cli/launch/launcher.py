@@ -126,12 +126,13 @@ def _by_accelerate(
         environment |= utils.prepare_deepspeed_cmd_env(given)[1]
     else:
         environment |= utils.prepare_multi_gpu_env(given)
-    return ["torchrun", *_torchrun_options(configuration), *command], environment
+    port = 0 if getattr(given, "standalone", False) else configuration["main_process_port"]  # 0: any that is free
+    return ["torchrun", *_torchrun_options(configuration, port), *command], environment
 
 
-def _torchrun_options(configuration: Mapping[str, Any]) -> list[str]:
+def _torchrun_options(configuration: Mapping[str, Any], port: int) -> list[str]:
     """Return the options of torchrun: how many processes start here, and where those of all machines meet."""
-    machines, port = configuration["num_machines"], configuration["main_process_port"]
+    machines = configuration["num_machines"]
     count = f"--nproc-per-node={configuration['num_processes'] // machines}"
     if machines == 1:  # with the address, nobody looks up the name of this machine
         return [f"--master-port={port}" if port else "--standalone", "--local-addr=127.0.0.1", count]
