@@ -149,8 +149,9 @@ def _torchrun(arguments: Sequence[str], signals: Signals) -> int:
         lambda record: not str(record.msg).startswith(_SAID_BY_TORCHRUN)
     )
     with tempfile.TemporaryDirectory(prefix="accmt-") as folder:  # torchrun's own would stay behind
+        own = [f"--log-dir={folder}", f"--signals-to-handle={_LEFT_TO_TORCHRUN}"]
         try:
-            run.run(run.parse_args([f"--log-dir={folder}", f"--signals-to-handle={_LEFT_TO_TORCHRUN}", *arguments]))
+            run.run(run.parse_args([*own, *arguments]))  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
             return _outcome({rank: error.failures[rank] for rank in sorted(error.failures)}, signals)
     return 0
