@@ -51,8 +51,9 @@ def test_the_listed_packages_are_those_in_the_tree():
 def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert "accmt/grammar/rules.lark" in names
-    assert "accmt/py.typed" in names
+    data = {path for path in _copy(tmp_path).glob("accmt/**/*") if path.is_file() and path.suffix != ".py"}
+    assert {str(path.relative_to(tmp_path / "source")) for path in data} <= set(names)
+    assert {"accmt/grammar/rules.lark", "accmt/py.typed", "accmt/cli/launch/strategies/ddp.yaml"} <= set(names)
     environment = tmp_path / "empty"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"

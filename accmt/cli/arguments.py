@@ -65,6 +65,16 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def gpus(text: str) -> tuple[int, ...]:
+    """Parse `--gpus`: different whole numbers from 0, such as `0,1`."""
+    numbers = tuple(int(part) if part.isascii() and part.isdigit() else -1 for part in text.split(","))
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers from 0, such as 0,1")
+    if repeated := [number for number in numbers if numbers.count(number) > 1]:
+        raise argparse.ArgumentTypeError(f"{text!r} names GPU {repeated[0]} more than once: each GPU takes one process")
+    return numbers
+
+
 def address(text: str) -> tuple[str, int | None]:
     """Parse `--master`: a host and its port, None if no port is given."""
     found = _ADDRESS.fullmatch(text)

@@ -15,7 +15,7 @@ from typing import Any
 
 from accmt import __version__
 from accmt._compat import MessageParser, Subparsers
-from accmt.cli.arguments import CommandError, UsageError, address, metric, natural, path, positive
+from accmt.cli.arguments import CommandError, UsageError, address, gpus, metric, natural, path, positive
 from accmt.cli.output import complain, fitting
 from accmt.rules.printable import shown
 
@@ -231,6 +231,7 @@ def _launch(commands: Subparsers) -> None:
         "status is that of the script. On several machines it is called on each.",
         "  accmt launch train.py --lr 0.1\n"
         "  accmt launch -N 4 --strat fsdp2-bf16 train.py\n"
+        "  accmt launch --gpus 0,1 train.py\n"
         "  accmt launch --cpu -N 2 -m project.train\n"
         "  accmt launch --nodes 2 --node-rank 0 --master node-a train.py\n"
         "  accmt launch --strat deepspeed-2-bf16 --print train.py\n",
@@ -241,6 +242,12 @@ def _launch(commands: Subparsers) -> None:
         type=positive,
         metavar="PROCESSES",
         help="how many processes to start on this machine; without it one for each GPU, or one with --cpu",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=gpus,
+        metavar="LIST",
+        help="the GPUs to train on, with one process each, such as 0,1: counted from 0 among those that are visible",
     )
     parser.add_argument("--strat", metavar="NAME", help="how to train, such as ddp (the default) or fsdp2-bf16")
     parser.add_argument(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from accmt.rules.printable import shown
@@ -22,6 +24,13 @@ def complain(line: str) -> None:
 def write_json(entry: Any) -> None:
     """Write a value to stdout as a line of strict JSON, with JSON's escapes."""
     sys.stdout.write(json.dumps(entry, allow_nan=False).replace("\x7f", "\\u007f") + "\n")
+
+
+def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:
+    """Write a shell script that starts a program in an environment to stdout, as it is: somebody may run it."""
+    for name, value in environment.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    sys.stdout.write(shlex.join(program) + "\n")
 
 
 def fitting(text: str, stream: TextIO) -> str:

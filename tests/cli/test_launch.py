@@ -4,28 +4,30 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from unittest.mock import patch
 
 import pynvml
 import pytest
-import yaml
 
 from accmt.cli.launch import hardware, launcher
-from accmt.cli.launch.strategies import PRECISIONS, STRATEGIES
+from accmt.cli.launch.strats import PRECISIONS, strategies
 from accmt.cli.main import main
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
-NAMES = [strategy.name + end for strategy in STRATEGIES for end in ("", *(f"-{end}" for end in PRECISIONS))]
+STRATEGIES = {strategy.name: strategy for strategy in strategies()}
+NAMES = [name + end for name in STRATEGIES for end in ("", *PRECISIONS)]
 CPUS = {"ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture(autouse=True)
 def _nobody_says_how(monkeypatch, tmp_path):
     """A folder with a script; nothing in the environment says how to train."""
-    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DS_ACCELERATOR"):
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "DS_ACCELERATOR", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").touch()
@@ -57,9 +59,13 @@ def without_deepspeed(monkeypatch):
 
 @pytest.fixture
 def launch(capsys, monkeypatch):
-    """Arguments -> status, stdout, stderr without the usage, and the command that this process would become."""
+    """Arguments -> status, stdout, stderr without the usage, and the command that this process would become.
+
+    With `--print` this process becomes the one that shows the command, which is done at once.
+    """
     became = []
     monkeypatch.setattr(os, "execve", lambda *command: became.append(command))
+    monkeypatch.setattr(launcher.Signals, "take", lambda signals: None)
 
     def run(*arguments):
         became.clear()
@@ -67,14 +73,19 @@ def launch(capsys, monkeypatch):
             status = main(["launch", *map(str, arguments)])
         except SystemExit as error:
             status = error.code
+        if "--print" in arguments and became:
+            _, command, environment = became.pop()
+            with patch.dict(os.environ, environment, clear=True):
+                status = launcher.main(command[command.index("accmt.cli.launch.launcher") + 1 :])
         output, errors = capsys.readouterr()
         return status, output, re.sub(r"\Ausage:(.|\n)*?\n(?=accmt)", "", errors), *became
 
     return run
 
 
-def configuration_of(text):
-    return yaml.safe_load(re.search(r"<<'END'\n(.*?)\nEND\n", text, re.DOTALL)[1])
+def configuration_in(command):
+    """The configuration of Accelerate in a command that this process would become."""
+    return json.loads(command[command.index("accmt.cli.launch.launcher") + 1])[1]
 
 
 def exports_of(text):
@@ -82,7 +93,10 @@ def exports_of(text):
     return dict(shlex.split(line)[0].split("=", 1) for line in lines)
 
 
-ALL = "There are ddp, fsdp2, deepspeed-0, deepspeed-1, deepspeed-2, deepspeed-3; each may end with -bf16, -fp16, -fp32"
+ALL = (
+    "There are ddp, deepspeed-0, deepspeed-1, deepspeed-2, deepspeed-2-offload, deepspeed-3, deepspeed-3-offload, "
+    "fsdp2, fsdp2-offload; each may end with -bf16, -fp16, -fp32"
+)
 WRONG_CALLS = [
     ("--strat dpp train.py", f"--strat: there is no strategy 'dpp', did you mean 'ddp'? {ALL}"),
     ("--strat fsdp2-bf32 train.py", f"--strat: there is no strategy 'fsdp2-bf32', did you mean 'fsdp2-fp32'? {ALL}"),
@@ -119,7 +133,16 @@ WRONG_CALLS = [
         "argument --master: 'a:65536': a port is a whole number from 1 to 65535",
     ),
     ("--cpu -N 2", "the following arguments are required: SCRIPT"),
-    ("--print train.py", "no NVIDIA GPU was found here to count: give -N, or --cpu"),
+    ("--print train.py", "no NVIDIA GPU was found here to count: give -N, --gpus or --cpu"),
+    ("--gpus 0,x train.py", "argument --gpus: '0,x' is not a list of GPU numbers from 0, such as 0,1"),
+    ("--gpus 0, train.py", "argument --gpus: '0,' is not a list of GPU numbers from 0, such as 0,1"),
+    ("--gpus=-1 train.py", "argument --gpus: '-1' is not a list of GPU numbers from 0, such as 0,1"),
+    ("--gpus 1,0,1 train.py", "argument --gpus: '1,0,1' names GPU 1 more than once: each GPU takes one process"),
+    ("--gpus 0,1 --cpu train.py", "--gpus does not go with --cpu, which asks for CPUs: take one of them"),
+    (
+        "--gpus 0,1 -N 3 train.py",
+        "-N is 3, and --gpus names 2: each GPU takes one process. Leave out -N, or name as many",
+    ),
 ]
 
 
@@ -129,7 +152,7 @@ def test_calls_that_are_refused(launch, arguments, text):
 
 
 def test_options_behind_the_script_are_its_own_and_unknown_ones_before_it_are_refused(launch):
-    assert launch("--gpus", "train.py")[:3] == (2, "", "accmt: error: unrecognized arguments: --gpus\n")
+    assert launch("--devices", "train.py")[:3] == (2, "", "accmt: error: unrecognized arguments: --devices\n")
     assert launch("--cpu", "train.py", "--gpus", "--cpu")[3][1][-2:] == ["--gpus", "--cpu"]
 
 
@@ -149,7 +172,7 @@ def test_scripts_that_are_not_there(launch, tmp_path):
 
 
 def test_machines_without_enough_gpus(launch, there_are, monkeypatch):
-    none = (1, "", "no NVIDIA GPU was found here: add --cpu to train on CPUs\n")
+    none = (1, "", "no NVIDIA GPU was found here: take --cpu to train on CPUs\n")
     assert launch("train.py") == none
     assert launch("-N", 2, "--strat", "fsdp2", "train.py") == none
     there_are(4)
@@ -180,11 +203,59 @@ def test_gpus_are_counted_as_cuda_shows_them(launch, there_are, monkeypatch, vis
     there_are(4)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert hardware.gpus() == count
+    if count == 0:
+        assert launch("train.py")[0] == 1
+        return
+    _, _, errors, (_, command, _) = launch("train.py")
+    assert errors == f"accmt launch: ddp, {count} process{'es' if count > 1 else ''}\n"
     if count > 1:
-        _, _, errors, (_, command, _) = launch("train.py")
-        assert errors == f"accmt launch: ddp, {count} processes\n"
-        assert json.loads(command[5])["num_processes"] == count
+        assert configuration_in(command)["num_processes"] == count
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "chosen"),
+    [(None, "1,3", "1,3"), (None, "2", "2"), ("2,3", "1,0", "3,2"), ("GPU-5a1,GPU-7b2,0", "1,2", "GPU-7b2,0")],
+)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_gpus_that_are_chosen(launch, there_are, monkeypatch, visible, gpus, chosen, strategy):
+    there_are(4)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    count = len(gpus.split(","))
+    _, _, errors, *_ = launch("--gpus", gpus, "-N", count, "--strat", strategy, "train.py")
+    assert errors == f"accmt launch: {strategy}, {count} process{'es' if count > 1 else ''}\n"
+    status, output, errors = launch("--gpus", gpus, "--strat", strategy, "--print", "train.py")
+    assert (status, errors) == (0, "")
+    assert exports_of(output)["CUDA_VISIBLE_DEVICES"] == chosen
+    if count > 1 or strategy == "fsdp2":
+        assert f" --nproc-per-node={count} train.py\n" in output
+
+
+def test_gpus_that_cannot_be_chosen(launch, there_are, tmp_path, monkeypatch):
+    (tmp_path / "file.yaml").write_text("distributed_type: MULTI_CPU\n")
+    text = "accmt launch: error: --gpus does not go with file.yaml, which asks for CPUs: take one of them\n"
+    assert launch("--gpus", "0", "--config", "file.yaml", "train.py") == (2, "", text)
+    (tmp_path / "file.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+    none = (1, "", "no NVIDIA GPU was found here: take --cpu to train on CPUs\n")
+    assert launch("--gpus", "0", "--config", "file.yaml", "train.py") == none
+    there_are(4)
+    text = "there are 4 GPUs here, counted from 0: --gpus cannot name 4\n"
+    assert launch("--gpus", "1,4", "train.py") == (1, "", text)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    text = "there is 1 GPU here, counted from 0: --gpus cannot name 2\n"
+    assert launch("--gpus", "2", "train.py") == (1, "", text)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    text = "accmt launch: error: --gpus does not go with ACCELERATE_USE_CPU, which asks for CPUs: take one of them\n"
+    assert launch("--gpus", "0", "train.py") == (2, "", text)
+
+
+def test_gpus_and_a_file_that_names_others(launch, there_are, tmp_path):
+    there_are(4)
+    (tmp_path / "file.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\ngpu_ids: 0,1\n")
+    assert exports_of(launch("--config", "file.yaml", "--print", "train.py")[1])["CUDA_VISIBLE_DEVICES"] == "0,1"
+    for gpus in ("2,3", "3"):
+        output = launch("--config", "file.yaml", "--gpus", gpus, "--print", "train.py")[1]
+        assert exports_of(output)["CUDA_VISIBLE_DEVICES"] == gpus
 
 
 def test_deepspeed_that_is_not_installed(launch, without_deepspeed):
@@ -193,11 +264,12 @@ def test_deepspeed_that_is_not_installed(launch, without_deepspeed):
     assert launch("--cpu", "--strat", "deepspeed-2", "--print", "train.py")[0] == 0
 
 
+NOT_BY_TORCHRUN = "which torchrun cannot start: take `accelerate launch --config_file`"
 FILES = [
     (
         "hps: {epochs: 3}",
-        "distributed_type: is missing or no text. Is this a file of `accelerate config`? There it is MULTI_GPU, FSDP "
-        "or the like",
+        "distributed_type: is missing or not a text. Is this a file of `accelerate config`? There it is MULTI_GPU, "
+        "FSDP or the like",
     ),
     (
         "distributed_type: MULTI_GPU\nnum_processes: two",
@@ -206,6 +278,16 @@ FILES = [
     (
         "distributed_type: MULTI_GPU\nmachine_rank: -1",
         "machine_rank: must be a whole number from 0, not -1 (int)",
+    ),
+    ("distributed_type: XLA", f"distributed_type: is XLA, {NOT_BY_TORCHRUN}"),
+    (
+        "distributed_type: 'NO'\ncompute_environment: AMAZON_SAGEMAKER",
+        f"compute_environment: is AMAZON_SAGEMAKER, {NOT_BY_TORCHRUN}",
+    ),
+    (
+        "distributed_type: DEEPSPEED\nnum_machines: 2\ndeepspeed_config: {deepspeed_multinode_launcher: pdsh}",
+        "deepspeed_config.deepspeed_multinode_launcher: is pdsh, which starts all machines from one. Make it standard, "
+        "and call accmt launch on each",
     ),
 ]
 
@@ -223,7 +305,7 @@ def test_a_file_that_is_not_there(launch, tmp_path):
 
 FILES_AND_CALLS = [
     ("FSDP", ["--cpu"], 2, "file.yaml needs GPUs: on CPUs, Accelerate would train as ddp does. Take --strat ddp"),
-    ("XLA", ["--cpu"], 2, "file.yaml is XLA, which does not go with --cpu"),
+    ("MULTI_XPU", ["--cpu"], 2, "file.yaml is MULTI_XPU, which does not go with --cpu"),
     ("MULTI_CPU\nmixed_precision: fp16", [], 2, "file.yaml: fp16 needs a GPU: on CPUs take bf16"),
     (
         "MULTI_GPU\nnum_processes: 3\nnum_machines: 2\nmachine_rank: 1\nmain_process_ip: a",
@@ -248,62 +330,81 @@ def test_files_that_do_not_go_with_the_call(launch, tmp_path, text, arguments, s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_shown_of_a_strategy_is_what_accelerate_makes_of_it(launch, tmp_path, monkeypatch, name):
-    """Its launcher reads the configuration, and gives the processes the environment that is shown."""
+def test_what_is_shown_of_a_strategy_is_what_accelerate_makes_of_it(launch, monkeypatch, name):
+    """Its launcher reads the file of the strategy, and gives the processes the environment that is shown."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     status, output, errors = launch("-N", 2, "--strat", name, "--print", "train.py", "--lr", "a b")
     assert (status, errors) == (0, "")
-    configuration, exports = configuration_of(output), exports_of(output)
-    assert output.endswith(f"# the command\naccelerate launch --config_file accmt-{name}.yaml train.py --lr 'a b'\n")
-    (tmp_path / "file.yaml").write_text(yaml.safe_dump(configuration))
-    given = launch_command_parser().parse_args(["--config_file", "file.yaml", "train.py"])
+    assert output.endswith("\ntorchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=2 train.py --lr 'a b'\n")
+    strategy, end = max((base, name.removeprefix(base)) for base in STRATEGIES if name.startswith(base))
+    precision = PRECISIONS.get(end, "no")
+    call = ["--config_file", str(STRATEGIES[strategy].path), "--num_processes", "2", "--mixed_precision", precision]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    given, read, _ = _validate_launch_command(given)
-    given.deepspeed_fields_from_accelerate_config = ""
-    assert (read.num_processes, read.num_machines, read.distributed_type.value) == (
-        2,
-        1,
-        configuration["distributed_type"],
-    )
+    given, read, _ = _validate_launch_command(launch_command_parser().parse_args([*call, "train.py"]))
+    given.deepspeed_fields_from_accelerate_config = ",".join([*read.deepspeed_config, "mixed_precision"])
     kind = name.partition("-")[0]
     assert (given.use_deepspeed, given.use_fsdp, given.multi_gpu) == tuple(
         kind == each for each in ("deepspeed", "fsdp2", "ddp")
     )
     made = prepare_deepspeed_cmd_env(given)[1] if given.use_deepspeed else prepare_multi_gpu_env(given)
-    assert exports.items() <= made.items()
-    end = name.rpartition("-")[2]
-    assert exports["ACCELERATE_MIXED_PRECISION"] == {"bf16": "bf16", "fp16": "fp16"}.get(end, "no")
+    added = {key: value for key, value in made.items() if os.environ.get(key) != value}
+    assert exports_of(output) == {**added, "OMP_NUM_THREADS": "1"}
+    assert added["ACCELERATE_MIXED_PRECISION"] == precision
+
+
+@pytest.mark.parametrize(("name", "offloads"), [("fsdp2", False), ("fsdp2-offload", True)])
+def test_what_a_process_gets_of_fsdp(launch, name, offloads):
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    with patch.dict(os.environ, exports_of(launch("-N", 2, "--strat", name, "--print", "train.py")[1])):
+        plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.activation_checkpointing) == (2, True, False)
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) is offloads
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "optimizer", "model"),
+    [
+        ("deepspeed-0", 0, "none", "none"),
+        ("deepspeed-1", 1, "none", "none"),
+        ("deepspeed-2", 2, "none", "none"),
+        ("deepspeed-2-offload", 2, "cpu", "none"),
+        ("deepspeed-3", 3, "none", "none"),
+        ("deepspeed-3-offload", 3, "cpu", "cpu"),
+    ],
+)
+def test_what_a_process_gets_of_deepspeed(launch, name, stage, optimizer, model):
+    pytest.importorskip("deepspeed")
+    from accelerate.utils import DeepSpeedPlugin
+
+    with patch.dict(os.environ, exports_of(launch("-N", 2, "--strat", name, "--print", "train.py")[1])):
+        zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"]
+    assert zero["stage"] == stage
+    assert (zero["offload_optimizer"]["device"], zero["offload_param"]["device"]) == (optimizer, model)
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is (stage == 3)
 
 
 def test_what_is_shown_for_cpus(launch, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     output = launch("--cpu", "-N", 2, "--print", "train.py")[1]
-    assert exports_of(output) == {"ACCELERATE_MIXED_PRECISION": "no", **CPUS, "OMP_NUM_THREADS": "4"}
-    assert configuration_of(output) == {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU",
-        "mixed_precision": "no",
-        "use_cpu": True,
-        "num_machines": 1,
-        "num_processes": 2,
-        "machine_rank": 0,
-        "main_process_port": 0,
-    }
+    exports = exports_of(output)
+    assert exports.items() >= {"ACCELERATE_MIXED_PRECISION": "no", **CPUS, "OMP_NUM_THREADS": "4"}.items()
+    assert output.endswith("\ntorchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=2 train.py\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert exports_of(launch("--cpu", "-N", 2, "--print", "train.py")[1]) == {
-        "ACCELERATE_MIXED_PRECISION": "no",
-        **CPUS,
-    }
+    exports = exports_of(launch("--cpu", "-N", 2, "--print", "train.py")[1])
+    assert "OMP_NUM_THREADS" not in exports  # as it is
     exports = exports_of(launch("--cpu", "-N", 2, "--strat", "deepspeed-3-bf16", "--print", "train.py")[1])
     assert exports["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
-    assert exports["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
     hidden = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     assert hidden.items() <= exports.items()
     one = launch("--cpu", "--print", "-m", "package.train", "-m")[1]
-    assert configuration_of(one)["distributed_type"] == "NO"
-    assert one.endswith("accelerate launch --config_file accmt-ddp.yaml --module package.train -m\n")
+    assert one == (
+        "export ACCELERATE_USE_CPU=true\nexport ACCELERATE_MIXED_PRECISION=no\npython -u -m package.train -m\n"
+    )
 
 
 def test_the_environment_may_say_that_it_is_for_cpus(launch, monkeypatch):
@@ -321,10 +422,9 @@ def test_several_machines(launch, there_are, master, address):
     arguments = ["--nodes", 2, "--node-rank", 1, "--master", master, "train.py"]
     _, _, errors, (_, command, _) = launch(*arguments)
     assert errors == "accmt launch: ddp, 4 processes, on each of 2 machines\n"
-    configuration = json.loads(command[5])
-    assert (configuration["main_process_ip"], configuration["main_process_port"]) == address
-    names = ("num_machines", "num_processes", "machine_rank", "same_network", "rdzv_backend")
-    assert [configuration[name] for name in names] == [2, 8, 1, True, "static"]
+    assert configuration_in(command)["num_processes"] == 8
+    place = f"--nnodes=2 --node-rank=1 --master-addr={address[0]} --master-port={address[1]} --nproc-per-node=4"
+    assert launch("--print", *arguments)[1].endswith(f"\n{shlex.join(['torchrun', *place.split()])} train.py\n")
 
 
 def test_a_file_with_what_the_call_says_instead(launch, tmp_path, there_are):
@@ -332,19 +432,24 @@ def test_a_file_with_what_the_call_says_instead(launch, tmp_path, there_are):
     (tmp_path / "file.yaml").write_text(text)
     there_are(4)
     output = launch("--config", "file.yaml", "--print", "train.py")[1]
-    configuration = configuration_of(output)
-    assert configuration["num_processes"] == 4
-    assert configuration["main_process_port"] == 4000
-    assert configuration["fsdp_config"] == {"fsdp_version": 2}
-    assert "--config_file accmt-file.yaml train.py" in output
-    (tmp_path / "accmt-file.yaml").write_text(yaml.safe_dump(configuration))
-    again = launch("--config", "accmt-file.yaml", "--print", "train.py")[1]
-    assert configuration_of(again) == configuration
+    assert exports_of(output)["FSDP_VERSION"] == "2"
+    assert output.endswith("\ntorchrun --master-port=4000 --local-addr=127.0.0.1 --nproc-per-node=4 train.py\n")
     arguments = ["-N", 1, "--nodes", 2, "--node-rank", 1, "--master", "a:5", "--print", "train.py"]
-    changed = configuration_of(launch("--config", "file.yaml", *arguments)[1])
-    assert [changed[name] for name in ("num_processes", "machine_rank", "main_process_ip")] == [2, 1, "a"]
+    place = "--nnodes=2 --node-rank=1 --master-addr=a --master-port=5 --nproc-per-node=1"
+    assert launch("--config", "file.yaml", *arguments)[1].endswith(f"\ntorchrun {place} train.py\n")
     few = "there are 4 GPUs here, and 5 processes need one each: take -N 4, or --cpu\n"
     assert launch("--config", "file.yaml", "-N", 5, "train.py") == (1, "", few)
+
+
+def test_a_port_of_a_file_that_is_taken_is_not_waited_for(launch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "file.yaml").write_text(f"distributed_type: MULTI_GPU\nmain_process_port: {port}\n")
+        with pytest.warns(UserWarning, match=f"Port `{port}` is already in use"):
+            output = launch("--config", "file.yaml", "-N", 2, "--print", "train.py")[1]
+    assert "\ntorchrun --standalone " in output
 
 
 def test_a_file_for_other_accelerators_says_how_many_there_are(launch, tmp_path):
@@ -353,35 +458,25 @@ def test_a_file_for_other_accelerators_says_how_many_there_are(launch, tmp_path)
     (tmp_path / "file.yaml").write_text("distributed_type: MULTI_XPU\nnum_processes: 2\n")
     _, _, errors, (_, command, _) = launch("--config", "file.yaml", "-N", 3, "train.py")
     assert errors == "accmt launch: file.yaml, 3 processes\n"
-    assert json.loads(command[5])["distributed_type"] == "MULTI_XPU"
+    assert configuration_in(command)["distributed_type"] == "MULTI_XPU"
 
 
-def test_a_file_for_one_process_leaves_it_to_accelerate_what_the_script_gets(tmp_path, monkeypatch):
-    became = []
-    monkeypatch.setattr(launcher.Signals, "take", lambda signals: None)
-    monkeypatch.setattr(os, "execvpe", lambda *command: became.append(command))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    configuration = {
-        "distributed_type": "NO",
-        "use_cpu": True,
-        "mixed_precision": "bf16",
-        "num_processes": 1,
-        "dynamo_config": {"dynamo_backend": "INDUCTOR"},
-    }
-    assert launcher.main(["file.yaml", json.dumps(configuration), "-m", "package.train", "--config", "x"]) == 0
-    [(program, command, environment)] = became
-    assert program == sys.executable
-    assert command == [sys.executable, "-m", "package.train", "--config", "x"]
-    assert environment["ACCELERATE_DYNAMO_BACKEND"] == "INDUCTOR"
-    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
-    assert environment["PYTHONUNBUFFERED"] == "1"
+def test_a_file_for_one_process_leaves_it_to_accelerate_what_the_script_gets(launch, tmp_path):
+    text = "distributed_type: 'NO'\nmixed_precision: bf16\ndynamo_config: {dynamo_backend: INDUCTOR}\n"
+    (tmp_path / "file.yaml").write_text(text)
+    output = launch("--config", "file.yaml", "--cpu", "--print", "-m", "package.train", "--config", "x")[1]
+    exports = exports_of(output)
+    assert exports["ACCELERATE_DYNAMO_BACKEND"] == "INDUCTOR"
+    assert exports["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert exports["ACCELERATE_USE_CPU"].lower() == "true"
+    assert exports["PYTHONUNBUFFERED"] == "1"
+    assert output.endswith("\npython -m package.train --config x\n")
 
 
-def test_what_only_accelerate_knows_of_a_file_is_said_without_a_traceback(capsys, monkeypatch):
-    monkeypatch.setattr(launcher.Signals, "take", lambda signals: None)
-    configuration = {"distributed_type": "MULTI_GPU", "num_processes": 2, "num_proceses": 2}
-    assert launcher.main(["file.yaml", json.dumps(configuration), "train.py"]) == 1
-    errors = capsys.readouterr().err
+def test_what_only_accelerate_knows_of_a_file_is_said_without_a_traceback(launch, tmp_path):
+    (tmp_path / "file.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_proceses: 2\n")
+    status, output, errors = launch("--config", "file.yaml", "--print", "train.py")
+    assert (status, output) == (1, "")
     assert errors.startswith(
         "accmt launch: Accelerate cannot launch file.yaml: The config file at file.yaml had unknown keys"
     )
@@ -389,8 +484,9 @@ def test_what_only_accelerate_knows_of_a_file_is_said_without_a_traceback(capsys
 
 
 def test_nothing_heavy_is_loaded():
+    """Before this process becomes another one, or shows what the script itself would become."""
     code = (
-        "import sys; from accmt.cli.main import main; main(['strats']);"
+        "import os, sys; from accmt.cli.main import main; main(['strats']); os.execve = lambda *_: None;"
         "main(['launch', '--cpu', '-N', '2', '--strat', 'deepspeed-2', '--print', 'train.py']);"
         "assert not {'torch', 'accelerate', 'numpy', 'deepspeed'} & sys.modules.keys()"
     )
@@ -401,14 +497,15 @@ def test_strats(capsys, there_are, monkeypatch):
     monkeypatch.setattr(hardware, "version", lambda package: "0.19.8")
     assert main(["strats"]) == 0
     output = capsys.readouterr().out
-    rows = [re.split(r"  +", line) for line in output.splitlines()[:7]]
+    rows = [re.split(r"  +", line) for line in output.splitlines()[: len(STRATEGIES) + 1]]
     assert rows[0] == ["strategy", "what it is", "take it when", "needs"]
-    assert [row[0] for row in rows[1:]] == [strategy.name for strategy in STRATEGIES]
-    assert [row[3] for row in rows[1:4]] == [
-        "GPUs, or --cpu",
-        "GPUs",
-        "GPUs, or --cpu; DeepSpeed (0.19.8 is installed)",
-    ]
+    needs = {row[0]: row[3] for row in rows[1:]}
+    assert needs.keys() == STRATEGIES.keys()
+    assert needs["ddp"] == "GPUs, or --cpu"
+    assert needs["fsdp2-offload"] == "GPUs"
+    assert needs["deepspeed-3"] == "GPUs, or --cpu; DeepSpeed (0.19.8 is installed)"
+    for name, what, when, _ in rows[1:]:
+        assert f"| `{name}` | {what} | {when} |" in PAGE
     assert output.endswith("This machine has no NVIDIA GPU.\n")
     there_are(2)
     main(["strats"])
@@ -417,7 +514,7 @@ def test_strats(capsys, there_are, monkeypatch):
 
 def test_strats_without_deepspeed(capsys, without_deepspeed):
     main(["strats"])
-    assert capsys.readouterr().out.count("DeepSpeed (not installed: pip install deepspeed)") == 4
+    assert capsys.readouterr().out.count("DeepSpeed (not installed: pip install deepspeed)") == 6
 
 
 def test_the_page_shows_what_is_printed(launch, monkeypatch):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
 from accmt.cli.arguments import CommandError, UsageError
-from accmt.cli.launch.plan import Plan, plan
-from accmt.cli.output import complain
+from accmt.cli.launch.configuration import launch_command
+from accmt.cli.output import complain, write_shell
 from accmt.config.errors import did_you_mean
 
 
@@ -21,39 +20,40 @@ def run(options: argparse.Namespace) -> int:
     """Become the process that starts the script; or, with `--print`, show what would be started.
 
     Raises:
-        UsageError: If the arguments contradict each other.
-        CommandError: If the script does not exist, or this machine lacks what is asked for.
+        UsageError: The arguments contradict each other.
+        CommandError: The script does not exist, or this machine lacks what is asked for.
     """
     if options.strat is not None and options.config is not None:
         raise UsageError("--strat and --config both say how to train: give one of them")
     if not options.print:
         _check_script(options.script, options.module)
-    planned = plan(options)
+    launch = launch_command(options)
     command = [*(["-m"] if options.module else []), options.script, *options.arguments]
-    if options.print:
-        sys.stdout.write(_shown(planned, options.module, command[options.module :]))
-        return 0
-    complain(f"accmt launch: {_in_words(planned)}")
-    _become(planned, command)
+    if not options.print:
+        complain(f"accmt launch: {launch}")
+    if not launch.is_script_itself:
+        # -P: a user's file beside the script, such as random.py, must not shadow a module that the launcher imports.
+        how = json.dumps([launch.source, launch.configuration, launch.environment, options.print])
+        _become(["-P", "-m", "accmt.cli.launch.launcher", how, *command])
+    elif options.print:
+        write_shell(launch.environment, ["python", "-u", *command])
+    else:
+        _become(["-u", *command], launch.environment)
     return 0
 
 
-def _become(planned: Plan, command: Sequence[str]) -> None:
-    """Replace this process, so that signals and the exit status need no process in between."""
+def _become(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Replace this process by Python, so that signals and the exit status need no process in between."""
     sys.stdout.flush()
     sys.stderr.flush()
-    before = ["-u"]
-    if planned.needs_launcher:
-        # -P: a user's file beside the script, such as random.py, must not shadow a module that the launcher imports.
-        before = ["-P", "-m", "accmt.cli.launch.launcher", planned.source, json.dumps(planned.configuration)]
-    os.execve(sys.executable, [sys.executable, *before, *command], {**os.environ, **planned.environment})
+    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, **(environment or {})})
 
 
 def _check_script(script: str, is_module: bool) -> None:
     """Check that Python will find the script.
 
     Raises:
-        CommandError: If not; otherwise each process would report it.
+        CommandError: It does not; otherwise each process would report it.
     """
     if is_module:
         top = script.partition(".")[0]
@@ -68,31 +68,3 @@ def _check_script(script: str, is_module: bool) -> None:
     if not path.exists():
         near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.py")))
         raise CommandError(f"there is no script {script}, seen from {os.getcwd()}{near}")
-
-
-def _in_words(planned: Plan) -> str:
-    """Describe the chosen strategy and processes, which may be defaults."""
-    processes = "1 process" if planned.processes == 1 else f"{planned.processes} processes"
-    devices = " on CPUs" if planned.on_cpus else ""
-    machines = f", on each of {planned.machines} machines" if planned.machines > 1 else ""
-    return f"{planned.source}, {processes}{devices}{machines}"
-
-
-def _shown(planned: Plan, is_module: bool, command: Sequence[str]) -> str:
-    """Return a shell script that starts the same with Accelerate's own command."""
-    import yaml
-
-    file = f"accmt-{Path(planned.source).stem}.yaml"
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in planned.environment.items()]
-    launch = ["accelerate", "launch", "--config_file", file, *(["--module"] if is_module else []), *command]
-    paragraphs = [
-        ["# the environment", *exports],
-        [
-            "# the configuration, as accmt launch --config takes it too",
-            f"cat > {shlex.quote(file)} <<'END'",
-            yaml.safe_dump(dict(planned.configuration), sort_keys=False).rstrip(),
-            "END",
-        ],
-        ["# the command", shlex.join(launch)],
-    ]
-    return "\n\n".join("\n".join(lines) for lines in paragraphs if len(lines) > 1) + "\n"

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 
 
-def gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many NVIDIA GPUs a process with this environment sees; 0 without a driver."""
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that a process sees, named as in `CUDA_VISIBLE_DEVICES`; empty without a driver."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        there = int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return 0
-    finally:
+        count = int(pynvml.nvmlDeviceGetCount())
         pynvml.nvmlShutdown()
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
+    except pynvml.NVMLError:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     # As in CUDA, entries after the first invalid one are ignored.
     entries = (entry.strip() for entry in visible.split(","))
-    return sum(1 for _ in takewhile(lambda entry: _is_device(entry, there), entries))
+    return list(takewhile(lambda entry: _is_gpu(entry, count), entries))
 
 
 def cores() -> int:
@@ -43,5 +36,5 @@ def installed(package: str) -> str | None:
         return None
 
 
-def _is_device(entry: str, there: int) -> bool:
-    return int(entry) < there if entry.isdecimal() else entry.startswith(("GPU-", "MIG-"))
+def _is_gpu(entry: str, count: int) -> bool:
+    return int(entry) < count if entry.isdecimal() else entry.startswith(("GPU-", "MIG-"))
