@@ -9,6 +9,12 @@ from accmt.cli.launch.strategies import PRECISIONS, STRATEGIES, Strategy
 from accmt.cli.output import write
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = "List the strategies of accmt launch: what each one is, when to use it, and what it needs."
+    parser.epilog = "examples:\n  accmt strats\n"
+
+
 def run(options: argparse.Namespace) -> int:
     """Print the strategies, and what this machine has for them."""
     there, deepspeed = gpus(), installed("deepspeed")
