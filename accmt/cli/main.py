@@ -89,9 +89,9 @@ def _leave_interrupts_to_the_system(command: str) -> None:
 
     As an exception it would be lost while Python shuts down, and would not be raised at all if the process was started
     with interrupts ignored, as shells do for background jobs. Whatever a command writes survives the sudden end of its
-    process. `launch` forwards interrupts.
+    process. `launch` forwards interrupts, and `weights` deletes what it has written so far.
     """
-    if command != "launch":
+    if command not in ("launch", "weights"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

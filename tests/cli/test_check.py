@@ -204,22 +204,22 @@ def test_rules_of_one_name(check):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "there is nothing to check: give a RULE, or --config"),
-        (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each by --metric"),
-        (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': after ':' stands max or min, as in a:max"),
-        (["a", "--metric", ""], "argument --metric: '': a name is empty or stands twice, write accuracy:max@dev,test"),
+        ([], "there is nothing to check: give a RULE or --config"),
+        (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each one with --metric"),
+        (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': expected max or min after ':', as in a:max"),
+        (["a", "--metric", ""], "argument --metric: '': a name is empty or given twice; write it like accuracy:max@dev,test"),
         (
             ["a", "--metric", "a:max@x,x"],
-            "argument --metric: 'a:max@x,x': a name is empty or stands twice, write accuracy:max@dev,test",
+            "argument --metric: 'a:max@x,x': a name is empty or given twice; write it like accuracy:max@dev,test",
         ),
-        (["a", "--metric", "train_loss:min"], "argument --metric: train_loss is known: lower is better, leave it out"),
-        (["a", "--metric", "valid_loss:max"], "argument --metric: valid_loss is known: lower is better, leave it out"),
+        (["a", "--metric", "train_loss:min"], "argument --metric: leave out train_loss: it is always reported, and lower is better"),
+        (["a", "--metric", "valid_loss:max"], "argument --metric: leave out valid_loss: it is always reported, and lower is better"),
         (
             ["a", "--metric", "a:max@dve", "--dataset", "dev"],
-            "--metric a: 'dve' is not a dataset, did you mean 'dev'? There are: dev",
+            "--metric a: 'dve' is not a dataset, did you mean 'dev'? The datasets are: dev",
         ),
         (["a", "--metric", "a:max", "--metric", "a:min"], "--metric a is given with two directions"),
-        (["a", "--patience", "0"], "argument --patience: '0' is not a whole number from 1"),
+        (["a", "--patience", "0"], "argument --patience: '0' is not a whole number of at least 1"),
     ],
 )
 def test_wrong_calls(refused, arguments, text):
@@ -295,8 +295,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("rulse: {}", "rules: there is no such section, is 'rulse' meant to be it?"),
-            ("epochs: 1", "rules: there is no such section: it has epochs"),
+            ("rulse: {}", "rules: the section is missing; is 'rulse' a typing error?"),
+            ("epochs: 1", "rules: the section is missing; the file has: epochs"),
             ("rules: [a]", "rules: must be a mapping, not ['a'] (list)"),
             ("[1]", "the file must be a mapping with hps and rules, or with the hyperparameters, not [1] (list)"),
         ],
