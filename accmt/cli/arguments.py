@@ -69,9 +69,7 @@ def metric(text: str) -> MetricArgument:
         argument = MetricArgument(text, None)
     _refuse_losses(argument)
     if not argument.name or "" in argument.datasets or len(set(argument.datasets)) < len(argument.datasets):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: a name is empty or given twice; write it like accuracy:max@dev,test"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or given twice, write it like a:max@dev,test")
     return argument
 
 

@@ -15,9 +15,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of the command."""
     parser.description = (
-        "Write the weights of a model as safetensors, from a checkpoint or a saved model. The source is verified first,\n"
-        "and if it is damaged, nothing is written. Weights that were sharded among processes are assembled in the main\n"
-        "memory of this process."
+        "Write the weights of a checkpoint or a saved model as safetensors. The source is verified first, and nothing\n"
+        "is written if it is damaged. Weights that were sharded among processes are assembled in main memory."
     )
     parser.epilog = """examples:
   accmt weights runs/model/best_accuracy model.safetensors

@@ -207,13 +207,19 @@ def test_rules_of_one_name(check):
         ([], "there is nothing to check: give a RULE or --config"),
         (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each one with --metric"),
         (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': expected max or min after ':', as in a:max"),
-        (["a", "--metric", ""], "argument --metric: '': a name is empty or given twice; write it like accuracy:max@dev,test"),
+        (["a", "--metric", ""], "argument --metric: '': a name is empty or given twice, write it like a:max@dev,test"),
         (
             ["a", "--metric", "a:max@x,x"],
-            "argument --metric: 'a:max@x,x': a name is empty or given twice; write it like accuracy:max@dev,test",
+            "argument --metric: 'a:max@x,x': a name is empty or given twice, write it like a:max@dev,test",
         ),
-        (["a", "--metric", "train_loss:min"], "argument --metric: leave out train_loss: it is always reported, and lower is better"),
-        (["a", "--metric", "valid_loss:max"], "argument --metric: leave out valid_loss: it is always reported, and lower is better"),
+        (
+            ["a", "--metric", "train_loss:min"],
+            "argument --metric: leave out train_loss: it is always reported, and lower is better",
+        ),
+        (
+            ["a", "--metric", "valid_loss:max"],
+            "argument --metric: leave out valid_loss: it is always reported, and lower is better",
+        ),
         (
             ["a", "--metric", "a:max@dve", "--dataset", "dev"],
             "--metric a: 'dve' is not a dataset, did you mean 'dev'? The datasets are: dev",

@@ -296,8 +296,13 @@ class TestFolder:
         assert replay(folder, "--metric", "accuray:max") == (1, "", said)
 
     def test_options_of_other_sources(self, refused, tmp_path):
-        assert refused(tmp_path, "--dataset", "dev") == f"--dataset is only for mlflow:RUN_ID, and {tmp_path} is not one"
-        assert refused(tmp_path, "--tracking-uri", "x") == f"--tracking-uri is only for mlflow:RUN_ID, and {tmp_path} is not one"
+        assert (
+            refused(tmp_path, "--dataset", "dev") == f"--dataset is only for mlflow:RUN_ID, and {tmp_path} is not one"
+        )
+        assert (
+            refused(tmp_path, "--tracking-uri", "x")
+            == f"--tracking-uri is only for mlflow:RUN_ID, and {tmp_path} is not one"
+        )
         said = "--metric a: its datasets are those in the source; leave out '@' and what follows"
         assert refused(tmp_path, "--metric", "a:max@dev") == said
 
