@@ -71,7 +71,7 @@ def test_the_command_itself():
 def test_it_starts_at_once(arguments, tmp_path):
     (tmp_path / "hps.yaml").write_text("rules: {save: best_accuracy}")
     (tmp_path / "scores.csv").write_text("step,epoch,accuracy\n1,1,0.5\n")
-    heavy = ("torch", "numpy", "accelerate", "mlflow", "pydantic")
+    heavy = ("torch", "numpy", "accelerate", "mlflow", "pydantic", "rich")
     code = (
         "import sys\n"
         "from accmt.cli.main import main\n"

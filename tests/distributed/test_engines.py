@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from accmt import load_saving
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.publish import problem_of
+from accmt.cli.main import main
 
 SCRIPT = Path(__file__).parent / "engines.py"
 DEEPSPEED = ("deepspeed-0", "deepspeed-1", "deepspeed-2", "deepspeed-3")
@@ -187,8 +189,12 @@ def test_another_engine_is_refused_before_anything_is_loaded(cut_short):
     assert "it was written with DeepSpeed: launch as before" in ran.stderr
 
 
-def test_a_file_that_would_execute_something_is_not_read(cut_short, tmp_path):
-    """Planted with a manifest that fits, so that nothing but the look into it can find it."""
+@pytest.fixture
+def planted(cut_short, tmp_path):
+    """A checkpoint of DeepSpeed with a file that would execute something, and the file that this would create.
+
+    It has a manifest that fits, so that nothing but a scan can find it.
+    """
     from accmt.checkpoint import publish
 
     folder = cut_short("deepspeed-2")
@@ -206,7 +212,12 @@ def test_a_file_that_would_execute_something_is_not_read(cut_short, tmp_path):
     copy = newest.path.rename(tmp_path / "copy")
     publish.publish(copy, newest.path, {copy / path.relative_to(newest.path): entry for path, entry in entries.items()})
     assert publish.problem_of(newest.path) is None
-    ran = launch("deepspeed-2", folder)
+    return newest.path, marker
+
+
+def test_a_file_that_would_execute_something_is_not_read(planted):
+    newest, marker = planted
+    ran = launch("deepspeed-2", newest.parent.parent)
     assert ran.returncode != 0
     assert "would execute" in ran.stderr
     assert "give trust_checkpoint=True" in ran.stderr
@@ -235,3 +246,24 @@ def test_checkpoints_in_the_background(trained, tmp_path):
             assert (mine.path / file).read_bytes() == (theirs.path / file).read_bytes()
     ran = launch("deepspeed-2", tmp_path / "other", "checkpoint_async=true")
     assert "DeepSpeed writes its part of a checkpoint while the training waits" in ran.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_weights_of_a_checkpoint_are_written_by_one_process(trained, engine, tmp_path, capsys):
+    """They are those of the model that was saved at the same step."""
+    folder = trained(engine)
+    newest = Checkpoints(folder).newest()
+    assert main(["weights", str(newest.path), str(tmp_path / "model.safetensors")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'model.safetensors'}: 7 tensors, ")
+    written = load_file(tmp_path / "model.safetensors")
+    assert json.loads((folder / "best_valid_loss" / "saving.json").read_text())["step"] == newest.step
+    assert written.keys() == saved(folder).keys()
+    assert all(torch.equal(written[name], value) for name, value in saved(folder).items())
+
+
+def test_the_weights_of_a_checkpoint_that_would_execute_something_are_not_written(planted, tmp_path, capsys):
+    newest, marker = planted
+    assert main(["weights", str(newest), str(tmp_path / "model.safetensors")]) == 1
+    assert "is not read, because a file in it would execute code\n" in capsys.readouterr().err
+    assert not marker.exists()
+    assert not (tmp_path / "model.safetensors").exists()
