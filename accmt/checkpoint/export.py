@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from accmt.checkpoint import deepspeed, publish
@@ -22,7 +23,7 @@ from accmt.checkpoint.disk_space import require_space
 from accmt.checkpoint.format import read_trainer
 from accmt.checkpoint.saved_models import place_of_best
 from accmt.checkpoint.shards import read_shards
-from accmt.checkpoint.tensor_files import identity_of, read_tensors, size_of, write_tensors
+from accmt.checkpoint.tensor_files import aliases_of, read_tensors, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, read_weights, write_weights
 from accmt.files.durable import flush_directory, flush_file
 from accmt.rules.printable import plain
@@ -131,7 +132,23 @@ def _read_checkpoint(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     if trainer.get("deepspeed") is not None:
         weights, other = _tensors_in(_read_deepspeed(place, trainer["deepspeed"]["stage"]))
         return weights, beside, other
-    return {**read_tensors(place / _MODEL), **read_shards(place).whole(_MODEL)}, beside, sorted(trainer["model"])
+    return {**read_tensors(place / _MODEL), **_read_sharded(place)}, beside, sorted(trainer["model"])
+
+
+def _read_sharded(place: Path) -> dict[str, Tensor]:
+    """Return each sharded weight in full, tied weights as one tensor under each of their names."""
+    shards, originals, found = read_shards(place), dict[str, str](), dict[str, Tensor]()
+    for path in place.glob("shards-*.safetensors"):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            originals |= aliases_of(file)
+    weights = {}
+    for name, stand_in in shards.stand_ins(_MODEL).items():
+        key = f"{_MODEL.removesuffix(_SUFFIX)}.{name}"
+        original = originals.get(key, key)
+        if original not in found:
+            found[original] = shards.alike(stand_in, None)
+        weights[name] = found[original]
+    return weights
 
 
 def _read_deepspeed(place: Path, stage: int) -> Mapping[str, Any]:
@@ -164,9 +181,9 @@ def _converted(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict
     made: dict[tuple[object, ...], Tensor] = {}
     result = dict(weights)
     for name, tensor in weights.items():
-        if dtype is None or not tensor.is_floating_point():
+        if dtype is None or not tensor.is_floating_point() or tensor.layout is not torch.strided:
             continue
-        identity = identity_of(tensor)
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if identity not in made:
             made[identity] = tensor.to(dtype)
             if bool((tensor.isfinite() & ~made[identity].isfinite()).any()):

@@ -101,24 +101,6 @@ class Shards:
             if key.startswith(prefix)
         }
 
-    def whole(self, file: str) -> dict[str, Tensor]:
-        """Read each sharded tensor of a file in full, tied weights as one tensor under each of their names.
-
-        Raises:
-            ValueError: A part of it is missing in the files.
-        """
-        originals: dict[str, str] = {}
-        for path in {part.file for parts in self.parts.values() for part in parts}:
-            with safe_open(path, framework="pt", device="cpu") as opened:
-                originals |= aliases_of(opened)
-        prefix, found = _key(file, ""), dict[str, Tensor]()
-        for key in filter(lambda key: key.startswith(prefix), self.shapes):
-            original = originals.get(key, key)
-            if original not in found:
-                found[original] = self._cut(key, (0,) * len(self.shapes[key]), self.shapes[key])
-            found[key] = found[original]
-        return {key.removeprefix(prefix): tensor for key, tensor in found.items()}
-
     def alike(self, value: Any, tensor: Any) -> Any:
         """Convert a value of a checkpoint to match a tensor: sharded like it, if it has the same shape.
 

@@ -1,5 +1,6 @@
 """`accmt weights`: the weights of checkpoints and saved models, as others load them, or an error and no file."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from accmt import set_seed
-from accmt.checkpoint import export
-from accmt.checkpoint.tensor_files import read_tensors
+from accmt.checkpoint import export, publish
+from accmt.checkpoint.tensor_files import read_tensors, write_tensors
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.cli.main import main
 
@@ -188,9 +189,10 @@ def test_a_damaged_source_is_not_written(fitted, weights, tmp_path):
         content[-1] ^= 1
         (source / "model.safetensors").write_bytes(content)
         before = everything_in(tmp_path)
-        damaged = f"{source} is damaged: model.safetensors is damaged: its content does not match its hash\n"
         for target in ("x.safetensors", "exported"):
-            assert weights(source, tmp_path / target) == (1, "", damaged)
+            status, out, err = weights(source, tmp_path / target)
+            assert (status, out) == (1, "")
+            assert err.startswith(f"{source} is damaged: model.safetensors ")
         assert everything_in(tmp_path) == before
 
 
@@ -231,15 +233,61 @@ def test_a_write_that_fails_leaves_nothing(fitted, weights, tmp_path, monkeypatc
         assert everything_in(tmp_path) == before
 
 
-def test_an_intact_checkpoint_with_odd_contents(fitted, weights, tmp_path):
-    from accmt.checkpoint import publish
-
-    _, folder = fitted()
-    source = newest(folder)
-    (source / "model.safetensors").write_bytes(b"no tensors")
+def changed(source, tmp_path, change):
+    """Change the files of a published folder, with a manifest that fits."""
     os.unlink(source / publish.MANIFEST)
     copy = source.rename(tmp_path / "copy")
-    publish.publish(copy, source, publish.describe(path for path in copy.iterdir()))
-    status, out, err = weights(source, tmp_path / "x.safetensors")
+    change(copy)
+    publish.publish(copy, source, publish.describe(path for path in copy.rglob("*") if path.is_file()))
+    assert publish.problem_of(source) is None
+
+
+def test_an_intact_checkpoint_with_odd_contents(fitted, weights, tmp_path):
+    _, folder = fitted()
+    changed(newest(folder), tmp_path, lambda copy: (copy / "model.safetensors").write_bytes(b"no tensors"))
+    status, out, err = weights(newest(folder), tmp_path / "x.safetensors")
     assert (status, out) == (1, "")
-    assert err.startswith(f"{source} cannot be read: ")
+    assert err.startswith(f"{newest(folder)} cannot be read: ")
+
+
+def sharded(copy):
+    """Write the weights as two processes write theirs under FSDP, each a part of the rows."""
+    whole = read_tensors(copy / "model.safetensors")
+    words = whole.pop("words.weight")
+    del whole["out.weight"]
+    write_tensors(copy / "model.safetensors", whole)
+    for rank, (start, end) in enumerate([(0, 5), (5, 8)]):
+        part = words[start:end].clone()
+        parts = {"model.words.weight": part, "model.out.weight": part}
+        write_tensors(copy / f"shards-{rank}.safetensors", parts)
+        places = {name: {"shape": [8, 4], "offset": [start, 0]} for name in parts}
+        (copy / f"shards-{rank}.json").write_text(json.dumps(places))
+
+
+def test_shards_are_put_together_and_tied_weights_stay_tied(fitted, weights, tmp_path):
+    module, folder = fitted(Tied)
+    changed(newest(folder), tmp_path, sharded)
+    status, out, err = weights(newest(folder), tmp_path / "x.safetensors")
+    assert (status, err) == (0, "")
+    assert len(safetensors.torch.load_file(tmp_path / "x.safetensors")) == 6
+    assert_equal(loaded(out, Tied()), module.model.state_dict())
+
+
+def test_a_file_that_would_execute_something_is_not_read(fitted, weights, tmp_path):
+    _, folder = fitted()
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    def plant(copy):
+        trainer = json.loads((copy / "trainer.json").read_text())
+        (copy / "trainer.json").write_text(json.dumps({**trainer, "deepspeed": {"stage": 0}}))
+        (copy / "deepspeed" / "state").mkdir(parents=True)
+        torch.save({"module": Payload()}, copy / "deepspeed" / "state" / "mp_rank_00_model_states.pt")
+
+    changed(newest(folder), tmp_path, plant)
+    said = f"{newest(folder)} is not read, because a file in it would execute code\n"
+    assert weights(newest(folder), tmp_path / "x.safetensors") == (1, "", said)
+    assert not marker.exists()
