@@ -125,7 +125,7 @@ def test_a_saved_model(fitted, weights, tmp_path, safe):
 
 
 def test_large_weights_are_written_in_several_files(fitted, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "WeightsFormat", lambda safe: WeightsFormat(safe, "100B"))
+    monkeypatch.setattr(export, "WeightsFormat", lambda safe: WeightsFormat(safe, 100))
     module, folder = fitted(Tied)
     status, out, _ = weights(newest(folder), tmp_path / "exported")
     assert status == 0
