@@ -65,6 +65,9 @@ def test_the_command_itself():
         ["explain", "nowhere"],
         ["replay", "nowhere", "--rule", "accuracy"],
         ["replay", "scores.csv", "--rule", "accuracy", "--metric", "accuracy:max"],
+        ["checkpoints", "nowhere"],
+        ["weights", "--help"],
+        ["launch", "--help"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -82,16 +85,19 @@ def test_it_starts_at_once(arguments, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert ran.stderr.splitlines()[-1] == "[]"
+    prints_a_table = arguments[:2] == ["replay", "scores.csv"]
+    assert ran.stderr.splitlines()[-1] == ("['rich']" if prints_a_table else "[]")
 
 
-@pytest.mark.parametrize("command", ["check", "explain", "replay"])
+@pytest.mark.parametrize(
+    "command", ["check", "explain", "replay", "checkpoints", "weights", "sync", "launch", "strats"]
+)
 def test_help_is_enough(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert f"examples:\n  accmt {command} " in text
+    assert f"examples:\n  accmt {command}" in text
 
 
 WORDS = [

@@ -60,6 +60,10 @@ def fitted(trainer, regression, data, error_metric):
                     0 if beside is None else self.critic(batch[0]).mean()
                 )
 
+            def get_optimizer(self):
+                others = [] if beside is None else beside.parameters()
+                return torch.optim.SGD([*self.model.parameters(), *others], lr=0.1)
+
             def validation_step(self, key, batch):
                 outputs = self.model(batch[0]).mean(1, keepdim=True)
                 return {"loss": outputs.square().mean(), "error": (outputs, batch[1])}
