@@ -125,7 +125,7 @@ def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: C
         elif _EARLIER.fullmatch(name):
             found.append(_beside("earlier", place, _earlier(place)))
         else:
-            models = _unchanged(partial(_rule_identity, place), lambda place=place: [*_in_rule(place, inspect)]) or []
+            models = _models_in(place, inspect)
             found += [*models, *_left_in_rule(place, is_rule=bool(models))]
     if isinstance(holder, lock.Holder):
         in_use = {"about": "in use: the running training is writing or deleting it"}
@@ -159,6 +159,11 @@ def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) ->
             yield _leftover(folder / name)
         elif os.path.lexists(folder / name):
             yield _beside("other", folder / name, "not the name of a checkpoint: no training touches it")
+
+
+def _models_in(folder: Path, inspect: Callable[..., Finding | None]) -> list[Finding]:
+    """Return the models that a rule has saved, and what is wrong with their list; none if no rule saves here."""
+    return _unchanged(partial(_rule_identity, folder), lambda: list(_in_rule(folder, inspect))) or []
 
 
 def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> Iterator[Finding]:
@@ -216,7 +221,8 @@ def _inspect(
 
     def inspect() -> Finding:
         tell(path.name)
-        state, facts = VERIFIED if verify else COMPLETE, {}
+        state = VERIFIED if verify else COMPLETE
+        facts: Mapping[str, Any] = {}
         try:
             problem = publish.problem_of(path, read=verify)
         except OSError as error:
