@@ -5,6 +5,7 @@ It reads replicas, sharded tensors and DeepSpeed's files into main memory, in on
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -162,13 +163,25 @@ def _read_deepspeed(place: Path, stage: int) -> Mapping[str, Any]:
         # Anything but plain data was refused above; a loss scaler can only be read where DeepSpeed is installed.
         state: Mapping[str, Any] = torch.load(folder / _DEEPSPEED_STATE, map_location="cpu", weights_only=False)
         return state["module"]  # type: ignore[no-any-return]
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # DeepSpeed reports its progress
+    with _silently():
         try:
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
         except ImportError:
             text = "is sharded by ZeRO-3, which only DeepSpeed can read: pip install deepspeed"
             raise CannotExport(f"{place} {text}") from None
         return get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Silence the reports of progress and the logs that DeepSpeed writes, to stdout too."""
+    former = logging.root.manager.disable
+    logging.disable(max(former, logging.WARNING))
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(former)
 
 
 def _tensors_in(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
