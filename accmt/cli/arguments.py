@@ -1,4 +1,4 @@
-"""Parsers of command-line values, and the two errors that end a command."""
+"""Options that several commands share, parsers of their values, and the two errors that end a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
+_METRIC_FORM = "NAME:max|min[@DATASET,...]"
 _METRIC = re.compile(r"(?P<name>.+?):(?P<direction>max|min)(?:@(?P<datasets>.+))?", re.DOTALL)
 # An IPv6 address is in brackets if a port follows.
 _ADDRESS = re.compile(r"(?:(?P<host>[^\s:\[\]]+)|\[(?P<bracketed>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,9}))?")
@@ -31,18 +33,43 @@ class MetricArgument:
     datasets: tuple[str, ...] = ()
 
 
+def add_rule_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for stop conditions, patience and rules in a file."""
+    parser.add_argument(
+        "--stop-when",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help='a condition that stops the training, such as "valid_loss < 0.1"; may be repeated',
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive,
+        metavar="N",
+        help="evaluations without improvement after which a rule asks to stop; a rule's own patience goes first",
+    )
+    parser.add_argument("--config", type=path, metavar="FILE", help="a YAML file with a section 'rules'")
+
+
+def add_metric_options(parser: argparse.ArgumentParser, about_metrics: str, about_datasets: str) -> None:
+    """Add the options for metrics and datasets."""
+    lists: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--metric", dest="metrics", type=metric, metavar=_METRIC_FORM, help=about_metrics, **lists)
+    parser.add_argument("--dataset", dest="datasets", metavar="KEY", help=about_datasets, **lists)
+
+
 def metric(text: str) -> MetricArgument:
     """Parse `--metric`: `accuracy:max`, `loss:min@dev,test`, or a name alone, which no rule can rank by."""
     if found := _METRIC.fullmatch(text):
         datasets = tuple(found["datasets"].split(",")) if found["datasets"] else ()
         argument = MetricArgument(found["name"], found["direction"] == "max", datasets)
     elif found := _LOOKS_LIKE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: after ':' stands max or min, as in {found['name']}:max")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected max or min after ':', as in {found['name']}:max")
     else:
         argument = MetricArgument(text, None)
     _refuse_losses(argument)
     if not argument.name or "" in argument.datasets or len(set(argument.datasets)) < len(argument.datasets):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or stands twice, write accuracy:max@dev,test")
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or given twice, write it like a:max@dev,test")
     return argument
 
 
@@ -52,16 +79,16 @@ def path(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1."""
+    """Parse a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def natural(text: str) -> int:
-    """Parse a whole number from 0."""
+    """Parse a whole number of at least 0."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -89,4 +116,4 @@ def address(text: str) -> tuple[str, int | None]:
 def _refuse_losses(argument: MetricArgument) -> None:
     """Reject the losses as metrics: they are always there, and lower is better."""
     if argument.name == "train_loss" or (argument.name == "valid_loss" and argument.greater_is_better is not False):
-        raise argparse.ArgumentTypeError(f"{argument.name} is known: lower is better, leave it out")
+        raise argparse.ArgumentTypeError(f"leave out {argument.name}: it is always reported, and lower is better")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from accmt.cli.arguments import UsageError
+from accmt.cli.arguments import UsageError, add_metric_options, add_rule_options
 from accmt.cli.output import complain, write
 from accmt.cli.replay.rules import Mistakes, given_facts, given_section, parsed, with_patience
 from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule, StopCondition, check
@@ -14,6 +14,31 @@ from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
 
 # The length of the training is unknown here: assume one so long that no rule starts too late.
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "Check rules, and describe in words what each of them does. All mistakes are reported at once, with their\n"
+        "positions, and the exit status is then 1. If you give the metrics of the training, the names, datasets and\n"
+        "directions in the rules are checked as well."
+    )
+    parser.epilog = """examples:
+  accmt check "best_accuracy@dev/f1@test keep 3"
+  accmt check "best_accuracy@dev" --metric accuracy:max --dataset dev --dataset test
+  accmt check --config hps.yaml --stop-when "elapsed > 2 hours"
+"""
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="a saving rule, such as best_valid_loss")
+    add_rule_options(parser)
+    parser.add_argument("--checkpoint-every", metavar="CADENCE", help='how often to checkpoint, such as "500 steps"')
+    parser.add_argument("--evaluate-every", metavar="CADENCE", help='how often to evaluate, such as "1 epoch"')
+    add_metric_options(
+        parser,
+        about_metrics="a metric of the training, whether higher (max) or lower (min) is better, and its datasets if it "
+        "is not reported on all of them; losses need not be given",
+        about_datasets="a validation dataset; by default those that the metrics name, or else a single one with the "
+        "key 0; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
     """
     cadences = options.checkpoint_every, options.evaluate_every
     if not any([options.rules, options.config, options.stop_when, *cadences]):
-        raise UsageError("there is nothing to check: give a RULE, or --config")
+        raise UsageError("there is nothing to check: give a RULE or --config")
     if options.datasets and not options.metrics:
-        raise UsageError("--dataset needs the metrics as well: give each by --metric")
+        raise UsageError("--dataset needs the metrics as well: give each one with --metric")
     facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None
     mistakes = Mistakes()
     rules = _rules(options, mistakes)

@@ -5,13 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from accmt.cli.arguments import CommandError
-from accmt.cli.output import write
+from accmt.cli.arguments import CommandError, path
+from accmt.cli.output import write, write_rich
 from accmt.cli.replay.training import read_decisions
-from accmt.cli.report import moment, stop_of, summaries, write_table
+from accmt.cli.report import decisions_table, moment, stop_of, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import plain
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "Show the decisions of a training: when each rule saved a model, why it did not at the other evaluations, and\n"
+        "why the training stopped."
+    )
+    parser.epilog = """examples:
+  accmt explain runs/model
+  accmt explain runs/model --rule accuracy@dev
+"""
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("--rule", metavar="NAME", help="show only this rule")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,16 +37,14 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
     if not decisions:
-        write(f"{folder}: nothing was decided yet")
+        write(f"{folder}: no decisions yet")
         return 0
     rule = _rule(options.rule, decisions)
-    write_table(decisions, rule)
     stop = stop_of(decisions)
     why = (
         "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
     )
-    for line in ("", *summaries(decisions, "saved", rule), why):
-        write(plain(line))
+    write_rich(decisions_table(decisions, rule), "", *summaries(decisions, "saved", rule), why)
     return 0
 
 
@@ -44,4 +56,4 @@ def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
     if canonical_name(name) in names:
         return canonical_name(name)
     known = plain(", ".join(names))
-    raise CommandError(f"there is no rule '{name}'{plain(did_you_mean(name, names))} There are: {known}")
+    raise CommandError(f"there is no rule '{name}'{plain(did_you_mean(name, names))} The rules are: {known}")

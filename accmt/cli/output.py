@@ -6,9 +6,14 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from accmt.rules.printable import shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_NATURAL = 10_000  # columns of an output that is not a terminal: nothing in it is wrapped
 
 
 def write(line: str = "") -> None:
@@ -31,6 +36,31 @@ def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:
     for name, value in environment.items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     sys.stdout.write(shlex.join(program) + "\n")
+
+
+def write_rich(*parts: Table | str) -> None:
+    """Write tables and paragraphs to stdout, wrapped to the width of the terminal, if it is one."""
+    from rich.text import Text
+
+    from accmt.display.console import PlainConsole
+
+    console = PlainConsole(file=sys.stdout, width=None if sys.stdout.isatty() else _NATURAL)
+    for part in parts:
+        with console.capture() as capture:  # captured, because rich would exit the program on a broken pipe
+            console.print(Text(shown(part)) if isinstance(part, str) else part)
+        for line in capture.get().splitlines():
+            sys.stdout.write(fitting(f"{line.rstrip()}\n", sys.stdout))
+
+
+def table(*columns: str) -> Table:
+    """Return a table of texts: the first and the last column are left-aligned, those between right-aligned."""
+    from rich.table import Table
+
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_outer = column in (columns[0], columns[-1])
+        result.add_column(column, justify="left" if is_outer else "right", overflow="fold")
+    return result
 
 
 def fitting(text: str, stream: TextIO) -> str:

@@ -1,26 +1,22 @@
-"""Reports of decisions for people: a table and a summary of each rule."""
+"""Reports of decisions for people: a summary of each rule, and when the training stopped."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from accmt.cli.output import fitting
-from accmt.display.console import PlainConsole
-from accmt.display.tables import decision_table
 from accmt.rules import Decision, Outcome, Verdict
 
-_WIDTH = 200
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def write_table(decisions: Sequence[Decision], rule: str | None = None) -> None:
-    """Print the table of decisions; at its natural width if stdout is not a terminal."""
-    console = PlainConsole(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH)
-    with console.capture() as capture:
-        console.print(decision_table(decisions, rule))
-    for line in capture.get().splitlines():
-        sys.stdout.write(fitting(f"{line.rstrip()}\n", sys.stdout))
+def decisions_table(decisions: Sequence[Decision], rule: str | None = None) -> Table:
+    """Return the table of decisions."""
+    from accmt.display.tables import decision_table  # imports rich, which not every call needs
+
+    return decision_table(decisions, rule)
 
 
 def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:
@@ -52,11 +48,10 @@ def _summary(pairs: list[tuple[Decision, Verdict]], saved: str) -> str:
         return f"{saved} nothing" + (f" ({why})" if why else "")
     kept = saves[-1][1].kept
     best = ", ".join(f"{value:.6g}" for value in kept[0].values)
-    words = (
-        f"{saved} {_times(len(saves))}, and ends with {best} of evaluation {kept[0].evaluation}, step {kept[0].step}"
-    )
+    last = f"{best} of evaluation {kept[0].evaluation}, at step {kept[0].step}"
     others = ", ".join(str(entry.evaluation) for entry in kept[1:])
-    return words + (f", besides evaluation{'s' * (len(kept) > 2)} {others}" if others else "")
+    more = f"; also kept: evaluation{'s' * (len(kept) > 2)} {others}" if others else ""
+    return f"{saved} {_times(len(saves))}; the best at the end is {last}{more}"
 
 
 def _times(count: int) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from accmt.checkpoint.lock import LOCK, Lock
-from accmt.cli.arguments import CommandError
+from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import complain, write
 from accmt.rules.printable import plain
 from accmt.rules.reserved_names import CHECKPOINTS
@@ -18,6 +18,41 @@ from accmt.tracking.sync import Sent, send_waiting
 from accmt.tracking.trust import Allowed
 
 _OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, CHECKPOINTS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "Send the values, artifacts and final status that a training could not send while it was running. What cannot\n"
+        "be sent now is kept, and nothing is sent twice if you call this again. The exit status is 1 if something was\n"
+        "not sent. Data are sent only to places that you name here, and files only from MODEL_PATH unless you name\n"
+        "others."
+    )
+    parser.epilog = """examples:
+  accmt sync runs/model --to http://10.0.0.1:5000
+  accmt sync runs/model --to logs --artifacts-from plots --timeout 60
+"""
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument(
+        "--to",
+        dest="destinations",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="where data may be sent: the URL or folder that was the logging_dir, and, for trackers other than MLflow "
+        "and TensorBoard, also the name of the tracker; may be repeated. MLFLOW_TRACKING_URI names a place too",
+    )
+    parser.add_argument(
+        "--artifacts-from",
+        dest="artifacts",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file outside of MODEL_PATH, or a folder of files, that may be sent; may be repeated",
+    )
+    parser.add_argument(
+        "--timeout", type=positive, default=600, metavar="SECONDS", help="how long it may take, 600 by default"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -65,13 +65,16 @@ def test_the_command_itself():
         ["explain", "nowhere"],
         ["replay", "nowhere", "--rule", "accuracy"],
         ["replay", "scores.csv", "--rule", "accuracy", "--metric", "accuracy:max"],
+        ["checkpoints", "nowhere"],
+        ["weights", "--help"],
+        ["launch", "--help"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_it_starts_at_once(arguments, tmp_path):
     (tmp_path / "hps.yaml").write_text("rules: {save: best_accuracy}")
     (tmp_path / "scores.csv").write_text("step,epoch,accuracy\n1,1,0.5\n")
-    heavy = ("torch", "numpy", "accelerate", "mlflow", "pydantic")
+    heavy = ("torch", "numpy", "accelerate", "mlflow", "pydantic", "rich")
     code = (
         "import sys\n"
         "from accmt.cli.main import main\n"
@@ -82,16 +85,19 @@ def test_it_starts_at_once(arguments, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert ran.stderr.splitlines()[-1] == "[]"
+    prints_a_table = arguments[:2] == ["replay", "scores.csv"]
+    assert ran.stderr.splitlines()[-1] == ("['rich']" if prints_a_table else "[]")
 
 
-@pytest.mark.parametrize("command", ["check", "explain", "replay"])
+@pytest.mark.parametrize(
+    "command", ["check", "explain", "replay", "checkpoints", "weights", "sync", "launch", "strats"]
+)
 def test_help_is_enough(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert f"examples:\n  accmt {command} " in text
+    assert f"examples:\n  accmt {command}" in text
 
 
 WORDS = [
@@ -204,22 +210,28 @@ def test_rules_of_one_name(check):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "there is nothing to check: give a RULE, or --config"),
-        (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each by --metric"),
-        (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': after ':' stands max or min, as in a:max"),
-        (["a", "--metric", ""], "argument --metric: '': a name is empty or stands twice, write accuracy:max@dev,test"),
+        ([], "there is nothing to check: give a RULE or --config"),
+        (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each one with --metric"),
+        (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': expected max or min after ':', as in a:max"),
+        (["a", "--metric", ""], "argument --metric: '': a name is empty or given twice, write it like a:max@dev,test"),
         (
             ["a", "--metric", "a:max@x,x"],
-            "argument --metric: 'a:max@x,x': a name is empty or stands twice, write accuracy:max@dev,test",
+            "argument --metric: 'a:max@x,x': a name is empty or given twice, write it like a:max@dev,test",
         ),
-        (["a", "--metric", "train_loss:min"], "argument --metric: train_loss is known: lower is better, leave it out"),
-        (["a", "--metric", "valid_loss:max"], "argument --metric: valid_loss is known: lower is better, leave it out"),
+        (
+            ["a", "--metric", "train_loss:min"],
+            "argument --metric: leave out train_loss: it is always reported, and lower is better",
+        ),
+        (
+            ["a", "--metric", "valid_loss:max"],
+            "argument --metric: leave out valid_loss: it is always reported, and lower is better",
+        ),
         (
             ["a", "--metric", "a:max@dve", "--dataset", "dev"],
-            "--metric a: 'dve' is not a dataset, did you mean 'dev'? There are: dev",
+            "--metric a: 'dve' is not a dataset, did you mean 'dev'? The datasets are: dev",
         ),
         (["a", "--metric", "a:max", "--metric", "a:min"], "--metric a is given with two directions"),
-        (["a", "--patience", "0"], "argument --patience: '0' is not a whole number from 1"),
+        (["a", "--patience", "0"], "argument --patience: '0' is not a whole number of at least 1"),
     ],
 )
 def test_wrong_calls(refused, arguments, text):
@@ -295,8 +307,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("rulse: {}", "rules: there is no such section, is 'rulse' meant to be it?"),
-            ("epochs: 1", "rules: there is no such section: it has epochs"),
+            ("rulse: {}", "rules: the section is missing; is 'rulse' a typing error?"),
+            ("epochs: 1", "rules: the section is missing; the file has: epochs"),
             ("rules: [a]", "rules: must be a mapping, not ['a'] (list)"),
             ("[1]", "the file must be a mapping with hps and rules, or with the hyperparameters, not [1] (list)"),
         ],

@@ -13,7 +13,7 @@ import pytest
 
 from accmt import set_seed
 from accmt.checkpoint.checkpoints import SCHEMA, Checkpoints, NoCheckpoint
-from accmt.cli.layout import age_in_words, bytes_in_words
+from accmt.cli.checkpoints.report import age_in_words
 
 COMMAND = Path(sys.executable).with_name("accmt")
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
@@ -27,27 +27,27 @@ def flip(path):
 
 
 TABLES = """\
-checkpoint                step  epoch  age     size  state
-checkpoint-0001-step-100   100   0.66  3 h  2.3 KiB  complete
-checkpoint-0002-step-200   200   1.33  2 h  2.3 KiB  complete
-checkpoint-0003-step-300   300      2  1 h  2.3 KiB  complete  <- resume
+checkpoint                step  epoch  age    size  state
+checkpoint-0001-step-100   100   0.66  3 h  2.4 kB  complete
+checkpoint-0002-step-200   200   1.33  2 h  2.4 kB  complete
+checkpoint-0003-step-300   300      2  1 h  2.4 kB  complete  <- resume
 
-saving                              value  step  epoch     size  state
-best_accuracy@dev                   0.875   300      2  1.4 KiB  complete
-best_f1@dev__f1@test        0.123457, 0.5   300      2  1.4 KiB  complete
+saved model                             values  step  epoch    size  state
+best_accuracy@dev                        0.875   300      2  1.4 kB  complete
+best_f1@dev__f1@test             0.123457, 0.5   300      2  1.4 kB  complete
 lowest (best_valid_loss keep 2)
-  evaluation-0002-step-300            0.8   300      2  1.4 KiB  complete
-  evaluation-0001-step-150            0.9   150      1  1.4 KiB  complete
+  evaluation-0002-step-300                 0.8   300      2  1.4 kB  complete
+  evaluation-0001-step-150                 0.9   150      1  1.4 kB  complete
 
-a resume continues from checkpoint-0003-step-300, if every byte of it is right
-no training is at work here
-SIZES in all: checkpoints 7.0 KiB, savings 5.6 KiB
-complete: every file is there and has its size; --verify reads every byte
+a resume continues from checkpoint-0003-step-300, unless its contents turn out to be damaged
+no training is running here
+total size: BYTES bytes (checkpoints 7.1 kB, saved models 5.7 kB)
+complete: all files are there, with the right sizes; use --verify to check their contents as well
 """
 
 
 def without_sizes(out):
-    return re.sub(r"^.* bytes\) in all", "SIZES in all", out, flags=re.MULTILINE)
+    return re.sub(r"[\d,]+ bytes \(", "BYTES bytes (", out)
 
 
 def test_all_is_well(look, folder):
@@ -55,15 +55,15 @@ def test_all_is_well(look, folder):
     assert (status, without_sizes(out), err) == (0, TABLES, "")
     files = [path for path in folder.rglob("*") if path.is_file() and len(path.relative_to(folder).parts) > 1]
     size = sum(path.stat().st_size for path in files if path.name != "index.json")
-    assert f"({size:,} bytes) in all" in out
+    assert f"total size: {size:,} bytes (" in out
 
 
 def test_all_is_verified(look, folder):
     status, out, _ = look(folder, "--verify")
-    shown = TABLES.replace("complete: every file is there and has its size; --verify reads every byte\n", "")
+    shown = TABLES.replace(TABLES.splitlines(keepends=True)[-1], "")
     assert (status, without_sizes(out)) == (
         0,
-        shown.replace("complete", "verified").replace(", if every byte of it is right", ""),
+        shown.replace("complete", "verified").replace(", unless its contents turn out to be damaged", ""),
     )
 
 
@@ -128,15 +128,15 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("said", DAMAGE)
-def test_damaged_checkpoints_are_passed_over(look, folder, said):
+def test_damaged_checkpoints_are_skipped(look, folder, said):
     DAMAGE[said](folder / "checkpoints" / THIRD)
     status, out, err = look(folder)
     lines = [line.rstrip() for line in out.splitlines()]
     assert (status, err) == (1, "")
     assert next(line for line in lines if line.startswith(THIRD)).endswith(f"  {said.rstrip()}")
     assert next(line for line in lines if line.startswith(SECOND)).endswith("complete  <- resume")
-    assert f"a resume continues from {SECOND}, if every byte of it is right" in lines
-    assert "damaged: a resume passes it over, and nothing deletes it but you" in lines
+    assert f"a resume continues from {SECOND}, unless its contents turn out to be damaged" in lines
+    assert "damaged: a resume skips such a checkpoint, and it stays until you delete it" in lines
 
 
 def test_only_reading_finds_a_changed_byte(look, folder):
@@ -168,8 +168,8 @@ def test_none_can_be_used(look, folder):
     for name in (FIRST, SECOND, THIRD):
         _cut(folder / "checkpoints" / name)
     status, out, _ = look(folder)
-    way_out = "give resume=False to start from scratch, or another model_path"
-    said = f"no checkpoint can be used, a resume is refused: {way_out}\n"
+    way_out = "start from scratch with resume=False, or use another model_path"
+    said = f"no checkpoint can be used, so a resume is refused: {way_out}\n"
     assert status == 1
     assert said in out
     assert "<- resume" not in out
@@ -178,12 +178,12 @@ def test_none_can_be_used(look, folder):
 def test_a_newer_format(look, folder, put):
     put.checkpoint(folder, 4, schema=SCHEMA + 1)
     status, out, _ = look(folder)
-    why = f"a newer accmt wrote it (schema {SCHEMA + 1}): update accmt to continue from it"
+    why = f"it was written by a newer accmt (schema {SCHEMA + 1}): update accmt to resume from it"
     assert status == 1
     assert f"  too new: {why}\n" in out
     assert (
-        f"a resume takes checkpoint-0004-step-400, the newest, and is refused: {why}; "
-        f"an older one is continued from with resume=3\n"
+        f"a resume chooses checkpoint-0004-step-400, the newest, and is refused: {why}; "
+        f"resume=3 continues from an older one\n"
     ) in out
     assert "<- resume" not in out
 
@@ -237,14 +237,6 @@ def test_a_clock_that_was_set_back(look, folder, put):
     assert re.search(r"^checkpoint-0004-step-400 +400 +2.66 +future +2", look(folder)[1], re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 * 2**20, "1.5 GiB"), (5 * 2**50, "5120.0 TiB")],
-)
-def test_sizes(size, shown):
-    assert bytes_in_words(size) == shown
-
-
 def test_savings_of_a_rule_that_keeps_several(look, folder, put):
     put.saving(folder / "lowest" / put.kept(3), "lowest", "best_valid_loss keep 2", {"valid_loss": float("nan")}, 3)
     shutil.rmtree(folder / "lowest" / put.kept(1))
@@ -253,9 +245,9 @@ def test_savings_of_a_rule_that_keeps_several(look, folder, put):
     assert status == 1
     lines = out.split("lowest (best_valid_loss keep 2)\n")[1].splitlines()
     assert [re.sub(r" +", " ", line) for line in lines[:3]] == [
-        " evaluation-0002-step-300 0.8 300 2 1.4 KiB complete",
-        " evaluation-0001-step-150 0 B missing: index.json lists it, and it is not there",
-        " evaluation-0003-step-450 1.4 KiB damaged: its saving.json cannot be read: ValueError",
+        " evaluation-0002-step-300 0.8 300 2 1.4 kB complete",
+        " evaluation-0001-step-150 0 bytes missing: index.json lists it, but it does not exist",
+        " evaluation-0003-step-450 1.4 kB damaged: its saving.json cannot be read: ValueError",
     ]
 
 
@@ -263,8 +255,8 @@ def test_a_model_that_the_list_does_not_name(look, folder, put):
     put.saving(folder / "lowest" / put.kept(3), "lowest", "best_valid_loss keep 2", {"valid_loss": "inf"}, 3)
     status, out, _ = look(folder, "--verify")
     assert status == 0
-    assert re.search(r"^  evaluation-0003-step-450 +inf +450 +3 +1.4 KiB  not listed$", out, re.MULTILINE)
-    assert "not listed: a training ended while it saved this one; the next save of the rule deletes it\n" in out
+    assert re.search(r"^  evaluation-0003-step-450 +inf +450 +3 +1.4 kB  not listed$", out, re.MULTILINE)
+    assert "not listed: the training ended while it saved this model; the next save of the rule deletes it\n" in out
     (folder / "lowest" / "index.json").unlink()
     assert look(folder)[1].count("not listed\n") == 3
 
@@ -274,14 +266,15 @@ def test_a_damaged_list_of_models(look, folder, content):
     (folder / "lowest" / "index.json").write_text(content)
     status, out, _ = look(folder)
     assert status == 1
-    assert re.search(r"keep 2\)\n    its index.json cannot be read: \w+Error\n  evaluation-0001-step-150 .*e\n", out)
+    assert re.search(r"keep 2\)\n  evaluation-0001-step-150 .* complete\n  evaluation-0002-step-300 .* complete\n", out)
+    assert re.search(r"^lowest/index.json cannot be read: \w+Error$", out, re.MULTILINE)
 
 
 def test_a_saving_without_its_description(look, folder):
     (folder / "best_accuracy@dev" / "saving.json").unlink()
     status, out, _ = look(folder)
     assert status == 1
-    assert re.search(r"^best_accuracy@dev  +1.2 KiB +damaged: saving.json is missing$", out, re.MULTILINE)
+    assert re.search(r"^best_accuracy@dev  +1.3 kB +damaged: saving.json is missing$", out, re.MULTILINE)
 
 
 def test_what_else_lies_there(look, folder):
@@ -299,31 +292,31 @@ def test_what_else_lies_there(look, folder):
     assert status == 0
     shown = out.split("also there")[1].split("\n\n")[0].splitlines()[1:]
     assert [re.sub(r" {2,}", "  ", line) for line in shown] == [
-        "earlier-1  5.2 KiB  put aside: 1 checkpoint, savings of 1 rule",
-        "earlier-2  2.3 KiB  put aside: 1 checkpoint",
-        ".old-best_accuracy@dev-0123abcd  0 B  replaced: the next training deletes it",
-        ".old-gone-0123abcd  0 B  the next training names it gone again",
-        "checkpoints/.tmp-checkpoint-0004-step-400-0123abcd  0 B  half-written: the next training deletes it",
-        "checkpoints/.trash-0123abcd  0 B  half-deleted: the next training deletes it",
-        "first save/.tmp-evaluation-0001-step-1-0123abcd  0 B  half-written: the next training deletes it",
-        "checkpoints/checkpoint-3-step-1  0 B  no checkpoint has such a name: it is left alone",
-        "checkpoints/x  5 B  no checkpoint has such a name: it is left alone",
+        "earlier-1  5.3 kB  an earlier training: 1 checkpoint, saved models of 1 rule",
+        "earlier-2  2.4 kB  an earlier training: 1 checkpoint",
+        "checkpoints/.tmp-checkpoint-0004-step-400-0123abcd  0 bytes  half-written: the next training deletes it",
+        "checkpoints/.trash-0123abcd  0 bytes  half-deleted: the next training deletes it",
+        ".old-best_accuracy@dev-0123abcd  0 bytes  replaced: the next training deletes it",
+        ".old-gone-0123abcd  0 bytes  the next training renames it to gone",
+        "first save/.tmp-evaluation-0001-step-1-0123abcd  0 bytes  half-written: the next training deletes it",
+        "checkpoints/checkpoint-3-step-1  0 bytes  not the name of a checkpoint: no training touches it",
+        "checkpoints/x  5 bytes  not the name of a checkpoint: no training touches it",
     ]
-    assert "put aside 7.5 KiB, other 5 B\n" in out
+    assert ", earlier trainings 7.7 kB, other 5 bytes)\n" in out
 
 
 def test_many_other_things_are_counted(look, folder):
     for number in range(50):
         (folder / "checkpoints" / f"note-{number}").touch()
     out = look(folder)[1]
-    assert out.count("left alone") == 20
+    assert out.count("no training touches it") == 20
     assert "\nand 30 more\n" in out
 
 
 def test_no_checkpoints_yet(look, tmp_path):
     (tmp_path / ".lock").touch()
-    said = "there is no checkpoint: a training starts from scratch here\n"
-    assert look(tmp_path) == (0, said + "no training is at work here\n0 B (0 bytes) in all\n", "")
+    said = "there is no checkpoint: a training here starts from scratch\n"
+    assert look(tmp_path) == (0, said + "no training is running here\ntotal size: 0 bytes\n", "")
 
 
 def test_no_training(look, folder, tmp_path, put):
@@ -339,12 +332,12 @@ def test_no_training(look, folder, tmp_path, put):
     assert error(folder, "history.jsonl") == (
         f"{folder}/history.jsonl is a file: give the model_path of a training, a folder\n"
     )
-    assert error(tmp_path, "empty") == f"{tmp_path}/empty holds no training: it is empty; give the model_path of one\n"
+    not_one = "is not the folder of a training"
+    assert error(tmp_path, "empty") == f"{tmp_path}/empty {not_one}: it is empty; give a training's model_path\n"
     assert error(tmp_path) == (
-        f"{tmp_path} holds no training: it has neither checkpoints nor savings nor a history; "
-        f"give the model_path of one\n"
+        f"{tmp_path} {not_one}: it has no checkpoints, no saved models and no history; give a training's model_path\n"
     )
-    assert error(runs) == f"{runs} holds no training: there are trainings in it: model\n"
+    assert error(runs) == f"{runs} {not_one}, but these folders in it are: model\n"
     for below in ("checkpoints", f"checkpoints/{FIRST}", "best_accuracy@dev", f"lowest/{put.kept(1)}"):
         assert error(folder, below) == f"{folder}/{below} belongs to a training: give its model_path, {folder}\n"
     assert error(tmp_path, "loop") == f"{tmp_path}/loop cannot be read: Too many levels of symbolic links\n"
@@ -357,17 +350,17 @@ def test_a_file_or_nothing_in_the_place_of_the_checkpoints(look, folder):
     checkpoints.touch()
     status, out, _ = look(folder)
     assert status == 1
-    assert "\ncheckpoints is not a folder: move it away, or no checkpoint can be written\n" in out
+    assert "\ncheckpoints cannot be used: Not a directory\n" in out
     checkpoints.unlink()
     checkpoints.symlink_to("gone")
     status, out, _ = look(folder)
     assert status == 1
-    assert "\ncheckpoints is a link to a folder that is not there: no checkpoint can be written\n" in out
+    assert "\ncheckpoints cannot be used: it is a link, and a training that finds one here is refused\n" in out
     checkpoints.unlink()
     checkpoints.symlink_to("away")
     status, out, _ = look(folder)
     assert status == 1
-    assert "\ncheckpoints is a link: put the folder in its place, or a training is refused here\n" in out
+    assert "\ncheckpoints cannot be used: it is a link, and a training that finds one here is refused\n" in out
     checkpoints.unlink()
     (folder / "away").rename(checkpoints)
     (folder.parent / "link").symlink_to(folder)
@@ -409,7 +402,8 @@ def test_for_scripts(look, folder):
         "kind": "earlier",
         "path": str(folder / "earlier-1"),
         "bytes": 0,
-        "about": "put aside: no checkpoints, no savings",
+        "problem": None,
+        "about": "an earlier training: no checkpoints, no saved models",
     }
     total = sum(entry["bytes"] for entry in entries[:-1])
     whole = {"kind": "training", "path": str(folder), "bytes": total, "well": False}
@@ -437,7 +431,7 @@ def test_a_real_training(look, trainer, regression, data, error_metric, tmp_path
     ]
     best = training.best("best_error")
     assert re.search(
-        rf"keep 2\n  {best.folder.name} +{best.values['error']:.6g} +{best.step} +{best.epoch} .*verified\n", out
+        rf"keep 2\)\n  {best.folder.name} +{best.values['error']:.6g} +{best.step} +{best.epoch} .*verified\n", out
     )
 
 

@@ -36,16 +36,16 @@ def test_a_training_at_work(look, folder):
             Lock(folder).acquire()
         holder.stdin.write("\n")
     assert (status, holder.returncode) == (0, 0)
-    assert f"a training is at work here: process {holder.pid}\n" in out
-    assert "  in use: the training writes or deletes it\n" in out
-    assert "no training is at work here\n" in look(folder)[1]
+    assert f"a training is running here: process {holder.pid}\n" in out
+    assert "  in use: the running training is writing or deleting it\n" in out
+    assert "no training is running here\n" in look(folder)[1]
 
 
 def test_a_training_of_this_process_keeps_its_lock(look, folder):
     lock = Lock(folder)
     lock.acquire()
     try:
-        assert f"a training is at work here: process {os.getpid()}\n" in look(folder)[1]
+        assert f"a training is running here: process {os.getpid()}\n" in look(folder)[1]
         other = subprocess.run([sys.executable, "-c", HOLDS, folder], capture_output=True, text=True, check=False)
     finally:
         lock.release()
@@ -58,7 +58,7 @@ def test_a_lock_that_is_no_file(look, folder, make):
     make(folder / ".lock")
     status, out, _ = look(folder)
     assert status == 0
-    assert "a training is at work here\n" not in out
+    assert "a training is running here\n" not in out
 
 
 def test_hostile_texts_are_not_printed_raw(look, folder, put):
@@ -163,9 +163,12 @@ def test_in_a_terminal_of_80_columns(folder, put):
     assert ran.returncode == 1
     assert f"\r\x1b[Kreading {FIRST}" in told
     assert max(map(len, out.splitlines())) <= 80
-    assert "damaged\n    model.safetensors has 5 bytes instead of 2,000\n" in out
-    assert re.search(r"^best_f1@dev__f1@test +300 +2 +1.4 KiB  verified\n    0.123457, 0.5\n", out, re.MULTILINE)
-    assert "-0123abcd   0 B\n    half-written: the next training deletes it\n" in out
+    lines = out.splitlines()
+    [third] = [number for number, line in enumerate(lines) if line.startswith(THIRD)]
+    cell = " ".join(line[lines[0].index("state") :].strip() for line in lines[third : third + 4])
+    assert cell.startswith("damaged: model.safetensors has 5 bytes instead of 2,000 too new: ")
+    assert re.search(r"^best_f1@dev__f1@test +0.123457, 0.5 +300 +2 +1.4 kB  verified$", out, re.MULTILINE)
+    assert "-0123abcd" in out.split("also there")[1]
 
 
 @pytest.fixture
@@ -205,14 +208,14 @@ def unprivileged():
         (
             "checkpoints",
             0,
-            "\ncheckpoints cannot be read: Permission denied\nwhat a resume continues from is not known: ",
+            "\ncheckpoints cannot be used: Permission denied\ncannot tell which checkpoint a resume continues from: ",
         ),
-        ("checkpoints", 0o444, f"{THIRD}   300               0 B  unreadable: you may not read all of it\n"),
+        ("checkpoints", 0o444, f"{THIRD}   300              0 bytes  unreadable: you may not read all of it\n"),
         (f"checkpoints/{THIRD}", 0, "unreadable: you may not read all of it\n"),
         (f"checkpoints/{THIRD}/trainer.json", 0, "unreadable: you may not read all of it\n"),
         ("lowest", 0, "\nlowest cannot be read: Permission denied\n"),
         ("best_accuracy@dev", 0o444, "unreadable: you may not read all of it\n"),
-        ("lowest/index.json", 0, "    its index.json cannot be read: PermissionError\n"),
+        ("lowest/index.json", 0, "\nlowest/index.json cannot be read: PermissionError\n"),
     ],
 )
 def test_what_may_not_be_read(look, guarded, unprivileged, name, mode, said):
@@ -223,7 +226,7 @@ def test_what_may_not_be_read(look, guarded, unprivileged, name, mode, said):
     assert said in out
     is_known = not name.startswith("checkpoints")
     assert ("<- resume" in out) == is_known
-    assert ("what a resume continues from is not known: not all checkpoints can be read\n" in out) != is_known
+    assert ("cannot tell which checkpoint a resume continues from: not all of them can be read\n" in out) != is_known
 
 
 def test_a_folder_that_may_only_be_listed_or_only_entered(look, guarded, unprivileged):
@@ -241,4 +244,4 @@ def test_a_folder_that_may_not_be_written(look, guarded, unprivileged):
     (guarded / ".lock").chmod(0)
     status, out, _ = unprivileged(lambda: look(guarded))
     assert status == 0
-    assert "whether a training is at work here is not known: .lock cannot be asked: Permission denied\n" in out
+    assert "cannot tell whether a training is running here: .lock cannot be read: Permission denied\n" in out

@@ -60,7 +60,7 @@ evaluation  step  epoch  rule           values  verdict  why
                          high           0.6     blocked  blocked by saving_above 1
                                                 stop     the condition 'evaluation >= 4' holds
 
-best_accuracy: saved 3 times, and ends with 0.7 of evaluation 3, step 30, besides evaluation 4
+best_accuracy: saved 3 times; the best at the end is 0.7 of evaluation 3, at step 30; also kept: evaluation 4
 high: saved nothing (blocked 3 times, nan once)
 stopped after evaluation 4, at step 40: the condition 'evaluation >= 4' holds
 """
@@ -76,7 +76,7 @@ def test_the_command_itself(folder):
     ran = subprocess.run([COMMAND, "explain", folder.parent], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
-        f"{folder.parent} holds no training: there is no decisions.jsonl in it; there are trainings in it: model\n"
+        f"{folder.parent} is not the folder of a training: it has no decisions.jsonl; these folders in it are: model\n"
     )
     assert subprocess.run([COMMAND, "explain"], capture_output=True, check=False).returncode == 2
 
@@ -101,25 +101,25 @@ def test_one_rule(explain, folder, name):
 
 
 def test_an_unknown_rule(explain, folder):
-    said = "there is no rule 'hihg', did you mean 'high'? There are: best_accuracy, high\n"
+    said = "there is no rule 'hihg', did you mean 'high'? The rules are: best_accuracy, high\n"
     assert explain(folder, "--rule", "hihg") == (1, "", said)
 
 
 def test_no_training(explain, tmp_path):
     assert explain(tmp_path / "no") == (1, "", f"{tmp_path}/no: there is no such folder\n")
-    assert explain(tmp_path) == (1, "", f"{tmp_path} holds no training: there is no decisions.jsonl in it\n")
+    assert explain(tmp_path) == (1, "", f"{tmp_path} is not the folder of a training: it has no decisions.jsonl\n")
     (tmp_path / "decisions.jsonl").touch()
-    assert explain(tmp_path) == (0, f"{tmp_path}: nothing was decided yet\n", "")
+    assert explain(tmp_path) == (0, f"{tmp_path}: no decisions yet\n", "")
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ('{"step": 1', ", line 2 is damaged: "),
-        ("[1]", ", line 2 is no decision: ValueError: [1] is not an object"),
-        ("{}", ", line 2 is no decision: KeyError: 'step'"),
+        ("[1]", ", line 2 is not a decision: ValueError: [1] is not an object"),
+        ("{}", ", line 2 is not a decision: KeyError: 'step'"),
         ("\0\0\0", ", line 2 is damaged: "),
-        (None, ", line 2 is no decision: ValueError: 'odd' is not a valid Outcome"),
+        (None, ", line 2 is not a decision: ValueError: 'odd' is not a valid Outcome"),
     ],
 )
 def test_damaged_lines(explain, folder, line, said):

@@ -117,9 +117,9 @@ WRONG_CALLS = [
     ),
     ("--nodes 2 --node-rank 2 --master a train.py", "--node-rank 2: with --nodes 2 it is 0 to 1"),
     ("--nodes 1 --node-rank 1 train.py", "--node-rank 1: with --nodes 1 it is 0"),
-    ("--nodes 2 --node-rank -1 train.py", "argument --node-rank: '-1' is not a whole number from 0"),
-    ("--nodes 2 --node-rank one train.py", "argument --node-rank: 'one' is not a whole number from 0"),
-    ("-N 0 train.py", "argument -N: '0' is not a whole number from 1"),
+    ("--nodes 2 --node-rank -1 train.py", "argument --node-rank: '-1' is not a whole number of at least 0"),
+    ("--nodes 2 --node-rank one train.py", "argument --node-rank: 'one' is not a whole number of at least 0"),
+    ("-N 0 train.py", "argument -N: '0' is not a whole number of at least 1"),
     (
         "--nodes 2 --master a:b train.py",
         "argument --master: 'a:b' is not HOST or HOST:PORT, such as node-a:29500 or [fe80::1]:29500",

@@ -115,7 +115,7 @@ def test_a_training_decides_again_as_it_did(fit, replay, variant):
     assert (status, err) == (0, "")
     assert out == decided(folder)
     assert out
-    assert replay(folder)[1].endswith("these are the decisions that the training took\n")
+    assert replay(folder)[1].endswith("these are the decisions that the training made\n")
 
 
 def test_nan_and_the_configuration_decide_again_as_they_did(fit, replay, trainer, regression, data):
@@ -167,7 +167,7 @@ def test_rules_that_changed_on_a_resume_are_told(fit, replay):
     folder = fit(["error"], epochs=2)
     fit(["error", "accuracy@dev"], epochs=3)
     assert replay(folder)[1].endswith(
-        "the training decided otherwise after evaluation 1, at step 6: its rules have changed since\n"
+        "the training decided differently after evaluation 1, at step 6: its rules were changed later\n"
     )
 
 
@@ -177,7 +177,7 @@ def test_a_stop_that_was_passed_on_a_resume_is_told(fit, replay):
     status, out, _ = replay(folder, "--stop-when", "epoch >= 3")
     assert status == 0
     assert "would have stopped after evaluation 3, at step 18: the condition 'epoch >= 3' holds; " in out
-    assert "the training went on for 1 evaluation, to step 24\n" in out
+    assert "the training continued for 1 more evaluation, to step 24\n" in out
 
 
 def test_other_rules_decide_as_a_training_with_them(fit, replay):
@@ -202,7 +202,7 @@ def test_patience_alone_takes_the_place_of_the_recorded_one(fit, replay):
     folder = fit([{"model_saving": "accuracy@test", "patience": 9}], evaluate_every="1 step")
     out = replay(folder, "--patience", "2")[1]
     assert "would have stopped " in out
-    assert "best_accuracy@test has not improved for 2 evaluations; the training went on for " in out
+    assert "best_accuracy@test has not improved for 2 evaluations; the training continued for " in out
     assert "these are the decisions" not in out
 
 
@@ -212,7 +212,7 @@ def test_what_was_in_between_is_not_known(fit, replay):
         folder, "--stop-when", "train_loss < 0", "--stop-when", "elapsed > 1 h", "--stop-when", "step > 99"
     )
     assert err == "".join(
-        f"note: '{text}' is asked at evaluations only, what was in between is not known\n"
+        f"note: '{text}' is checked only at evaluations, because the values in between were not recorded\n"
         for text in ("train_loss < 0", "elapsed > 1 h")
     )
 
@@ -233,20 +233,20 @@ class TestFolder:
 
     def test_no_training(self, replay, tmp_path):
         assert replay(tmp_path / "no") == (1, "", f"{tmp_path}/no: there is no such folder or file\n")
-        assert replay(tmp_path) == (1, "", f"{tmp_path} holds no training: there is no history.jsonl in it\n")
+        assert replay(tmp_path) == (1, "", f"{tmp_path} is not the folder of a training: it has no history.jsonl\n")
         (tmp_path / "history.jsonl").touch()
         assert replay(tmp_path, "--rule", "a") == (
             1,
             "",
-            "nothing was evaluated yet: there is nothing to decide about\n",
+            "there are no evaluations yet: there is nothing to decide\n",
         )
-        said = f"{tmp_path}/history.jsonl: give the folder that it lies in, {tmp_path}\n"
+        said = f"{tmp_path}/history.jsonl is a file of a training: give the training's folder, {tmp_path}\n"
         assert replay(tmp_path / "history.jsonl", "--rule", "a") == (1, "", said)
 
     def test_without_its_description_directions_are_given(self, fit, replay):
         folder = fit(["error"])
         (folder / "training.json").unlink()
-        assert replay(folder) == (1, "", "the source does not tell the rules of the training: give --rule\n")
+        assert replay(folder) == (1, "", "the source does not have the rules of the training: give --rule\n")
         status, _, err = replay(folder, "--rule", "error")
         assert status == 1
         assert err.startswith("nothing says which way is better here\n")
@@ -276,8 +276,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("line", "said"),
         [
-            ('{"step": 1}', "no observation: KeyError: 'epoch'"),
-            ('"step": 6', """no observation: ValueError: step is '6'"""),
+            ('{"step": 1}', "not an observation: KeyError: 'epoch'"),
+            ('"step": 6', """not an observation: ValueError: step is '6'"""),
             ("{", "damaged: "),
         ],
     )
@@ -292,13 +292,18 @@ class TestFolder:
 
     def test_a_metric_that_was_never_reported(self, fit, replay):
         folder = fit(["error"], epochs=1)
-        said = "--metric accuray: never reported, did you mean 'accuracy'? The metrics are: error, accuracy\n"
+        said = "--metric accuray was never reported, did you mean 'accuracy'? The metrics are: error, accuracy\n"
         assert replay(folder, "--metric", "accuray:max") == (1, "", said)
 
     def test_options_of_other_sources(self, refused, tmp_path):
-        assert refused(tmp_path, "--dataset", "dev") == f"--dataset is for mlflow:RUN_ID; {tmp_path} is none"
-        assert refused(tmp_path, "--tracking-uri", "x") == f"--tracking-uri is for mlflow:RUN_ID; {tmp_path} is none"
-        said = "--metric a: its datasets are those recorded, leave out what follows '@'"
+        assert (
+            refused(tmp_path, "--dataset", "dev") == f"--dataset is only for mlflow:RUN_ID, and {tmp_path} is not one"
+        )
+        assert (
+            refused(tmp_path, "--tracking-uri", "x")
+            == f"--tracking-uri is only for mlflow:RUN_ID, and {tmp_path} is not one"
+        )
+        said = "--metric a: its datasets are those in the source; leave out '@' and what follows"
         assert refused(tmp_path, "--metric", "a:max@dev") == said
 
 
@@ -372,9 +377,9 @@ class TestTable:
             "                                                    stop        "
             "best_accuracy@dev has not improved for 1 evaluation\n"
             "\n"
-            "best_accuracy@dev: would have saved twice, and ends with 0.7 of evaluation 2, step 20\n"
+            "best_accuracy@dev: would have saved twice; the best at the end is 0.7 of evaluation 2, at step 20\n"
             "would have stopped after evaluation 3, at step 30: best_accuracy@dev has not improved for 1 evaluation; "
-            "the training went on for 1 evaluation, to step 40\n"
+            "the training continued for 1 more evaluation, to step 40\n"
         )
 
     def test_a_stop_alone(self, replay, write):
@@ -416,26 +421,26 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("", " has no column 'step'. Its columns, with commas between, are: none"),
+            ("", " has no column 'step'. Its columns, separated by commas, are: none"),
             (
                 "stp,epoch,a\n",
-                " has no column 'step', did you mean 'stp'? Its columns, with commas between, are: stp, epoch, a",
+                " has no column 'step', did you mean 'stp'? Its columns, separated by commas, are: stp, epoch, a",
             ),
-            ("step;epoch;a\n", " has no column 'step'. Its columns, with commas between, are: step;epoch;a"),
+            ("step;epoch;a\n", " has no column 'step'. Its columns, separated by commas, are: step;epoch;a"),
             ("step,epoch\n1,1\n", " has no column for a metric"),
             ("step,epoch,a,a\n", " has the column 'a' twice"),
             ("step,epoch,,a\n", " has a column without a name"),
             ("step,epoch,a\n", " has no rows"),
-            ("step,epoch,a\n1,1\n", ", line 2 has 2 cells, and the table 3 columns"),
-            ("step,epoch,a\n1,1,x\n", ", line 2: a is 'x', which is no number"),
-            ("step,epoch,a\n1.5,1,1\n", ", line 2: step must be a whole number from 0, not '1.5'"),
-            ("step,epoch,a\n,1,1\n", ", line 2: step must be a whole number from 0, not ''"),
-            ("step,epoch,a\n1,inf,1\n", ", line 2: epoch must be a number from 0, not 'inf'"),
-            ("step,epoch,elapsed,a\n1,1,,1\n", ", line 2: elapsed must be a number from 0, not ''"),
-            ("step,epoch,a\n1,1,1\n1,1,2\n", ", line 3: step 1 has a row for '0' already"),
-            ("step,epoch,dataset,a\n1,1,x,1\n1,2,y,2\n", ", line 3: the epoch of step 1 is 2, and in line 2 1"),
-            ("step,epoch,a\n1,2,1\n2,1,1\n", ", line 3: epoch goes back, from 2 to 1"),
-            ("step,epoch,elapsed,a\n1,1,9,1\n2,1,8,1\n", ", line 3: elapsed goes back, from 9 to 8"),
+            ("step,epoch,a\n1,1\n", ", line 2 has 2 cells, but the table has 3 columns"),
+            ("step,epoch,a\n1,1,x\n", ", line 2: a is 'x', which is not a number"),
+            ("step,epoch,a\n1.5,1,1\n", ", line 2: step must be a whole number of at least 0, not '1.5'"),
+            ("step,epoch,a\n,1,1\n", ", line 2: step must be a whole number of at least 0, not ''"),
+            ("step,epoch,a\n1,inf,1\n", ", line 2: epoch must be a number of at least 0, not 'inf'"),
+            ("step,epoch,elapsed,a\n1,1,,1\n", ", line 2: elapsed must be a number of at least 0, not ''"),
+            ("step,epoch,a\n1,1,1\n1,1,2\n", ", line 3: there already is a row for step 1 and '0'"),
+            ("step,epoch,dataset,a\n1,1,x,1\n1,2,y,2\n", ", line 3: the epoch of step 1 is 2, but 1 in line 2"),
+            ("step,epoch,a\n1,2,1\n2,1,1\n", ", line 3: epoch decreases, from 2 to 1"),
+            ("step,epoch,elapsed,a\n1,1,9,1\n2,1,8,1\n", ", line 3: elapsed decreases, from 9 to 8"),
             (
                 "step,epoch,dataset,train_loss\n1,1,x,1\n1,1,y,2\n",
                 ", line 3: step 1 has several values of train_loss",
@@ -488,13 +493,13 @@ class TestMlflow:
         assert status == 1
         assert "    best_accuracy" not in err
         assert "'epoch' needs the epochs, which is not known here\n" in err
-        assert "  MLflow has it between two logs, not between two evaluations\n" in err
+        assert "  MLflow stores its mean since the last log, not since the last evaluation\n" in err
         assert "unknown metric 'eror'\n" in err
-        said = "--metric accuracy: MLflow knows no directions, write accuracy:max or :min"
+        said = "--metric accuracy: MLflow does not store directions: add :max or :min"
         assert refused(run, "--metric", "accuracy", "--rule", "accuracy") == said
         status, _, err = replay(run, "--tracking-uri", tmp_path / "logs", "--dataset", "dve", "--rule", "valid_loss")
         assert status == 1
-        assert "has no value of these metrics on these datasets; it has: accuracy_dev, " in err
+        assert "has no values of these metrics on these datasets; its metrics are: accuracy_dev, " in err
 
     def test_no_run(self, run_of, replay, refused, tmp_path):
         run_of(["error"], epochs=1)
@@ -521,7 +526,7 @@ def test_a_stop_that_the_script_asked_for_is_decided_again(fit, replay, evaluate
     assert "enough" not in replay(folder, "--rule", "accuracy@dev", "--json")[1]
     fit(rules, **arguments)
     assert replay(folder, "--json")[1] == decided(folder)
-    assert replay(folder)[1].endswith("these are the decisions that the training took\n")
+    assert replay(folder)[1].endswith("these are the decisions that the training made\n")
 
 
 def test_counters_between_evaluations_decide_as_a_training_with_them(fit, replay):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from launching import launch
+from safetensors.torch import load_file
 
 from accmt import load_saving
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.publish import problem_of
+from accmt.cli.main import main
 
 SCRIPT = Path(__file__).parent / "engines.py"
 DEEPSPEED = ("deepspeed-0", "deepspeed-1", "deepspeed-2", "deepspeed-3")
@@ -227,3 +229,16 @@ def test_checkpoints_in_the_background(trained, tmp_path):
             assert (mine.path / file).read_bytes() == (theirs.path / file).read_bytes()
     ran = run("deepspeed-2", tmp_path / "other", "checkpoint_async=true")
     assert "DeepSpeed writes its part of a checkpoint while the training waits" in ran.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_weights_of_a_checkpoint_are_written_by_one_process(trained, engine, tmp_path, capsys):
+    """They are those of the model that was saved at the same step."""
+    folder = trained(engine)
+    newest = Checkpoints(folder).newest()
+    assert main(["weights", str(newest.path), str(tmp_path / "model.safetensors")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'model.safetensors'}: 7 tensors, ")
+    written = load_file(tmp_path / "model.safetensors")
+    assert json.loads((folder / "best_valid_loss" / "saving.json").read_text())["step"] == newest.step
+    assert written.keys() == saved(folder).keys()
+    assert all(torch.equal(written[name], value) for name, value in saved(folder).items())

@@ -79,7 +79,7 @@ def test_a_changed_patience_is_said(scored):
     assert len(training.decisions) == 4
     decisions, notes = replayed(training)
     assert len(decisions) == 4
-    assert notes.startswith("note: when the training was continued, the patience of 'best_accuracy' was 2 and is 3")
+    assert notes.startswith("note: when the training was resumed, the patience of 'best_accuracy' was 2 and is 3")
 
 
 def test_a_stop_between_evaluations_holds(trainer, regression, data, capsys):

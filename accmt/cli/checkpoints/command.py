@@ -7,24 +7,36 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accmt.checkpoint.archive import JOURNALS
 from accmt.checkpoint.checkpoints import FOLDER
-from accmt.checkpoint.lock import LOCK
-from accmt.cli.arguments import CommandError
-from accmt.cli.checkpoints.inspection import Seen, State
+from accmt.checkpoint.lock import LOCK, Holder
+from accmt.cli.arguments import CommandError, path
 from accmt.cli.checkpoints.inventory import Inventory, take_inventory
-from accmt.cli.checkpoints.report import report
-from accmt.cli.layout import write_lines
-from accmt.cli.output import fitting, write_json
-from accmt.rules.codec import to_text
+from accmt.cli.output import fitting, write_json, write_rich
 from accmt.rules.printable import plain
 
 _MOST = 12
 _LONGEST = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "List all checkpoints and saved models of a training, the checkpoint that a resume continues from, and what\n"
+        "else is in the folder. The exit status is 1 if something is damaged. Nothing is written: the folder may be\n"
+        "read-only, and a training may be running in it."
+    )
+    parser.epilog = """examples:
+  accmt checkpoints runs/model
+  accmt checkpoints runs/model --verify
+  accmt checkpoints runs/model --json
+"""
+    parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare it with its hash")
+    parser.add_argument("--json", action="store_true", help="write one JSON object per line")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,13 +49,15 @@ def run(options: argparse.Namespace) -> int:
     names = _names_in(model_path)
     with _telling(options.verify) as tell:
         inventory = take_inventory(model_path, names, options.verify, tell)
-    if not (_is_known(names) or inventory.published):
+    if not (_is_known(names) or inventory.of("checkpoint", "saving")):
         raise _no_training(model_path, names)
     if options.json:
         for entry in _entries(inventory):
             write_json(entry)
     else:
-        write_lines(report(inventory))
+        from accmt.cli.checkpoints.report import report
+
+        write_rich(*report(inventory))
     return 0 if inventory.is_well else 1
 
 
@@ -75,17 +89,20 @@ def _training_above(folder: Path) -> Path | None:
 
 def _no_training(folder: Path, names: list[str]) -> CommandError:
     inside = [name for name in names if any(os.path.lexists(folder / name / known) for known in (FOLDER, *JOURNALS))]
+    why = ": it is empty; give a training's model_path"
     if inside:
-        why = f"there are trainings in it: {', '.join(map(plain, inside[:_MOST]))}"
-    else:
-        lacking = "it has neither checkpoints nor savings nor a history" if names else "it is empty"
-        why = f"{lacking}; give the model_path of one"
-    return CommandError(f"{plain(folder)} holds no training: {why}")
+        why = f", but these folders in it are: {', '.join(map(plain, inside[:_MOST]))}"
+    elif names:
+        why = ": it has no checkpoints, no saved models and no history; give a training's model_path"
+    return CommandError(f"{plain(folder)} is not the folder of a training{why}")
 
 
 @contextmanager
 def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal which folder is being read, because that may take minutes."""
+    """Show on a terminal which folder is being read, because that may take minutes.
+
+    Not by rich's status, which hides the cursor: an interrupt ends the process without showing it again.
+    """
     if not (verify and sys.stderr.isatty()):
         yield lambda name: None
         return
@@ -102,31 +119,17 @@ def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _entries(inventory: Inventory) -> Iterator[dict[str, Any]]:
-    """Yield the findings for scripts: one object for each item, and one for the whole."""
-    folder = inventory.model_path
-    for checkpoint in inventory.checkpoints:
-        epoch = None if checkpoint.epoch is None else asdict(checkpoint.epoch)
-        place = {"index": checkpoint.index, "step": checkpoint.step, "epoch": epoch}
-        resumed = checkpoint is inventory.resumed if inventory.is_resume_known else None
-        yield {"kind": "checkpoint", **_seen(checkpoint.seen), **place, "resumed": resumed}
-    for rule in inventory.rules:
-        for rank, model in enumerate(rule.models, 1):
-            about = None if model.about is None else asdict(model.about)
-            if about is not None:
-                about["values"] = {name: to_text(value) for name, value in about["values"].items()}
-            rank_known = rule.problem is None and model.seen.state is not State.UNLISTED
-            yield {"kind": "saving", **_seen(model.seen), "rank": rank if rank_known else None, "about": about}
-        if rule.problem is not None:
-            yield {"kind": "problem", "path": str(folder / rule.folder), "problem": rule.problem}
-    for beside in inventory.beside:
-        yield {"kind": beside.kind, "path": str(folder / beside.name), "bytes": beside.size, "about": beside.text}
-    for problem in inventory.problems:
-        yield {"kind": "problem", "path": str(folder), "problem": problem}
-    work = {"running": inventory.at_work.runs, "process": inventory.at_work.process}
-    whole = {"path": str(folder), "bytes": inventory.size, "well": inventory.is_well}
-    yield {"kind": "training", **whole, **work}
-
-
-def _seen(seen: Seen) -> dict[str, Any]:
-    state = {"state": seen.state.value, "problem": seen.problem}
-    return {"path": str(seen.path), "bytes": seen.size, "written": seen.written, **state}
+    """Yield the findings for scripts: one object for each of them, and one for the whole."""
+    resumed = inventory.resumed if inventory.is_resume_known else None
+    for found in inventory.findings:
+        known = {"path": str(found.path), "bytes": found.size, "problem": found.problem, **found.facts}
+        if found.state is not None:
+            known |= {"written": found.written, "state": found.state}
+        if found.kind == "checkpoint":
+            known["resumed"] = found is resumed if inventory.is_resume_known else None
+        yield {"kind": found.kind, **known}
+    holder = inventory.holder
+    process = holder.process if isinstance(holder, Holder) else None
+    running = None if isinstance(holder, str) else holder is not None
+    whole = {"path": str(inventory.model_path), "bytes": inventory.size, "well": inventory.is_well}
+    yield {"kind": "training", **whole, "running": running, "process": process}

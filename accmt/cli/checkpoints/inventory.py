@@ -1,92 +1,102 @@
-"""Contents of a training's folder, as values: checkpoints, savings, and other files. Nothing is written."""
+"""Contents of a training's folder, as values. Nothing is written or locked, and a training may be running there.
+
+What the training removes during the inspection is left out, and what it replaces is inspected again.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from accmt.checkpoint import publish
-from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, is_saving
-from accmt.cli.checkpoints.inspection import (
-    UNREADABLE,
-    Look,
-    Seen,
-    SeenCheckpoint,
-    SeenModel,
-    State,
-    identity,
-    read,
-    see_checkpoint,
-    see_model,
-    size_of,
-    steadily,
-)
-from accmt.cli.checkpoints.running import AtWork, at_work
+from accmt.checkpoint import lock, publish
+from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, Checkpoints
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT
+from accmt.files.json_io import read_json
+from accmt.rules.codec import count_from, from_text, to_text
 from accmt.rules.reserved_names import EARLIER
 from accmt.tracking.description import DamagedDescription, read_description
 
+COMPLETE, VERIFIED, UNLISTED = "complete", "verified", "not listed"
+DAMAGED, UNREADABLE, TOO_NEW, MISSING = "damaged", "unreadable", "too new", "missing"
+
+_TRAINER = "trainer.json"
+_ODD = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_UNFINISHED = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
 _EARLIER = re.compile(rf"{EARLIER}[0-9]+")
-_KINDS = ("earlier", "leftover", "other")
-_LEFT = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
+_KINDS = ("checkpoint", "saving", "earlier", "leftover", "other", "problem")
+_TRIES = 5
+_LARGEST_COUNT = 10**15
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRule:
-    """The folder of a rule. If it `keeps_several` models, they are listed best first."""
+class Finding:
+    """Something in the folder of a training.
 
-    folder: str
-    models: tuple[SeenModel, ...]
-    keeps_several: bool
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """Anything else below the `model_path`, by its name: an earlier training, a leftover, or a foreign file."""
+    Attributes:
+        kind: "checkpoint", "saving" (a saved model), "earlier" (a training), "leftover", "other" or "problem".
+        path: Its path.
+        size: The size of its files, in bytes.
+        written: When it was published, in seconds since 1970; None if unknown.
+        state: The state of a checkpoint or saved model, one of the names above; "complete" means that its files have
+            the right names, kinds and sizes.
+        problem: What is wrong with it; None if nothing is.
+        facts: Its other properties, as JSON.
+        is_intact: Whether its files are as they were written, so that a resume would choose this checkpoint.
+    """
 
     kind: str
-    name: str
-    size: int
-    text: str
+    path: Path
+    size: int = 0
+    written: float | None = None
+    state: str | None = None
+    problem: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    is_intact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """All findings, checkpoints oldest first. `is_resume_known` is False if an unreadable one might be the newest."""
+    """All findings: checkpoints, oldest first; saved models by rule, best first; then others.
+
+    Attributes:
+        model_path: The folder of the training.
+        findings: What is in it.
+        holder: The running training; None if none runs; a text if that is unknown, with the reason.
+        is_resume_known: False if a checkpoint that cannot be read might be the newest.
+    """
 
     model_path: Path
-    checkpoints: tuple[SeenCheckpoint, ...]
-    rules: tuple[SeenRule, ...]
-    beside: tuple[Beside, ...]
-    at_work: AtWork
-    problems: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    holder: lock.Holder | str | None
     is_resume_known: bool
 
-    @property
-    def published(self) -> list[Seen]:
-        """All checkpoints and saved models."""
-        models = (model for rule in self.rules for model in rule.models)
-        return [*(checkpoint.seen for checkpoint in self.checkpoints), *(model.seen for model in models)]
+    def of(self, *kinds: str) -> list[Finding]:
+        """Return the findings of these kinds."""
+        return [found for found in self.findings if found.kind in kinds]
 
     @property
-    def resumed(self) -> SeenCheckpoint | None:
-        """Checkpoint that a resume would use: the newest that can be trusted, as far as was checked."""
-        return next((checkpoint for checkpoint in reversed(self.checkpoints) if checkpoint.is_whole), None)
+    def resumed(self) -> Finding | None:
+        """Checkpoint that a resume would choose: the newest that is intact, as far as was checked."""
+        return next((found for found in reversed(self.of("checkpoint")) if found.is_intact), None)
 
     @property
     def is_well(self) -> bool:
         """True if nothing is damaged."""
-        return not (self.problems or any(x.is_bad for x in self.published) or any(rule.problem for rule in self.rules))
+        return not any(found.problem for found in self.findings)
 
     @property
     def size(self) -> int:
-        """Total size of all findings, in bytes."""
-        return sum(seen.size for seen in self.published) + sum(beside.size for beside in self.beside)
+        """Total size in bytes."""
+        return sum(found.size for found in self.findings)
 
 
 def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: Callable[[str], None]) -> Inventory:
@@ -94,184 +104,270 @@ def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: C
 
     Args:
         model_path: The folder.
-        names: The names of its entries.
+        names: The names of its entries, sorted.
         verify: Whether to read every byte.
-        tell: Called with the name of each folder before it is inspected.
+        tell: Called with the name of each checkpoint or saved model before it is inspected.
     """
-    look, problems = Look(verify, tell), list[str]()
-    training = at_work(model_path)
-    by_name, others = _scan(model_path, problems)
-    checkpoints = [seen for one in by_name or () if (seen := see_checkpoint(one, look)) is not None]
-    rules: list[SeenRule] = []
-    paths = [Path(name) for name in names if name.startswith(_LEFT) or _is_aside(model_path / name)]
-    for name in names:
-        if name == FOLDER or Path(name) in paths or not os.path.isdir(model_path / name):
-            continue
-        if os.path.islink(model_path / name):
-            paths.append(Path(name))
-            continue
-        folder = model_path / name
-        rule = steadily(partial(_rule_identity, folder), partial(_see_rule, folder, look))
-        rules += [] if rule is None else [rule]
-        paths += _leftovers(model_path, name, rule is not None, problems)
-    beside = [_beside(model_path, path, training.runs is True) for path in sorted([*paths, *others])]
-    beside.sort(key=lambda one: _KINDS.index(one.kind))
-    is_known = by_name is not None and _is_newest_known(checkpoints)
-    return Inventory(model_path, tuple(checkpoints), tuple(rules), tuple(beside), training, tuple(problems), is_known)
-
-
-def _is_newest_known(checkpoints: Sequence[SeenCheckpoint]) -> bool:
-    """Return whether no unreadable checkpoint is newer than the newest that can be trusted."""
-    newest = next((one for one in reversed(checkpoints) if one.is_whole or one.seen.state is State.UNREADABLE), None)
-    return newest is None or newest.seen.state is not State.UNREADABLE
-
-
-def _scan(model_path: Path, problems: list[str]) -> tuple[list[Checkpoint] | None, list[Path]]:
-    """Return the checkpoints by their names, None if they are unknown, and other entries of their folder."""
-    folder = model_path / FOLDER
-    if folder.is_symlink() and folder.is_dir():
-        problems.append(f"{FOLDER} is a link: put the folder in its place, or a training is refused here")
-        return None, []
     try:
-        names = os.listdir(folder)
-        found = Checkpoints(model_path).all()
-    except FileNotFoundError:
-        if folder.is_symlink():
-            problems.append(f"{FOLDER} is a link to a folder that is not there: no checkpoint can be written")
-        return [], []
-    except NotADirectoryError:
-        problems.append(f"{FOLDER} is not a folder: move it away, or no checkpoint can be written")
-        return [], []
+        holder: lock.Holder | str | None = lock.holder_of(model_path)  # without taking the lock even for a moment
     except OSError as error:
-        problems.append(f"{FOLDER} cannot be read: {error.strerror}")
-        return None, []
-    others = sorted(set(names) - {checkpoint.path.name for checkpoint in found})
-    return found, [Path(FOLDER, name) for name in others if os.path.lexists(folder / name)]
+        holder = f"{lock.LOCK} cannot be read: {error.strerror or error}"
+    inspect = partial(_inspect, verify=verify, tell=tell)
+    found = [*_in_checkpoints(model_path, inspect)]
+    for name in names:
+        place = model_path / name
+        if name.startswith(_UNFINISHED):
+            found.append(_leftover(place))
+        elif name == FOLDER or not os.path.isdir(place):
+            continue
+        elif place.is_symlink():
+            found.append(_beside("other", place, "a link, which is not followed"))
+        elif _EARLIER.fullmatch(name):
+            found.append(_beside("earlier", place, _earlier(place)))
+        else:
+            models = _models_in(place, inspect)
+            found += [*models, *_left_in_rule(place, is_rule=bool(models))]
+    if isinstance(holder, lock.Holder):
+        in_use = {"about": "in use: the running training is writing or deleting it"}
+        found = [replace(one, facts=in_use) if one.kind == "leftover" else one for one in found]
+    found.sort(key=lambda one: _KINDS.index(one.kind))  # keeps the order within each kind
+    decisive = [one for one in found if one.kind == "checkpoint" and (one.is_intact or one.state == UNREADABLE)]
+    is_listed = not any(one.path == model_path / FOLDER for one in found)
+    is_known = is_listed and not (decisive and decisive[-1].state == UNREADABLE)
+    return Inventory(model_path, tuple(found), holder, is_known)
 
 
-def _see_rule(folder: Path, look: Look) -> SeenRule | None:
-    """Inspect what a rule has saved; None if no rule saves here."""
+def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) -> Iterator[Finding]:
+    """Yield the checkpoints, by their names, and the other entries of their folder; or what is wrong with it."""
+    folder = model_path / FOLDER
+    try:
+        if folder.is_symlink():
+            raise OSError(0, "it is a link, and a training that finds one here is refused")
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Finding("problem", folder, problem=f"{FOLDER} cannot be used: {error.strerror}")
+        return
+    for one in Checkpoints(model_path).all():
+        found = inspect("checkpoint", one.path, _TRAINER, _checkpoint_facts)
+        if found is not None:
+            yield replace(found, facts={"index": one.index, "step": one.step, "epoch": found.facts.get("epoch")})
+        names = [name for name in names if name != one.path.name]
+    for name in names:
+        if name.startswith(_UNFINISHED):
+            yield _leftover(folder / name)
+        elif os.path.lexists(folder / name):
+            yield _beside("other", folder / name, "not the name of a checkpoint: no training touches it")
+
+
+def _models_in(folder: Path, inspect: Callable[..., Finding | None]) -> list[Finding]:
+    """Return the models that a rule has saved, and what is wrong with their list; none if no rule saves here."""
+    return _unchanged(partial(_rule_identity, folder), lambda: list(_in_rule(folder, inspect))) or []
+
+
+def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> Iterator[Finding]:
+    """Yield the models that a rule has saved, best first; none if the folder is not that of a rule."""
+
+    def inspect_model(path: Path, rank: int | None) -> Finding | None:
+        found = inspect("saving", path, DESCRIPTION, _model_facts)
+        return None if found is None else replace(found, facts={"rank": rank, "about": found.facts or None})
+
     try:
         names = os.listdir(folder)
     except OSError:
-        return None  # the reason is reported with the leftovers
-    kept = sorted(name for name in names if KEPT.fullmatch(name))
-    if INDEX not in names:
-        if DESCRIPTION in names or _was_saving(folder):
-            model = see_model(folder, look)
-            return None if model is None else SeenRule(folder.name, (model,), keeps_several=False)
-        if not kept:
-            return None
-    listed, problem = _listed(folder) if INDEX in names else ([], None)
-    if problem is not None:
-        listed = kept
-    models = [see_model(folder / name, look) or _missing(folder / name) for name in listed]
-    unlisted = [see_model(folder / name, look) for name in kept if name not in listed]
-    models += [_as_unlisted(model) for model in unlisted if model is not None]
-    return SeenRule(folder.name, tuple(models), True, problem)
-
-
-def _listed(folder: Path) -> tuple[list[str], str | None]:
-    """Return the names of the models that a rule keeps, best first, or why they are unknown."""
+        return  # the reason is reported with the leftovers
+    if INDEX not in names and (DESCRIPTION in names or _was_model(folder)):
+        yield from filter(None, [inspect_model(folder, 1)])
+        return
+    listed, unlisted = [], UNLISTED
     try:
-        names = list(dict.fromkeys(str(name) for name in read(folder / INDEX)["best_first"]))
-        if not all(KEPT.fullmatch(name) for name in names):
-            raise ValueError
-    except UNREADABLE as error:
-        return [], f"its {INDEX} cannot be read: {type(error).__name__}"
-    return names, None
+        listed = _best_first(folder) if INDEX in names else []
+    except _ODD as error:
+        unlisted = COMPLETE  # it is not known which ones are listed
+        yield Finding("problem", folder, problem=f"{folder.name}/{INDEX} cannot be read: {type(error).__name__}")
+    for rank, name in enumerate(listed, 1):
+        missing = Finding("saving", folder / name, state=MISSING, problem=f"{INDEX} lists it, but it does not exist")
+        yield inspect_model(folder / name, rank) or replace(missing, facts={"rank": rank, "about": None})
+    for name in sorted({name for name in names if KEPT.fullmatch(name)} - {*listed}):
+        if (found := inspect_model(folder / name, None)) is not None:
+            yield found if found.problem or unlisted == COMPLETE else replace(found, state=unlisted)
 
 
-def _as_unlisted(model: SeenModel) -> SeenModel:
-    """Mark a model missing from its rule's list: a training was cut short, or is running right now."""
-    return model if model.seen.is_bad else replace(model, seen=replace(model.seen, state=State.UNLISTED))
+def _best_first(folder: Path) -> list[str]:
+    names = list(dict.fromkeys(map(str, read_json(folder / INDEX)["best_first"])))
+    if not all(map(KEPT.fullmatch, names)):
+        raise ValueError("a name in it is not that of a saved model")
+    return names
 
 
-def _missing(place: Path) -> SeenModel:
-    return SeenModel(Seen(place, 0, None, State.MISSING, f"{INDEX} lists it, and it is not there"), None)
-
-
-def _was_saving(folder: Path) -> bool:
+def _was_model(folder: Path) -> bool:
     """Return whether a manifest says that a saved model was written here."""
     try:
-        return DESCRIPTION in read(folder / publish.MANIFEST)["files"]
-    except UNREADABLE:
+        return DESCRIPTION in read_json(folder / publish.MANIFEST)["files"]
+    except _ODD:
         return False
+
+
+def _inspect(
+    kind: str,
+    path: Path,
+    description: str,
+    facts_in: Callable[[Any], Mapping[str, Any]],
+    verify: bool,
+    tell: Callable[[str], None],
+) -> Finding | None:
+    """Inspect a published folder; None if it does not exist, or is removed meanwhile."""
+
+    def inspect() -> Finding:
+        tell(path.name)
+        state = VERIFIED if verify else COMPLETE
+        facts: Mapping[str, Any] = {}
+        try:
+            problem = publish.problem_of(path, read=verify)
+        except OSError as error:
+            problem = f"it cannot be read: {error.strerror}"
+        is_intact = problem is None
+        try:
+            facts = facts_in(read_json(path / description))
+        except _ODD as error:
+            problem = problem or f"its {description} cannot be read: {type(error).__name__}"
+        if problem is not None:
+            state = DAMAGED
+        elif facts.get("schema", 0) > SCHEMA:
+            state = TOO_NEW
+            problem = f"it was written by a newer accmt (schema {facts['schema']}): update accmt to resume from it"
+        if problem is not None and not _may_be_read(path):
+            state, problem = UNREADABLE, "you may not read all of it"
+        return Finding(kind, path, _size_of(path), _written(path), state, problem, facts, is_intact)
+
+    return _unchanged(partial(_identity, path), inspect)
+
+
+def _checkpoint_facts(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return schema and epoch: the completed epochs, the steps done in the next one, and its length, if known."""
+    schema = _count(data["schema"])
+    if schema > SCHEMA:
+        return {"schema": schema}
+    position, length = data["position"], data["steps_per_epoch"]
+    completed, steps = _count(position["epoch"]), _count(position["step_in_epoch"])
+    epoch = {"completed": completed, "steps": steps, "length": None if length is None else _count(length)}
+    return {"schema": schema, "epoch": epoch}
+
+
+def _model_facts(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = {str(name): to_text(from_text(value)) for name, value in data["values"].items()}
+    counts = {name: _count(data[name]) for name in ("step", "epoch", "evaluation")}
+    return {"rule": str(data["rule"]), "text": str(data["text"]), "values": values, **counts}
+
+
+def _count(value: object) -> int:
+    if (count := count_from(value)) > _LARGEST_COUNT:
+        raise ValueError(f"{count} is too large")
+    return count
+
+
+def _unchanged(identity: Callable[[], object], inspect: Callable[[], _T]) -> _T | None:
+    """Inspect something until it does not change in between; None if it does not exist or is removed."""
+    result, now = None, identity()
+    for _ in range(_TRIES):
+        if now is None:
+            return None
+        before, result = now, inspect()
+        now = identity()
+        if now == before:
+            break
+    return result
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return a value that changes when a file or folder is replaced or written; None if it does not exist."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return (error.errno or 0,)
+    return info.st_dev, info.st_ino, info.st_mtime_ns
 
 
 def _rule_identity(folder: Path) -> object:
     """Return a value that changes when the contents of a rule's folder are replaced, but not when models are added."""
-    own = identity(folder)
-    return None if own is None else (own[:2], identity(folder / INDEX))
+    own = _identity(folder)
+    return None if own is None else (own[:2], _identity(folder / INDEX))
 
 
-def _leftovers(model_path: Path, name: str, is_rule: bool, problems: list[str]) -> list[Path]:
-    """Return what a process left in the folder of a rule, even if nothing was saved there yet."""
+def _size_of(path: Path) -> int:
+    """Return the size in bytes of a file, or of all files below a folder; unreadable ones count as 0."""
+    total = 0
+    for file in [path, *(Path(place, name) for place, _, names in os.walk(path) for name in names)]:
+        with suppress(OSError):
+            info = os.lstat(file)
+            total += info.st_size if stat.S_ISREG(info.st_mode) else 0
+    return total
+
+
+def _written(path: Path) -> float | None:
+    """Return when a folder was published: its manifest is written last."""
+    for place in (path / publish.MANIFEST, path):
+        with suppress(OSError):
+            return os.lstat(place).st_mtime
+    return None
+
+
+def _may_be_read(path: Path) -> bool:
+    """Return whether this user may read a folder and its files: otherwise nothing is known about them."""
+
+    def may_read(path: Path) -> bool:
+        mode = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
+        return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+    return may_read(path) and all(may_read(entry) for entry in path.glob("*") if not entry.is_symlink())
+
+
+def _left_in_rule(folder: Path, is_rule: bool) -> Iterator[Finding]:
+    """Yield what a process left in the folder of a rule, even if nothing was saved there yet."""
     try:
-        names = sorted(os.listdir(model_path / name))
+        names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
-        if _may_be_of_rule(model_path, name):
-            problems.append(f"{name} cannot be read: {error.strerror}")
-        return []
-    begins = _LEFT if is_rule else (f"{publish.TEMPORARY}evaluation-",)
-    return [Path(name, entry) for entry in names if entry.startswith(begins)]
+        if _may_be_of_rule(folder):
+            yield Finding("problem", folder, problem=f"{folder.name} cannot be read: {error.strerror}")
+        return
+    begins = _UNFINISHED if is_rule else (f"{publish.TEMPORARY}evaluation-",)
+    yield from (_leftover(folder / name) for name in names if name.startswith(begins))
 
 
-def _may_be_of_rule(model_path: Path, name: str) -> bool:
-    """Return whether an unreadable folder may hold savings: not if the training's rules are known and do not use it."""
+def _may_be_of_rule(folder: Path) -> bool:
+    """Return whether an unreadable folder may hold saved models: not if the rules are known and do not use it."""
     try:
-        description = read_description(model_path)
+        description = read_description(folder.parent)
     except (DamagedDescription, OSError):
         return True
-    return description is None or name in [rule.folder for rule in description.rules.savings]
+    return description is None or folder.name in [rule.folder for rule in description.rules.savings]
 
 
-def _beside(model_path: Path, path: Path, is_running: bool) -> Beside:
-    """Classify a path below the `model_path` that is neither a checkpoint nor a saving."""
-    size, name = size_of(model_path / path), path.name
-    if str(path) == name and os.path.islink(model_path / path):
-        return Beside("other", name, size, "a link: what is behind it is not looked at")
-    if str(path) == name and _is_aside(model_path / path):
-        return Beside("earlier", str(path), size, _put_aside(model_path / path))
-    if not name.startswith(_LEFT):
-        return Beside("other", str(path), size, "no checkpoint has such a name: it is left alone")
-    if is_running:
-        text = "in use: the training writes or deletes it"
-    elif name.startswith(publish.REPLACED):
-        former = name.removeprefix(publish.REPLACED).rpartition("-")[0]
-        is_replaced = os.path.lexists(model_path / path.parent / former)
-        text = "replaced: the next training deletes it" if is_replaced else f"the next training names it {former} again"
+def _beside(kind: str, path: Path, about: str) -> Finding:
+    return Finding(kind, path, _size_of(path), facts={"about": about})
+
+
+def _leftover(path: Path) -> Finding:
+    """Describe what a process left that died while it wrote, deleted or replaced a folder."""
+    if path.name.startswith(publish.REPLACED):
+        former = path.name.removeprefix(publish.REPLACED).rpartition("-")[0]
+        is_replaced = os.path.lexists(path.with_name(former))
+        about = "replaced: the next training deletes it" if is_replaced else f"the next training renames it to {former}"
     else:
-        half = "half-written" if name.startswith(publish.TEMPORARY) else "half-deleted"
-        text = f"{half}: the next training deletes it"
-    return Beside("leftover", str(path), size, text)
+        done = "written" if path.name.startswith(publish.TEMPORARY) else "deleted"
+        about = f"half-{done}: the next training deletes it"
+    return _beside("leftover", path, about)
 
 
-def _is_aside(path: Path) -> bool:
-    return _EARLIER.fullmatch(path.name) is not None and os.path.isdir(path) and not os.path.islink(path)
-
-
-def _put_aside(folder: Path) -> str:
+def _earlier(folder: Path) -> str:
     """Describe an earlier training. Its checkpoints are in their folder, or here if only they were moved."""
-    names = _names_in(folder)
-    count = sum(name.startswith("checkpoint-") for name in [*names, *_names_in(folder / FOLDER)])
-    rules = sum(_is_saving(folder / name) for name in names)
-    parts = [f"{count} checkpoint{'s' * (count != 1)}"] * (count > 0)
-    parts += [f"savings of {rules} rule{'s' * (rules != 1)}"] * (rules > 0)
-    return f"put aside: {', '.join(parts) or 'no checkpoints, no savings'}"
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-def _is_saving(folder: Path) -> bool:
-    try:
-        return is_saving(folder)
-    except OSError:
-        return False
+    checkpoints = len([*folder.glob("checkpoint-*"), *folder.glob(f"{FOLDER}/checkpoint-*")])
+    rules = len({path.parent for name in (DESCRIPTION, INDEX) for path in folder.glob(f"*/{name}")})
+    parts = [f"{checkpoints} checkpoint{'s' * (checkpoints != 1)}"] * (checkpoints > 0)
+    parts += [f"saved models of {rules} rule{'s' * (rules != 1)}"] * (rules > 0)
+    return f"an earlier training: {', '.join(parts) or 'no checkpoints, no saved models'}"

@@ -3,143 +3,149 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
+from rich.filesize import decimal
+from rich.table import Table
 from rich.text import Text
 
-from accmt.cli.checkpoints.inspection import Epoch, SeenCheckpoint, State
-from accmt.cli.checkpoints.inventory import Inventory, SeenRule
-from accmt.cli.layout import Row, age_in_words, bytes_in_words, paragraph, table, terminal_width
-from accmt.rules.printable import plain
+from accmt.cli.checkpoints.inventory import COMPLETE, DAMAGED, UNLISTED, VERIFIED, Finding, Inventory
+from accmt.cli.output import table
+from accmt.rules.printable import shown
 
-_STYLES = {State.VERIFIED: "green", State.COMPLETE: "", State.UNLISTED: "yellow"}
-_RESUMED = "  <- resume"
-_MOST_BESIDE = 20
-_SUMS = {"earlier": "put aside", "leftover": "left over", "other": "other"}
-_WIDE = 100
-
-
-def report(inventory: Inventory) -> list[Text]:
-    """Return the tables of checkpoints, savings and other entries, and a few sentences."""
-    width, now = terminal_width(), time.time()
-    parts = [_checkpoints(inventory, now, width), _savings(inventory, width), _beside(inventory, width)]
-    lines = [line for part in parts if part for line in (*part, Text())]
-    lines += [Text(plain(problem), "red") for problem in inventory.problems]
-    return [*lines, *(line for sentence in _sentences(inventory) for line in paragraph(sentence, width))]
+_STYLES = {VERIFIED: "green", COMPLETE: "", UNLISTED: "yellow"}
+_MOST_OTHERS = 20
+_SUMS = {
+    "checkpoints": "checkpoint",
+    "saved models": "saving",
+    "earlier trainings": "earlier",
+    "leftovers": "leftover",
+    "other": "other",
+}
+_UNITS = ((2 * 86400, 86400, "days"), (3600, 3600, "h"), (60, 60, "min"), (0, 1, "s"))
 
 
-def _checkpoints(inventory: Inventory, now: float, width: int | None) -> list[Text]:
+def report(inventory: Inventory) -> Iterator[Table | str]:
+    """Yield the tables of checkpoints, saved models and other entries, and a few sentences."""
+    for part in (_checkpoints(inventory), _models(inventory), _others(inventory)):
+        if part.rows:
+            yield part
+            yield ""
+    yield from (str(found.problem) for found in inventory.of("problem"))
+    yield from _conclusions(inventory)
+
+
+def age_in_words(seconds: float) -> str:
+    """Format an age, such as 5 min."""
+    if seconds < -1:
+        return "future"
+    return next(f"{int(seconds // size)} {unit}" for least, size, unit in _UNITS if max(0.0, seconds) >= least)
+
+
+def _checkpoints(inventory: Inventory) -> Table:
+    result = table("checkpoint", "step", "epoch", "age", "size", "state")
     resumed = inventory.resumed if inventory.is_resume_known else None
-    rows = [_checkpoint_row(one, one is resumed and not one.seen.is_bad, now) for one in inventory.checkpoints]
-    header = Row(("checkpoint", "step", "epoch", "age", "size"), "state")
-    return table(header, rows, width) if rows else []
+    for found in inventory.of("checkpoint"):
+        age = "" if found.written is None else age_in_words(time.time() - found.written)
+        mark = "  <- resume" if found is resumed and found.problem is None else ""
+        cells = (found.path.name, str(found.facts["step"]), _epoch(found.facts["epoch"]), age, decimal(found.size))
+        result.add_row(*map(shown, cells), _state(found, mark))
+    return result
 
 
-def _checkpoint_row(one: SeenCheckpoint, is_resumed: bool, now: float) -> Row:
-    seen = one.seen
-    age = "" if seen.written is None else age_in_words(now - seen.written)
-    cells = (plain(seen.path.name), str(one.step), _epoch(one.epoch), age, bytes_in_words(seen.size))
-    mark = _RESUMED if is_resumed else ""
-    return Row(cells, f"{seen.state}{mark}", plain(seen.problem or ""), _STYLES.get(seen.state, "red"))
+def _models(inventory: Inventory) -> Table:
+    """Return the table of saved models; those of a rule that keeps several are below its name, best first."""
+    result = table("saved model", "values", "step", "epoch", "size", "state")
+    for folder, group in groupby(inventory.of("saving"), lambda found: _rule_folder(found, inventory.model_path)):
+        models = list(group)
+        title = _title(folder, models)
+        if folder != models[0].path:
+            result.add_row(title)
+            title = ""
+        for model in models:
+            about = model.facts["about"] or {"values": {}, "step": "", "epoch": ""}
+            values = ", ".join(f"{float(value):.6g}" for value in about["values"].values())
+            cells = (values, str(about["step"]), str(about["epoch"]), decimal(model.size))
+            result.add_row(title or f"  {shown(model.path.name)}", *cells, _state(model))
+    return result
 
 
-def _savings(inventory: Inventory, width: int | None) -> list[Text]:
-    """Return the table of each rule's models, best first."""
-    is_narrow = width is not None and width < _WIDE
-    rows = [row for rule in inventory.rules for row in _rule_rows(rule, is_narrow)]
-    return table(Row(("saving", "value", "step", "epoch", "size"), "state"), rows, width) if rows else []
+def _rule_folder(model: Finding, model_path: Path) -> Path:
+    return model.path if model.path.parent == model_path else model.path.parent
 
 
-def _rule_rows(rule: SeenRule, is_narrow: bool) -> Iterator[Row]:
-    """Yield the rows of one rule. A narrow table has no room for several values: they go on a line below."""
-    if rule.keeps_several:
-        yield Row((_title(rule),), note=plain(rule.problem or ""), style="red")
-    for model in rule.models:
-        name = f"  {plain(model.seen.path.name)}" if rule.keeps_several else _title(rule)
-        about, seen = model.about, model.seen
-        counters = ("", "") if about is None else (str(about.step), str(about.epoch))
-        values = [] if about is None else [f"{value:.6g}" for value in about.values.values()]
-        beneath = is_narrow and len(values) > 1
-        cells = (name, "" if beneath else ", ".join(values), *counters, bytes_in_words(seen.size))
-        yield Row(cells, str(seen.state), plain(seen.problem or ""), _STYLES.get(seen.state, "red"))
-        if beneath:
-            yield Row((f"    {', '.join(values)}",))
+def _title(folder: Path, models: list[Finding]) -> str:
+    """Return the folder of a rule, and the rule where the folder's name does not say it."""
+    text = next((model.facts["about"]["text"] for model in models if model.facts["about"]), folder.name)
+    return shown(folder.name if text == folder.name.replace("__", "/") else f"{folder.name} ({text})")
 
 
-def _title(rule: SeenRule) -> str:
-    """Return the folder of a rule, and the parts of its text that the folder's name lacks."""
-    text = next((model.about.text for model in rule.models if model.about is not None), rule.folder)
-    readable = rule.folder.replace("__", "/")
-    more = text.removeprefix(readable) if text.startswith(readable) else f" ({text})"
-    return plain(f"{rule.folder}{more}")
+def _others(inventory: Inventory) -> Table:
+    result = table("also there", "size", "what it is")
+    others = inventory.of("earlier", "leftover", "other")
+    for other in others[:_MOST_OTHERS]:
+        name = str(other.path.relative_to(inventory.model_path))
+        result.add_row(shown(name), decimal(other.size), shown(other.facts["about"]))
+    if left_out := len(others) - len(result.rows):
+        result.add_row(f"and {left_out} more")
+    return result
 
 
-def _beside(inventory: Inventory, width: int | None) -> list[Text]:
-    rows = [
-        Row((plain(beside.name), bytes_in_words(beside.size)), note=plain(beside.text))
-        for beside in inventory.beside[:_MOST_BESIDE]
-    ]
-    if left_out := len(inventory.beside) - len(rows):
-        rows.append(Row((f"and {left_out} more",)))
-    return table(Row(("also there", "size")), rows, width) if rows else []
+def _state(found: Finding, mark: str = "") -> Text:
+    problem = f": {found.problem}" if found.problem else ""
+    return Text(shown(f"{found.state}{problem}{mark}"), _STYLES.get(str(found.state), "red"))
 
 
-def _sentences(inventory: Inventory) -> Iterator[str]:
+def _conclusions(inventory: Inventory) -> Iterator[str]:
     """Yield conclusions for the user who continues from here."""
     yield _resume(inventory)
-    work = inventory.at_work
-    if work.runs is None:
-        yield f"whether a training is at work here is not known: {plain(work.reason)}"
-    elif work.runs:
-        yield "a training is at work here" + (f": process {work.process}" if work.process is not None else "")
+    holder = inventory.holder
+    if isinstance(holder, str):
+        yield f"cannot tell whether a training is running here: {holder}"
+    elif holder is None:
+        yield "no training is running here"
     else:
-        yield "no training is at work here"
-    yield _total(inventory)
-    states = {seen.state for seen in inventory.published}
-    if any(checkpoint.seen.state is State.DAMAGED and not checkpoint.is_whole for checkpoint in inventory.checkpoints):
-        yield "damaged: a resume passes it over, and nothing deletes it but you"
-    if State.UNLISTED in states:
-        yield "not listed: a training ended while it saved this one; the next save of the rule deletes it"
-    if State.COMPLETE in states:
-        yield "complete: every file is there and has its size; --verify reads every byte"
+        yield "a training is running here" + ("" if holder.process is None else f": process {holder.process}")
+    sums = {name: sum(found.size for found in inventory.of(kind)) for name, kind in _SUMS.items()}
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in sums.items() if size)
+    yield f"total size: {inventory.size:,} bytes" + (f" ({parts})" if parts else "")
+    states = {found.state for found in inventory.findings}
+    if any(found.state == DAMAGED and not found.is_intact for found in inventory.of("checkpoint")):
+        yield "damaged: a resume skips such a checkpoint, and it stays until you delete it"
+    if UNLISTED in states:
+        yield "not listed: the training ended while it saved this model; the next save of the rule deletes it"
+    if COMPLETE in states:
+        yield "complete: all files are there, with the right sizes; use --verify to check their contents as well"
 
 
 def _resume(inventory: Inventory) -> str:
-    resumed = inventory.resumed
+    checkpoints, resumed = inventory.of("checkpoint"), inventory.resumed
     if not inventory.is_resume_known:
-        return "what a resume continues from is not known: not all checkpoints can be read"
-    if not inventory.checkpoints:
-        return "there is no checkpoint: a training starts from scratch here"
+        return "cannot tell which checkpoint a resume continues from: not all of them can be read"
+    if not checkpoints:
+        return "there is no checkpoint: a training here starts from scratch"
     if resumed is None:
-        way_out = "give resume=False to start from scratch, or another model_path"
-        return f"no checkpoint can be used, a resume is refused: {way_out}"
-    name = plain(resumed.seen.path.name)
-    if resumed.seen.is_bad:
-        older = [one.index for one in inventory.checkpoints if one.is_whole and not one.seen.is_bad]
-        instead = f"; an older one is continued from with resume={older[-1]}" if older else ""
-        return f"a resume takes {name}, the newest, and is refused: {plain(resumed.seen.problem)}{instead}"
-    doubt = "" if resumed.seen.state is State.VERIFIED else ", if every byte of it is right"
+        way_out = "start from scratch with resume=False, or use another model_path"
+        return f"no checkpoint can be used, so a resume is refused: {way_out}"
+    name = resumed.path.name
+    if resumed.problem is not None:
+        older = [found.facts["index"] for found in checkpoints if found.problem is None]
+        instead = f"; resume={older[-1]} continues from an older one" if older else ""
+        return f"a resume chooses {name}, the newest, and is refused: {resumed.problem}{instead}"
+    doubt = "" if resumed.state == VERIFIED else ", unless its contents turn out to be damaged"
     return f"a resume continues from {name}{doubt}"
 
 
-def _total(inventory: Inventory) -> str:
-    """Return the total size in bytes and how it is divided."""
-    sums = {
-        "checkpoints": sum(checkpoint.seen.size for checkpoint in inventory.checkpoints),
-        "savings": sum(model.seen.size for rule in inventory.rules for model in rule.models),
-    }
-    for beside in inventory.beside:
-        sums[_SUMS[beside.kind]] = sums.get(_SUMS[beside.kind], 0) + beside.size
-    parts = ", ".join(f"{name} {bytes_in_words(size)}" for name, size in sums.items() if size)
-    return f"{bytes_in_words(inventory.size)} ({inventory.size:,} bytes) in all" + (f": {parts}" if parts else "")
-
-
-def _epoch(epoch: Epoch | None) -> str:
+def _epoch(epoch: Mapping[str, Any] | None) -> str:
     """Format completed epochs, with two decimals within an epoch, never rounded up."""
     if epoch is None:
         return ""
-    if not epoch.steps:
-        return str(epoch.completed)
-    if not epoch.length or epoch.steps >= epoch.length:
-        return f"{epoch.completed}+{epoch.steps}"  # the length of an epoch is unknown
-    return f"{epoch.completed}.{100 * epoch.steps // epoch.length:02d}"
+    completed, steps, length = epoch["completed"], epoch["steps"], epoch["length"]
+    if not steps:
+        return str(completed)
+    if not length or steps >= length:
+        return f"{completed}+{steps}"  # the length of an epoch is unknown
+    return f"{completed}.{100 * steps // length:02d}"

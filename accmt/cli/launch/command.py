@@ -10,10 +10,53 @@ from collections.abc import Mapping, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
-from accmt.cli.arguments import CommandError, UsageError
+from accmt.cli.arguments import CommandError, UsageError, address, gpus, natural, path, positive
 from accmt.cli.launch.configuration import launch_command
 from accmt.cli.output import complain, write_shell
 from accmt.config.errors import did_you_mean
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "Start a script with a strategy (accmt strats lists them) or with a file that `accelerate config` wrote.\n"
+        "Everything after SCRIPT is passed to the script. SIGTERM, Ctrl-C and SIGUSR1 reach every process, and the\n"
+        "exit status is that of the script. For several machines, call it on each of them."
+    )
+    parser.epilog = """examples:
+  accmt launch train.py --lr 0.1
+  accmt launch -N 4 --strat fsdp2-bf16 train.py
+  accmt launch --gpus 0,1 train.py
+  accmt launch --cpu -N 2 -m project.train
+  accmt launch --nodes 2 --node-rank 0 --master node-a train.py
+  accmt launch --strat deepspeed-2-bf16 --print train.py
+"""
+    parser.add_argument(
+        "-N",
+        dest="processes",
+        type=positive,
+        metavar="PROCESSES",
+        help="how many processes to start on this machine; by default one for each GPU, or one with --cpu",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=gpus,
+        metavar="LIST",
+        help="the GPUs to train on, with one process each, such as 0,1: counted from 0 among those that are visible",
+    )
+    parser.add_argument("--strat", metavar="NAME", help="how to train, such as ddp (the default) or fsdp2-bf16")
+    parser.add_argument("--config", type=path, metavar="FILE", help="an Accelerate configuration, instead of --strat")
+    parser.add_argument("--cpu", action="store_true", help="train on CPUs")
+    parser.add_argument("--nodes", type=positive, metavar="N", help="the number of machines, each with -N processes")
+    parser.add_argument("--node-rank", type=natural, metavar="N", help="the number of this machine, from 0")
+    parser.add_argument(
+        "--master", type=address, metavar="HOST[:PORT]", help="the address of machine 0; the port is 29500 by default"
+    )
+    parser.add_argument("--print", action="store_true", help="show what would be started, as a shell script")
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    parser.add_argument("script", type=path, metavar="SCRIPT", help="the script")
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    rest.required = False  # some versions of Python set it to True, and then report it as missing
 
 
 def run(options: argparse.Namespace) -> int:

@@ -56,6 +56,12 @@ def configuration_of(name: str) -> dict[str, Any]:
     return {**read_document(_FOLDER / f"{base}.yaml"), "mixed_precision": PRECISIONS.get(end, "no")}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = "List the strategies of accmt launch: what each one is, when to use it, and what it needs."
+    parser.epilog = "examples:\n  accmt strats\n"
+
+
 def run(options: argparse.Namespace) -> int:
     """Print the strategies, and what this machine has for them."""
     count, deepspeed = len(visible_gpus()), installed("deepspeed")

@@ -6,16 +6,51 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from accmt.cli.arguments import CommandError
-from accmt.cli.output import complain, write, write_json
+from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
+from accmt.cli.output import complain, write_json, write_rich
 from accmt.cli.replay.open import open_source
 from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
 from accmt.cli.replay.source import Source
-from accmt.cli.report import moment, stop_of, summaries, write_table
+from accmt.cli.report import decisions_table, moment, stop_of, summaries
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import plain
 from accmt.rules.replay import asked_late, replay, unanswerable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of the command."""
+    parser.description = (
+        "Show what other rules would have saved in a training that is over, and when it would have stopped. SOURCE is\n"
+        "  the model_path of a training;\n"
+        "  a CSV file with the columns step, epoch (completed epochs), dataset, elapsed (seconds, optional), and one\n"
+        "  column for each metric: the rows of a step are one evaluation, and an empty dataset means 0; or\n"
+        "  mlflow:RUN_ID, with a --metric for each metric to be read.\n"
+        "Without rules, the rules of the training decide again; --patience and --stop-when replace theirs."
+    )
+    parser.epilog = """examples:
+  accmt replay runs/model --patience 3
+  accmt replay runs/model --rule "best_worst(accuracy) keep 3" --stop-when "stalled(valid_loss, 2)"
+  accmt replay scores.csv --rule best_accuracy@dev --metric accuracy:max
+  accmt replay mlflow:0123abcd --tracking-uri logs --rule best_f1 --metric f1:max --dataset dev
+  accmt replay runs/model --json | diff - runs/model/decisions.jsonl
+"""
+    parser.add_argument("source", type=path, metavar="SOURCE", help="a model_path, a CSV file, or mlflow:RUN_ID")
+    parser.add_argument(
+        "--rule", dest="rules", action="append", default=[], metavar="RULE", help="a saving rule; may be repeated"
+    )
+    add_rule_options(parser)
+    parser.add_argument("--json", action="store_true", help="write one decision per line, as JSON")
+    add_metric_options(
+        parser,
+        about_metrics="a metric, and whether higher (max) or lower (min) is better where SOURCE does not say so; "
+        "losses need not be given",
+        about_datasets="only for mlflow: a dataset that the names of metrics end with, such as dev in accuracy_dev; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--tracking-uri", type=path, metavar="URI", help="only for mlflow: the logging_dir of the training, or a URL"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,19 +72,20 @@ def run(options: argparse.Namespace) -> int:
         history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))
     decisions = replay(rules, source.facts, history)
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
-        complain(plain(f"note: '{stop.text}' is asked at evaluations only, what was in between is not known"))
-    is_own = given == Rules(()) and options.patience is None
+        complain(
+            plain(
+                f"note: '{stop.text}' is checked only at evaluations, because the values in between were not recorded"
+            )
+        )
     for change in source.description.changes if is_own and source.description is not None else ():
-        complain(plain(f"note: when the training was continued, {change}"))
+        complain(plain(f"note: when the training was resumed, {change}"))
     if options.json:
         for decision in decisions:
             write_json(decision.to_json())
         return 0
-    write_table(decisions)
-    for line in ("", *summaries(decisions, "would have saved"), _ending(decisions, source)):
-        write(plain(line))
-    if is_own:
-        write(_compared(decisions, source.decisions))
+    compared = [_compared(decisions, source.decisions)] if is_own else []
+    lines = (*summaries(decisions, "would have saved"), _ending(decisions, source), *compared)
+    write_rich(decisions_table(decisions), "", *lines)
     return 0
 
 
@@ -70,7 +106,7 @@ def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
     if given.savings or (given.stop_when and recorded is None):
         rules = with_patience(given, patience)
     elif recorded is None:
-        raise CommandError("the source does not tell the rules of the training: give --rule")
+        raise CommandError("the source does not have the rules of the training: give --rule")
     elif patience is None:
         rules = replace(recorded, stop_when=given.stop_when or recorded.stop_when)
     else:
@@ -86,7 +122,7 @@ def _check(rules: Rules, source: Source) -> None:
         CommandError: With everything the rules need that the source lacks, and all other mistakes.
     """
     if not any(not observation.initial for observation in source.history.observations):
-        raise CommandError("nothing was evaluated yet: there is nothing to decide about")
+        raise CommandError("there are no evaluations yet: there is nothing to decide")
     problems = unanswerable(rules, source.lacking)
     places = {(problem.text, problem.span) for problem in problems}
     try:
@@ -96,7 +132,7 @@ def _check(rules: Rules, source: Source) -> None:
     if problems:
         texts = list(map(str, problems))
         if any("greater_is_better" in text for text in texts):
-            texts.append("Here a direction is given by --metric, such as --metric accuracy:max")
+            texts.append("On the command line, give the direction with --metric, such as --metric accuracy:max")
         raise CommandError("\n\n".join(texts))
 
 
@@ -107,7 +143,7 @@ def _ending(decisions: Sequence[Decision], source: Source) -> str:
     words = f"would have stopped {moment(stop)}: {stop.stop.reason}"
     more = last.evaluation - stop.progress.evaluation
     if more > 0:
-        words += f"; the training went on for {more} evaluation{'s' * (more > 1)}, to step {last.step}"
+        words += f"; the training continued for {more} more evaluation{'s' * (more > 1)}, to step {last.step}"
     return words
 
 
@@ -115,7 +151,7 @@ def _compared(decisions: Sequence[Decision], taken: Sequence[Decision]) -> str:
     """Say whether the training's own rules decide as they did then."""
     for mine, its in zip(decisions, taken, strict=False):
         if mine != its:
-            return f"the training decided otherwise {moment(its)}: its rules have changed since"
+            return f"the training decided differently {moment(its)}: its rules were changed later"
     if len(decisions) < len(taken):
-        return f"the training did not stop {moment(decisions[-1])}: its rules have changed since"
-    return "these are the decisions that the training took"
+        return f"the training did not stop {moment(decisions[-1])}: its rules were changed later"
+    return "these are the decisions that the training made"

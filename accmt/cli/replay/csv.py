@@ -50,9 +50,9 @@ def open_table(path: Path, directions: Sequence[MetricArgument]) -> Source:
         raise CommandError(f"{path} has no rows")
     observations = tuple(_observations(path, rows))
     lacking: dict[Need, str] = {
-        "samples": f"{path} does not tell it",
-        "length": f"{path} does not tell it; use another unit",
-        "steps_per_epoch": f"{path} does not tell it; use steps",
+        "samples": f"{path} does not have it",
+        "length": f"{path} does not have it; use another unit",
+        "steps_per_epoch": f"{path} does not have it; use steps",
     }
     if "elapsed" not in columns:
         lacking["elapsed"] = f"{path} has no column 'elapsed'"
@@ -67,7 +67,7 @@ def _columns(path: Path, header: list[str]) -> list[str]:
         if name not in columns:
             hint = did_you_mean(name, columns if len(columns) > 1 else [])
             shown = ", ".join(columns) or "none"
-            listed = plain(f"{hint} Its columns, with commas between, are: {shown}")
+            listed = plain(f"{hint} Its columns, separated by commas, are: {shown}")
             raise CommandError(f"{path} has no column '{name}'{listed}")
     for name in columns:
         if not name or columns.count(name) > 1:
@@ -80,14 +80,14 @@ def _columns(path: Path, header: list[str]) -> list[str]:
 
 def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> _Row:
     if len(cells) != len(columns):
-        raise CommandError(f"{path}, line {line} has {len(cells)} cells, and the table {len(columns)} columns")
+        raise CommandError(f"{path}, line {line} has {len(cells)} cells, but the table has {len(columns)} columns")
     texts = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
     numbers = {name: _number(path, line, name, text) for name, text in texts.items() if name != "dataset" and text}
     for name in (*_NEEDED, "elapsed"):
         value = numbers.get(name, math.nan) if name in columns else 0.0
         if not 0 <= value < math.inf or (name == "step" and not value.is_integer()):
             kind = "whole number" if name == "step" else "number"
-            raise CommandError(f"{path}, line {line}: {name} must be a {kind} from 0, not {texts[name]!r}")
+            raise CommandError(f"{path}, line {line}: {name} must be a {kind} of at least 0, not {texts[name]!r}")
     values = {name: value for name, value in numbers.items() if name not in _COUNTERS}
     dataset = texts.get("dataset") or ONLY_DATASET
     return _Row(line, int(numbers["step"]), numbers["epoch"], numbers.get("elapsed", 0.0), dataset, values)
@@ -97,7 +97,7 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise CommandError(f"{path}, line {line}: {name} is {text!r}, which is no number") from None
+        raise CommandError(f"{path}, line {line}: {name} is {text!r}, which is not a number") from None
 
 
 def _observations(path: Path, rows: list[_Row]) -> Iterator[Observation]:
@@ -118,13 +118,13 @@ def _progress(path: Path, group: list[_Row], before: Progress, evaluation: int) 
     for row in group:
         if row.epoch != first.epoch:
             raise CommandError(
-                f"{path}, line {row.line}: the epoch of step {row.step} is {row.epoch:g}, and in line "
-                f"{first.line} {first.epoch:g}"
+                f"{path}, line {row.line}: the epoch of step {row.step} is {row.epoch:g}, but {first.epoch:g} in line "
+                f"{first.line}"
             )
     epoch, elapsed = int(first.epoch), max(row.elapsed for row in group)
     for name, now, then in (("epoch", epoch, before.epoch), ("elapsed", elapsed, before.elapsed)):
         if now < then:
-            raise CommandError(f"{path}, line {first.line}: {name} goes back, from {then:g} to {now:g}")
+            raise CommandError(f"{path}, line {first.line}: {name} decreases, from {then:g} to {now:g}")
     ended = epoch > before.epoch and first.epoch == epoch
     in_epoch = 0 if ended else before.step_in_epoch * (epoch == before.epoch) + first.step - before.step
     return Progress(first.step, epoch, in_epoch, evaluation, 0, elapsed)
@@ -134,7 +134,9 @@ def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     for row in group:
         if row.dataset in values:
-            raise CommandError(f"{path}, line {row.line}: step {row.step} has a row for '{plain(row.dataset)}' already")
+            raise CommandError(
+                f"{path}, line {row.line}: there already is a row for step {row.step} and '{plain(row.dataset)}'"
+            )
         values[row.dataset] = {name: value for name, value in row.values.items() if name != TRAIN_LOSS}
     return values
 

@@ -42,22 +42,24 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
         raise UsageError("the run is missing: mlflow:RUN_ID")
     for metric in metrics:
         if metric.greater_is_better is None and metric.name != VALID_LOSS:
-            raise UsageError(f"--metric {metric.name}: MLflow knows no directions, write {metric.name}:max or :min")
+            raise UsageError(f"--metric {metric.name}: MLflow does not store directions: add :max or :min")
     facts = given_facts(metrics, datasets, Length())
     run = _Run(run_id, location)
     values = run.values({name: reported.datasets for name, reported in facts.metrics.items()})
     if not values:
         names = ", ".join(run.names) or "nothing"
-        raise CommandError(plain(f"the run {run_id} has no value of these metrics on these datasets; it has: {names}"))
+        raise CommandError(
+            plain(f"the run {run_id} has no values of these metrics on these datasets; its metrics are: {names}")
+        )
     per_epoch = run.steps_per_epoch()
     lacking: dict[Need, str] = {
-        "elapsed": "MLflow keeps the time of day, not the time of training",
-        "samples": "MLflow does not keep it",
-        "length": "MLflow does not keep it; use another unit",
-        "train_loss": "MLflow has it between two logs, not between two evaluations",
+        "elapsed": "MLflow stores the time of day, not the training time",
+        "samples": "MLflow does not store it",
+        "length": "MLflow does not store it; use another unit",
+        "train_loss": "MLflow stores its mean since the last log, not since the last evaluation",
     }
     if per_epoch is None:
-        reason = f"the run has no values of '{_EPOCH}' from which the steps of an epoch follow"
+        reason = f"the run has no values of '{_EPOCH}' that the steps per epoch could be computed from"
         lacking |= {"epoch": reason, "steps_per_epoch": reason}
     facts = given_facts(metrics, datasets, Length(steps_per_epoch=per_epoch))
     return Source(History(tuple(_observations(values, per_epoch))), facts, lacking)

@@ -32,14 +32,16 @@ def open_source(options: argparse.Namespace) -> Source:
     if not path.exists():
         raise CommandError(f"{name}: there is no such folder or file")
     if path.name in (HISTORY, DECISIONS):
-        raise CommandError(f"{name}: give the folder that it lies in, {path.parent}")
+        raise CommandError(f"{name} is a file of a training: give the training's folder, {path.parent}")
     return open_table(path, options.metrics)
 
 
 def _refuse_options_of_mlflow(options: argparse.Namespace) -> None:
     if options.tracking_uri is not None or options.datasets:
         name = "--dataset" if options.datasets else "--tracking-uri"
-        raise UsageError(f"{name} is for {MLFLOW}RUN_ID; {options.source} is none")
+        raise UsageError(f"{name} is only for {MLFLOW}RUN_ID, and {options.source} is not one")
     for metric in options.metrics:
         if metric.datasets:
-            raise UsageError(f"--metric {metric.name}: its datasets are those recorded, leave out what follows '@'")
+            raise UsageError(
+                f"--metric {metric.name}: its datasets are those in the source; leave out '@' and what follows"
+            )

@@ -82,7 +82,7 @@ def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], leng
                 known = ", ".join(keys)
                 raise UsageError(
                     f"--metric {metric.name}: '{dataset}' is not a dataset{did_you_mean(dataset, keys)} "
-                    f"There are: {known}"
+                    f"The datasets are: {known}"
                 )
         before = reported.get(metric.name)
         if before is not None and before.greater_is_better != metric.greater_is_better:
@@ -107,8 +107,9 @@ def _section(path: str, *, whole: bool) -> RuleSection:
     if "rules" not in document:
         keys = [str(key) for key in document]
         near = next((key for key in keys if did_you_mean(key, ["rules"]) != "."), None)
-        hint = f", is '{plain(near)}' meant to be it?" if near else f": it has {plain(', '.join(keys)) or 'nothing'}"
-        raise ConfigError([Problem("rules", f"there is no such section{hint}")], name)
+        there = plain(", ".join(keys)) or "nothing"
+        hint = f"; is '{plain(near)}' a typing error?" if near else f"; the file has: {there}"
+        raise ConfigError([Problem("rules", f"the section is missing{hint}")], name)
     section, problems = rules_of(document)
     problems = [*(_hyperparameter_problems(document) if whole else []), *problems, *rule_problems(section)]
     if problems:

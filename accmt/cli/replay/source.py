@@ -54,7 +54,7 @@ def facts_seen(
         if name not in names:
             shown = ", ".join(names) or "none"
             raise CommandError(
-                plain(f"--metric {name}: never reported{did_you_mean(name, names)} The metrics are: {shown}")
+                plain(f"--metric {name} was never reported{did_you_mean(name, names)} The metrics are: {shown}")
             )
     reported = dict(known.metrics)
     for name, datasets in seen.items():

@@ -24,8 +24,8 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
         CommandError: If it does not contain a training, or something in it is damaged.
     """
     if not (folder / HISTORY).is_file():
-        raise CommandError(f"{folder} holds no training: there is no {HISTORY} in it")
-    observations = _entries(folder / HISTORY, _observation, "observation")
+        raise CommandError(f"{folder} is not the folder of a training: it has no {HISTORY}")
+    observations = _entries(folder / HISTORY, _observation, "an observation")
     decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
     try:
         description = read_description(folder)
@@ -53,9 +53,9 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         raise CommandError(f"{folder}: there is no such folder")
     if not (folder / DECISIONS).is_file():
         near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
-        hint = f"; there are trainings in it: {plain(', '.join(near[:12]))}" if near else ""
-        raise CommandError(f"{folder} holds no training: there is no {DECISIONS} in it{hint}")
-    return _entries(folder / DECISIONS, Decision.from_json, "decision")
+        hint = f"; these folders in it are: {plain(', '.join(near[:12]))}" if near else ""
+        raise CommandError(f"{folder} is not the folder of a training: it has no {DECISIONS}{hint}")
+    return _entries(folder / DECISIONS, Decision.from_json, "a decision")
 
 
 def _observation(data: Mapping[str, Any]) -> Observation:
@@ -76,6 +76,6 @@ def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> 
         try:
             made.append(make(entry))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            text = f"{path}, line {number} is no {what}: {type(error).__name__}: {error}"
+            text = f"{path}, line {number} is not {what}: {type(error).__name__}: {error}"
             raise CommandError(plain(text)) from None
     return tuple(made)
