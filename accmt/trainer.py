@@ -13,7 +13,7 @@ from accmt.callbacks import Callback
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.saved_models import Saving, best_in
-from accmt.data.worker_signals import refuse_run_again
+from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
 from accmt.distributed.collective import from_main

@@ -9,7 +9,7 @@ import torch
 
 from accmt.checkpoint.format import Mismatch
 from accmt.config.errors import ConfigError, Problem
-from accmt.data.identity import difference, identity_of
+from accmt.data.identity import difference, identify_dataset
 from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
 from accmt.loop.learning_rate import Count
@@ -19,7 +19,7 @@ from accmt.loop.settings_record import changes
 
 def know_data(record: dict[str, Any], data: TrainingData, device: torch.device) -> None:
     """Add the identity of the training data to a record. Call it on all processes."""
-    record["data"] = from_main(lambda: identity_of(data.loader.dataset, device))
+    record["data"] = from_main(lambda: identify_dataset(data.loader.dataset, device))
 
 
 def compare(run: Run, trainer: Mapping[str, Any]) -> list[str]:

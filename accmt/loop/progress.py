@@ -155,7 +155,7 @@ class Position:
         for name in COUNTERS:
             setattr(self, name, int(data[name]))
         # Earlier checkpoints record how many batches were read, but not their size.
-        then = Unit.from_json(data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
+        then = Unit(**data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
         place = count_from(data["place"]) if "place" in data else self.batch * then.size
         self.batch, self.offset = self._data.locate(place, then)
         self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch

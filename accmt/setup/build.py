@@ -22,7 +22,7 @@ from accmt.checkpoint.model_store import Savings
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 from accmt.data.generators import generators_of, inexact
 from accmt.data.identity import order_of
 from accmt.data.loaders import TrainingData, is_several, training_loader, without_workers
@@ -247,7 +247,7 @@ def assemble_evaluation(
         accelerator._models[:] = known  # the models of the training
         prepare_teacher(module, options.model)
     step = options.step
-    place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
+    place = DeviceTransfer.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     seed = _agreed_seed()
     loaders = validation_loaders(options.data, module, datasets, lambda: seed)
