@@ -123,8 +123,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
     if isinstance(value, MethodType):
         yield "__self__", value.__self__, True
     elif isinstance(value, partial):
-        parts = {"func": value.func, **dict(enumerate(value.args)), **value.keywords}
-        yield from ((str(name), part, True) for name, part in parts.items())
+        parts = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
+        yield from ((str(name), part, True) for name, part in parts)
     else:
         for name in _attributes(value):
             part = getattr(value, name, None)

@@ -189,13 +189,10 @@ def rest_of(loader: DataLoader[Any], process: int, processes: int) -> tuple[Rest
 
     Samples are skipped if batches are plain, whole batches if another kind of batch sampler makes them.
     """
-    is_plain, has_batches = makes_plain_batches(loader), loader.batch_sampler is not None
-    rest = Rest(sampler_of(loader) if is_plain else loader.batch_sampler)
-    batches: Any = with_sampler(loader, rest).batch_sampler if is_plain and has_batches else rest
-    if processes > 1:
-        batches = (
-            BatchSamplerShard(batches, processes, process)
-            if has_batches
-            else EveryNth(batches, process, processes, pads=True)
-        )
-    return rest, batches
+    is_plain, batches = makes_plain_batches(loader), loader.batch_sampler
+    sampler: Any = sampler_of(loader) if is_plain else batches
+    rest = Rest(sampler)
+    if batches is None:
+        return rest, EveryNth(rest, process, processes, pads=True) if processes > 1 else rest
+    left: Any = with_sampler(loader, rest).batch_sampler if is_plain else rest
+    return rest, BatchSamplerShard(left, processes, process) if processes > 1 else left

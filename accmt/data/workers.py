@@ -49,7 +49,7 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     context = loader.multiprocessing_context or multiprocessing.get_context()
     if type(context) in _HOLDING:
         context = copy.copy(context)
-        context.Process = _HOLDING[type(context)]
+        vars(context)["Process"] = _HOLDING[type(context)]
     loader.multiprocessing_context = context
 
 
