@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
 from accmt.checkpoint.saved_models import Saving, best_in
-from accmt.data.worker_signals import refuse_run_again
+from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.signals import end_by_signal

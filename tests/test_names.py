@@ -11,6 +11,7 @@ PACKAGE = Path(accmt.__file__).parent
 ONE_IDEA = {
     "main": "the entry of a program: the command line, and the process that it starts for a launch",
     "run": "the function of each command of the command line",
+    "add_arguments": "completes the parser of each command",
     "tracker_for": "makes a tracker of one library: each of these files has it",
 }
 

@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from accmt.data.seeding import Indices, has_state
+from accmt.checkpoint.object_state import has_state
+from accmt.data.indices import Indices
 from accmt.module import AcceleratorModule
 
 

@@ -1,4 +1,4 @@
-"""Placement of batches before a step: their device, and their precision if an engine requires one."""
+"""Transfer of batches before a step: their device, and their precision if an engine requires one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class DeviceTransfer:
     """Device for batches, and precision for their floating point tensors; None leaves them unchanged."""
 
     device: torch.device | None
     dtype: torch.dtype | None
 
     @classmethod
-    def of(cls, accelerator: Accelerator, *, moves: bool, converts: bool) -> Placement:
-        """Return the placement for a training: DeepSpeed holds the model in low precision and computes in no other."""
+    def of(cls, accelerator: Accelerator, *, moves: bool, converts: bool) -> DeviceTransfer:
+        """Return the transfer for a training: DeepSpeed holds the model in low precision and computes in no other."""
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         return cls(
             accelerator.device if moves and accelerator.device.type != "cpu" else None,

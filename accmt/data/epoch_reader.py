@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
-from weakref import ref
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,16 +23,15 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from accmt._compat import BEGUN_LOADER, end_loader_workers
+from accmt.checkpoint.object_state import has_state
 from accmt.checkpoint.state_types import Written
-from accmt.data.batch_size import Sizes
-from accmt.data.generators import Generators, keeps_state
+from accmt.data.generators import Generators
 from accmt.data.in_memory import is_ready
-from accmt.data.iterable import Course, Stream
-from accmt.data.rest_of_epoch import Rest, rest_of
-from accmt.data.seeding import END, Indices, apart, fewer, has_state, mixed, read_apart
-from accmt.data.user_loaders import check_workers, warn_of_differences
-from accmt.data.worker_signals import outlast_signals
+from accmt.data.indices import Indices, Rest, rest_of, without_first
+from accmt.data.iterable import Stream
+from accmt.data.loader_copy import LoaderCopy
+from accmt.data.seeding import END, apart, fewer, mixed, read_apart, restore_at_end
+from accmt.data.user_loaders import check_workers
 from accmt.notices import warn
 
 # Samplers that draw from their own generator, which is seeded for every epoch, or do not draw.
@@ -50,8 +48,13 @@ class Moment(Written):
 
 
 class ReaderState(Written):
-    """Types of the state returned by `Reader.state`, for states read from a file."""
+    """Types of the state returned by `Reader.state`, for states read from a file.
 
+    `course` is the state of a stream that this process reads itself.
+    """
+
+    processes: int
+    seeds: list[int | None]
     workers: int
     loader: Any
     dataset: Any
@@ -68,20 +71,13 @@ class Place:
         epoch: The epoch.
         seed: The seed of all epochs.
         skip: The number of batches of this process to skip.
-        reset: Seeds the samplers for the epoch; called each time before they start.
-        skipped: Called once, before the first batch that is not skipped is loaded.
-        state: The result of `Reader.state` there; None if unknown. At the start of an epoch, that of the end of the
-            previous one.
         offset: The number of samples of all processes to skip before those batches (of batches, if a user's batch
             sampler makes them): a training resumed with other batches may start between two of them.
     """
 
     epoch: int
     seed: int
-    skip: int
-    reset: Callable[[], None]
-    skipped: Callable[[], None]
-    state: Mapping[str, Any] | None
+    skip: int = 0
     offset: int = 0
 
     @property
@@ -100,57 +96,56 @@ class Reader:
     """
 
     def __init__(self, loader: DataLoader[Any], samplers: Sequence[Any], process: int, processes: int) -> None:
-        self._loader = copied(loader)
-        self._sizes = Sizes(self._loader)
-        self._draws = not is_ready(loader.dataset, loader.collate_fn)
-        self._dataset: Any = loader.dataset
-        self._process = process
-        self._samplers = (*samplers, loader.batch_sampler)
-        # True if there is a state that only the loader can get, from its workers.
         is_stream = isinstance(loader.dataset, IterableDataset)
-        self._asks_workers = keeps_state(loader) and self.workers > 0 and (is_stream or has_state(loader.dataset))
+        is_wrapped = is_stream and (processes > 1 or _needs_seeds(loader))
+        self._stream = Stream(loader, process, processes) if is_wrapped else None
+        self._copy = LoaderCopy(loader, self._stream)
+        self._dataset: Any = loader.dataset
+        self._process, self._processes = process, processes
+        self._samplers = (*samplers, loader.batch_sampler)
+        self._seeds = [_initial_seed(sampler) for sampler in samplers]
+        self._is_ready = is_ready(loader.dataset, loader.collate_fn)
+        # True if there is a state that only the loader can get, from its workers.
+        self._asks_loader = has_state(loader) and self.workers > 0 and (is_stream or has_state(loader.dataset))
         self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
         self._indices: Indices | None = None
-        self._course: Course | None = None
         self._rest: Rest | None = None
         draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
-            self._rest, batches = rest_of(loader)
-            self._indices = _indices(loader, batches, draws, process, processes)
-            vars(self._loader)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
-        elif processes > 1 or _has_course(loader):
-            self._course = _course(loader, process, processes)
-            vars(self._loader)["dataset"] = Stream(self._course)
+            self._rest, batches = rest_of(loader, process, processes)
+            workers = self.workers > 0
+            self._indices = Indices(batches, draws=draws, for_workers=workers, process=process, processes=processes)
+            self._copy.request(self._indices)
         roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
         if draws:
             roots |= {f"{_SAMPLER}.{place}": sampler for place, sampler in enumerate(self._samplers)}
         self._generators = Generators(roots)
         self._start: dict[str, Any] = {}
+        self._resumed: Mapping[str, Any] | None = None
         self._is_open = self._has_ended = self._are_compared = False
-        self._reading: Callable[[], Any] = lambda: None
 
     @property
     def workers(self) -> int:
         """Number of worker processes that load batches."""
-        return self._loader.num_workers
+        return self._copy.workers
 
     @property
     def reads_from_anywhere(self) -> bool:
         """True if reading can start at any sample of an epoch, not only between two of its batches."""
-        return self._rest is not None or (self._course is not None and not self.workers)
+        return self._rest is not None or (self._stream is not None and not self.workers)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._copy.loader)
 
     def length_after(self, offset: int) -> int:
-        """Count this process's batches in an epoch without its first `offset` samples, counted as in `Place`."""
-        if self._rest is not None:
-            with self._rest.after(offset):
-                return len(self)
-        if self._course is None or not offset:
+        """Count this process's batches in an epoch without its first `offset` samples, counted as in `Place`.
+
+        Raises:
+            TypeError: The length of the data is unknown.
+        """
+        part = self._stream if self._rest is None else self._rest
+        with nullcontext() if part is None else without_first(part, offset):
             return len(self)
-        samples, size = self._course.length(offset), self._loader.batch_size or 1
-        return samples // size if self._loader.drop_last else -(-samples // size)
 
     @property
     def length_of_epoch(self) -> int | None:
@@ -160,65 +155,79 @@ class Reader:
         except TypeError:
             return None
 
-    def read(self, place: Place) -> Iterator[tuple[int | None, Any]]:
-        """Return the batches of an epoch from a position on, each with its number of samples, None if unknown."""
-        seed = mixed(place.seed, place.epoch)
-        generator = self._loader.generator
-        assert generator is not None
-        generator.manual_seed(seed)
-        self._tell(place.epoch)
-        moment = None if place.state is None else place.state["start" if place.is_within else "now"]
+    def read(self, place: Place, skipped: Callable[[], None]) -> Iterator[tuple[int | None, Any]]:
+        """Return the batches of an epoch from a position on, each with its number of samples, None if unknown.
+
+        `skipped` is called once, before the first batch that is not skipped is loaded.
+        """
+        state, self._resumed = self._resumed, None
+        self._copy.seed(mixed(place.seed, place.epoch))
+        for part in (*self._samplers, self._dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(place.epoch)
+        moment = None if state is None else state["start" if place.is_within else "now"]
         if moment is not None:
-            self._take_up(moment)
+            self._restore(moment)
         # Samplers that have not started have no state to record, nor do those that were just restored.
         samplers = self._states_of_samplers() if moment is None and self._is_open else (moment or {}).get("samplers")
         self._start = {"generators": self._generators.states(), "samplers": samplers}
-        if self._keeps_dataset and place.state is not None and place.state["dataset"] is not None:
-            self._dataset.load_state_dict(place.state["dataset"])
+        if self._keeps_dataset and state is not None and state["dataset"] is not None:
+            self._dataset.load_state_dict(state["dataset"])
         self._is_open, self._has_ended = True, False
-        if self._rest is not None:
-            self._rest.offset = place.offset
-        if self._course is not None:
-            batches = self._read_course(self._course, place, seed)
-        elif self._indices is None:
-            batches = self._read_through(place, seed)
+        skip = self._restore_loader(state, place)
+        drawn = partial(_restore_drawn, self._generators, state if place.is_within else None)
+        if self._indices is not None:
+            batches = self._read_indices(self._indices, place, skip, drawn)
         else:
-            batches = self._read_indices(self._indices, place, seed)
-        if self._indices is None and self.workers > 1 and not self._are_compared:
-            batches = check_workers(batches, self.workers, "the training data", warn)
-        self._are_compared = True
-        return self._sizes.beside(batches, self._indices)
+            batches = self._read_stream(place, skip, drawn, None if state is None else state["course"])
+            if self.workers > 1 and not self._are_compared:
+                batches = check_workers(batches, self.workers, "the training data", warn)
+            self._are_compared = True
+        skipped()
+        return self._copy.sizes.beside(batches, self._indices)
 
     def close(self) -> None:
         """Shut down the workers."""
-        end_loader_workers(self._loader, self._reading())
+        self._copy.close()
 
     def finish(self, batches: Iterator[Any]) -> None:
         """Let objects that keep a state reach their end as well, after the last batch of an epoch."""
-        if self._course is not None and not self.workers:
-            with apart(1):
-                self._course.finish()
-        elif self._asks_workers:
+        if self._stream is not None and not self.workers:
+            self._stream.finish()
+        elif self._asks_loader:
             self._has_ended = next(batches, END) is END
 
     def state(self, *, at_end: bool) -> dict[str, Any]:
         """Return the state to resume reading from: within an epoch, or `at_end` from the start of the next."""
-        state: dict[str, Any] = {"workers": self.workers, "loader": None, "dataset": None, "course": None}
-        state["start"] = None if at_end else self._start
-        state["now"] = {"generators": self._generators.states(), "samplers": None}
-        if not self._is_open:
-            return state
-        if at_end:
-            state["now"]["samplers"] = self._states_of_samplers()
-        if self._keeps_dataset:
-            state["dataset"] = copy.deepcopy(self._dataset.state_dict())
-        if self._course is not None and not self.workers:
-            state["course"] = copy.deepcopy(self._course.reading.state_dict())
-        if self._asks_workers and (not at_end or (self._has_ended and self._loader.persistent_workers)):
-            state["loader"] = copy.deepcopy(self._loader.state_dict())  # type: ignore[attr-defined]
-        return state
+        if self._resumed is not None:
+            return dict(self._resumed)
+        is_open, loader = self._is_open, self._copy.loader
+        asks_loader = self._asks_loader and (not at_end or (self._has_ended and loader.persistent_workers))
+        state: dict[str, Any] = {
+            "processes": self._processes,
+            "seeds": self._seeds,
+            "workers": self.workers,
+            "loader": loader.state_dict() if is_open and asks_loader else None,  # type: ignore[attr-defined]
+            "dataset": self._dataset.state_dict() if is_open and self._keeps_dataset else None,
+            "course": self._stream.state() if is_open and self._stream is not None and not self.workers else None,
+            "start": None if at_end else self._start,
+            "now": {
+                "generators": self._generators.states(),
+                "samplers": self._states_of_samplers() if is_open and at_end else None,
+            },
+        }
+        return copy.deepcopy(state)
 
-    def changes(self, state: Mapping[str, Any]) -> list[str]:
+    def restore(self, state: Mapping[str, Any], *, moved: bool) -> list[str]:
+        """Make the next `read` resume from a state; see `TrainingData.restore`."""
+        if len(state["seeds"]) == len(self._seeds):
+            self._seeds = list(state["seeds"])
+        if state["processes"] != self._processes:
+            return []  # each process read another shard
+        self._resumed = {**state, "loader": None} if moved else state
+        return self._changes(state)
+
+    def _changes(self, state: Mapping[str, Any]) -> list[str]:
         """Describe what keeps this reader from continuing exactly as the one that returned a state."""
         former, there, changes = state["workers"], dict(self._generators), []
         own = [name for name in there if name.split(".")[0] != _SAMPLER]
@@ -231,150 +240,88 @@ class Reader:
             changes.append(f"random generators of the checkpoint are not there: {', '.join(missing)}")
         return changes
 
-    def _tell(self, epoch: int) -> None:
-        for part in (*self._samplers, *([] if self._course else [self._dataset])):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-
     def _states_of_samplers(self) -> list[Any]:
         return [copy.deepcopy(sampler.state_dict()) if has_state(sampler) else None for sampler in self._samplers]
 
-    def _take_up(self, moment: Mapping[str, Any]) -> None:
+    def _restore(self, moment: Mapping[str, Any]) -> None:
         """Restore samplers and generators to the states of the start of an epoch."""
         for sampler, former in zip(self._samplers, moment["samplers"] or (), strict=False):
             if former is not None and has_state(sampler):
-                sampler.load_state_dict(former)
-                # At the end of an epoch some restart on their own, others only once they are asked for more.
-                with apart(1):
-                    is_at_end = next(iter(sampler), END) is END
-                if not is_at_end:
-                    sampler.load_state_dict(former)
+                restore_at_end(sampler, former)
         self._generators.restore(moment["generators"])
 
-    def _read_indices(self, indices: Indices, place: Place, seed: int) -> Iterator[Any]:
-        state = self._state_of_loader(place)
-        skip = place.skip if state is None else 0
+    def _restore_loader(self, state: Mapping[str, Any] | None, place: Place) -> int:
+        """Restore the loader, if its state is known; return the number of batches to skip if it is not."""
+        if not self._asks_loader or state is None or state["workers"] != self.workers or state["loader"] is None:
+            return place.skip
+        self._copy.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+        return 0
+
+    def _read_indices(self, indices: Indices, place: Place, skip: int, drawn: Callable[[], None]) -> Iterator[Any]:
+        assert self._rest is not None
+        self._rest.offset = place.offset
+        seeds = [place.seed + number if own is None else own for number, own in enumerate(self._seeds)]
+        reset = partial(_seed_samplers, self._samplers, [_seed_of_epoch(seed, place.epoch) for seed in seeds])
         # Not a method: workers do not end in time if their loader is part of a reference cycle.
-        indices.begin(seed, place.reset, skip, partial(_go_on, self._generators, place.state))
-        if state is not None:
-            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
-        batches = self._begin()
-        if place.is_within and not skip:
-            _go_on(self._generators, place.state)
-        place.skipped()
-        return indices.read_apart(batches) if self._draws and not self.workers else batches
+        indices.begin(mixed(place.seed, place.epoch), skip, reset, drawn)
+        batches = self._copy.begin()
+        if not skip:
+            drawn()
+        return batches if self._is_ready or self.workers else indices.read_apart(batches)
 
-    def _read_course(self, course: Course, place: Place, seed: int) -> Iterator[Any]:
-        course.begin(place.seed, place.epoch)
-        if self.workers:
-            state = self._state_of_loader(place)
-            if state is None:
-                return self._read_through(place, seed)
-            self._loader.load_state_dict(state)  # type: ignore[attr-defined]
-            batches = self._begin()
-            place.skipped()
-            return batches
-        state = None if place.state is None else place.state["course"]
+    def _read_stream(
+        self, place: Place, skip: int, drawn: Callable[[], None], state: Mapping[str, Any] | None
+    ) -> Iterator[Any]:
+        seed = mixed(place.seed, place.epoch)
         with apart(seed):
-            if state is not None and place.is_within:
-                course.resume(state)
-            elif state is not None:
-                course.carry_over(state)
-            elif place.is_within:
-                course.resume_after(place.skip, place.offset)
-            batches = iter(self._loader)
-        if place.is_within:
-            _go_on(self._generators, place.state)
-        place.skipped()
-        return read_apart(batches, mixed(seed, self._process) + place.skip)
-
-    def _read_through(self, place: Place, seed: int) -> Iterator[Any]:
-        """Read the batches of a stream, including those that are skipped."""
-        batches: Iterator[Any]
-        if self.workers:
-            batches = self._begin()
-        else:
-            with apart(seed):
-                batches = iter(self._loader)
-            batches = read_apart(batches, mixed(seed, self._process))
-        passed = sum(1 for _ in islice(batches, place.skip))
-        if passed < place.skip:
-            raise fewer(place.skip, passed)
-        place.skipped()
+            if self._stream is not None:
+                self._stream.begin(place.seed, place.epoch)
+            if self._stream is not None and not self.workers:
+                skip = 0
+                self._stream.resume(state, place.skip, place.offset)
+            batches = self._copy.begin()
+        if not self.workers:
+            batches = read_apart(batches, mixed(seed, self._process) + place.skip - skip)
+        passed = sum(1 for _ in islice(batches, skip))
+        if passed < skip:
+            raise fewer(skip, passed)
+        if not skip and not self.workers:
+            drawn()
         return batches
 
-    def _begin(self) -> Iterator[Any]:
-        batches = iter(self._loader)
-        self._reading = ref(batches)
-        return batches
 
-    def _state_of_loader(self, place: Place) -> Any:
-        """Return the state for the loader; None if there is none, or it is that of another number of workers."""
-        state = place.state
-        if state is None or not self._asks_workers or state["workers"] != self.workers:
-            return None
-        return state["loader"]
-
-
-def _go_on(generators: Generators, state: Mapping[str, Any] | None) -> None:
+def _restore_drawn(generators: Generators, state: Mapping[str, Any] | None) -> None:
     """Restore generators after batches were skipped without being loaded; those of samplers have advanced already."""
     if state is not None:
         generators.restore(state["now"]["generators"], but=_SAMPLER)
 
 
-def copied(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of the same kind that has not started."""
-    other = copy.copy(loader)
-    other.generator = torch.Generator()
-    vars(other).update({name: value for name, value in BEGUN_LOADER.items() if name in vars(other)})
-    outlast_signals(other)
-    return other
+def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
+    for sampler, seed in zip(samplers, seeds, strict=False):  # the last is a batch sampler
+        if hasattr(sampler, "generator"):
+            if sampler.generator is None:
+                sampler.generator = torch.Generator()
+            sampler.generator.manual_seed(seed)
 
 
-def _indices(loader: DataLoader[Any], batches: Any, draws: bool, process: int, processes: int) -> Indices:
-    if processes > 1:
-        share = _Turns if loader.batch_sampler is None else BatchSamplerShard
-        batches = share(batches, processes, process)
-    workers = loader.num_workers > 0
-    return Indices(batches, apart=draws, for_workers=workers, process=process, processes=processes)
+def _initial_seed(sampler: Any) -> int | None:
+    """Return the seed of a generator that the user gave to a sampler; None for ours, which nobody seeded."""
+    generator = getattr(sampler, "generator", None)
+    if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
+        return None
+    return int(generator.initial_seed())
 
 
-def _has_course(loader: DataLoader[Any]) -> bool:
-    """Return whether a stream is read through a course: not if workers restart every epoch, which read it exactly as it
-    is, and not if it is a data pipe, which is recognized by its type."""
-    starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not keeps_state(loader)
+def _seed_of_epoch(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def _needs_seeds(loader: DataLoader[Any]) -> bool:
+    """Return whether a stream must be seeded for each batch: not if workers that restart every epoch read all of it
+    again, and not if it is a data pipe, which is recognized by its type."""
+    starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not has_state(loader)
     return not starts_anew and not isinstance(loader.dataset, IterDataPipe)
-
-
-def _course(loader: DataLoader[Any], process: int, processes: int) -> Course:
-    course = Course(
-        loader.dataset,
-        loader.batch_size or 1,
-        drop_last=loader.drop_last,
-        process=process,
-        processes=processes,
-        for_workers=loader.num_workers > 0,
-    )
-    if processes > 1 and not loader.num_workers:
-        course.seen = warn_of_differences
-    return course
 
 
 def _is_plain(sampler: Any) -> bool:
     return type(sampler) in _PLAIN or type(sampler).__module__.startswith("torchdata.")
-
-
-class _Turns:
-    """Every n-th index, where each index is a batch; the last round is padded from the start."""
-
-    def __init__(self, indices: Iterable[Any], processes: int, process: int) -> None:
-        self._indices, self._processes, self._process = indices, processes, process
-
-    def __iter__(self) -> Iterator[Any]:
-        indices, first = iter(self._indices), list[Any]()
-        while round_ := list(islice(indices, self._processes)):
-            first = first or round_
-            yield (round_ + first * self._processes)[self._process]
-
-    def __len__(self) -> int:
-        return -(-len(self._indices) // self._processes)  # type: ignore[arg-type]  # a TypeError where they have none

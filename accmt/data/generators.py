@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from accmt.data.seeding import has_state
+from accmt.checkpoint.object_state import has_state
 
 # Attributes in which datasets and samplers hold what they wrap: one object, or several.
 _ONE = ("dataset", "sampler", "batch_sampler", "transform")
@@ -37,7 +37,7 @@ class Generators:
         """Yield each generator once, with its path."""
         seen: set[int] = set()
         for name, root in self._roots.items():
-            yield from _within(name, root, seen)
+            yield from _within(name, root, True, seen)
 
     def states(self) -> dict[str, Any]:
         """Return the states of the generators by path."""
@@ -101,8 +101,8 @@ def _goes_on_in_workers(loader: DataLoader[Any], root: str) -> bool:
         return False
     starts_anew = isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
     if root == "collate_fn":
-        return not starts_anew or keeps_state(loader)
-    return not starts_anew and not (keeps_state(loader) and has_state(loader.dataset))
+        return not starts_anew or has_state(loader)
+    return not starts_anew and not (has_state(loader) and has_state(loader.dataset))
 
 
 def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
@@ -111,38 +111,23 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
         yield "in_order=False takes batches in the order in which workers happen to finish them"
     if isinstance(dataset, IterableDataset):
         return  # it is told the epoch, and is read again if its state cannot be reached
-    if loader.num_workers and has_state(dataset) and not keeps_state(loader):
+    if loader.num_workers and has_state(dataset) and not has_state(loader):
         yield f"the state of {name} in workers is in no checkpoint (only a StatefulDataLoader reaches it)"
     if loader.persistent_workers and hasattr(dataset, "set_epoch"):
         yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
 
 
-def keeps_state(loader: DataLoader[Any]) -> bool:
-    """Return whether a loader keeps a state itself, as torchdata's does."""
-    return has_state(loader)
-
-
-def _within(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if value is None or id(value) in seen:
+def _within(path: str, value: Any, is_searched: bool, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield a generator, or those of an object whose parts are searched."""
+    is_one = isinstance(value, _KINDS)
+    if value is None or id(value) in seen or not (is_one or is_searched):
         return
     seen.add(id(value))
-    for part, inner, is_wrapped in _parts(value):
-        way = f"{name}.{part}"
-        if isinstance(inner, _KINDS):
-            if id(inner) not in seen:
-                seen.add(id(inner))
-                yield way, inner
-        elif is_wrapped:
-            for further, item in _items(way, inner) if part in _SEVERAL else [(way, inner)]:
-                yield from _within(further, item, seen)
-
-
-def _items(way: str, several: Any) -> list[tuple[str, Any]]:
-    if isinstance(several, Mapping):
-        return [(f"{way}.{key}", item) for key, item in several.items()]
-    if isinstance(several, list | tuple):
-        return [(f"{way}.{place}", item) for place, item in enumerate(several)]
-    return [(way, several)]
+    if is_one:
+        yield path, value
+        return
+    for name, part, is_wrapped in _parts(value):
+        yield from _within(f"{path}.{name}", part, is_wrapped, seen)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
@@ -150,12 +135,16 @@ def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
     if isinstance(value, MethodType):
         yield "__self__", value.__self__, True
     elif isinstance(value, partial):
-        yield "func", value.func, True
-        yield from ((str(place), inner, True) for place, inner in enumerate(value.args))
-        yield from ((key, inner, True) for key, inner in value.keywords.items())
+        parts = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
+        yield from ((str(name), part, True) for name, part in parts)
     else:
-        for attribute in _attributes(value):
-            yield attribute, getattr(value, attribute, None), attribute in (*_ONE, *_SEVERAL)
+        for name in _attributes(value):
+            part = getattr(value, name, None)
+            if name in _SEVERAL and isinstance(part, Mapping | list | tuple):
+                items = part.items() if isinstance(part, Mapping) else enumerate(part)
+                yield from ((f"{name}.{key}", item, True) for key, item in items)
+            else:
+                yield name, part, name in (*_ONE, *_SEVERAL)
 
 
 def _attributes(value: Any) -> Iterable[str]:

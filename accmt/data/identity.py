@@ -7,19 +7,17 @@ random states are restored afterwards. If samples are random, or differ when rea
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Subset
 
 from accmt.checkpoint.rng import random_state, untouched_random_state
+from accmt.data.digest import Digest, digest_of
 from accmt.data.generators import Generators
+from accmt.data.indices import length_of
 from accmt.data.seeding import draw_from
 from accmt.hyperparameters.catalogue import qualified_name
 from accmt.hyperparameters.recorded import recorded
@@ -30,25 +28,14 @@ _WRAPPED = ("dataset", "datasets")
 _SAMPLED = ("indices", "weights")
 
 
-class _Digest(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-
-
-class _Unknown(Exception):
-    """Error for a value that cannot be converted to bytes."""
-
-
-def identity_of(dataset: Any, device: torch.device) -> dict[str, Any]:
+def identify_dataset(dataset: Any, device: torch.device) -> dict[str, Any]:
     """Return what a checkpoint records of a dataset, as JSON.
 
     Args:
         dataset: A dataset; or a stream, from which no sample is read.
         device: The device of the process; its random state is not changed.
     """
-    try:
-        length = len(dataset)
-    except TypeError:
-        length = None
+    length = length_of(dataset)
     known = {"type": qualified_name(type(dataset)), "length": length, "samples": None}
     if length and not isinstance(dataset, IterableDataset) and hasattr(dataset, "__getitem__"):
         known["samples"] = _digest_of(dataset, length, device)
@@ -96,18 +83,18 @@ def _digest_of(dataset: Any, length: int, device: torch.device) -> str | None:
 
 def _read(dataset: Any, places: list[int], seed: int, device: torch.device) -> str | None:
     """Compute a digest of some samples; None if something was drawn at random, or reading took too long."""
-    copied, digest = _copied(dataset), hashlib.blake2b(digest_size=16)
+    copied, digest = _copied(dataset), Digest()
     generators = Generators({"dataset": copied})
     draw_from(seed)
-    before = _bytes_of([random_state(device), generators.states()])
+    before = digest_of([random_state(device), generators.states()])
     started = time.monotonic()
     for place in places:
-        _add(digest, copied[place])
+        digest.add(copied[place])
         if time.monotonic() - started > _LONGEST:
             return None  # not worth the time
     if isinstance(dataset, Subset):
-        _add(digest, list(dataset.indices))
-    return digest.hexdigest() if _bytes_of([random_state(device), generators.states()]) == before else None
+        digest.add(list(dataset.indices))
+    return digest.hexdigest() if digest_of([random_state(device), generators.states()]) == before else None
 
 
 def _copied(dataset: Any) -> Any:
@@ -120,50 +107,3 @@ def _copied(dataset: Any) -> Any:
         elif inner is not None and hasattr(inner, "__getitem__"):
             setattr(copied, name, _copied(inner))
     return copied
-
-
-def _bytes_of(value: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    _add(digest, value)
-    return digest.hexdigest()
-
-
-def _add(digest: _Digest, value: Any) -> None:
-    """Add a value to a digest, with its type and shape.
-
-    Raises:
-        _Unknown: It is neither plain data nor composed of plain data.
-    """
-    if isinstance(value, torch.Tensor):
-        _add_tensor(digest, value)
-    elif isinstance(value, np.ndarray | np.generic):
-        _add_array(digest, np.asarray(value))
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
-    elif isinstance(value, Mapping):
-        _add(digest, [item for pair in value.items() for item in pair])
-    elif isinstance(value, list | tuple):
-        digest.update(f"{len(value)} items;".encode())
-        for item in value:
-            _add(digest, item)
-    elif is_dataclass(value):
-        _add(digest, [getattr(value, field.name) for field in fields(value)])
-    elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):  # images
-        _add_array(digest, np.asarray(value))
-    elif isinstance(value, io.IOBase) or not getattr(value, "__dict__", None):
-        raise _Unknown
-    else:
-        _add(digest, vars(value))
-
-
-def _add_tensor(digest: _Digest, tensor: torch.Tensor) -> None:
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise _Unknown
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def _add_array(digest: _Digest, array: np.ndarray[Any, Any]) -> None:
-    if array.dtype.hasobject:
-        raise _Unknown
-    digest.update(f"{array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeGuard
 
@@ -17,13 +16,13 @@ from accelerate import PartialState
 from accelerate.data_loader import get_sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
-from accmt.checkpoint.format import Mismatch
 from accmt.checkpoint.state_types import check_written
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
-from accmt.data.position_unit import BATCHES, Unit, unit_in_words, unit_of
+from accmt.data.indices import length_of
+from accmt.data.position_unit import Unit, check_move
 from accmt.data.seeding import END
-from accmt.data.worker_signals import ADVICE, forks, main_is_unguarded
+from accmt.data.workers import ADVICE, forks, main_is_unguarded
 
 Collate = Callable[[list[Any]], Any]
 
@@ -50,15 +49,25 @@ class DataOptions:
 
 @dataclass(slots=True)
 class Window:
-    """The batches of one optimizer step, and whether they are the last of their epoch.
+    """The batches of one optimizer step, each with its number of samples, None where the loader does not know it.
 
-    `samples` holds the number of samples of each batch read so far, None where the loader does not know it.
+    Attributes:
+        size: The number of batches.
+        is_last: True if they are the last of their epoch.
+        samples: The number of samples of each batch read so far.
     """
 
-    batches: Iterator[Any]
+    read: Iterator[tuple[int | None, Any]]
     size: int
     is_last: bool
     samples: list[int | None] = field(default_factory=list)
+
+    @property
+    def batches(self) -> Iterator[Any]:
+        """The batches that were not read yet."""
+        for samples, batch in self.read:
+            self.samples.append(samples)
+            yield batch
 
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:
@@ -107,18 +116,16 @@ class TrainingData:
         self.accumulation = accumulation
         self.seed = seed
         sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
-        self._samples = _length(sampler)
+        self._samples = length_of(sampler)
         self.samplers = tuple(_samplers(sampler))
-        self._own_seeds = [_initial_seed(part) for part in self.samplers]
         state = PartialState()
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
         self._batch_size: int = size * state.num_processes
-        self.unit = unit_of(loader, size, state.num_processes)
+        self.unit = Unit.of_loader(loader, size, state.num_processes)
         self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
-        self._resumed: Mapping[str, Any] | None = None
         self._ahead: Mapping[str, Any] | None = None
         self._is_last = True
-        self.batches_per_epoch = self._first_length = _length(self._reader)
+        self.batches_per_epoch = self._first_length = length_of(self._reader)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -162,25 +169,8 @@ class TrainingData:
         """
         batch, offset = divmod(place, self.unit.size)
         if place and then != self.unit:
-            self._check_move(then, offset)
+            check_move(then, self.unit, starts_between_batches=not offset or self._reader.reads_from_anywhere)
         return batch, offset
-
-    def _check_move(self, then: Unit, offset: int) -> None:
-        """Refuse a position that the current data cannot start from."""
-        now, why = self.unit, ""
-        if now.counts != then.counts or (now.counts == BATCHES and now.batch_size != then.batch_size):
-            why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
-        elif max(now.readers, then.readers) > 1:
-            why = "several workers read the stream, and which samples they have read depends on it"
-        elif offset and not self._reader.reads_from_anywhere:
-            why = "the stream can only be read on from the end of a batch"
-        if why:
-            raise Mismatch(
-                f"the checkpoint was made in the middle of an epoch, with {unit_in_words(then)}, and there are "
-                f"{unit_in_words(now)} now: {why}. Nothing was loaded.\n"
-                f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
-                f"or start from scratch with resume=False."
-            )
 
     def state(self) -> dict[str, Any]:
         """Return what this process needs, besides epoch and batch, to resume after the windows taken so far.
@@ -188,10 +178,7 @@ class TrainingData:
         It consists of numbers, strings, tensors, arrays and containers of them, provided that the states of loader and
         dataset do.
         """
-        if self._resumed is not None:
-            return dict(self._resumed)
-        state = self._reader.state(at_end=self._is_last) if self._ahead is None else self._ahead
-        return {"processes": PartialState().num_processes, "seeds": self._own_seeds, **state}
+        return self._reader.state(at_end=self._is_last) if self._ahead is None else dict(self._ahead)
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that it is a result of `state`.
@@ -199,7 +186,7 @@ class TrainingData:
         Raises:
             ValueError: It is not.
         """
-        check_written(_State, state, "data.reading")
+        check_written(ReaderState, state, "data.reading")
 
     def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
         """Make the next `windows` resume from a state, at the position where it was taken.
@@ -211,24 +198,15 @@ class TrainingData:
         Returns:
             What will differ from the original training, one line each.
         """
-        if len(state["seeds"]) == len(self._own_seeds):
-            self._own_seeds = list(state["seeds"])
-        if state["processes"] != PartialState().num_processes:
-            return []  # each process read another shard
-        self._resumed = {**state, "loader": None} if moved else state
-        return self._reader.changes(state)
+        return self._reader.restore(state, moved=moved)
 
     def windows(
         self, epoch: int, skip: int = 0, skipped: Callable[[], None] = lambda: None, offset: int = 0
     ) -> Iterator[Window]:
         """Return the windows of an epoch without its first `offset` samples and the next `skip` batches; `skipped` is
         called once these have been skipped."""
-        resumed, self._resumed = self._resumed, None
         self._ahead, self._is_last = None, False
-        seeds = [self.seed + place if own is None else own for place, own in enumerate(self._own_seeds)]
-        reset = partial(_seed_samplers, self.samplers, [_mixed(seed, epoch) for seed in seeds])
-        place = Place(epoch, self.seed, skip, reset, skipped, resumed, offset)
-        batches, length = self._reader.read(place), self.batches_after(offset)
+        batches, length = self._reader.read(Place(epoch, self.seed, skip, offset), skipped), self.batches_after(offset)
         self._check_length(epoch)
         return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
 
@@ -256,18 +234,7 @@ class TrainingData:
             size = min(self.accumulation, remaining)
             remaining -= size
             self._is_last = remaining == 0
-            yield self._window(self._promised(batches, size, self._is_last), size, self._is_last)
-
-    @staticmethod
-    def _window(batches: Iterator[tuple[int | None, Any]], size: int, is_last: bool) -> Window:
-        samples: list[int | None] = []
-
-        def taken() -> Iterator[Any]:
-            for number, batch in batches:
-                samples.append(number)
-                yield batch
-
-        return Window(taken(), size, is_last, samples)
+            yield Window(self._promised(batches, size, self._is_last), size, self._is_last)
 
     def _promised(self, batches: Iterator[Any], size: int, is_last: bool) -> Iterator[tuple[int | None, Any]]:
         """Yield the next batches, whose number follows from the length of the data.
@@ -293,15 +260,8 @@ class TrainingData:
             if not following:
                 self._reader.finish(batches)
                 self._ahead, self._is_last = None, True
-            yield self._window(iter(window), len(window), not following)
+            yield Window(iter(window), len(window), not following)
             window = following
-
-
-class _State(ReaderState):
-    """Types of the state returned by `TrainingData.state`."""
-
-    processes: int
-    seeds: list[int | None]
 
 
 def _loader(
@@ -360,30 +320,3 @@ def _samplers(sampler: Any) -> Iterator[Any]:
         yield from sampler.samplers
     else:
         yield sampler
-
-
-def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
-    for sampler, seed in zip(samplers, seeds, strict=True):
-        if hasattr(sampler, "generator"):
-            if sampler.generator is None:
-                sampler.generator = torch.Generator()
-            sampler.generator.manual_seed(seed)
-
-
-def _initial_seed(sampler: Any) -> int | None:
-    """Return the seed of a generator that the user gave to a sampler; None for ours, which nobody seeded."""
-    generator = getattr(sampler, "generator", None)
-    if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
-        return None
-    return int(generator.initial_seed())
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:
-        return None
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) % 2**63

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from accmt.data.rest_of_epoch import makes_plain_batches
+from accmt.checkpoint.format import Mismatch
+from accmt.data.indices import makes_plain_batches
 
-SAMPLES, BATCHES = "samples", "batches"
+_SAMPLES, _BATCHES = "samples", "batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,45 @@ class Unit:
     @property
     def size(self) -> int:
         """Units that one batch on each process takes together."""
-        return self.processes * ((self.batch_size or 1) if self.counts == SAMPLES else 1)
+        return self.processes * ((self.batch_size or 1) if self.counts == _SAMPLES else 1)
+
+    @classmethod
+    def of_loader(cls, loader: DataLoader[Any], size: int, processes: int) -> Unit:
+        """Return the unit for a loader with batches of `size`, sharded across `processes` processes."""
+        is_stream = isinstance(loader.dataset, IterableDataset)
+        counts = _SAMPLES if is_stream or makes_plain_batches(loader) else _BATCHES
+        known = size if counts == _SAMPLES else getattr(loader.batch_sampler, "batch_size", None)
+        return cls(counts, known, processes, max(1, loader.num_workers) if is_stream else 1)
 
 
-def unit_of(loader: DataLoader[Any], size: int, processes: int) -> Unit:
-    """Return the unit for a loader with batches of `size`, shared by `processes` processes."""
-    is_stream = isinstance(loader.dataset, IterableDataset)
-    counts = SAMPLES if is_stream or makes_plain_batches(loader) else BATCHES
-    known = size if counts == SAMPLES else getattr(loader.batch_sampler, "batch_size", None)
-    return Unit(counts, known, processes, max(1, loader.num_workers) if is_stream else 1)
+def check_move(then: Unit, now: Unit, *, starts_between_batches: bool) -> None:
+    """Check that a position counted in one unit is one in another.
+
+    Args:
+        then: The unit of the checkpoint.
+        now: The present unit.
+        starts_between_batches: The data can be read from there: between two batches, or because any sample will do.
+
+    Raises:
+        Mismatch: There is no such position: samples would be trained on twice, or never.
+    """
+    why = ""
+    if now.counts != then.counts or (now.counts == _BATCHES and now.batch_size != then.batch_size):
+        why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
+    elif max(now.readers, then.readers) > 1:
+        why = "several workers read the stream, and which samples they have read depends on it"
+    elif not starts_between_batches:
+        why = "the stream can only be read on from the end of a batch"
+    if why:
+        raise Mismatch(
+            f"the checkpoint was made in the middle of an epoch, with {_in_words(then)}, and there are "
+            f"{_in_words(now)} now: {why}. Nothing was loaded.\n"
+            f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+            f"or start from scratch with resume=False."
+        )
 
 
-def unit_in_words(unit: Unit) -> str:
+def _in_words(unit: Unit) -> str:
     """Describe how the data are read, for error messages."""
     size = "batches" if unit.batch_size is None else f"batches of {unit.batch_size}"
     workers = f" and {unit.readers} workers" if unit.readers > 1 else ""

@@ -8,17 +8,13 @@ as soon as it can be detected.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from pickle import dumps
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -31,13 +27,15 @@ from torch.utils.data import (
 
 from accmt._compat import shares_of
 from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.data.digest import digest_of
 from accmt.data.generators import Generators
+from accmt.data.indices import length_of, sampler_of, with_sampler
 from accmt.data.seeding import END, apart
 from accmt.distributed.collective import everywhere
 from accmt.notices import warn
 
 _WHOLE = (SequentialSampler, RandomSampler, WeightedRandomSampler)
-_ADVICE = "give each process all of the data, in one order: the trainer shares the batches out"
+_ADVICE = "give each process all of the data, in one order: the trainer shards the batches"
 
 
 def whole(loader: Any, name: str) -> DataLoader[Any]:
@@ -55,31 +53,25 @@ def whole(loader: Any, name: str) -> DataLoader[Any]:
         return loader if prepared is None else prepared
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDatasetShard) or shares_of(dataset) > 1:
-        raise _problem(name, f"the dataset is a process's share already: {_ADVICE}")
+        raise _problem(name, f"the dataset is a process's shard already: {_ADVICE}")
     return _undistributed(loader, processes, name)
 
 
 def _undistributed(loader: DataLoader[Any], processes: int, name: str) -> DataLoader[Any]:
     """Return the loader with the order that its DistributedSampler divides, if it has one."""
-    batches = loader.batch_sampler
-    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    sampler = sampler_of(loader)
     if not isinstance(sampler, DistributedSampler) or sampler.num_replicas == 1:
         return loader
     kind = type(sampler)
     if kind is not DistributedSampler and not kind.__module__.startswith("torchdata."):
-        raise _problem(name, f"{kind.__name__} shares the data out: {_ADVICE}")
+        raise _problem(name, f"{kind.__name__} shards the data: {_ADVICE}")
     if sampler.num_replicas != processes:
-        text = f"{kind.__name__} shares the data out among {sampler.num_replicas} processes, and there are {processes}"
+        text = f"{kind.__name__} shards the data across {sampler.num_replicas} processes, and there are {processes}"
         raise _problem(name, f"{text}: {_ADVICE}")
     undivided = kind(
         sampler.dataset, num_replicas=1, rank=0, shuffle=sampler.shuffle, seed=sampler.seed, drop_last=sampler.drop_last
     )
-    loader = copy.copy(loader)
-    if type(batches) is BatchSampler:
-        batches = copy.copy(batches)
-        batches.sampler = undivided
-    vars(loader).update(sampler=undivided, batch_sampler=batches)
-    return loader
+    return with_sampler(loader, undivided)
 
 
 def check_alike(loader: DataLoader[Any], name: str) -> None:
@@ -91,7 +83,7 @@ def check_alike(loader: DataLoader[Any], name: str) -> None:
     if PartialState().num_processes == 1:
         return
     order = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    seen: dict[str, Any] = {"lengths": _length(loader.dataset), "numbers of batches": _length(order)}
+    seen: dict[str, Any] = {"lengths": length_of(loader.dataset), "numbers of batches": length_of(order)}
     if not isinstance(loader.dataset, IterableDataset):
         seen |= {"samples": _first_samples(loader.dataset), "orders": _first_indices(order, loader.dataset)}
     others = everywhere(lambda: seen)
@@ -117,12 +109,12 @@ def warn_of_differences(samples: Any) -> None:
     """Warn if the first samples that the processes read from a training stream differ."""
     if not are_alike(samples):
         text = "the processes read different samples from the training stream, and each trains on its part of what it"
-        warn(f"{text} reads: if the stream is shared out already, {_ADVICE}")
+        warn(f"{text} reads: if the stream is sharded already, {_ADVICE}")
 
 
 def are_alike(value: Any) -> bool:
     """Return whether a value is the same on all processes, which call this together; True if that is unknown."""
-    found = set(everywhere(lambda: b"" if value is END else _digest(value)))
+    found = set(everywhere(lambda: "" if value is END else _digest(value)))
     return len(found) == 1 or None in found
 
 
@@ -140,7 +132,7 @@ def check_workers(batches: Iterator[Any], workers: int, name: str, tell: Callabl
     if workers == 1:
         yield from batches
         return
-    digests: list[bytes | None] = []
+    digests: list[str | None] = []
     for batch in batches:
         if len(digests) < 2 * workers:
             digests.append(_digest(batch))
@@ -151,7 +143,7 @@ def check_workers(batches: Iterator[Any], workers: int, name: str, tell: Callabl
         tell(_repeated(workers, name))
 
 
-def _are_repeated(digests: list[bytes | None], workers: int) -> bool:
+def _are_repeated(digests: list[str | None], workers: int) -> bool:
     rounds = [set(digests[start : start + workers]) for start in range(0, len(digests), workers)]
     are_same = None not in digests and all(len(each) == 1 for each in rounds)
     return are_same and (len(rounds) == 1 or rounds[0] != rounds[1])
@@ -168,14 +160,7 @@ def _problem(name: str, text: str) -> ConfigError:
     return ConfigError([Problem(name, text)], "fit(...)")
 
 
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:
-        return None
-
-
-def _first_samples(dataset: Any) -> bytes | None:
+def _first_samples(dataset: Any) -> str | None:
     """Compute a digest of the first and the last sample; None if it is not the same when they are read twice."""
     if next(iter(Generators({"dataset": dataset})), None) is not None:
         return None  # reading would draw from a generator that checkpoints hold
@@ -189,7 +174,7 @@ def _first_samples(dataset: Any) -> bytes | None:
     return found[0] if found[0] == found[1] else None
 
 
-def _first_indices(order: Any, dataset: Any) -> bytes | None:
+def _first_indices(order: Any, dataset: Any) -> str | None:
     """Compute a digest of the first indices from a copy of a sampler, or of the seed that determines them."""
     inner = order.sampler if type(order) is BatchSampler else order
     if type(inner) is RandomSampler and not inner.replacement and isinstance(inner.generator, torch.Generator):
@@ -204,32 +189,9 @@ def _first_indices(order: Any, dataset: Any) -> bytes | None:
         return None
 
 
-def _digest(value: Any) -> bytes | None:
+def _digest(value: Any) -> str | None:
     """Compute a digest that distinguishes values; None if that is not possible."""
-    digest = blake2b(digest_size=16)
     try:
-        for part in _bytes(value):
-            digest.update(part)
-    except Exception:
+        return digest_of(value)
+    except Exception:  # whatever an object of the user raises
         return None
-    return digest.digest()
-
-
-def _bytes(value: Any) -> Iterator[bytes]:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
-        yield value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        yield f"{value.dtype}{value.shape}".encode()
-        yield value.tobytes()
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield repr(key).encode()
-            yield from _bytes(item)
-    elif isinstance(value, list | tuple):
-        yield f"{type(value).__name__}{len(value)}".encode()
-        for item in value:
-            yield from _bytes(item)
-    else:
-        yield dumps(value)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
-from weakref import ref
 
 import torch
 from accelerate import PartialState
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from accmt._compat import end_loader_workers
-from accmt.data.batch_size import Sizes
-from accmt.data.epoch_reader import SEEDED, copied
+from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
+from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
+from accmt.data.loader_copy import LoaderCopy
 from accmt.data.loaders import DataOptions, validation_loader
-from accmt.data.seeding import Indices, apart, mixed, read_apart
+from accmt.data.seeding import apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
 from accmt.module import AcceleratorModule
 
@@ -49,14 +48,12 @@ class ValidationData:
         self.samples: int | None = None
         self._key, self._seed = key, seed
         self._process, self._processes = state.process_index, state.num_processes
-        self._copy = copied(loader)
-        self._sizes = Sizes(self._copy)
-        self._reading: Callable[[], Any] = lambda: None
+        self._copy = LoaderCopy(loader)
         self._indices: Indices | None = None
-        self._draws = not is_ready(loader.dataset, loader.collate_fn)
+        self._is_ready = is_ready(loader.dataset, loader.collate_fn)
         if not self.is_stream:
-            self._indices = self._shared_indices()
-            vars(self._copy)["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._indices
+            self._indices = self._sharded_indices()
+            self._copy.request(self._indices)
 
     @property
     def _name(self) -> str:
@@ -69,13 +66,10 @@ class ValidationData:
     @property
     def length(self) -> int | None:
         """Number of batches of this process; None if unknown."""
-        try:
-            return None if self.is_stream else len(self._copy)
-        except TypeError:
-            return None
+        return None if self.is_stream else length_of(self)
 
     def __len__(self) -> int:
-        return len(self._copy)
+        return len(self._copy.loader)
 
     def with_workers(self, workers: int) -> ValidationData:
         """Return the same batches, loaded by another number of workers."""
@@ -87,50 +81,41 @@ class ValidationData:
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)
-        assert self._copy.generator is not None
-        self._copy.generator.manual_seed(seed)
+        self._copy.seed(seed)
         batches = self._stream(seed) if self._indices is None else self._of_indices(self._indices, seed)
-        for samples, batch in self._sizes.beside(batches, self._indices):
+        for samples, batch in self._copy.sizes.beside(batches, self._indices):
             self.samples = samples
             yield batch
 
     def close(self) -> None:
         """Shut down the workers."""
-        end_loader_workers(self._copy, self._reading())
+        self._copy.close()
 
     def _of_indices(self, indices: Indices, seed: int) -> Iterator[Any]:
-        indices.begin(seed, lambda: None, 0, lambda: None)
-        batches = self._begin()
-        return indices.read_apart(batches) if self._draws and not self._copy.num_workers else batches
+        indices.begin(seed, 0, lambda: None, lambda: None)
+        batches = self._copy.begin()
+        return batches if self._is_ready or self._copy.workers else indices.read_apart(batches)
 
     def _stream(self, seed: int) -> Iterator[Any]:
         """Read a stream: all of it on each process, so that no sample is repeated to make shards even."""
-        if self._copy.num_workers:
-            batches = check_workers(self._begin(), self._copy.num_workers, self._name, _refuse)
+        if self._copy.workers:
+            batches = check_workers(self._copy.begin(), self._copy.workers, self._name, _refuse)
         else:
             with apart(seed):
-                batches = iter(self._copy)
+                batches = self._copy.begin()
             batches = read_apart(batches, seed)
         if self._processes == 1:
             return batches
         return islice(check_alike_as_read(batches, self._name), self._process, None, self._processes)
 
-    def _begin(self) -> Iterator[Any]:
-        batches = iter(self._copy)
-        self._reading = ref(batches)
-        return batches
-
-    def _shared_indices(self) -> Indices:
-        loader = self.loader
+    def _sharded_indices(self) -> Indices:
+        loader, process, processes = self.loader, self._process, self._processes
         batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-        inner = batches.sampler if type(batches) is BatchSampler else batches
-        return Indices(
-            batches if self._processes == 1 else _Every(batches, self._process, self._processes),
-            apart=type(inner) not in _IN_ORDER,
-            for_workers=loader.num_workers > 0,
-            process=self._process,
-            processes=self._processes,
-        )
+        inner = sampler_of(loader) if type(batches) is BatchSampler else batches
+        draws, for_workers = type(inner) not in _IN_ORDER, loader.num_workers > 0
+        if processes > 1:
+            batches = EveryNth(batches, process, processes, pads=False)
+        return Indices(batches, draws=draws, for_workers=for_workers, process=process, processes=processes)
 
 
 def validation_loaders(
@@ -155,35 +140,14 @@ def validation_loaders(
 def _with_own_sampler(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Return the loader with a separate generator for a sampler of torch: training data may use that sampler too, and
     be in the middle of it while an evaluation interrupts them."""
-    batches, sampler = loader.batch_sampler, loader.sampler
-    if type(batches) is BatchSampler:
-        sampler = batches.sampler
+    sampler = sampler_of(loader)
     generator = getattr(sampler, "generator", None)
     if not isinstance(generator, torch.Generator) or type(sampler) not in SEEDED:
         return loader
-    loader, sampler = copy.copy(loader), copy.copy(sampler)
+    sampler = copy.copy(sampler)
     vars(sampler)["generator"] = torch.Generator().set_state(generator.get_state())
-    if type(batches) is BatchSampler:
-        batches = copy.copy(batches)
-        batches.sampler = sampler
-    vars(loader).update(sampler=sampler, batch_sampler=batches)
-    return loader
+    return with_sampler(loader, sampler)
 
 
 def _refuse(text: str) -> None:
     raise RuntimeError(text)
-
-
-class _Every:
-    """Every n-th batch of indices, from the `first` on. They are drawn in rounds, the same on every process."""
-
-    def __init__(self, batches: Iterable[Any], first: int, step: int) -> None:
-        self._batches, self._first, self._step = batches, first, step
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._batches)
-        while len(round_ := list(islice(batches, self._step))) > self._first:
-            yield round_[self._first]
-
-    def __len__(self) -> int:
-        return len(range(self._first, len(self._batches), self._step))  # type: ignore[arg-type]  # or a TypeError

@@ -14,9 +14,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
+from accmt.checkpoint.object_state import has_state
 from accmt.config.errors import ConfigError, Problem
 from accmt.data.generators import Generators
-from accmt.data.seeding import has_state
 from accmt.module import AcceleratorModule
 
 _REMEDY = (

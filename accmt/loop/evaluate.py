@@ -17,7 +17,7 @@ from accmt.checkpoint.object_state import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.checkpoint.shards import share_out_again
 from accmt.data.batch_size import samples_of
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 from accmt.data.validation import ValidationData
 from accmt.distributed.collective import agreed, raise_on_all
 from accmt.distributed.even_batches import in_step
@@ -51,7 +51,7 @@ class Evaluation:
     loaders: Mapping[str, ValidationData]
     metrics: Mapping[str, Sequence[Metric]]
     hooks: Hooks
-    place: Placement
+    place: DeviceTransfer
     repeats: bool
 
     def __bool__(self) -> bool:

@@ -13,7 +13,7 @@ from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.format import Mismatch
 from accmt.checkpoint.state_types import Written, check_written
 from accmt.config.errors import ConfigError, Problem
-from accmt.data.identity import difference, identity_of, order_of
+from accmt.data.identity import difference, identify_dataset, order_of
 from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
 from accmt.hyperparameters.recorded import changes
@@ -70,7 +70,7 @@ class Settings:
 
     def know_data(self, device: torch.device) -> None:
         """Find what identifies the training data. Call it on all processes."""
-        self._identity = from_main(lambda: identity_of(self._data.loader.dataset, device))
+        self._identity = from_main(lambda: identify_dataset(self._data.loader.dataset, device))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record."""

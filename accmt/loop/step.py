@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accmt.data.batch_size import samples_of
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 from accmt.data.loaders import Window
 from accmt.distributed.gradient_averaging import average_gradients
 from accmt.distributed.strategy import REPLICATED, alike, local
@@ -94,7 +94,7 @@ class Stepper:
         self._beside = beside
         through_wrapper = options.through_wrapper
         self._trained = Trained(module, model, optimizer.optimizer, schedule, beside, through_wrapper=through_wrapper)
-        self.place = Placement.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
+        self.place = DeviceTransfer.of(accelerator, moves=options.place_batches, converts=options.prepare_batches)
         self._places = bool(self.place)
         self._updates = updates_of(accelerator, model, optimizer)
         self._differentiate = self._updates.differentiate

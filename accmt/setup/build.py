@@ -16,7 +16,7 @@ from accmt.checkpoint.format import ModelParts
 from accmt.checkpoint.model_store import Savings
 from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.weights import WeightsFormat
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 from accmt.data.generators import generators_of
 from accmt.data.validation import validation_loaders
 from accmt.distributed.heartbeat import Heartbeat
@@ -156,7 +156,7 @@ def assemble_evaluation(
             module.model = accelerator.prepare_model(module.model, evaluation_mode=True)
         prepare_teacher(module, options.model)
     step = options.step
-    place = Placement.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
+    place = DeviceTransfer.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     seed = agreed_seed()
     loaders = validation_loaders(options.data, module, datasets, lambda: seed)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from accmt import ConfigError
-from accmt.data.identity import difference, identity_of
+from accmt.data.identity import difference, identify_dataset
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def tensors(first=0, count=20):
 
 
 def known(dataset):
-    return identity_of(dataset, CPU)
+    return identify_dataset(dataset, CPU)
 
 
 @pytest.mark.parametrize("make", [Texts, tensors, lambda: ConcatDataset([Texts(), Texts(5, 3)]), lambda: list("abc")])

@@ -8,7 +8,7 @@ from launching import launch
 
 SCRIPT = Path(__file__).parent / "sharded.py"
 MEAN = sum(i * i for i in range(18)) / 18
-ADVICE = "give each process all of the data, in one order: the trainer shares the batches out"
+ADVICE = "give each process all of the data, in one order: the trainer shards the batches"
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -36,8 +36,8 @@ def test_what_can_be_shared_out_is_read_once(found, name):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("other number", "DistributedSampler shares the data out among 4 processes, and there are 2: " + ADVICE),
-        ("kind of its own", "Other shares the data out: " + ADVICE),
+        ("other number", "DistributedSampler shards the data across 4 processes, and there are 2: " + ADVICE),
+        ("kind of its own", "Other shards the data: " + ADVICE),
         ("by rank", "the processes have different orders: " + ADVICE),
         ("batches by rank", "the processes have different numbers of batches: " + ADVICE),
         ("seeds by rank", "the processes have different orders: " + ADVICE),

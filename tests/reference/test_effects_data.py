@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset, SubsetRandomSampler, TensorDataset
 
 from accmt import AcceleratorModule, Callback
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 
 
 class Numbered(AcceleratorModule):
@@ -160,9 +160,9 @@ def elsewhere(monkeypatch):
 
     def stand_in(**settings):
         plain = {"device": torch.device("cpu"), "distributed_type": DistributedType.NO, "mixed_precision": "no"}
-        accelerator, real = SimpleNamespace(**{**plain, **settings}), Placement.of
+        accelerator, real = SimpleNamespace(**{**plain, **settings}), DeviceTransfer.of
         monkeypatch.setattr(
-            Placement, "of", lambda _, *, moves, converts: real(accelerator, moves=moves, converts=converts)
+            DeviceTransfer, "of", lambda _, *, moves, converts: real(accelerator, moves=moves, converts=converts)
         )
 
     return stand_in

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, ConfigError, Trainer
-from accmt.data.device import Placement
+from accmt.data.device import DeviceTransfer
 
 
 class Backend:
@@ -185,7 +185,7 @@ def test_what_is_logged_while_the_model_is_prepared(trainer, data, caplog, enabl
 
 
 class Engine:
-    """What `Placement` asks of an Accelerator."""
+    """What `DeviceTransfer` asks of an Accelerator."""
 
     def __init__(self, kind, precision):
         self.distributed_type, self.mixed_precision, self.device = kind, precision, torch.device("cpu")
@@ -204,7 +204,7 @@ class Engine:
     ],
 )
 def test_batches_are_converted_for_deepspeed_only(kind, precision, converts, expected):
-    place = Placement.of(Engine(kind, precision), moves=True, converts=converts)
+    place = DeviceTransfer.of(Engine(kind, precision), moves=True, converts=converts)
     batch = {"inputs": [torch.ones(2), torch.ones(2, dtype=torch.int64)], "name": "a", "mask": torch.ones(2) > 0}
     placed = place(batch)
     assert [tensor.dtype for tensor in placed["inputs"]] == [expected, torch.int64]

@@ -1,11 +1,13 @@
-"""Processes that load batches, and how they handle signals that are sent to all processes of a training.
+"""Processes that load batches: how they handle signals, and whether they can be started.
 
-SIGTERM to all of them would end the workers first, and with them the training, before it has made its checkpoint.
+SIGTERM to all processes of a training would end the workers first, and with them the training, before it has made its
+checkpoint. A worker that is not forked runs the script of the training again, and must not train.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import multiprocessing
 import os
@@ -33,8 +35,6 @@ ADVICE = (
     "first line; or load without workers (dataloader_num_workers=0)"
 )
 
-_Begin = Callable[[int], None] | None
-
 
 def outlast_signals(loader: DataLoader[Any]) -> None:
     """Let the workers of a loader survive SIGTERM, as long as their training may still need them.
@@ -47,7 +47,10 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     _check_guard(loader)
     loader.worker_init_fn = partial(_begin, _end_of(os.getpid()), loader.worker_init_fn)
     context = loader.multiprocessing_context or multiprocessing.get_context()
-    loader.multiprocessing_context = _HOLDING.get(type(context), context)
+    if type(context) in _HOLDING:
+        context = copy.copy(context)
+        vars(context)["Process"] = _HOLDING[type(context)]
+    loader.multiprocessing_context = context
 
 
 class _Holding:
@@ -61,24 +64,14 @@ class _Holding:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-class _Forked(_Holding, ForkProcess):
-    pass
+class _Forked(_Holding, ForkProcess): ...
 
 
-class _Spawned(_Holding, SpawnProcess):
-    pass
-
-
-class _Forking(ForkContext):
-    Process = _Forked
-
-
-class _Spawning(SpawnContext):
-    Process = _Spawned
+class _Spawned(_Holding, SpawnProcess): ...
 
 
 # A fork server does not pass on blocked signals: its workers keep the gap.
-_HOLDING = {ForkContext: _Forking(), SpawnContext: _Spawning()}
+_HOLDING = {ForkContext: _Forked, SpawnContext: _Spawned}
 
 
 @cache
@@ -90,7 +83,7 @@ def _end_of(process: int) -> Connection:
     return reader
 
 
-def _begin(end: Connection, first: _Begin, worker: int) -> None:
+def _begin(end: Connection, first: Callable[[int], None] | None, worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, partial(_end_later, end))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)

@@ -1,4 +1,4 @@
-"""Data of every kind go on where they were: neither a sample nor what is drawn at random with it differs.
+"""Data of every kind resume where they were: neither a sample nor what is drawn at random with it differs.
 
 The tests do with `TrainingData` what the training loop does with it, draws of a model in between included.
 """
@@ -74,7 +74,7 @@ def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0):
     return steps, None
 
 
-def assert_goes_on(make, accumulation=1, cuts=None, epochs=2):
+def assert_resumes(make, accumulation=1, cuts=None, epochs=2):
     """After a cut at each step the rest is the rest, in a process with other seeds."""
     whole, _ = trained(make, accumulation=accumulation, epochs=epochs)
     for until in cuts or range(1, len(whole)):
@@ -105,7 +105,7 @@ class Noisy(Dataset):
         return index + noise()
 
 
-class Together(Noisy):
+class AtOnce(Noisy):
     def __getitems__(self, indices):
         return [self[index] for index in indices]
 
@@ -185,22 +185,24 @@ class OwnStream(Own, IterableDataset):
         return (self[index] for index in mine(self.count))
 
 
-class Sized(Mixing):
-    def __len__(self):
-        return self.count
+class Places(Mixing):
+    """A stream whose state is the place of the next sample; a pass is continued, and the next one starts again.
 
+    `read` says which samples this process read.
+    """
 
-class Stateful(Mixing):
-    """Begins anew once it has come to its end, and remembers how many samples it gave in all."""
-
-    place = given = 0
+    def __init__(self, count=22):
+        super().__init__(count)
+        self.place = self.given = 0
+        self.read = []
 
     def __iter__(self):
         indices = mine(self.count)
         while self.place < len(indices):
             self.place += 1
             self.given += 1
-            yield indices[self.place - 1] + self.given / 1000 + noise()
+            self.read.append(indices[self.place - 1])
+            yield self.read[-1] + self.given / 1000 + noise()
         self.place = 0
 
     def state_dict(self):
@@ -210,42 +212,33 @@ class Stateful(Mixing):
         self.place, self.given = state["place"], state["given"]
 
 
-class StartsAt(Mixing):
-    """Starts where it was told to, once."""
+class StartsAt(Places):
+    """Starts where it was told to, once; with the state of an end, it gives nothing."""
 
-    place, start = -1, 0
+    start = 0
 
     def __iter__(self):
         indices, start, self.start = mine(self.count), self.start, 0
-        for place in range(start, len(indices)):
-            self.place = place
-            yield indices[place] + noise()
-
-    def state_dict(self):
-        return {"place": self.place}
+        for self.place in range(start, len(indices)):
+            yield indices[self.place] + noise()
 
     def load_state_dict(self, state):
         self.start = state["place"] + 1
 
 
-class Itself(Mixing):
+class Itself(Places):
     """A stream that is its own iterator."""
 
     def __iter__(self):
-        self.place, self.indices = 0, mine(self.count)
+        self.place = 0
         return self
 
     def __next__(self):
-        if self.place == len(self.indices):
+        indices = mine(self.count)
+        if self.place == len(indices):
             raise StopIteration
         self.place += 1
-        return self.indices[self.place - 1] + noise()
-
-    def state_dict(self):
-        return {"place": self.place}
-
-    def load_state_dict(self, state):
-        self.place = state["place"]
+        return indices[self.place - 1] + noise()
 
 
 class OfIterators(Mixing):
@@ -255,34 +248,28 @@ class OfIterators(Mixing):
         return iter(Itself(self.count))
 
 
-class Endless(Mixing):
+class Endless(Places):
     """An epoch goes on where the last one ended."""
-
-    place = 0
-
-    def __len__(self):
-        return self.count
 
     def __iter__(self):
         while True:
             self.place += 1
             yield self.place + noise()
 
-    def state_dict(self):
-        return {"place": self.place}
 
-    def load_state_dict(self, state):
-        self.place = state["place"]
+class Forgetful(Places):
+    """Keeps no state."""
+
+    state_dict = load_state_dict = property()
 
 
-class SizedStateful(Stateful):
+class Sized:
     def __len__(self):
         return self.count
 
 
-class SizedStartsAt(StartsAt):
-    def __len__(self):
-        return self.count
+def sized(kind, count):
+    return type(f"Sized{kind.__name__}", (Sized, kind), {})(count)
 
 
 class Drawing(Sampler):
@@ -290,6 +277,7 @@ class Drawing(Sampler):
 
     def __init__(self, count=22):
         self.count = count
+        self.numpy = np.random.default_rng(np.random.randint(1000))
 
     def __iter__(self):
         left = list(range(self.count))
@@ -300,19 +288,8 @@ class Drawing(Sampler):
         return self.count
 
 
-class Permuting(Drawing):
-    """Draws from a generator of its own."""
-
-    def __init__(self, count=22):
-        super().__init__(count)
-        self.numpy = np.random.default_rng(np.random.randint(1000))
-
-    def __iter__(self):
-        return iter(self.numpy.permutation(self.count).tolist())
-
-
-class Shrinking(Permuting):
-    """Draws from it for every index."""
+class Shrinking(Drawing):
+    """Draws for every index from a generator of its own."""
 
     def __iter__(self):
         left = list(range(self.count))
@@ -321,7 +298,7 @@ class Shrinking(Permuting):
 
 
 class Remembering(Drawing):
-    """Keeps a state: which of its epochs this is. At the end of one it begins anew by itself."""
+    """Keeps a state: which of its epochs this is. At the end of one it begins again by itself."""
 
     passes = place = 0
     start = None
@@ -340,18 +317,6 @@ class Remembering(Drawing):
     def load_state_dict(self, state):
         self.passes, self.place = state["passes"], state["place"]
         self.start = state["place"] if state["place"] < self.count else None
-
-
-class Beginning(Remembering):
-    """One that takes every state for that of an epoch that has begun, but those of an end."""
-
-    def __iter__(self):
-        start, self.start = self.start, None
-        self.passes += start is None
-        order = random.Random(self.passes).sample(range(self.count), self.count)
-        for place in range(start or 0, self.count):
-            self.place = place + 1
-            yield order[place]
 
 
 class EndsFirst(Remembering):
@@ -387,126 +352,114 @@ class OwnMask:
         return torch.where(torch.rand(batch.shape, generator=self.torch) < 0.2, -1, batch)
 
 
-def plain(dataset, workers=0, **given):
-    shuffle = (
-        {} if isinstance(dataset, IterableDataset) or {"sampler", "batch_sampler"} & given.keys() else {"shuffle": True}
-    )
+def plain(dataset, workers=0, kind=DataLoader, **given):
     size = {} if "batch_sampler" in given else {"batch_size": 4}
-    return DataLoader(dataset, num_workers=workers, **{**size, **shuffle, **given})
+    if not isinstance(dataset, IterableDataset) and not {"sampler", "batch_sampler"} & given.keys():
+        size["shuffle"] = True
+    return kind(dataset, num_workers=workers, **{**size, **given})
 
 
 def of_torchdata(dataset, workers=0, **given):
     library = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
-    settings = {
-        "batch_size": 4,
-        **({} if isinstance(dataset, IterableDataset) or "sampler" in given else {"shuffle": True}),
-    }
-    return library.StatefulDataLoader(dataset, num_workers=workers, **{**settings, **given})
+    return plain(dataset, workers, library.StatefulDataLoader, **given)
 
 
 LOADERS = {
-    "noise": lambda workers: plain(Noisy(), workers),
-    "all indices at once": lambda workers: plain(Together(), workers),
+    "all indices at once": lambda workers: plain(AtOnce(), workers),
     "a part, and batches that draw": lambda workers: plain(Subset(Noisy(), range(3, 22)), workers, collate_fn=masked),
     "each sample is a batch": lambda workers: plain(Noisy(9), workers, batch_size=None),
     "a sampler that draws": lambda workers: plain(Noisy(), workers, sampler=Drawing()),
-    "a sampler with its own generator": lambda workers: plain(Noisy(), workers, sampler=Permuting()),
     "a sampler that draws from its own": lambda workers: plain(Noisy(), workers, sampler=Shrinking()),
     "a sampler with a state": lambda workers: plain(Noisy(), workers, sampler=Remembering()),
-    "a sampler that has begun": lambda workers: plain(Noisy(), workers, sampler=Beginning()),
     "a sampler that ends first": lambda workers: plain(Noisy(), workers, sampler=EndsFirst()),
     "batches of unknown number": lambda workers: plain(Noisy(), workers, batch_sampler=Batches(), collate_fn=masked),
     "a stream that mixes": lambda workers: plain(Mixing(), workers, collate_fn=masked),
-    "a stream with a length": lambda workers: plain(Sized(24), workers),
+    "a stream with a length": lambda workers: plain(sized(Mixing, 24), workers),
     "a stream that draws first": lambda workers: plain(Eager(), workers),
     "a stream that is told epochs": lambda workers: plain(Epochs(), workers),
     "a stream with its own generators": lambda workers: plain(OwnStream(), workers),
-    "a stream with a state": lambda workers: plain(Stateful(), workers),
-    "torchdata": lambda workers: of_torchdata(Noisy(), workers, collate_fn=masked),
-    "torchdata, seldom": lambda workers: of_torchdata(Noisy(), workers, snapshot_every_n_steps=3),
+    "a stream with a state": lambda workers: plain(Places(), workers),
+    "torchdata": lambda workers: of_torchdata(Noisy(), workers, collate_fn=masked, snapshot_every_n_steps=3),
     "torchdata, dataset with a state": lambda workers: of_torchdata(Counting(), workers),
     "torchdata, sampler that draws": lambda workers: of_torchdata(Noisy(), workers, sampler=Drawing()),
-    "torchdata, sampler with its own generator": lambda workers: of_torchdata(Noisy(), workers, sampler=Permuting()),
+    "torchdata, sampler with its own generator": lambda workers: of_torchdata(Noisy(), workers, sampler=Shrinking()),
     "torchdata, sampler with a state": lambda workers: of_torchdata(Counting(), workers, sampler=EndsFirst()),
     "torchdata, stream that mixes": lambda workers: of_torchdata(Mixing(), workers, collate_fn=masked),
     "torchdata, stream that draws first": lambda workers: of_torchdata(Eager(), workers),
     "torchdata, stream that is told epochs": lambda workers: of_torchdata(Epochs(), workers),
-    "torchdata, stream with a state": lambda workers: of_torchdata(Stateful(), workers, collate_fn=masked),
+    "torchdata, stream with a state": lambda workers: of_torchdata(Places(), workers, collate_fn=masked),
     "torchdata, stream that starts at": lambda workers: of_torchdata(StartsAt(), workers),
     "torchdata, stream that is its iterator": lambda workers: of_torchdata(Itself(), workers),
     "torchdata, iterators with a state": lambda workers: of_torchdata(OfIterators(), workers),
-    "torchdata, stream with a length": lambda workers: of_torchdata(SizedStateful(24), workers),
+    "torchdata, stream with a length": lambda workers: of_torchdata(sized(Places, 24), workers),
 }
 IN_ONE_PROCESS = {
     "own generators": lambda: plain(Own()),
     "own generators, unknown number": lambda: plain(Own(), batch_sampler=Batches(), collate_fn=OwnMask()),
     "own generator of a function": lambda: plain(Mixing(), collate_fn=OwnMask()),
-    "own generator of a function, and a state": lambda: plain(Stateful(), collate_fn=OwnMask()),
+    "own generator of a function, and a state": lambda: plain(Places(), collate_fn=OwnMask()),
     "a dataset with a state": lambda: plain(Counting()),
     "a dataset with a state, unknown number": lambda: plain(Counting(), batch_sampler=Batches()),
     "starts at": lambda: plain(StartsAt()),
     "is its own iterator": lambda: plain(Itself()),
     "iterators with a state": lambda: plain(OfIterators()),
-    "with a state and a length": lambda: plain(SizedStateful(24)),
-    "with a state and a length that fills no batch": lambda: plain(SizedStateful(22)),
-    "starts at, with a length": lambda: plain(SizedStartsAt(24)),
-    "endless": lambda: plain(Endless(24)),
-    "torchdata, endless": lambda: of_torchdata(Endless(24)),
+    "with a state and a length that fills no batch": lambda: plain(sized(Places, 22)),
+    "starts at, with a length": lambda: plain(sized(StartsAt, 24)),
+    "endless": lambda: plain(sized(Endless, 24)),
+    "torchdata, endless": lambda: of_torchdata(sized(Endless, 24)),
 }
 PERSISTENT = {
     "a stream that mixes": lambda: plain(Mixing(), 2, persistent_workers=True),
     "a stream that is told epochs": lambda: plain(Epochs(), 2, persistent_workers=True),
     "plain": lambda: plain(Noisy(), 2, persistent_workers=True, collate_fn=masked),
     "torchdata, dataset with a state": lambda: of_torchdata(Counting(), 2, persistent_workers=True),
-    "torchdata, stream with a state": lambda: of_torchdata(Stateful(), 2, persistent_workers=True),
+    "torchdata, stream with a state": lambda: of_torchdata(Places(), 2, persistent_workers=True),
     "torchdata, stream that is told epochs": lambda: of_torchdata(Epochs(), 2, persistent_workers=True),
 }
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", LOADERS)
-def test_cut_anywhere(name, accumulation):
-    assert_goes_on(partial(LOADERS[name], 0), accumulation, epochs=3)
+def test_cut_anywhere(name):
+    assert_resumes(partial(LOADERS[name], 0), epochs=3)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", IN_ONE_PROCESS)
-def test_cut_anywhere_without_workers(name, accumulation):
-    assert_goes_on(IN_ONE_PROCESS[name], accumulation, epochs=3)
+def test_cut_anywhere_without_workers(name):
+    assert_resumes(IN_ONE_PROCESS[name], epochs=3)
+
+
+@pytest.mark.parametrize("name", [*LOADERS, *IN_ONE_PROCESS])
+def test_cut_between_accumulation_windows(name):
+    make = partial(LOADERS[name], 0) if name in LOADERS else IN_ONE_PROCESS[name]
+    assert_resumes(make, 4, cuts=(1, 2))
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_cut_with_two_workers(name):
-    assert_goes_on(partial(LOADERS[name], 2), 2, cuts=(4,))
+    assert_resumes(partial(LOADERS[name], 2), 2, cuts=(4,))
 
 
 @pytest.mark.parametrize("name", PERSISTENT)
 def test_cut_with_workers_that_outlive_epochs(name):
-    assert_goes_on(PERSISTENT[name], cuts=(4, 6))
+    assert_resumes(PERSISTENT[name], cuts=(4, 6))
 
 
-class Recorded(Stateful):
-    """Tells which samples were read."""
+def test_cut_where_one_of_the_workers_has_read_its_part():
+    """The first has two samples, the second ten: what they draw does not depend on which of them was asked again."""
+    assert_resumes(lambda: of_torchdata(Uneven(), 2, batch_size=1, collate_fn=masked), cuts=(6, 9), epochs=1)
 
-    def __init__(self, count=22):
-        super().__init__(count)
-        self.read = []
 
+class Uneven(Places):
     def __iter__(self):
-        for sample in super().__iter__():
-            self.read.append(int(sample))
-            yield sample
-
-
-class Forgetful(Recorded):
-    """One that keeps no state."""
-
-    state_dict = load_state_dict = property()
+        worker = get_worker_info()
+        while self.place < (2 if worker.id == 0 else 10):
+            self.place += 1
+            yield 100 * worker.id + self.place + noise()
 
 
 @pytest.mark.parametrize(
     ("kind", "make", "expected"),
-    [(Recorded, plain, [8, 9]), (Recorded, of_torchdata, [8, 9]), (Forgetful, plain, [0, 1])],
+    [(Places, plain, [8, 9]), (Places, of_torchdata, [8, 9]), (Forgetful, plain, [0, 1])],
 )
 def test_what_keeps_a_state_is_not_read_again(kind, make, expected):
     """Also where one batch more was read than trained on."""
@@ -520,7 +473,7 @@ def test_what_keeps_a_state_is_not_read_again(kind, make, expected):
 @pytest.mark.parametrize("make", [plain, of_torchdata])
 def test_an_endless_stream_loses_nothing_between_epochs(make):
     """Its length says where an epoch ends, and the next one goes on with the next sample."""
-    steps, _ = trained(lambda: make(Endless(24)), epochs=3)
+    steps, _ = trained(lambda: make(sized(Endless, 24)), epochs=3)
     assert [int(value) for batches, *_ in steps for batch in batches for value in batch] == list(range(1, 73))
 
 
@@ -529,7 +482,7 @@ class BufferShuffledExamplesIterable:
         self.ex_iterable = inner
 
 
-class OfHuggingFace(Recorded):
+class OfHuggingFace(Places):
     """A dataset as those of Hugging Face are, the innermost part last."""
 
     def __init__(self, *parts):
@@ -558,9 +511,9 @@ def processes(monkeypatch, count, process):
 
 SHARED = {
     "stream": lambda: plain(Mixing()),
-    "stream with a state": lambda: plain(Stateful(), collate_fn=masked),
+    "stream with a state": lambda: plain(Places(), collate_fn=masked),
     "stream of workers": lambda: plain(Mixing(), 1),
-    "torchdata, stream of workers": lambda: of_torchdata(Stateful(), 1),
+    "torchdata, stream of workers": lambda: of_torchdata(Places(), 1),
     "torchdata, map": lambda: of_torchdata(Counting()),
     "map": lambda: plain(Noisy(), 1, sampler=Drawing()),
     "each sample is a batch": lambda: plain(Noisy(9), batch_size=None),
@@ -571,7 +524,7 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 def test_shares_of_two_processes(monkeypatch, name, process):
     processes(monkeypatch, 2, process)
-    assert_goes_on(SHARED[name], cuts=(1, 3, 4))
+    assert_resumes(SHARED[name], cuts=(1, 3, 4))
 
 
 class Counted(IterableDataset):
@@ -622,7 +575,7 @@ def test_noise_of_workers_is_that_of_one_process(monkeypatch):
 
 
 def test_more_or_fewer_workers_give_the_same():
-    for make in (Noisy, Together):
+    for make in (Noisy, AtOnce):
         whole = samples(lambda make=make: plain(make(), 1, collate_fn=masked))
         assert samples(lambda make=make: plain(make(), 2, collate_fn=masked)) == whole
         _, kept = trained(lambda make=make: plain(make(), 2, collate_fn=masked), until=2)

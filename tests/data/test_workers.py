@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from accmt.data.worker_signals import outlast_signals
+from accmt.data.workers import outlast_signals
 
 
 class Signalled(Dataset):
