@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from accmt.callbacks import Callback
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
-from accmt.checkpoint.saved_models import Saving, best_in
+from accmt.checkpoint.saved_models import SavedModel, best_in
 from accmt.data.worker_signals import refuse_run_again
 from accmt.display.display import display_of
 from accmt.display.gpu_users import gpu_users
@@ -390,7 +390,7 @@ class Trainer:
             planned.module.tracker.close("FAILED")
             raise
 
-    def best(self, rule: str) -> Saving | None:
+    def best(self, rule: str) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
         Raises:
@@ -502,7 +502,7 @@ class Trainer:
             run.display.warn(f"no checkpoint was made of the last complete step: {error}")
             return False
 
-    def _saved(self) -> list[tuple[SavingRule, Saving | None]]:
+    def _saved(self) -> list[tuple[SavingRule, SavedModel | None]]:
         return [(rule, None if self._options.saving.disabled else self.best(rule.name)) for rule in self._fitted]
 
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
-from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
+from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
 from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
@@ -56,11 +56,11 @@ class Parts:
     model: nn.Module
     stateful: Mapping[str, Any]
     engine: DeepSpeedState | None = None
-    kept: Kept | None = None
+    kept: ExtraState | None = None
 
     def named(self) -> dict[str, Any]:
         """Return the stateful parts, each optimizer with its state keyed by parameter name."""
-        parameters = (self.kept or Kept(None, self.model)).parameters
+        parameters = (self.kept or ExtraState(None, self.model)).parameters
         return {
             name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
             for name, part in self.stateful.items()
@@ -119,8 +119,8 @@ def state_files(rank: int, parts: Parts, trainer: Mapping[str, Any]) -> Files:
     # The largest file first: the others are written while it is hashed.
     return {
         **shards,
-        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
-        _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
+        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_sharded(value)},
+        _MODEL: {name: value for name, value in weights.items() if not is_sharded(value)},
         **({_NETWORKS: networks} if networks else {}),
         _TRAINER: as_json({**head, **trainer}),
     }

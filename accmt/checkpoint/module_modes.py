@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.distributed.weight_names import plain_name
 
-_FROZEN, _EVALUATING, _SHAPES, _BUFFERS = "frozen", "evaluating", "shapes", "buffers"
+# Mode -> the attribute that is False where it is on.
+_MODES = {"frozen": "requires_grad", "evaluating": "training"}
+_SHAPES, _BUFFERS = "shapes", "buffers"
 
 
 class Modes:
@@ -50,18 +52,13 @@ class Modes:
         Returns:
             What the script sets differently than at the start of the training, one line each.
         """
-        notes = _differing(self._started, state["start"])
-        same = {
-            kind: set(self._started[kind]) ^ set(state["start"][kind]) for kind in (_FROZEN, _EVALUATING)
-        }  # names for which the script now sets another value
-        for name, parameter in self._parameters():
-            if name not in same[_FROZEN] and parameter.is_leaf:
-                parameter.requires_grad_(name not in state["now"][_FROZEN])
-        for name, part in self._modules():
-            if name not in same[_EVALUATING]:
-                part.training = name not in state["now"][_EVALUATING]
+        for mode, attribute in _MODES.items():
+            by_script = set(self._started[mode]) ^ set(state["start"][mode])
+            for name, one in self._those_with(mode):
+                if name not in by_script and not (isinstance(one, Tensor) and not one.is_leaf):
+                    setattr(one, attribute, name not in state["now"][mode])
         self._load_buffers(state)
-        return notes
+        return _differing(self._started, state["start"])
 
     def _load_buffers(self, state: Mapping[str, Any]) -> None:
         owners = {name: (value, owner, key) for name, value, owner, key in self._own_buffers()}
@@ -86,17 +83,19 @@ class Modes:
             self._changed.add(name)
 
     def _listed(self) -> dict[str, Any]:
-        return {
-            _FROZEN: [name for name, parameter in self._parameters() if not parameter.requires_grad],
-            _EVALUATING: [name for name, part in self._modules() if not part.training],
-            _SHAPES: {name: list(value.shape) for name, value, _, _ in self._own_buffers()},
+        modes = {
+            mode: [name for name, one in self._those_with(mode) if not getattr(one, attribute)]
+            for mode, attribute in _MODES.items()
         }
+        return {**modes, _SHAPES: {name: list(value.shape) for name, value, _, _ in self._own_buffers()}}
+
+    def _those_with(self, mode: str) -> Iterator[tuple[str, Any]]:
+        return self._parameters() if mode == "frozen" else self._modules()
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for root, network in self._roots().items():
             for name, part in network.named_modules():
-                plain = plain_name(network, name) if name else ""
-                yield f"{root}.{plain}" if plain else root, part
+                yield f"{root}.{plain_name(network, name)}".removesuffix("."), part
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for root, network in self._roots().items():
@@ -125,7 +124,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    words = {_FROZEN: ("frozen", "trained"), _EVALUATING: ("in evaluation mode", "in training mode")}
+    words = {"frozen": ("frozen", "trained"), "evaluating": ("in evaluation mode", "in training mode")}
     lines = []
     for kind, (is_so, is_not) in words.items():
         own, saved = set(mine[kind]), set(theirs[kind])

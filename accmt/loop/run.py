@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accmt.checkpoint.format import Parts
-from accmt.checkpoint.model_store import Savings
+from accmt.checkpoint.model_store import ModelStore
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
@@ -139,7 +139,7 @@ class Run:
     engine: RuleEngine
     state: TrainingState
     hooks: Hooks
-    savings: Savings | None
+    savings: ModelStore | None
     checkpointer: Checkpointer
     history: Journal
     decision_log: Journal

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import Parts
-from accmt.checkpoint.model_store import Savings
-from accmt.checkpoint.optimizer_state import NamedOptimizer
+from accmt.checkpoint.model_store import ModelStore
+from accmt.checkpoint.optimizer_state import NamedOptimizer, held_by
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.config.errors import must_be
 from accmt.data.device import Placement
@@ -268,12 +268,12 @@ def _log_every(plan: Plan) -> int | str | None:
     return every if every != -1 else plan.data.steps_per_epoch or "epoch"
 
 
-def _savings(plan: Plan) -> Savings | None:
+def _savings(plan: Plan) -> ModelStore | None:
     saving = plan.options.saving
     if saving.disabled:
         return None
     form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
-    return Savings(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
+    return ModelStore(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
 def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks) -> Stepper:
@@ -439,8 +439,7 @@ def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule
         watched = ", and no grad_norm in monitor" if options.step.clip_grad == math.inf else ""
         raise ConfigError([Problem("clip_grad", f"{text}{watched}")], "fit(...)")
     own = {id(parameter) for parameter in module.model.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not any(id(parameter) in own for parameter in held):
+    if not any(id(parameter) in own for parameter in held_by(optimizer)):
         text = f"{kind} holds no parameter of {type(module).__name__}.model: nothing would be trained"
         raise ConfigError([Problem("get_optimizer", text)], "fit(...)")
 
@@ -452,7 +451,7 @@ def _has_sparse_gradients(layer: nn.Module) -> bool:
 def _parts(
     options: Options, module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator
 ) -> Parts:
-    kept = Kept(
+    kept = ExtraState(
         module, module.model, options.callbacks, [optimizer, schedule.scheduler, accelerator, accelerator.scaler]
     )
     named = NamedOptimizer(optimizer, kept.parameters)

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from accmt.checkpoint.saved_models import Saving
+from accmt.checkpoint.saved_models import SavedModel
 from accmt.display.tables import decision_table, savings_table
 from accmt.distributed.strategy import count_of
 from accmt.files.paths import shortened
@@ -30,7 +30,7 @@ def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
 
 
 def after_training(
-    run: Run, stop: Stop | None, savings: list[tuple[SavingRule, Saving | None]]
+    run: Run, stop: Stop | None, savings: list[tuple[SavingRule, SavedModel | None]]
 ) -> list[RenderableType]:
     """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
     worth, left_out = _worth_showing(run.decisions)

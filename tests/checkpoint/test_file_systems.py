@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.archive import put_aside
+from accmt.checkpoint.archive import archive_training
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.files import durable
 
@@ -267,7 +267,7 @@ def test_a_lower_layer_of_an_overlay(tmp_path, overlay, monkeypatch, way):
     assert (mark_of(merged / "best"), publish.problem_of(merged / "best")) == ("new", None)
     Checkpoints(merged).prune(1)
     assert [checkpoint.index for checkpoint in Checkpoints(merged).all()] == [2]
-    aside = put_aside(merged, [merged / "best"])
+    aside = archive_training(merged, [merged / "best"])
     assert sorted(path.name for path in merged.iterdir()) == ["earlier-1"]
     assert mark_of(aside / "checkpoints" / "checkpoint-0002-step-2") == "old"
     assert publish.problem_of(aside / "best") is None
