@@ -114,8 +114,7 @@ class Shards:
         if not isinstance(value, Tensor):
             return value
         if not (is_sharded(tensor) and value.shape == tensor.shape):
-            whole = isinstance(value, _StandIn)
-            return self._read(value.key, [0] * value.dim(), value.shape) if whole else value
+            return self._read(value.key, [0] * value.dim(), value.shape) if isinstance(value, _StandIn) else value
         from torch.distributed.tensor import DTensor
 
         local, offset = _local(tensor)

@@ -90,31 +90,33 @@ def identity_of(name: object, tensor: Tensor) -> tuple[object, ...]:
     return (tensor.device, storage, tensor.storage_offset(), *read_as)
 
 
-def in_main_memory(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors as files hold them: in main memory, contiguous, each alone in a storage of its size.
+def in_main_memory(values: Mapping[str, Any], *, trimmed: bool = False) -> dict[str, Any]:
+    """Return tensors as files hold them: in main memory, contiguous, no two in one storage.
 
-    Names that share memory (tied weights) share one tensor in the result. Other values stay as they are.
+    Names that share memory (tied weights) share one tensor in the result. Sparse tensors and other values stay as
+    they are.
+
+    Args:
+        values: The tensors, by name.
+        trimmed: Also copy views of larger storages, which `torch.save` would write as a whole.
     """
     storages: set[int] = set()
     copies: dict[tuple[object, ...], Tensor] = {}
     result: dict[str, Any] = {}
     for name, value in values.items():
-        identity = identity_of(name, value) if isinstance(value, Tensor) else None
-        if identity is not None and identity not in copies:
-            copies[identity] = _alone(value.detach().cpu(), storages)
-        result[name] = value if identity is None else copies[identity]
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            result[name] = value
+            continue
+        identity = identity_of(name, value)
+        if identity not in copies:
+            tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in storages or (trimmed and storage.nbytes() != tensor.nbytes):
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            storages.add(tensor.untyped_storage().data_ptr())
+            copies[identity] = tensor
+        result[name] = copies[identity]
     return result
-
-
-def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
-    if tensor.layout is not torch.strided:
-        return tensor
-    tensor = tensor.resolve_conj().resolve_neg().contiguous()
-    storage = tensor.untyped_storage()
-    if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
-        tensor = tensor.clone(memory_format=torch.contiguous_format)
-    storages.add(tensor.untyped_storage().data_ptr())
-    return tensor
 
 
 def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:

@@ -97,7 +97,7 @@ def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
         write_tensors(path, weights)
     else:
         try:
-            torch.save(in_main_memory(weights), path)
+            torch.save(in_main_memory(weights, trimmed=True), path)
         except RuntimeError as error:  # on a full disk, torch's error names neither the disk nor the file
             raise OSError(f"{path} could not be written, the disk may be full: {error}") from error
 
