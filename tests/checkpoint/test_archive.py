@@ -1,4 +1,4 @@
-"""What an earlier training left is put aside as a whole, also by a process that goes on where another one died."""
+"""An earlier training is archived as a whole, also by a process that continues where another one died."""
 
 import os
 
