@@ -5,6 +5,7 @@ During a training all processes may warn and the main one prints. Outside of one
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,3 +33,14 @@ def heard_by(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+@contextmanager
+def without_information() -> Iterator[None]:
+    """Suppress the messages that libraries log below the level of a warning."""
+    former = logging.root.manager.disable
+    logging.disable(max(former, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(former)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
-from accmt.checkpoint.saved_models import Saving, best_in
+from accmt.checkpoint.saved_models import SavedModel, best_in
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.distributed.heartbeat import Heartbeat
@@ -322,7 +322,7 @@ class Trainer:
         datasets = check_fit(self._options, module, train_dataset, val_dataset)
         return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
 
-    def best(self, rule: str) -> Saving | None:
+    def best(self, rule: str) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
         Raises:

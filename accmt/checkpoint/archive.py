@@ -15,7 +15,7 @@ JOURNALS = (HISTORY, DECISIONS, TRAINING)
 _NAME = re.compile(rf"{EARLIER}([0-9]{{1,9}})")
 
 
-def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
+def archive_training(model_path: Path, savings: Iterable[Path]) -> Path | None:
     """Move the files of an earlier training into `earlier-N`; None if it has neither checkpoints nor models.
 
     The checkpoints are moved first, in one step, so that an interruption never leaves an earlier training to resume
@@ -30,10 +30,10 @@ def put_aside(model_path: Path, savings: Iterable[Path]) -> Path | None:
     last = list(savings)
     if not first and not last and not _were_forgotten(model_path, journals):
         return None
-    return move_aside(model_path, [*first, *journals, *last])
+    return move_to_archive(model_path, [*first, *journals, *last])
 
 
-def move_aside(model_path: Path, paths: Iterable[Path]) -> Path:
+def move_to_archive(model_path: Path, paths: Iterable[Path]) -> Path:
     """Move files and folders of a training into a new `earlier-N` folder beside them, in the given order."""
     aside = model_path / f"{EARLIER}{max(_numbers(model_path), default=0) + 1}"
     aside.mkdir()

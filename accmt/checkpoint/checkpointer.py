@@ -21,7 +21,7 @@ from accmt.checkpoint import format as contents
 from accmt.checkpoint import publish
 from accmt.checkpoint.checkpoints import Checkpoint, Checkpoints
 from accmt.checkpoint.disk_space import require_space
-from accmt.checkpoint.format import ModelParts, SavedModel, understood
+from accmt.checkpoint.format import ModelParts, ModelState, understood
 from accmt.checkpoint.host_copy import Staging
 from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.tensor_files import Files, size_of, write_files
@@ -60,7 +60,7 @@ class Saved:
     """
 
     checkpoint: Checkpoint
-    model: SavedModel
+    model: ModelState
     shared: Mapping[str, Any]
     ranked: Mapping[str, Any]
 

@@ -6,15 +6,15 @@ a global that DeepSpeed itself does not write.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from accmt.notices import without_information
 
 FOLDER = "deepspeed"
 _TAG = "state"
@@ -60,7 +60,7 @@ class DeepSpeedState:
 
     def write(self, folder: Path) -> list[Path]:
         """Write the state into a folder and return the files of this process. Must be called on all processes."""
-        with _quietly():
+        with without_information():
             self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
         rank = PartialState().process_index
         if rank == 0:  # conversion scripts, which DeepSpeed's package has too
@@ -78,7 +78,7 @@ class DeepSpeedState:
         place = folder / FOLDER / _TAG
         if not self._trusts:
             check(place)
-        with _quietly():
+        with without_information():
             path, _ = self._engine.load_checkpoint(str(place.parent), tag=_TAG, load_lr_scheduler_states=False)
         if path is None:
             raise RuntimeError(f"DeepSpeed did not find its part of the checkpoint in {place}")
@@ -94,7 +94,7 @@ def check(folder: Path) -> None:
         try:
             named = set(get_unsafe_globals_in_checkpoint(path)) - _HARMLESS
         except Exception as error:
-            raise UntrustedFile(f"{path} is no file that DeepSpeed writes ({type(error).__name__})") from None
+            raise UntrustedFile(f"{path} is not a file that DeepSpeed writes ({type(error).__name__})") from None
         if named:
             listed = ", ".join(sorted(named))
             raise UntrustedFile(
@@ -108,17 +108,6 @@ def _rank_of(path: Path) -> int | None:
     words = path.stem.split("_")
     after = [words[i + 2] for i in range(len(words) - 2) if words[i : i + 2] == ["pp", "rank"]]
     return int(after[0]) if after and after[0].isdigit() else None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the verbose logs that DeepSpeed writes on save and load."""
-    former = logging.root.manager.disable
-    logging.disable(max(former, logging.INFO))
-    try:
-        yield
-    finally:
-        logging.disable(former)
 
 
 def mismatches(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

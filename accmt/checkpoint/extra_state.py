@@ -6,6 +6,7 @@ of any other object is written by each process, because it may differ between th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from accmt.checkpoint.module_modes import Modes
 from accmt.checkpoint.object_state import Attributes, attributes_of, has_state
-from accmt.checkpoint.optimizer_state import NamedOptimizer
-from accmt.checkpoint.shards import share_out_again
-from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name, plain_name
+from accmt.checkpoint.optimizer_state import NamedOptimizer, held_by
+from accmt.checkpoint.shards import reshard
+from accmt.distributed.weight_names import as_expected, plain_name
 
+_METHODS = ("state_dict", "load_state_dict")
 _SHARED = (Optimizer, LRScheduler, torch.amp.GradScaler)
 
 
-class Kept:
+class ExtraState:
     """State besides the model. `begin` applies what was restored, once callbacks have created their objects.
 
     Args:
@@ -47,21 +49,20 @@ class Kept:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return all parameters by name, those of the model as `model.<name>`."""
-        share_out_again(self._model)
+        reshard(self._model)
         own = {f"model.{plain_name(self._model, name)}": value for name, value in self._model.named_parameters()}
         return {**own, **self.found().parameters()}
 
     def networks(self) -> dict[str, Tensor]:
         """Return the weights of networks beside the model, by attribute path."""
-        return {name: value for name, value in self._states().items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self.found().state_dict().items() if isinstance(value, Tensor)}
 
     def trained(self, held: Iterable[Any]) -> dict[str, Tensor]:
         """Return the weights of networks and parameters that are trained: some optimizer holds a part of them."""
-        found = self.found()
         ids = {id(parameter) for parameter in held} | self._held_further()
-        ways = {way for way, value in found.loose.items() if id(value) in ids}
-        ways |= {way for way, part in found.networks.items() if any(id(one) in ids for one in part.parameters())}
-        return {name: value for name, value in self.networks().items() if any(_is_below(name, way) for way in ways)}
+        ways = [way for way, part in self.found().parts().items() if any(id(one) in ids for one in part)]
+        below = tuple(f"{way}." for way in ways)
+        return {name: value for name, value in self.networks().items() if f"{name}.".startswith(below)}
 
     def further_optimizers(self) -> list[Optimizer]:
         """Return the optimizers in attributes of the module."""
@@ -74,9 +75,9 @@ class Kept:
 
     def shared(self) -> dict[str, Any]:
         """Return the state that all processes share, besides the weights."""
-        extra = {name: value for name, value in self._states().items() if not isinstance(value, Tensor)}
+        extra = {name: value for name, value in self.found().state_dict().items() if not isinstance(value, Tensor)}
         attributes = {way: part.state_dict() for way, part in self._further().items()}
-        return {"modes": self._eye().state_dict(), "extra": extra, "attributes": attributes}
+        return {"modes": self._tracked_modes().state_dict(), "extra": extra, "attributes": attributes}
 
     def own(self) -> dict[str, Any]:
         """Return the state dicts of the objects of this process, by name."""
@@ -93,9 +94,9 @@ class Kept:
     def half(self) -> Iterator[tuple[Any, str, str]]:
         """Yield each object that has only one of the two methods, the method it has, and the one it lacks."""
         for part in (self._module, *self._callbacks.values()):
-            is_there = [hasattr(part, name) for name in ("state_dict", "load_state_dict")]
-            if any(is_there) and not all(is_there):
-                yield (part, *(("state_dict", "load_state_dict")[:: 1 if is_there[0] else -1]))
+            for has, lacks in (_METHODS, reversed(_METHODS)):
+                if hasattr(part, has) and not hasattr(part, lacks):
+                    yield part, has, lacks
 
     def differing(
         self, weights: Mapping[str, Tensor], *, at_least_those: bool = False
@@ -107,16 +108,21 @@ class Kept:
             at_least_those: Include all networks of the file, even those that are not here.
         """
         own = self.networks()
-        ways = {_way(name) for name in weights}
-        ways = ways if at_least_those else ways & {_way(name) for name in own}
+        ways = set(map(_way, weights)) if at_least_those else set(map(_way, weights)) & set(map(_way, own))
         here = {name: value for name, value in own.items() if _way(name) in ways}
-        there = {name: value for name, value in weights.items() if _way(name) in ways}
-        return here, as_expected(there, here)
+        return here, as_expected({name: value for name, value in weights.items() if _way(name) in ways}, here)
 
     def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
-        """Load the weights of existing networks, which must fit, and defer the rest to `begin`."""
-        self._pending |= {"networks": dict(weights), **shared}
-        self.load_networks(weights, shared["extra"])
+        """Load the weights of existing networks, which must fit, and defer the rest to `begin`.
+
+        Raises:
+            ValueError: A buffer is not a tensor.
+        """
+        for name, value in shared["modes"]["buffers"].items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"the buffer {name} is {value!r:.100}")
+        self._pending |= {**shared, "weights": {**weights, **shared["extra"]}}
+        self.found().load_state_dict(self._pending["weights"])
 
     def restore_own(self, states: Mapping[str, Any]) -> None:
         """Defer the restoring of the states of objects to `begin`."""
@@ -124,56 +130,32 @@ class Kept:
 
     def begin(self) -> list[str]:
         """Start to track modes, and apply the restored state; return what differs from before, one line each."""
-        eye = self._eye()
+        modes = self._tracked_modes()
         pending, self._pending = self._pending, {}
         notes: list[str] = []
-        if "networks" in pending:
-            self.load_networks(pending["networks"], pending["extra"])
-            notes += eye.load_state_dict(pending["modes"])
+        if "weights" in pending:
+            self.found().load_state_dict(pending["weights"])
+            notes += modes.load_state_dict(pending["modes"])
             notes += _loaded(self._further(), pending["attributes"])
         if "own" in pending:
             notes += _loaded(self.objects(), pending["own"])
         return notes
 
-    def _eye(self) -> Modes:
+    def _tracked_modes(self) -> Modes:
         if self._modes is None:
             self._modes = Modes(lambda: {"model": self._model, **self.found().networks}, lambda: self.found().loose)
         return self._modes
 
-    def _states(self) -> dict[str, Any]:
-        found = self.found()
-        states: dict[str, Any] = {way: value.detach() for way, value in found.loose.items()}
-        for way, network in found.networks.items():
-            for name, value in by_plain_name(network, network.state_dict()).items():
-                states[f"{way}.{name}"] = value
-        return states
-
     def _held_further(self) -> set[int]:
-        groups = [group for part in self.further_optimizers() for group in part.param_groups]
-        return {id(parameter) for group in groups for parameter in group["params"]}
+        return {id(parameter) for part in self.further_optimizers() for parameter in held_by(part)}
 
     def _further(self) -> dict[str, Any]:
         """Return optimizers, schedulers and scalers in attributes of the module."""
-        found: dict[str, Any] = {}
-        for way, part in self.found().stateful.items():
-            if isinstance(part, Optimizer):
-                found[way] = NamedOptimizer(part, self.parameters)
-            elif isinstance(part, _SHARED):
-                found[way] = part
-        return found
-
-    def load_networks(self, weights: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        """Load weights and extra state into the networks that exist here."""
-        found = self.found()
-        for way, value in found.loose.items():
-            if way in weights:
-                with torch.no_grad():
-                    value.copy_(weights[way])
-        for way, network in found.networks.items():
-            own = _below(way, {**weights, **extra})
-            if own:
-                expected = by_plain_name(network, network.state_dict())
-                network.load_state_dict(by_own_name(network, as_expected(own, expected)))
+        return {
+            way: NamedOptimizer(part, self.parameters) if isinstance(part, Optimizer) else part
+            for way, part in self.found().stateful.items()
+            if isinstance(part, _SHARED)
+        }
 
 
 def _loaded(parts: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
@@ -208,25 +190,14 @@ def _is_inherited(module: Any) -> bool:
 
 def _named(callbacks: Sequence[Any]) -> dict[str, Any]:
     """Return callbacks by class name, numbered where several have the same class."""
+    counts = Counter[str]()
     named: dict[str, Any] = {}
     for callback in callbacks:
-        name, number = type(callback).__name__, 1
-        wanted = name
-        while name in named:
-            number += 1
-            name = f"{wanted} {number}"
-        named[name] = callback
-    return {f"callback {name}": callback for name, callback in named.items()}
+        name = type(callback).__name__
+        counts[name] += 1
+        named[f"callback {name}" if counts[name] == 1 else f"callback {name} {counts[name]}"] = callback
+    return named
 
 
 def _way(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _is_below(name: str, way: str) -> bool:
-    return name == way or name.startswith(f"{way}.")
-
-
-def _below(way: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    start = f"{way}."
-    return {name.removeprefix(start): value for name, value in named.items() if name.startswith(start)}

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
-from accmt.checkpoint.shards import Shards, is_shared_out, read_shards, shard_files
+from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
 from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
@@ -93,11 +93,11 @@ class ModelParts:
     model: nn.Module
     stateful: Mapping[str, Any]
     engine: DeepSpeedState | None = None
-    kept: Kept | None = None
+    kept: ExtraState | None = None
 
     def named(self) -> dict[str, Any]:
         """Return the stateful parts, each optimizer with its state keyed by parameter name."""
-        parameters = (self.kept or Kept(None, self.model)).parameters
+        parameters = (self.kept or ExtraState(None, self.model)).parameters
         return {
             name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
             for name, part in self.stateful.items()
@@ -153,8 +153,8 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
     # The largest file first: the others are written while it is hashed.
     return {
         **shards,
-        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_shared_out(value)},
-        _MODEL: {name: value for name, value in weights.items() if not is_shared_out(value)},
+        _OPTIMIZER: {name: value for name, value in tensors.items() if not is_sharded(value)},
+        _MODEL: {name: value for name, value in weights.items() if not is_sharded(value)},
         **({_NETWORKS: networks} if networks else {}),
         _TRAINER: as_json({**head, **_spread(states)}),
     }
@@ -226,7 +226,7 @@ def read_ranked(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedModel:
+class ModelState:
     """State of a model in a checkpoint that fits the model here.
 
     Attributes:
@@ -248,7 +248,7 @@ class SavedModel:
     notes: list[str]
 
 
-def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> SavedModel:
+def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> ModelState:
     """Read the state of a model, however the checkpoint and the model are sharded, and check that it fits.
 
     Raises:
@@ -276,10 +276,10 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> S
         if "optimizer" in states:
             states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
         weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
-    return SavedModel(folder, states, trainer["kinds"], weights, networks, beside, notes)
+    return ModelState(folder, states, trainer["kinds"], weights, networks, beside, notes)
 
 
-def load_model(parts: ModelParts, saved: SavedModel) -> None:
+def load_model(parts: ModelParts, saved: ModelState) -> None:
     """Restore a model from a state that fits."""
     if parts.engine is not None:
         parts.engine.load(saved.folder)

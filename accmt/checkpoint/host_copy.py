@@ -23,17 +23,20 @@ class Staging:
         copies: dict[tuple[object, ...], Tensor] = {}
         former, self._memory = self._memory, {}
         result: dict[str, str | dict[str, Tensor]] = {}
+        devices = set[torch.device]()
         for file, content in files.items():
             if isinstance(content, str):
                 result[file] = content
                 continue
             staged = result[file] = dict[str, Tensor]()
             for name, tensor in content.items():
-                identity = identity_of(tensor) if tensor.layout is torch.strided and tensor.numel() else (file, name)
+                place = (file, name)
+                identity = identity_of(place, tensor)
                 if identity not in copies:
-                    copies[identity] = self._memory[file, name] = _copied(tensor, former.get((file, name)))
+                    copies[identity] = self._memory[place] = _copied(tensor, former.get(place))
+                    devices.add(tensor.device)
                 staged[name] = copies[identity]
-        self._copied = [_mark(device) for device in _accelerators(files)]
+        self._copied = [_mark(device) for device in devices if device.type == "cuda"]
         return result
 
     def wait(self) -> None:
@@ -50,11 +53,6 @@ def _copied(tensor: Tensor, memory: Tensor | None) -> Tensor:
     if memory is None or memory.shape != source.shape or memory.dtype != source.dtype:
         memory = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.device.type == "cuda")
     return memory.copy_(source, non_blocking=memory.is_pinned())
-
-
-def _accelerators(files: Files) -> set[torch.device]:
-    tensors = (tensor for content in files.values() if not isinstance(content, str) for tensor in content.values())
-    return {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
 
 
 def _mark(device: torch.device) -> torch.cuda.Event:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import Mismatch, differences, shortened
-from accmt.checkpoint.saved_models import Saving, place_of_best
+from accmt.checkpoint.saved_models import SavedModel, place_of_best
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import BESIDE, read_weights
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
@@ -18,7 +18,7 @@ from accmt.files.paths import resolved
 from accmt.notices import warn
 
 
-def load_saving(folder: str | Path, module: Any) -> Saving:
+def load_saving(folder: str | Path, module: Any) -> SavedModel:
     """Load the model that a rule saved.
 
     Args:
@@ -41,21 +41,21 @@ def load_saving(folder: str | Path, module: Any) -> Saving:
     problem = publish.problem_of(place)
     if problem is not None:
         raise ValueError(f"{place} cannot be used: {problem}")
-    saving = Saving.read(place)
+    saving = SavedModel.read(place)
     model = module.model if _is_wrapping(module) else module
     expected = by_plain_name(model, model.state_dict())
     weights = as_expected(read_weights(place), expected)
-    lines = differences(expected, weights, "the saving")
+    lines = differences(expected, weights, "the saved model")
     beside = read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}
-    kept = Kept(module, model) if _is_wrapping(module) else None
+    kept = ExtraState(module, model) if _is_wrapping(module) else None
     if kept is not None and beside:
-        lines += differences(*kept.differing(beside, at_least_those=True), "the saving", "module")
+        lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
     if lines:
         listed = "\n  ".join(shortened(lines))
-        raise Mismatch(f"{saving.folder} is the saving of another model; nothing was loaded:\n  {listed}")
+        raise Mismatch(f"{saving.folder} holds another model; nothing was loaded:\n  {listed}")
     model.load_state_dict(by_own_name(model, weights))
     if kept is not None:
-        kept.load_networks(beside, {})
+        kept.found().load_state_dict(beside)
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
         text = f"{place / BESIDE} holds {ways} too, which was trained beside the model: give the AcceleratorModule"

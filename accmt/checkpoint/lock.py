@@ -5,6 +5,9 @@ The lock belongs to the open file (F_OFD_SETLK), as a POSIX record lock is lost 
 and closes the file, such as a copy of the folder. On Linux, an abstract socket (without a file) is also named after the
 folder: it works where a file system has no locks, and survives the deletion of `.lock` or the whole folder. Both end
 with the process; a forked child, such as a data loading worker, would inherit them, so it closes them at once.
+
+No library does this: `filelock` and `portalocker` take one kind of lock on a file, know neither the socket nor who
+holds the lock, and find out whether it is held only by taking it, which would refuse a training that starts just then.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import socket
 import struct
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,8 +137,8 @@ class Lock:
 
     def _refusal(self) -> RuntimeError:
         holder = Holder()
-        with suppress(OSError):
-            holder = _read_holder(self._folder)
+        with suppress(OSError), _opened_to_read(self._folder) as file:
+            holder = _holder_in(file)
         if holder.is_here:
             return RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
         return RuntimeError(
@@ -159,27 +163,19 @@ def holder_of(folder: Path) -> Holder | None:
     """
     folder = folder.resolve()
     try:
-        file = _open_to_read(folder)
+        with _opened_to_read(folder) as file:
+            return _holder_in(file) if _is_named(folder) or _is_locked(file) else None
     except FileNotFoundError:
         return Holder() if _is_named(folder) else None
+
+
+@contextmanager
+def _opened_to_read(folder: Path) -> Iterator[int]:
+    file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
-        process = -1 if _is_named(folder) else _locked_by(file)
-        # The lock of an open file, or of a process on another machine, has no process id.
-        return None if process is None else Holder(process) if process > 0 else _holder_in(file)
+        yield file
     finally:
         os.close(file)
-
-
-def _read_holder(folder: Path) -> Holder:
-    file = _open_to_read(folder)
-    try:
-        return _holder_in(file)
-    finally:
-        os.close(file)
-
-
-def _open_to_read(folder: Path) -> int:
-    return os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _holder_in(file: int) -> Holder:
@@ -214,17 +210,17 @@ def _lock_file(file: int, *, unlock: bool = False) -> bool:
     return True
 
 
-def _locked_by(file: int) -> int | None:
-    """Return the process that locks a file, 0 or less if it has no id on this machine; None if it is not locked."""
+def _is_locked(file: int) -> bool:
+    """Return whether anybody locks a file, without locking it even for a moment."""
     import fcntl
 
     if sys.platform == "linux":
         asked = _LINUX.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, process = _LINUX.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _LINUX.size])
+        kind = _LINUX.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _LINUX.size])[0]
     else:
         asked = _BSD.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET, 0)
-        _, _, process, kind, _, _ = _BSD.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _BSD.size])
-    return None if kind == fcntl.F_UNLCK else int(process)
+        kind = _BSD.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _BSD.size])[3]
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def _address(folder: Path) -> bytes | None:
@@ -242,11 +238,10 @@ def _address(folder: Path) -> bytes | None:
 def _is_named(folder: Path) -> bool:
     """Return whether a process has bound the socket of a folder."""
     address = _address(folder)
-    if address is None:
-        return False
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
-        asking.connect(address)
-        return True
+        if address is not None:
+            asking.connect(address)
+            return True
     return False
 
 

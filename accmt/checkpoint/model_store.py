@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.archive import move_aside
+from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.disk_space import require_space
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, DamagedSaving, Saving, best_in, listed_in
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, DamagedModel, SavedModel, best_in, listed_in
 from accmt.checkpoint.tensor_files import size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned
@@ -22,7 +22,7 @@ from accmt.rules.codec import to_text
 from accmt.rules.reserved_names import TEMPORARY
 
 
-class Savings:
+class ModelStore:
     """Writer of the models that rules decide to save, below a `model_path`.
 
     Args:
@@ -66,22 +66,13 @@ class Savings:
                 write_tensors(temporary / BESIDE, beside)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, map(to_text, new.values), strict=True))
-            write_json(
-                temporary / DESCRIPTION,
-                {
-                    "schema": 1,
-                    "rule": rule.name,
-                    "text": str(rule.saving),
-                    "values": values,
-                    "step": new.step,
-                    "epoch": epoch,
-                    "evaluation": new.evaluation,
-                },
-            )
+            about = {"schema": 1, "rule": rule.name, "text": str(rule.saving), "values": values}
+            place = {"step": new.step, "epoch": epoch, "evaluation": new.evaluation}
+            write_json(temporary / DESCRIPTION, {**about, **place})
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
 
-    def those_there(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
+    def existing(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
         """Return the kept models of a rule that exist on the disk.
 
         Models that were replaced by those of evaluations after this one count as existing: the training that resumes
@@ -93,44 +84,35 @@ class Savings:
             if any(match is not None and int(match[1]) > evaluation for match in found):
                 return kept
         places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
-        there = tuple(entry for entry, place in places.items() if _is_described(place))
-        if rule.keep > 1 and there and not _has_list(folder):
+        there = tuple(entry for entry, place in places.items() if _is_readable(SavedModel.read, place))
+        if rule.keep > 1 and there and not _is_readable(listed_in, folder):
             _update_index(folder, there)
         return there
 
-    def put_aside(self, rule: SavingRule, step: int) -> Path | None:
+    def archive_former(self, rule: SavingRule, step: int) -> Path | None:
         """Archive the models of an earlier rule of this name, before the new one replaces them; None if there are none.
 
         A model that this rule saved after this step, before the training was interrupted, is not archived.
         """
         folder = self._model_path / rule.folder
-        with suppress(DamagedSaving):  # a damaged one is archived too, never overwritten
+        with suppress(DamagedModel):  # a damaged one is archived too, never overwritten
             saved = self.best(rule)
             if saved is None:
                 return None
             if saved.step > step and read_json(saved.folder / DESCRIPTION).get("text") == str(rule.saving):
                 return None
-        return move_aside(self._model_path, [folder])
+        return move_to_archive(self._model_path, [folder])
 
-    def best(self, rule: SavingRule) -> Saving | None:
+    def best(self, rule: SavingRule) -> SavedModel | None:
         """Return the best model that a rule has on the disk; None if it has none."""
         return best_in(self._model_path / rule.folder)
 
 
-def _is_described(place: Path) -> bool:
-    """Return whether a folder has a model whose description can be read."""
+def _is_readable(read: Callable[[Path], object], folder: Path) -> bool:
+    """Return whether there is something in a folder that can be read."""
     try:
-        Saving.read(place)
-    except (FileNotFoundError, NotADirectoryError, DamagedSaving):
-        return False
-    return True
-
-
-def _has_list(folder: Path) -> bool:
-    """Return whether the list of the models that a rule keeps exists and can be read."""
-    try:
-        return bool(listed_in(folder))
-    except DamagedSaving:
+        return bool(read(folder))
+    except (FileNotFoundError, NotADirectoryError, DamagedModel):
         return False
 
 

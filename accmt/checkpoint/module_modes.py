@@ -18,7 +18,8 @@ from accmt._compat import unsaved_buffers
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.distributed.weight_names import plain_name
 
-_FROZEN, _EVALUATING, _SHAPES, _BUFFERS = "frozen", "evaluating", "shapes", "buffers"
+# Mode -> the attribute that is False where it is on.
+_MODES = {"frozen": "requires_grad", "evaluating": "training"}
 
 
 class Modes:
@@ -36,14 +37,14 @@ class Modes:
         self._loose = loose
         self._changed: set[str] = set()
         self._started = self._listed()
-        self._buffers = {name: value.detach().to("cpu", copy=True) for name, value, _, _ in self._own_buffers()}
+        self._first = {name: value.to("cpu", copy=True) for name, value in self._buffers().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the modes now and at the start, and the buffers that have changed since."""
-        now = self._listed()
-        self._changed |= {name for name, value, _, _ in self._own_buffers() if self._is_changed(name, value)}
-        buffers = {name: value.detach() for name, value, _, _ in self._own_buffers() if name in self._changed}
-        return {"now": now, "start": self._started, _BUFFERS: buffers}
+        buffers = self._buffers()
+        self._changed |= {name for name, value in buffers.items() if self._is_changed(name, value)}
+        changed = {name: value for name, value in buffers.items() if name in self._changed}
+        return {"now": self._listed(), "start": self._started, "buffers": changed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Restore what the training had changed.
@@ -51,53 +52,46 @@ class Modes:
         Returns:
             What the script sets differently than at the start of the training, one line each.
         """
-        notes = _differing(self._started, state["start"])
-        same = {
-            kind: set(self._started[kind]) ^ set(state["start"][kind]) for kind in (_FROZEN, _EVALUATING)
-        }  # names for which the script now sets another value
-        for name, parameter in self._parameters():
-            if name not in same[_FROZEN] and parameter.is_leaf:
-                parameter.requires_grad_(name not in state["now"][_FROZEN])
-        for name, part in self._modules():
-            if name not in same[_EVALUATING]:
-                part.training = name not in state["now"][_EVALUATING]
+        for mode, attribute in _MODES.items():
+            by_script = set(self._started[mode]) ^ set(state["start"][mode])
+            for name, one in self._those_with(mode):
+                if name not in by_script and not (isinstance(one, Tensor) and not one.is_leaf):
+                    setattr(one, attribute, name not in state["now"][mode])
         self._load_buffers(state)
-        return notes
+        return _differing(self._started, state["start"])
 
     def _load_buffers(self, state: Mapping[str, Any]) -> None:
-        owners = {name: (value, owner, key) for name, value, owner, key in self._own_buffers()}
-        parts = dict(self._modules())
-        for name, value in state[_BUFFERS].items():
-            if name in owners:
-                own, owner, key = owners[name]
-                if self._started[_SHAPES].get(name) != state["start"][_SHAPES].get(name):
-                    continue  # the script now creates it with another shape
-                if own.shape == value.shape:
-                    with torch.no_grad():
-                        own.copy_(value)
-                else:
-                    setattr(owner, key, value.to(own.device, own.dtype))
-            else:
-                way, _, key = name.rpartition(".")
-                owner = parts.get(way)  # type: ignore[assignment]
-                if owner is None or not key or hasattr(owner, key):
-                    continue
+        here, parts = self._buffers(), dict(self._modules())
+        for name, value in state["buffers"].items():
+            way, _, key = name.rpartition(".")
+            owner, own = parts.get(way), here.get(name)
+            if owner is None or not key:
+                continue
+            if own is None and not hasattr(owner, key):
                 device = next((one.device for one in (*owner.parameters(), *owner.buffers())), torch.device("cpu"))
                 owner.register_buffer(key, value.to(device), persistent=False)
+            elif own is None or self._started["shapes"].get(name) != state["start"]["shapes"].get(name):
+                continue  # the script now creates it otherwise
+            elif own.shape == value.shape:
+                own.copy_(value)
+            else:
+                setattr(owner, key, value.to(own.device, own.dtype))
             self._changed.add(name)
 
     def _listed(self) -> dict[str, Any]:
-        return {
-            _FROZEN: [name for name, parameter in self._parameters() if not parameter.requires_grad],
-            _EVALUATING: [name for name, part in self._modules() if not part.training],
-            _SHAPES: {name: list(value.shape) for name, value, _, _ in self._own_buffers()},
+        modes = {
+            mode: [name for name, one in self._those_with(mode) if not getattr(one, attribute)]
+            for mode, attribute in _MODES.items()
         }
+        return {**modes, "shapes": {name: list(value.shape) for name, value in self._buffers().items()}}
+
+    def _those_with(self, mode: str) -> Iterator[tuple[str, Any]]:
+        return self._parameters() if mode == "frozen" else self._modules()
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for root, network in self._roots().items():
             for name, part in network.named_modules():
-                plain = plain_name(network, name) if name else ""
-                yield f"{root}.{plain}" if plain else root, part
+                yield f"{root}.{plain_name(network, name)}".removesuffix("."), part
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for root, network in self._roots().items():
@@ -105,19 +99,17 @@ class Modes:
                 yield f"{root}.{plain_name(network, name)}", parameter
         yield from self._loose().items()
 
-    def _own_buffers(self) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
-        """Yield name, value, owner and attribute of each non-persistent buffer."""
-        for way, part in self._modules():
-            for key in unsaved_buffers(part):
-                value = getattr(part, key, None)
-                if value is not None and problem_of(value) is None:
-                    yield f"{way}.{key}", value, part, key
+    def _buffers(self) -> dict[str, Tensor]:
+        """Return the non-persistent buffers."""
+        keys = ((way, part, key) for way, part in self._modules() for key in unsaved_buffers(part))
+        named = {f"{way}.{key}": getattr(part, key, None) for way, part, key in keys}
+        return {name: value.detach() for name, value in named.items() if value is not None and not problem_of(value)}
 
     def _is_changed(self, name: str, value: Tensor) -> bool:
-        former = self._buffers.get(name)
+        former = self._first.get(name)
         if former is None or former.shape != value.shape or former.dtype != value.dtype:
             return True
-        return not torch.equal(_bytes(former), _bytes(value.detach().cpu()))
+        return not torch.equal(_bytes(former), _bytes(value.cpu()))
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -126,7 +118,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    words = {_FROZEN: ("frozen", "trained"), _EVALUATING: ("in evaluation mode", "in training mode")}
+    words = {"frozen": ("frozen", "trained"), "evaluating": ("in evaluation mode", "in training mode")}
     lines = []
     for kind, (is_so, is_not) in words.items():
         own, saved = set(mine[kind]), set(theirs[kind])

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from accmt.distributed.weight_names import plain_name
+from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name, plain_name
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
 _SET = ("model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer")
@@ -45,12 +46,36 @@ class Attributes:
                 found[f"{way}.{plain_name(network, name)}"] = parameter
         return found
 
+    def parts(self) -> dict[str, list[Tensor]]:
+        """Return the parameters of each network, and those outside of any network, by attribute path."""
+        inside = {way: list[Tensor](network.parameters()) for way, network in self.networks.items()}
+        return {**{way: [value] for way, value in self.loose.items()}, **inside}
+
     def tensors(self) -> list[Tensor]:
         """Return all parameters and buffers."""
-        inside = (
-            tensor for network in self.networks.values() for tensor in (*network.parameters(), *network.buffers())
-        )
-        return [*self.loose.values(), *inside]
+        parameters = [parameter for part in self.parts().values() for parameter in part]
+        return parameters + [buffer for network in self.networks.values() for buffer in network.buffers()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights, and the extra state of networks, by attribute path and plain name."""
+        states: dict[str, Any] = {way: value.detach() for way, value in self.loose.items()}
+        for way, network in self.networks.items():
+            for name, value in by_plain_name(network, network.state_dict()).items():
+                states[f"{way}.{name}"] = value
+        return states
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load weights and extra state into what exists here."""
+        for way, value in self.loose.items():
+            if way in state:
+                with torch.no_grad():
+                    value.copy_(state[way])
+        for way, network in self.networks.items():
+            start = f"{way}."
+            own = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+            if own:
+                expected = by_plain_name(network, network.state_dict())
+                network.load_state_dict(by_own_name(network, as_expected(own, expected)))
 
 
 def attributes_of(owner: Any, model: nn.Module, apart: Sequence[Any] = ()) -> Attributes:
@@ -116,11 +141,9 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        items = list(value.items()) if len(value) <= _LONGEST else []
-        yield from ((str(key), inner) for key, inner in items)
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((str(place), inner) for place, inner in enumerate(value if len(value) <= _LONGEST else ()))
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        named = value.items() if isinstance(value, Mapping) else enumerate(value)
+        yield from ((str(key), inner) for key, inner in (list(named) if len(value) <= _LONGEST else ()))
     elif type(value).__module__.partition(".")[0] not in _KNOWN:
         yield from getattr(value, "__dict__", {}).items()
 

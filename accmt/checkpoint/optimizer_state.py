@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from accmt.rules.errors import listed
 
 _STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
 _LISTED = 4
@@ -53,7 +56,7 @@ class NamedOptimizer:
     def __init__(self, optimizer: Any, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
         self.optimizer = optimizer
         self._parameters = parameters
-        self._start = [name for names in self._labels() for name in names]
+        self._start = list(chain(*self._labels()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state by parameter name; by number for an optimizer whose state is not laid out like torch's."""
@@ -61,13 +64,10 @@ class NamedOptimizer:
         groups = self._labels()
         if not _is_usual(state, groups):
             return state
-        names = [name for group in groups for name in group]
-        listed = [
-            {**{key: value for key, value in group.items() if key != _NAMES}, _PARAMS: own}
-            for group, own in zip(state[_GROUPS], groups, strict=True)
-        ]
+        names = list(chain(*groups))
+        saved = [{**_options(group), _PARAMS: own} for group, own in zip(state[_GROUPS], groups, strict=True)]
         by_name = {names[number]: value for number, value in state[_STATE].items()}
-        return {**state, _STATE: by_name, _GROUPS: listed, _START: self._start}
+        return {**state, _STATE: by_name, _GROUPS: saved, _START: self._start}
 
     def fit(self, saved: Mapping[str, Any]) -> Fit:
         """Match a saved state to the optimizer, without changing either."""
@@ -76,23 +76,17 @@ class NamedOptimizer:
             sizes = [len(group) for group in own], [len(group[_PARAMS]) for group in saved[_GROUPS]]
             text = f"the optimizer has groups of {sizes[1]} parameters in the checkpoint and {sizes[0]} here"
             return Fit(own, [dict(group) for group in saved[_GROUPS]], [] if sizes[0] == sizes[1] else [text])
-        fit = _matched(
-            self.optimizer.param_groups,
-            own,
-            saved,
-            self._parameters().keys() | {name for names in own for name in names},
-        )
+        fit = _matched(self.optimizer.param_groups, own, saved, {*self._parameters(), *chain(*own)})
         if isinstance(self.optimizer, torch.optim.LBFGS) and fit.groups != [g[_PARAMS] for g in saved[_GROUPS]]:
             fit.lines.append("LBFGS holds other parameters, or in another order, than in the checkpoint")
         return fit
 
     def parameter(self, name: str | int) -> Any:
         """Return the parameter with a name, or with a number in an older checkpoint; None if there is none."""
-        held = [parameter for group in self.optimizer.param_groups for parameter in group[_PARAMS]]
+        held = held_by(self.optimizer)
         if isinstance(name, int) or name.isdecimal():
             return held[int(name)]
-        names = [label for group in self._labels() for label in group]
-        return dict(zip(names, held, strict=True)).get(name, self._parameters().get(name))
+        return dict(zip(chain(*self._labels()), held, strict=True)).get(name, self._parameters().get(name))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load a state that fits, with the groups and parameters that were added during the training."""
@@ -102,11 +96,11 @@ class NamedOptimizer:
         fit = self.fit(saved)
         for place, names in enumerate(fit.groups):
             self._add(place, names, fit.options[place])
-        numbers = {name: number for number, name in enumerate(name for names in fit.groups for name in names)}
-        groups, start = [], 0
-        for names, options in zip(fit.groups, fit.options, strict=True):
-            groups.append({**options, _PARAMS: list(range(start, start + len(names)))})
-            start += len(names)
+        numbers = {name: number for number, name in enumerate(chain(*fit.groups))}
+        groups = [
+            {**options, _PARAMS: [numbers[name] for name in names]}
+            for names, options in zip(fit.groups, fit.options, strict=True)
+        ]
         state = {numbers[name]: value for name, value in saved[_STATE].items() if name in numbers}
         rest = {key: value for key, value in saved.items() if key != _START}
         self.optimizer.load_state_dict({**rest, _STATE: state, _GROUPS: groups})
@@ -139,6 +133,11 @@ class NamedOptimizer:
         return labels
 
 
+def held_by(optimizer: Any) -> list[Any]:
+    """Return the parameters of all groups of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group[_PARAMS]]
+
+
 def complete(optimizer: Any) -> None:
     """Add to a loaded state what settings need that were off when it was saved."""
     for group in optimizer.param_groups:
@@ -159,7 +158,7 @@ def _is_usual(state: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> bool
         return False
     if not all(isinstance(group, Mapping) and _PARAMS in group for group in state[_GROUPS]):
         return False
-    names = [name for group in groups for name in group]
+    names = list(chain(*groups))
     numbers = [number for group in state[_GROUPS] for number in group[_PARAMS]]
     sizes = [len(group[_PARAMS]) for group in state[_GROUPS]] == [len(group) for group in groups]
     known = all(isinstance(number, int) and number < len(names) for number in state[_STATE])
@@ -168,9 +167,9 @@ def _is_usual(state: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> bool
 
 def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: Mapping[str, Any], known: Any) -> Fit:
     theirs = [list(group[_PARAMS]) for group in saved[_GROUPS]]
-    options = [{key: value for key, value in group.items() if key != _PARAMS} for group in saved[_GROUPS]]
-    held, start = {name for names in own for name in names}, set(saved[_START])
-    added = {name for names in theirs for name in names} - held - start
+    options = [_options(group) for group in saved[_GROUPS]]
+    held, start, saved_names = set(chain(*own)), set(saved[_START]), set(chain(*theirs))
+    added = saved_names - held - start
     fit = Fit([list(names) for names in own], [_options(group) for group in groups])
     fit.lines += [f"the optimizer of the checkpoint holds '{name}', which is not here" for name in added - known]
     pairs = _pairs(own, theirs)
@@ -179,15 +178,16 @@ def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: M
     partner = {other: place for place, other in pairs.items()}
     for other, names in enumerate(theirs):
         new = [name for name in names if name in added and name in known]
-        home = partner.get(other, _home(names, own))
-        if new and home is None:
+        with_some = (place for place, mine in enumerate(own) if set(mine) & set(names))
+        home = partner.get(other, next(with_some, None))
+        if home is not None:
+            fit.groups[home].extend(new)
+        elif new:
             fit.groups.append(new)
             fit.options.append(options[other])
-        elif new and home is not None:
-            fit.groups[home].extend(new)
-    gone, fresh = start - held - added, held - {name for names in theirs for name in names}
-    fit.notes += [f"the optimizer does not hold {_listed(gone)} any more"] if gone else []
-    fit.notes += [f"the optimizer now holds {_listed(fresh)} too"] if fresh else []
+    gone, fresh = start - held - added, held - saved_names
+    fit.notes += [f"the optimizer does not hold {listed(sorted(gone), _LISTED)} any more"] if gone else []
+    fit.notes += [f"the optimizer now holds {listed(sorted(fresh), _LISTED)} too"] if fresh else []
     if not gone and not fresh and sorted(map(sorted, fit.groups)) != sorted(map(sorted, theirs)):
         fit.notes.append("the parameters of the optimizer are grouped otherwise than before")
     return fit
@@ -208,15 +208,5 @@ def _pairs(own: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> dic
     return pairs
 
 
-def _home(names: Sequence[str], own: Sequence[Sequence[str]]) -> int | None:
-    """Return the group that holds some of the names."""
-    return next((place for place, mine in enumerate(own) if set(mine) & set(names)), None)
-
-
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in (_PARAMS, _NAMES)}
-
-
-def _listed(names: set[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(sorted(names)[:_LISTED]) + more

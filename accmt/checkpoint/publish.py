@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from accmt.files.durable import flush_directory, flush_file, only_warned
+from accmt.files.foreign import is_file, is_folder
 from accmt.rules import reserved_names as names
 from accmt.rules.printable import plain
 
@@ -76,15 +76,13 @@ def require_writable(folder: Path) -> None:
     done = "added to"
     try:
         probe.mkdir()
-        try:
-            done = "renamed in"
-            probe.rename(renamed)
-        except OSError:
-            probe.rmdir()
-            raise
+        done = "renamed in"
+        probe.rename(renamed)
         done = "deleted in"
         renamed.rmdir()
     except OSError as error:
+        with suppress(OSError):
+            probe.rmdir()
         text = f"nothing can be {done} '{folder.name}' ({error.strerror})"
         raise OSError(error.errno, text, str(folder)) from None
 
@@ -132,9 +130,9 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
     Names, file types and sizes are compared before any content is read; `read=False` stops there.
     """
     manifest = folder / MANIFEST
-    if folder.is_symlink() or not folder.is_dir():
+    if not is_folder(folder):
         return "it is not a directory"
-    if not _is_regular(manifest):
+    if not is_file(manifest):
         return f"it has no {MANIFEST}"
     if manifest.stat().st_size > _LONGEST_MANIFEST:
         return f"its {MANIFEST} is too long to be one"
@@ -144,10 +142,10 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
     except _UNREADABLE as error:
         return f"its {MANIFEST} cannot be read: {type(error).__name__}"
     try:
-        problem = _difference(folder, expected, read)
-        return None if problem is None else plain(problem)
+        problem = next(_differences(folder, expected, read), None)
     except OSError as error:
-        return plain(f"it cannot be read: {error}")
+        problem = f"it cannot be read: {error}"
+    return None if problem is None else plain(problem)
 
 
 def remove(folder: Path) -> None:
@@ -168,7 +166,7 @@ def move(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as error:
-        if error.errno != errno.EXDEV or source.is_symlink() or not source.is_dir():
+        if error.errno != errno.EXDEV or not is_folder(source):
             raise
         copy = target.parent / _name(TEMPORARY, target.name)
         try:
@@ -220,7 +218,7 @@ def _name(prefix: str, name: str) -> str:
 
 
 def _describe(path: Path) -> FileEntry:
-    if not _is_regular(path):
+    if not is_file(path):
         raise ValueError(f"{path.name} is not a regular file: only those can be published")
     flush_file(path)
     return {"size": path.stat().st_size, "sha256": hash_of(path)}
@@ -263,23 +261,21 @@ def _exchange(first: Path, second: Path) -> bool:
     rename = _renameat2()
     if rename is None:
         return False
-    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0:
-        return True
+    failed = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) != 0
     code = ctypes.get_errno()
-    if code in _CANNOT_EXCHANGE:
-        return False
-    raise OSError(code, os.strerror(code), str(second))
+    if failed and code not in _CANNOT_EXCHANGE:
+        raise OSError(code, os.strerror(code), str(second))
+    return not failed
 
 
 def _renameat2() -> Callable[..., int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
+    """Return the system's call, which only Linux has."""
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
 def _delete(path: Path) -> None:
     """Delete a file or directory; what cannot be deleted now is left to the next `recover`."""
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path):
         for manifest in [path / MANIFEST, *path.glob(f"*/{MANIFEST}")]:
             with suppress(OSError):
                 manifest.unlink()
@@ -301,35 +297,28 @@ def _copy_flushed(source: str, target: str) -> None:
 
 def _folders(folder: Path) -> list[Path]:
     """List a directory and all below it; the directory itself is last."""
-    return [*(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()), folder]
+    return [*(path for path in folder.rglob("*") if is_folder(path)), folder]
 
 
 def _contents(folder: Path) -> dict[str, Path]:
     """Return name -> path of everything below a directory except directories."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    found = (path for path in folder.rglob("*") if not is_folder(path))
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def _is_regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
-
-
-def _difference(folder: Path, expected: dict[str, tuple[int, str]], read: bool) -> str | None:
+def _differences(folder: Path, expected: Mapping[str, tuple[int, str]], read: bool) -> Iterator[str]:
     found = _contents(folder)
     found.pop(MANIFEST, None)
-    for name in sorted(expected.keys() - found.keys()):
-        return f"{name} is missing"
-    for name in sorted(found.keys() - expected.keys()):
-        return f"{name} does not belong to it"
+    yield from (f"{name} is missing" for name in sorted(expected.keys() - found.keys()))
+    yield from (f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys()))
     for name, path in found.items():
         size, _ = expected[name]
-        if not _is_regular(path):
-            return f"{name} is not a regular file"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if not is_file(path):
+            yield f"{name} is not a regular file"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     if read:
         with ThreadPoolExecutor(_THREADS, "hash") as pool:
             for name, found_hash in zip(found, pool.map(hash_of, found.values()), strict=True):
                 if found_hash != expected[name][1]:
-                    return f"{name} is damaged: its content does not match its hash"
-    return None
+                    yield f"{name} is damaged: its content does not match its hash"

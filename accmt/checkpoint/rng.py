@@ -42,7 +42,7 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     position, has_gauss = state["numpy.position"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
     if not 0 <= position <= len(keys):  # NumPy would read past the end
-        raise ValueError(f"{position} is no position among {len(keys)} random words")
+        raise ValueError(f"{position} is not a position among {len(keys)} random words")
     np.random.set_state(("MT19937", keys, position, has_gauss, state["numpy.gauss"].item()))
     torch.set_rng_state(state["torch"])
     accelerator = _generator_of(device)

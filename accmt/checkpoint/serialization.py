@@ -16,20 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_NUMBERS = {
-    "bool": np.bool_,
-    "int8": np.int8,
-    "int16": np.int16,
-    "int32": np.int32,
-    "int64": np.int64,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
-    "float16": np.float16,
-    "float32": np.float32,
-    "float64": np.float64,
-}
+_NUMBERS = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+)
 
 
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -71,8 +60,8 @@ def _packed(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:  # noqa: 
         return {"$tensor": _named(value, path, tensors)}
     if isinstance(value, np.ndarray):
         return {"$array": _named(_tensor_of(value, path), path, tensors)}
-    if isinstance(value, np.generic):
-        return {"$number": [value.dtype.name, _packed(_python(value, path), path, tensors)]}
+    if isinstance(value, np.generic) and value.dtype.name in _NUMBERS:
+        return {"$number": [value.dtype.name, _packed(value.item(), path, tensors)]}
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -123,12 +112,6 @@ def _tensor_of(array: np.ndarray[Any, Any], path: str) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
 
 
-def _python(value: np.generic, path: str) -> Any:
-    if value.dtype.name not in _NUMBERS:
-        raise _unwritable(value, path)
-    return value.item()
-
-
 def _unwritable(value: Any, path: str) -> TypeError:
     return TypeError(f"cannot be written to a checkpoint: {type(value).__name__} at '{path}'")
 
@@ -150,13 +133,15 @@ def _pairs(content: Any, tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
 def _dtype(content: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
     dtype = getattr(torch, content)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"'{content}' is no dtype")
+        raise ValueError(f"'{content}' is not a dtype")
     return dtype
 
 
 def _number(content: Any, tensors: Mapping[str, Tensor]) -> Any:
     kind, number = content
-    return _NUMBERS[kind](unpack(number, tensors))
+    if kind not in _NUMBERS:
+        raise KeyError(kind)
+    return np.dtype(kind).type(unpack(number, tensors))
 
 
 _TAGS: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {

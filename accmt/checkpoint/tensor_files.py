@@ -54,19 +54,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         TypeError: The file format cannot hold one of them.
     """
-    unique: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first_name: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
-        _check(name, tensor)
-        identity = identity_of(tensor)
-        if tensor.numel() and identity in first_name:
-            aliases[name] = first_name[identity]
-        else:
-            first_name[identity] = name
-            unique[name] = tensor
+        problem = problem_of(tensor) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}, {_CANNOT}"
+        if problem is not None:
+            raise TypeError(f"'{name}' is {problem}")
+    copies = in_main_memory(tensors)
+    first_names: dict[int, str] = {}
+    first_name = {name: first_names.setdefault(id(tensor), name) for name, tensor in copies.items()}
+    aliases = {name: first for name, first in first_name.items() if name != first}
     metadata = {"format": "pt"} | ({_ALIASES: json.dumps(aliases)} if aliases else {})
-    save_file(_on_cpu(unique), path, metadata=metadata)
+    save_file({name: copies[name] for name in copies if name not in aliases}, path, metadata=metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,31 +81,42 @@ def aliases_of(file: Any) -> dict[str, str]:
     return aliases
 
 
-def identity_of(tensor: Tensor) -> tuple[object, ...]:
-    """Return a key that is equal for two tensors that view the same memory in the same way."""
+def identity_of(name: object, tensor: Tensor) -> tuple[object, ...]:
+    """Return a key that is equal for two tensors that view the same memory in the same way, whatever their names."""
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return (name,)
     storage = tensor.untyped_storage().data_ptr()
     read_as = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
     return (tensor.device, storage, tensor.storage_offset(), *read_as)
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in main memory, each contiguous and in a storage of its own."""
+def in_main_memory(values: Mapping[str, Any], *, trimmed: bool = False) -> dict[str, Any]:
+    """Return tensors as files hold them: in main memory, contiguous, no two in one storage.
+
+    Names that share memory (tied weights) share one tensor in the result. Sparse tensors and other values stay as
+    they are.
+
+    Args:
+        values: The tensors, by name.
+        trimmed: Also copy views of larger storages, which `torch.save` would write as a whole.
+    """
     storages: set[int] = set()
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        pointer = own.untyped_storage().data_ptr()
-        if pointer in storages and own.numel():
-            own = own.clone(memory_format=torch.contiguous_format)
-        storages.add(pointer)
-        result[name] = own
+    copies: dict[tuple[object, ...], Tensor] = {}
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            result[name] = value
+            continue
+        identity = identity_of(name, value)
+        if identity not in copies:
+            tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in storages or (trimmed and storage.nbytes() != tensor.nbytes):
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            storages.add(tensor.untyped_storage().data_ptr())
+            copies[identity] = tensor
+        result[name] = copies[identity]
     return result
-
-
-def _check(name: str, tensor: Tensor) -> None:
-    kind = problem_of(tensor) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}, {_CANNOT}"
-    if kind is not None:
-        raise TypeError(f"'{name}' is {kind}")
 
 
 def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from accmt.checkpoint.tensor_files import identity_of, read_tensors, write_tensors
+from accmt.checkpoint.tensor_files import in_main_memory, read_tensors, write_tensors
 from accmt.files.json_io import read_json, write_json
 from accmt.rules.printable import plain
 
@@ -47,16 +47,12 @@ def write_weights(folder: Path, weights: Mapping[str, Any], form: WeightsFormat)
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern=_NAMES[form.safe], max_shard_size=form.max_shard_size
     )
-    if not split.is_sharded:
-        _write(folder / _NAMES[form.safe].format(suffix=""), weights, form.safe)
-        return
-    others = weights.keys() - tensors.keys()
-    for number, (file, names) in enumerate(split.filename_to_tensors.items()):
-        own = {*names, *(others if number == 0 else ())}
-        _write(folder / file, {name: value for name, value in weights.items() if name in own}, form.safe)
-    first = next(iter(split.filename_to_tensors))
-    places = {**split.tensor_to_filename, **dict.fromkeys(others, first)}
-    write_json(folder / _index(form.safe), {"metadata": split.metadata, "weight_map": places})
+    first = next(iter(split.filename_to_tensors), _single(form.safe))
+    places = {name: split.tensor_to_filename.get(name, first) for name in weights}
+    for file in dict.fromkeys([first, *places.values()]):
+        _write(folder / file, {name: value for name, value in weights.items() if places[name] == file}, form.safe)
+    if split.is_sharded:
+        write_json(folder / f"{_single(form.safe)}{_INDEX}", {"metadata": split.metadata, "weight_map": places})
 
 
 def read_weights(folder: Path) -> dict[str, Any]:
@@ -77,8 +73,8 @@ def read_weights(folder: Path) -> dict[str, Any]:
 
 
 def _read_all(folder: Path) -> dict[str, Any]:
-    for safe, name in _NAMES.items():
-        single, index = folder / name.format(suffix=""), folder / _index(safe)
+    for safe in _NAMES:
+        single, index = folder / _single(safe), folder / f"{_single(safe)}{_INDEX}"
         if single.is_file():
             return _read(single, safe)
         if index.is_file():
@@ -91,8 +87,9 @@ def _read_all(folder: Path) -> dict[str, Any]:
     raise FileNotFoundError(f"there are no weights in {folder}")
 
 
-def _index(safe: bool) -> str:
-    return _NAMES[safe].format(suffix="") + _INDEX
+def _single(safe: bool) -> str:
+    """Return the name of the file of weights that need one file only."""
+    return _NAMES[safe].format(suffix="")
 
 
 def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
@@ -100,7 +97,7 @@ def _write(path: Path, weights: Mapping[str, Any], safe: bool) -> None:
         write_tensors(path, weights)
     else:
         try:
-            torch.save(_on_cpu(weights), path)
+            torch.save(in_main_memory(weights, trimmed=True), path)
         except RuntimeError as error:  # on a full disk, torch's error names neither the disk nor the file
             raise OSError(f"{path} could not be written, the disk may be full: {error}") from error
 
@@ -123,33 +120,3 @@ def _refuse_compressed(path: Path) -> None:
         raise ValueError(f"{path.name} is compressed: it was not written here")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError(f"{path.name} says that it holds more than it does")
-
-
-def _on_cpu(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy weights to main memory; tied tensors stay tied, and no tensor keeps more memory than its own."""
-    storages: set[int] = set()
-    copies: dict[tuple[object, ...], Tensor] = {}
-    result: dict[str, Any] = {}
-    for name, value in weights.items():
-        if isinstance(value, Tensor):
-            identity = identity_of(value) if value.layout is torch.strided else (name,)
-            if identity not in copies:
-                copies[identity] = _alone(value.detach().cpu(), storages)
-            result[name] = copies[identity]
-        else:
-            result[name] = value
-    return result
-
-
-def _alone(tensor: Tensor, storages: set[int]) -> Tensor:
-    """Return the tensor, or a copy if its storage is larger than it, or shared with another tensor.
-
-    torch writes a storage as a whole, and rejects one that is viewed as two dtypes.
-    """
-    if tensor.layout is not torch.strided:
-        return tensor
-    storage = tensor.untyped_storage()
-    if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
-        tensor = tensor.clone()
-    storages.add(tensor.untyped_storage().data_ptr())
-    return tensor

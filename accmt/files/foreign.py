@@ -58,6 +58,16 @@ def problem_of_content(folder: Path, path: Path) -> str | None:
     return next((problem for entry in _entries(path) if (problem := _problem_of_entry(entry, path))), None)
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a regular file, and not a link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file without following links or blocking on a pipe or device.
 
@@ -105,7 +115,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 def _entries(path: Path) -> Iterator[Path]:
     """Yield the path itself and, for a folder, all its descendants."""
     yield path
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path):
         for entry in path.iterdir():
             yield from _entries(entry)
 

@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from accmt.checkpoint.object_state import attributes_of
 from accmt.checkpoint.rng import untouched_random_state
-from accmt.checkpoint.shards import share_out_again
+from accmt.checkpoint.shards import reshard
 from accmt.data.batch_size import samples_of
 from accmt.data.device import DeviceTransfer
 from accmt.data.validation import ValidationData
@@ -118,7 +118,7 @@ def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
         with untouched_random_state(module.device), torch.no_grad():
             yield
     finally:
-        share_out_again(model)  # so that hooks that freeze something see the trained parameters
+        reshard(model)  # so that hooks that freeze something see the trained parameters
         for part, is_training in modes:
             part.training = is_training
         module.model, module._training_metrics = used, training

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from accmt.checkpoint.checkpointer import Checkpointer, Outcome
-from accmt.checkpoint.model_store import Savings
+from accmt.checkpoint.model_store import ModelStore
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
 from accmt.distributed.heartbeat import Heartbeat
@@ -97,7 +97,7 @@ class Run:
     stepper: Stepper
     position: Position
     engine: RuleEngine
-    savings: Savings | None
+    savings: ModelStore | None
     checkpointer: Checkpointer
     records: Records
     display: Display

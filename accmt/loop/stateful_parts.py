@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.rng import check_random_state, random_state, set_random_state
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.state_types import Written, check_written
@@ -198,7 +198,7 @@ def tracker_part(module: AcceleratorModule) -> Part:
     return Part(lambda: module.tracker.state(), check, lambda state: None)
 
 
-def objects_part(kept: Kept) -> Part:
+def objects_part(kept: ExtraState) -> Part:
     """Return callbacks and other objects with a state of their own. It is restored once they exist, by `begin`."""
 
     def load(state: Mapping[str, Any] | None) -> None:

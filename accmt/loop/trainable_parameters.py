@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from accmt._compat import LAST_RATES, schedulers_in
-from accmt.checkpoint.shards import share_out_again
+from accmt.checkpoint.shards import reshard
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.ddp_buckets import wrap_again
 from accmt.distributed.strategy import is_deepspeed
@@ -80,7 +80,7 @@ class Trained:
 
     def look(self) -> None:
         """Look up the current parameters of the model."""
-        share_out_again(self._model)
+        reshard(self._model)
         parameters = list(self._model.parameters())
         if len(parameters) != len(self._parameters) or any(map(_is_not, parameters, self._parameters)):
             self._parameters, self._required = parameters, []

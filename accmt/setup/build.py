@@ -13,7 +13,7 @@ from accmt.checkpoint.checkpointer import Checkpointer, CheckpointReader
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.deepspeed import DeepSpeedState
 from accmt.checkpoint.format import ModelParts
-from accmt.checkpoint.model_store import Savings
+from accmt.checkpoint.model_store import ModelStore
 from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.data.device import DeviceTransfer
@@ -163,12 +163,12 @@ def assemble_evaluation(
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
 
 
-def _savings(plan: Plan) -> Savings | None:
+def _savings(plan: Plan) -> ModelStore | None:
     saving = plan.options.saving
     if saving.disabled:
         return None
     form = WeightsFormat(saving.safe_serialization, saving.max_shard_size)
-    return Savings(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
+    return ModelStore(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
 def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,11 @@ from torch import nn
 from accmt._compat import SET_ON_MODELS
 from accmt.callbacks import Callback
 from accmt.checkpoint.object_state import Attributes, attributes_of
+from accmt.checkpoint.optimizer_state import held_by
 from accmt.distributed.ddp_buckets import settle_buckets
 from accmt.distributed.strategy import holds_replicas, is_deepspeed
 from accmt.module import AcceleratorModule
+from accmt.notices import without_information
 from accmt.setup.options import ModelOptions
 
 # Attributes that a training or an evaluation sets on a module and on callbacks while it uses them.
@@ -80,7 +81,7 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions, *,
         own.train()  # `from_pretrained` of transformers returns models in evaluation mode
     if options.gradient_checkpointing:
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
-    with _quietly(not options.logs_preparation):
+    with nullcontext() if options.logs_preparation else without_information():
         model, optimizer = accelerator.prepare(own, optimizer)
     settle_buckets(model)
     _prepare_beside(module, own, optimizer)
@@ -126,7 +127,7 @@ def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any)
     """Move networks and parameters beside the model to the device, set the trained networks to training mode, and
     broadcast the main process's values to all."""
     found = place_beside(module, model)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = set(map(id, held_by(optimizer)))
     for network in found.networks.values():
         if not network.training and any(id(parameter) in held for parameter in network.parameters()):
             network.train()
@@ -157,15 +158,3 @@ def _compiled(model: nn.Module, options: ModelOptions) -> nn.Module:
         return model
     compiled: Any = torch.compile(model, **options.compile_kwargs)
     return compiled  # type: ignore[no-any-return]  # a compiled module is a module
-
-
-@contextmanager
-def _quietly(quiet: bool) -> Iterator[None]:
-    """Suppress log messages below the level of a warning."""
-    former = logging.root.manager.disable
-    if quiet:
-        logging.disable(max(former, logging.INFO))
-    try:
-        yield
-    finally:
-        logging.disable(former)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from accmt.checkpoint.format import ModelParts
+from accmt.checkpoint.optimizer_state import held_by
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import problem_of
 from accmt.config.errors import ConfigError, Problem
@@ -19,6 +20,7 @@ from accmt.distributed.strategy import PLAIN
 from accmt.distributed.weight_names import by_plain_name
 from accmt.loop.trainable_parameters import unheld
 from accmt.module import AcceleratorModule
+from accmt.rules.errors import listed
 from accmt.setup.options import Options
 
 _LISTED = 4
@@ -51,20 +53,21 @@ def check_beside(
     owner, kept = type(module).__name__, parts.kept
     everything = kept.parameters()
     beside = kept.found().parameters()
-    held = _held(optimizer)
-    further = {number for one in kept.further_optimizers() for number in _held(one)}
+    held = set(map(id, held_by(optimizer)))
+    further = {id(value) for one in kept.further_optimizers() for value in held_by(one)}
     lost = [name for name, value in beside.items() if value.requires_grad and id(value) not in held | further]
     problems = [unheld(owner, lost)] if is_ours and lost else []
-    trained = [name for name, value in beside.items() if id(value) in held]
+    trained = listed([name for name, value in beside.items() if id(value) in held], _LISTED)
     if trained and accelerator.distributed_type not in PLAIN:
         engine = accelerator.distributed_type.value
-        text = f"{_listed(trained)} are not part of self.model, which alone {engine} divides: put them into self.model"
+        text = f"{trained} are not part of self.model, which alone {engine} divides: put them into self.model"
         problems.append(Problem(owner, text))
-    alone = [name for name, value in beside.items() if id(value) in further - held and value.requires_grad]
+    of_others = {name: value for name, value in beside.items() if id(value) in further - held}
+    alone = listed([name for name, value in of_others.items() if value.requires_grad], _LISTED)
     if alone and accelerator.num_processes > 1:
         text = (
-            f"{_listed(alone)} are not part of self.model, and an optimizer in an attribute trains them, so that no "
-            f"process hears of the gradients of the others: put them into self.model, or into the optimizer that "
+            f"{alone} are not part of self.model, and an optimizer in an attribute trains them, so that no process "
+            f"hears of the gradients of the others: put them into self.model, or into the optimizer that "
             f"get_optimizer returns"
         )
         problems.append(Problem(owner, text))
@@ -155,12 +158,3 @@ def _unloadable(tensor: Tensor) -> str | None:
     if repeats and not hasattr(tensor, "device_mesh"):
         return "expanded: its elements share memory, so that no value can be loaded into it. Register tensor.clone()"
     return None
-
-
-def _held(optimizer: Any) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import ModelParts
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.config.errors import must_be
@@ -198,7 +198,7 @@ def _without_effect(options: Options, facts: Facts) -> list[str]:
 def _parts(
     options: Options, module: AcceleratorModule, optimizer: Any, schedule: Schedule, accelerator: Accelerator
 ) -> ModelParts:
-    kept = Kept(
+    kept = ExtraState(
         module, module.model, options.callbacks, [optimizer, schedule.scheduler, accelerator, accelerator.scaler]
     )
     named = NamedOptimizer(optimizer, kept.parameters)

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.archive import JOURNALS, move_aside, put_aside
+from accmt.checkpoint.archive import JOURNALS, archive_training, move_to_archive
 from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
 from accmt.checkpoint.format import understood
@@ -126,7 +126,7 @@ def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
 
 def _cleared(plan: Plan, run: Run) -> Path | None:
     """Move away the files of an earlier training, and write the description of the new one."""
-    aside = put_aside(plan.model_path, savings_in(plan.model_path))
+    aside = archive_training(plan.model_path, savings_in(plan.model_path))
     run.records.history.cut(0)
     run.records.decision_log.cut(0)
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every))
@@ -155,7 +155,7 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
 def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:
     """Move away checkpoints later than the one resumed from, newest first, so that none of them is used again."""
     later = [other.path for other in reversed(Checkpoints(model_path).all()) if other.index > checkpoint.index]
-    return move_aside(model_path, later) if later else None
+    return move_to_archive(model_path, later) if later else None
 
 
 def _describe(plan: Plan, changes: list[str]) -> list[str]:
@@ -196,10 +196,10 @@ def _settle_savings(run: Run) -> list[str]:
     for rule in run.engine.rules.savings if run.savings is not None else ():
         assert run.savings is not None
         kept = run.engine.states[rule.name].kept
-        there = from_main(partial(run.savings.those_there, rule, kept, run.position.evaluation))
+        there = from_main(partial(run.savings.existing, rule, kept, run.position.evaluation))
         if run.engine.keep_only(rule.name, there):
             notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
-        aside = None if kept else from_main(partial(run.savings.put_aside, rule, run.position.step))
+        aside = None if kept else from_main(partial(run.savings.archive_former, rule, run.position.step))
         if aside is not None:
             notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
     remembered = {name for name, state in run.engine.states.items() if state.kept}

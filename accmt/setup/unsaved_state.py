@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from accmt.callbacks import HOOKS, Callback
-from accmt.checkpoint.extra_state import Kept
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.object_state import has_state
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
@@ -30,7 +30,7 @@ _CHANGING = frozenset(
 )
 
 
-def unsaved(module: Any, callbacks: Sequence[Any], kept: Kept) -> list[str]:
+def unsaved(module: Any, callbacks: Sequence[Any], kept: ExtraState) -> list[str]:
     """Return a warning that names the attributes, or nothing if there are none."""
     covered = kept.found()
     known = {way.partition(".")[0] for way in (*covered.networks, *covered.loose, *covered.stateful)}
@@ -109,21 +109,24 @@ class _Uses(ast.NodeVisitor):
         return uses
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        self.visit(node.value)
-        for target in node.targets:
-            self._assign(target)
+        for part in (node.value, *node.targets):
+            self.visit(part)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
-            self._assign(node.target)
+            self.visit(node.target)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         self.visit(node.value)
-        name = self._name(node.target)
-        if name is not None:
-            self._read(name)
-        self._assign(node.target)
+        self._read(self._name(node.target))
+        self.visit(node.target)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        name = self._name(node.value)
+        if name is not None and isinstance(node.ctx, ast.Store):
+            self.changed.append(name)
+        self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Attribute):
@@ -137,32 +140,22 @@ class _Uses(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         name = self._name(node)
-        if name is not None and isinstance(node.ctx, ast.Load):
+        if name is not None and isinstance(node.ctx, ast.Store):
+            self.changed.append(name)
+            self._written.add(name)
+        elif isinstance(node.ctx, ast.Load):
             self._read(name)
         self.generic_visit(node)
 
-    def _assign(self, target: ast.AST) -> None:
-        if isinstance(target, ast.Tuple | ast.List):
-            for item in target.elts:
-                self._assign(item)
-        elif isinstance(target, ast.Subscript):
-            self.visit(target.slice)
-            name = self._name(target.value)
-            if name is not None:
-                self.changed.append(name)
-            self.visit(target.value)
-        elif (name := self._name(target)) is not None:
-            self.changed.append(name)
-            self._written.add(name)
-
-    def _read(self, name: str) -> None:
-        if name not in self._written:
+    def _read(self, name: str | None) -> None:
+        if name is not None and name not in self._written:
             self.read_first.add(name)
 
     def _name(self, node: ast.AST) -> str | None:
         """Return the attribute's name if the node is an attribute of self, else None."""
-        is_own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._own
-        return node.attr if is_own and isinstance(node, ast.Attribute) else None
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._own:
+            return node.attr
+        return None
 
 
 def _is_in_place(name: str) -> bool:

@@ -1,10 +1,10 @@
-"""What an earlier training left is put aside as a whole, also by a process that goes on where another one died."""
+"""An earlier training is archived as a whole, also by a process that continues where another one died."""
 
 import os
 
 import pytest
 
-from accmt.checkpoint.archive import JOURNALS, move_aside, put_aside
+from accmt.checkpoint.archive import JOURNALS, archive_training, move_to_archive
 
 
 def leave(folder, *names):
@@ -19,24 +19,24 @@ def names(folder):
 
 
 def test_nothing_is_put_aside_where_nothing_was_left(tmp_path):
-    assert put_aside(tmp_path, []) is None
+    assert archive_training(tmp_path, []) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "history.jsonl").write_text("of a training that has not come to a checkpoint")
-    assert put_aside(tmp_path, []) is None
+    assert archive_training(tmp_path, []) is None
     assert names(tmp_path) == ["checkpoints", "history.jsonl"]
 
 
 def test_what_is_no_checkpoint_is_not_taken_for_an_earlier_training(tmp_path):
     (tmp_path / "checkpoints" / "lost+found").mkdir(parents=True)
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
-    assert put_aside(tmp_path, []) is None
+    assert archive_training(tmp_path, []) is None
     assert names(tmp_path / "checkpoints") == ["lost+found", "notes.txt"]
 
 
 def test_everything_is_moved(tmp_path):
     leave(tmp_path, *JOURNALS)
     (tmp_path / "best").mkdir()
-    assert put_aside(tmp_path, [tmp_path / "best"]) == tmp_path / "earlier-1"
+    assert archive_training(tmp_path, [tmp_path / "best"]) == tmp_path / "earlier-1"
     assert names(tmp_path / "earlier-1") == sorted(["best", "checkpoints", *JOURNALS])
     assert names(tmp_path) == ["earlier-1"]
 
@@ -56,31 +56,31 @@ def test_a_move_that_was_cut_short_anywhere_is_gone_on_with(tmp_path, monkeypatc
     monkeypatch.setattr(type(tmp_path), "rename", dies)
     if moved < 4:
         with pytest.raises(KeyboardInterrupt):
-            put_aside(tmp_path, [])
+            archive_training(tmp_path, [])
     else:
-        put_aside(tmp_path, [])
+        archive_training(tmp_path, [])
     monkeypatch.undo()
-    put_aside(tmp_path, [])
+    archive_training(tmp_path, [])
     assert not [name for name in names(tmp_path) if not name.startswith("earlier-")]
     assert sorted(path.name for path in tmp_path.glob("earlier-*/*")) == sorted(["checkpoints", *JOURNALS])
 
 
 def test_journals_of_a_training_without_a_checkpoint_are_not_taken_for_those_of_the_one_before(tmp_path):
     leave(tmp_path, *JOURNALS)
-    put_aside(tmp_path, [])
+    archive_training(tmp_path, [])
     for name in JOURNALS:
         (tmp_path / name).write_text("begun, and ended before its first checkpoint")
-    assert put_aside(tmp_path, []) is None
+    assert archive_training(tmp_path, []) is None
 
 
 def test_the_newest_folder_is_that_with_the_highest_number_whatever_the_clock_says(tmp_path):
     """The clock was set back between two starts, the second of which was cut short after the checkpoints."""
     leave(tmp_path, *JOURNALS)
-    put_aside(tmp_path, [])
+    archive_training(tmp_path, [])
     os.utime(tmp_path / "earlier-1", (4e9, 4e9))
     leave(tmp_path, *JOURNALS)
-    move_aside(tmp_path, [tmp_path / "checkpoints"])
-    assert put_aside(tmp_path, []) == tmp_path / "earlier-3"
+    move_to_archive(tmp_path, [tmp_path / "checkpoints"])
+    assert archive_training(tmp_path, []) == tmp_path / "earlier-3"
     assert names(tmp_path / "earlier-3") == sorted(JOURNALS)
 
 
@@ -89,4 +89,4 @@ def test_numbers_only_rise(tmp_path):
     (tmp_path / "earlier-2").mkdir()
     (tmp_path / "earlier-10").mkdir()
     (tmp_path / "earlier-thoughts").mkdir()
-    assert move_aside(tmp_path, []) == tmp_path / "earlier-11"
+    assert move_to_archive(tmp_path, []) == tmp_path / "earlier-11"

@@ -25,6 +25,14 @@ def test_no_room(tmp_path):
     assert raised.value.errno == errno.ENOSPC
 
 
+def test_a_file_system_that_does_not_know_its_size_has_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
+    require_space(tmp_path, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10, 10, 0))
+    with pytest.raises(OSError, match="are needed"):
+        require_space(tmp_path, 10**9)
+
+
 def test_a_training_says_so_before_it_writes(trainer, regression, data, monkeypatch, capsys):
     """The first checkpoint finds room, the others do not: a warning, then an error; the first one stays."""
     training = trainer(checkpoint_every="2 steps", disable_model_saving=True)

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.archive import put_aside
+from accmt.checkpoint.archive import archive_training
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.files import durable
 
@@ -267,7 +266,7 @@ def test_a_lower_layer_of_an_overlay(tmp_path, overlay, monkeypatch, way):
     assert (mark_of(merged / "best"), publish.problem_of(merged / "best")) == ("new", None)
     Checkpoints(merged).prune(1)
     assert [checkpoint.index for checkpoint in Checkpoints(merged).all()] == [2]
-    aside = put_aside(merged, [merged / "best"])
+    aside = archive_training(merged, [merged / "best"])
     assert sorted(path.name for path in merged.iterdir()) == ["earlier-1"]
     assert mark_of(aside / "checkpoints" / "checkpoint-0002-step-2") == "old"
     assert publish.problem_of(aside / "best") is None
@@ -290,15 +289,3 @@ def test_killed_at_every_call_on_an_overlay(tmp_path, overlay):
             break
     assert (marks[0], marks[-1]) == ("old", "new")
     assert marks == sorted(marks, reverse=True)
-
-
-def test_a_file_system_that_does_not_know_its_size_has_room(tmp_path, monkeypatch):
-    from accmt.checkpoint.disk_space import require_space
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (0, 0, 0))
-    require_space(tmp_path, 10**9)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (10, 10, 0))
-    with pytest.raises(OSError, match="are needed"):
-        require_space(tmp_path, 10**9)
-    with suppress(OSError):
-        require_space(tmp_path, 1)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.model_store import Savings
-from accmt.checkpoint.saved_models import DamagedSaving, Saving, savings_in
+from accmt.checkpoint.model_store import ModelStore
+from accmt.checkpoint.saved_models import DamagedModel, SavedModel, savings_in
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import WeightsFormat
 from accmt.rules import KeptModel, Outcome, SavingRule, Verdict
@@ -33,7 +33,7 @@ def value_in(folder):
 
 
 def safe(folder, **arguments):
-    return Savings(folder, WeightsFormat(safe=True), **arguments)
+    return ModelStore(folder, WeightsFormat(safe=True), **arguments)
 
 
 def test_one_model_is_replaced(tmp_path):
@@ -45,8 +45,8 @@ def test_one_model_is_replaced(tmp_path):
     folder = tmp_path / "best_accuracy@dev"
     assert publish.problem_of(folder) is None
     assert value_in(folder) == pytest.approx(0.7)
-    assert savings.best(rule) == Saving("best_accuracy@dev", {"accuracy@dev": 0.7}, 20, 2, folder)
-    assert Saving.read(folder) == savings.best(rule)
+    assert savings.best(rule) == SavedModel("best_accuracy@dev", {"accuracy@dev": 0.7}, 20, 2, folder)
+    assert SavedModel.read(folder) == savings.best(rule)
     assert json.loads((folder / "saving.json").read_text()) == {
         "schema": 1,
         "rule": "best_accuracy@dev",
@@ -110,7 +110,7 @@ def test_values_that_json_has_no_number_for(tmp_path):
 
 def test_nothing_to_read(tmp_path):
     with pytest.raises(FileNotFoundError):
-        Saving.read(tmp_path)
+        SavedModel.read(tmp_path)
 
 
 class Tied(nn.Module):
@@ -131,7 +131,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("is_safe", [True, False])
 def test_weights_are_bit_equal_in_both_forms(tmp_path, is_safe):
     model, rule = Tied(), SavingRule.parse("best_accuracy")
-    Savings(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
+    ModelStore(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
     folder = tmp_path / "best_accuracy"
     if is_safe:
         path, back = folder / "model.safetensors", read_tensors(folder / "model.safetensors")
@@ -157,7 +157,7 @@ def test_saving_does_not_change_the_model(tmp_path):
     model, rule = Tied(), SavingRule.parse("best_accuracy")
     before = {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()}
     for is_safe in (True, False):
-        Savings(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
+        ModelStore(tmp_path, WeightsFormat(is_safe)).save(rule, verdict(rule, (1, 1)), model.state_dict(), 0)
     assert {name: (id(t), t.data_ptr(), t._version) for name, t in model.state_dict(keep_vars=True).items()} == before
 
 
@@ -166,7 +166,7 @@ def test_state_that_is_no_tensor_is_named(tmp_path):
     with pytest.raises(TypeError) as caught:
         safe(tmp_path).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
     assert str(caught.value) == "'a._extra_state' is a dict, which safetensors cannot hold"
-    Savings(tmp_path, WeightsFormat()).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
+    ModelStore(tmp_path, WeightsFormat()).save(rule, verdict(rule, (1, 1)), {"a._extra_state": {"n": 1}}, 0)
     assert torch.load(tmp_path / "best_accuracy" / "pytorch_model.bin", weights_only=True) == {
         "a._extra_state": {"n": 1}
     }
@@ -255,5 +255,5 @@ def test_links_and_pipes_are_not_read(tmp_path, what):
     else:
         assert savings.best(rule) is None
     if path.name == "saving.json":
-        with pytest.raises(DamagedSaving, match=r"it is (a link|not a regular file)"):
-            Saving.read(best.folder)
+        with pytest.raises(DamagedModel, match=r"it is (a link|not a regular file)"):
+            SavedModel.read(best.folder)

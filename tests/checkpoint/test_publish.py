@@ -7,16 +7,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from accmt.checkpoint import publish
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder, mark="a"):
@@ -143,42 +141,38 @@ def test_whatever_stands_at_the_target_is_replaced(tmp_path, kind):
     assert kind != "link to a directory" or (elsewhere / "precious").read_text() == "kept"
 
 
-PUBLISHER = """
-import sys
-from pathlib import Path
-from accmt.checkpoint import publish
-if sys.argv[2] == "fallback":
-    publish._renameat2 = lambda: None
-target = Path(sys.argv[1])
-number = 0
-print("ready", flush=True)
-while True:
-    number += 1
-    with publish.publishing(target) as folder:
-        (folder / "sub").mkdir()
-        for name in ("a.bin", "sub/b.bin", "c.bin"):
-            (folder / name).write_bytes(str(number).encode() * 5000)
-"""
+def forked(work):
+    """Start a process that does some work and then ends at once; return its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
 
 
-def started(script, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def publish_until_killed(target, way):
+    if way == "fallback":
+        publish._renameat2 = lambda: None
+    for number in count(1):
+        with publish.publishing(target) as folder:
+            (folder / "sub").mkdir()
+            for name in ("a.bin", "sub/b.bin", "c.bin"):
+                (folder / name).write_bytes(str(number).encode() * 5000)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
 def test_killed_at_random_moments_while_replacing(tmp_path, way):
     chance = random.Random(0)
     target = tmp_path / "best"
     left_behind = 0
     for _ in range(30):
-        process = started(PUBLISHER, target, way)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(chance.uniform(0.002, 0.03))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process = forked(partial(publish_until_killed, target, way))
+        time.sleep(chance.uniform(0.005, 0.03))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
         if way == "exchange" and target.exists():
             assert publish.problem_of(target) is None
         existed = target.exists() or any(name.startswith(publish.REPLACED) for name in hidden(tmp_path))
@@ -194,29 +188,24 @@ def test_killed_at_random_moments_while_replacing(tmp_path, way):
     assert left_behind, "no kill ever hit a publication: the test proves nothing"
 
 
-KILLED_BETWEEN = """
-import os, signal, sys
-from pathlib import Path
-from accmt.checkpoint import publish
-publish._renameat2 = lambda: None
-rename = Path.rename
-def deadly(self, other):
-    result = rename(self, other)
-    if Path(other).name.startswith(publish.REPLACED):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-Path.rename = deadly
-with publish.publishing(Path(sys.argv[1])) as folder:
-    (folder / "config.json").write_text('{"mark": "new"}')
-"""
+def publish_and_die_between_two_renames(target):
+    publish._renameat2 = lambda: None
+    rename = Path.rename
+
+    def deadly(self, other):
+        rename(self, other)
+        if Path(other).name.startswith(publish.REPLACED):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.rename = deadly
+    publish_one(target, "new")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_between_the_two_renames_is_put_back(tmp_path):
     target = publish_one(tmp_path / "best-of-all", "old")
-    process = started(KILLED_BETWEEN, target)
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
+    _, status = os.waitpid(forked(partial(publish_and_die_between_two_renames, target)), 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     assert not target.exists()
     publish.recover(tmp_path)
     assert publish.problem_of(target) is None

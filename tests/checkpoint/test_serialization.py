@@ -176,7 +176,7 @@ def test_what_cannot_be_written_is_named_with_its_place(value, expected):
         ({"$tensor": "a"}, "the tensor 'a' is missing"),
         ({"$array": "a"}, "the tensor 'a' is missing"),
         ({"$tensor": []}, "not written by a checkpoint: {'$tensor': []}"),
-        ({"$dtype": "load"}, "'load' is no dtype"),
+        ({"$dtype": "load"}, "'load' is not a dtype"),
         ({"$dtype": "no_such"}, "not written by a checkpoint: {'$dtype': 'no_such'}"),
         ({"$dtype": 3}, "not written by a checkpoint: {'$dtype': 3}"),
         ({"$number": ["load", 1]}, "not written by a checkpoint: {'$number': ['load', 1]}"),

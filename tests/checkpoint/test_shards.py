@@ -1,4 +1,4 @@
-"""Reading what processes wrote of tensors that are shared out, without the processes."""
+"""Reading what processes wrote of sharded tensors, without the processes."""
 
 import torch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from accmt import Callback, FunctionMetric, Trainer, set_seed
-from accmt.checkpoint.model_store import Savings
+from accmt.checkpoint.model_store import ModelStore
 from accmt.cli.main import main
 
 COMMAND = Path(sys.executable).with_name("accmt")
@@ -138,7 +138,7 @@ def test_nan_and_the_configuration_decide_again_as_they_did(fit, replay, trainer
 
 
 def test_what_could_not_be_saved_then_is_not_saved_now(fit, replay, monkeypatch):
-    written, calls = Savings.save, []
+    written, calls = ModelStore.save, []
 
     def failing(self, rule, verdict, *others):
         calls.append(rule.name)
@@ -146,7 +146,7 @@ def test_what_could_not_be_saved_then_is_not_saved_now(fit, replay, monkeypatch)
             raise OSError("No space left on device")
         return written(self, rule, verdict, *others)
 
-    monkeypatch.setattr(Savings, "save", failing)
+    monkeypatch.setattr(ModelStore, "save", failing)
     folder = fit(["error", "accuracy@dev keep 2"], evaluate_every="2 steps")
     assert decided(folder).count('"failed"') == 2
     assert replay(folder, "--json")[1] == decided(folder)

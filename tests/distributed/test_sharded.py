@@ -45,14 +45,14 @@ def test_what_can_be_shared_out_is_read_once(found, name):
         ("prepared", "the loader was prepared by an Accelerator: give it as it was before"),
     ],
 )
-def test_what_is_shared_out_already_is_refused_before_the_first_step(found, name, text):
+def test_what_is_sharded_already_is_refused_before_the_first_step(found, name, text):
     for each in found:
         for trains, where in ((True, "train_dataset"), (False, "val_dataset['0']")):
             tried = each[f"{name} {trains}"]
             assert tried == {"error": f"ConfigError: 1 mistake in fit(...):\n  {where}: {text}", "seen": []}
 
 
-def test_a_stream_that_is_shared_out_already_is_seen_when_it_is_read(found):
+def test_a_stream_that_is_sharded_already_is_seen_when_it_is_read(found):
     for each in found:
         alone = each["stream by rank False"]
         text = "the validation data '0': the processes read different samples from the stream: "

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from accmt import AcceleratorModule, ExtendedAcceleratorModule, FunctionMetric
-from accmt.checkpoint.archive import put_aside
+from accmt.checkpoint.archive import archive_training
 from accmt.checkpoint.format import Mismatch
 
 ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
@@ -155,8 +155,8 @@ def test_journals_alone_are_moved_after_a_cut_only(trainer, data, regression, tm
     folder = tmp_path / "model"
     (folder / "earlier-1").mkdir()
     (folder / "checkpoints").rename(folder / "earlier-1" / "checkpoints")
-    assert put_aside(folder, []) == folder / "earlier-2"
-    assert put_aside(folder, []) is None
+    assert archive_training(folder, []) == folder / "earlier-2"
+    assert archive_training(folder, []) is None
     assert (folder / "earlier-2" / "history.jsonl").is_file()
 
 

@@ -119,7 +119,7 @@ class Moves(Callback):
 
 
 def test_a_folder_is_the_same_wherever_the_process_goes(regression, data, home):
-    """Savings, checkpoints, journals, the tracker's files and a search's come to where the trainer was made."""
+    """Saved models, checkpoints, journals, the tracker's files and a search's come to where the trainer was made."""
     start, seen = Path.cwd(), []
     for epochs in (1, 2):
         os.chdir(start)
