@@ -18,8 +18,8 @@ from accmt.files import durable
 from accmt.loop.checkpointer import restore
 from accmt.loop.run import Run
 from accmt.setup.build import Plan
-from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
 from accmt.tracking.outbox import FOLDER as OUTBOX
+from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
 
 
 def check_folders(plan: Plan) -> None:

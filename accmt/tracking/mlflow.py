@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from accmt.files.foreign import link_to
 from accmt.rules.printable import masked
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Recipient
 from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
 
 if TYPE_CHECKING:

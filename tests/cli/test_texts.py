@@ -5,12 +5,12 @@ import os
 import re
 
 import pytest
+from accmt.tracking.segment import Recipient
 
 from accmt.cli.main import main
 from accmt.rules import Decision, Observation, Outcome, Progress
 from accmt.rules.decision import Kept, Stop, Verdict
 from accmt.tracking.outbox import FOLDER, Outbox
-from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged
 
 EVIL = "\x1b[2J\x1b]0;x\x07\x9b1m\u202e\r\nfaked [bold]line[/bold]"

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import pytest
+from accmt.tracking.segment import Recipient
 
 from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.background import Limits
 from accmt.tracking.outbox import FOLDER, Outbox, waiting_in
-from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tracking"))

@@ -4,9 +4,9 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from accmt.tracking.backlog import Backlog
 from accmt.tracking.entries import Count, Ended, File, merged
+
 from accmt.tracking.tracker import Logged, Resumption
 
 

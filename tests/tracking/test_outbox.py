@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from accmt.tracking.entries import Ended, File, from_data, to_line
+from accmt.tracking.segment import Header, Recipient, Segment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accmt.tracking.entries import Ended, File, from_data, to_line
 from accmt.tracking.outbox import FOLDER, Outbox, outboxes_in, waiting_in
-from accmt.tracking.segment import Header, Recipient, Segment
 from accmt.tracking.tracker import Logged, Resumption
 
 ENTRIES = [

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from accmt.tracking.entries import Ended, File
+from accmt.tracking.segment import Recipient
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.checkpoints import NoCheckpoint
@@ -20,12 +22,10 @@ from accmt.cli.main import main
 from accmt.config.errors import ConfigError
 from accmt.files.foreign import below, problem_of_content
 from accmt.rules import RuleError
-from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
+from accmt.tracking.accelerate_trackers import AccelerateTracker, TensorBoardTracker
 from accmt.tracking.background import BackgroundTracker, Limits, MultiTracker
-from accmt.tracking.entries import Ended, File
 from accmt.tracking.mlflow import MlflowTracker, is_address
 from accmt.tracking.outbox import FOLDER, Outbox, outboxes_in, waiting_in
-from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Beginning, Logged, check_state
 from accmt.tracking.trust import Allowed, destination_of
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accmt.tracking.entries import Ended, File
+from accmt.tracking.segment import Recipient
 from servers import syncing
 
 from accmt.cli.main import main
-from accmt.tracking.entries import Ended, File
 from accmt.tracking.outbox import FOLDER, Outbox, waiting_in
-from accmt.tracking.segment import Recipient
 from accmt.tracking.tracker import Logged, Resumption
 
 pytestmark = [

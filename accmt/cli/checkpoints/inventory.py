@@ -28,7 +28,7 @@ from accmt.cli.checkpoints.inspection import (
 )
 from accmt.cli.checkpoints.running import AtWork, at_work
 from accmt.rules.reserved_names import EARLIER
-from accmt.tracking.description import DamagedDescription, read_description
+from accmt.tracking.training_file import DamagedDescription, read_description
 
 _EARLIER = re.compile(rf"{EARLIER}[0-9]+")
 _KINDS = ("earlier", "leftover", "other")

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.files.foreign import below
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Recipient
 from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain
 
 TENSORBOARD = "tensorboard"

@@ -1,8 +1,9 @@
-"""Validation of `log_with` and its arguments, before any run begins."""
+"""Arguments for trackers, validated before any run begins, and the places that trackers write to."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import reduce
@@ -17,9 +18,9 @@ from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.earlier import ARGUMENTS
 from accmt.hyperparameters import HyperParameters
 from accmt.rules.errors import nearest
-from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.accelerate_trackers import ARTIFACTS, FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import NAME as MLFLOW
-from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
+from accmt.tracking.mlflow import RUN_ARGUMENTS, STORE, is_address
 
 _ALSO = {TENSORBOARD: "tensorboardX"}
 _WANTED: dict[str, tuple[type, str]] = {
@@ -212,3 +213,34 @@ def writes(name: str) -> bool:
     """Return whether a tracker writes to a folder named after the experiment."""
     tool = TOOLS.get(name)
     return bool(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory) or (tool is not None and tool.folder is not None)
+
+
+def places_of(
+    trackers: Mapping[str, Mapping[str, Any]], location: str, folder: str, track_name: str
+) -> tuple[Path, ...]:
+    """List the files and folders that the trackers of a training write to.
+
+    Args:
+        trackers: Tracker -> the arguments of its run.
+        location: `logging_dir`.
+        folder: The folder of trackers that cannot use an address.
+        track_name: The name of the experiment.
+    """
+    places: list[Path] = []
+    for name, arguments in trackers.items():
+        if name == MLFLOW:
+            places += [] if is_address(location) else [Path(location, STORE), Path(location, ARTIFACTS)]
+        elif writes(name):
+            run = arguments.get("run_name") if name == TENSORBOARD else None
+            place = Path(folder if is_address(location) else location, track_name, run if isinstance(run, str) else "")
+            places += [place, place / ARTIFACTS] if name == TENSORBOARD else [place]
+    return tuple(places)
+
+
+def names_in(folder: Path, places: Iterable[Path]) -> frozenset[str]:
+    """Return the first path component below a folder of each place inside it."""
+    above = os.path.realpath(folder)
+    inside = (Path(os.path.realpath(place)) for place in places)
+    return frozenset(
+        place.relative_to(above).parts[0] for place in inside if place.is_relative_to(above) and str(place) != above
+    )
