@@ -143,6 +143,8 @@ class BackgroundTrackers:
         for sender in self._senders:
             sender.join(since)
         self._outbox.release()
+        for problem in self._outbox.problems:
+            self._warn_once(problem, problem)
         for sender in self._senders:
             delivery = sender.delivery()
             if delivery.lost:

@@ -257,7 +257,7 @@ def _point(metric: Metric, resumption: Resumption | None) -> _Point:
     return metric.key, metric.step, repr(metric.value) if goes_back else ""
 
 
-def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
+def mlflow_tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
     """Create the tracker of an outbox: it resumes `run`, or the existing run of this training, or begins one.
 
     Raises:

@@ -157,7 +157,8 @@ class Outbox:
         An error is ignored: a later process may send some entries again, and some trackers detect the duplicates.
         """
         name = position.recipient.name
-        if (former := self._stored.get(name)) is not None:
+        former = self._stored.get(name)
+        if former is not None and self._locked >= 0:
             self._stored[name] = position
             with suppress(OSError):
                 self._replace(position)

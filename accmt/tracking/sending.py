@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
@@ -165,7 +165,8 @@ class Sender:
 
     def reopen(self, outbox: Outbox) -> None:
         """Read from an outbox that was opened again after its release."""
-        self._outbox, self.reader = outbox, outbox.read_by(self.reader.position, self.reader.resumption)
+        position = replace(self.reader.position, part=0, offset=0)
+        self._outbox, self.reader = outbox, outbox.read_by(position, self.reader.resumption)
 
     def run(self) -> object:
         """Return what is needed to resume the run."""
@@ -196,7 +197,7 @@ class Sender:
         """Create the tracker, and send entries until all are sent and the sender is closed."""
         if self._call(self._begin) is not None or self._tracker is None:
             return
-        while True:
+        while not self._is_abandoned:
             self._wake.clear()
             is_closed = self._closing.is_set()
             entries = self.reader.next(BATCH)
@@ -207,7 +208,7 @@ class Sender:
             if len(entries) < BATCH and not is_closed:
                 self._wake.wait(self.limits.interval)
         end, self.end_unlogged = self.end_unlogged, None
-        if end is not None:
+        if end is not None and not self._is_abandoned:
             self._call(partial(self._tracker.close, end.status, end.time))
 
     def _begin(self) -> None:

@@ -20,7 +20,7 @@ from accmt.tracking.mlflow import NAME as MLFLOW
 from accmt.tracking.outbox import Outbox, OutboxReader
 from accmt.tracking.records import Recipient, SentPosition
 from accmt.tracking.sending import Sender
-from accmt.tracking.tracker import Beginning, FormerRun, NoTracker, Resumption, Tracker, plain
+from accmt.tracking.tracker import Beginning, FormerRun, NoTracker, Resumption, Tracker, plain_parameters
 from accmt.tracking.trust import names_of, problem_of_artifact
 
 
@@ -48,6 +48,7 @@ def start_trackers(
             warn(f"{position.recipient.tracker}: {text}")
     for problem in outbox.problems:
         warn(problem)
+    outbox.problems.clear()
     if not trackers:
         outbox.release()
         return NoTracker()
@@ -94,7 +95,13 @@ def _reader(outbox: Outbox, name: str, arguments: Mapping[str, Any], beginning: 
     if known is not None and beginning.step is not None:
         resumption = Resumption(beginning.step, former.until, max(now, former.until), beginning.goes_back)
     recipient = Recipient(
-        *(name, former.training, _location(name, beginning), beginning.experiment, plain(beginning.parameters)),
+        *(
+            name,
+            former.training,
+            _location(name, beginning),
+            beginning.experiment,
+            plain_parameters(beginning.parameters),
+        ),
         arguments=_as_json(name, arguments),
         began=now,
     )
@@ -121,5 +128,5 @@ def _maker(reader: OutboxReader, arguments: Mapping[str, Any], step: int | None)
     recipient, run = reader.position.recipient, reader.position.run
     if recipient.tracker == MLFLOW:
         mlflow.load()
-        return partial(mlflow.tracker_for, recipient, arguments, run)
-    return partial(accelerate_trackers.tracker_for, recipient, arguments, run, step)
+        return partial(mlflow.mlflow_tracker_for, recipient, arguments, run)
+    return partial(accelerate_trackers.accelerate_tracker_for, recipient, arguments, run, step)

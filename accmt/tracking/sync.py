@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from accmt.rules.printable import masked
 from accmt.tracking import mlflow
 from accmt.tracking.outbox import Outbox, OutboxReader
-from accmt.tracking.records import Artifact, EntryCount, RunEnd, SentPosition
+from accmt.tracking.records import Artifact, EntryCount, Recipient, RunEnd, SentPosition
 from accmt.tracking.sending import Delivery, Sender, SendingLimits
 from accmt.tracking.tracker import Tracker
 from accmt.tracking.trust import ENVIRONMENT, Allowed, destination_of, names_of, problem_of_artifact
@@ -62,12 +63,20 @@ def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = Non
             outbox.release()
             yield _not_named(position, left)
             continue
-        recipient = position.recipient
-        reader = outbox.read_by(replace(position, recipient=replace(recipient, location=destination)), resumption)
+        reader = outbox.read_by(position, resumption)
+        recipient = reader.position.recipient
         if not position.ended and left.status is None:
             outbox.add(RunEnd("KILLED", reader.modified or recipient.began))
-        delivery = _send(model_path, outbox, reader, max(0.0, deadline - time.monotonic()), allowed)
-        yield SyncResult(recipient.tracker, masked(recipient.location), delivery)
+        limits = SendingLimits(end=max(0.0, deadline - time.monotonic()))
+        make = partial(_make, replace(recipient, location=destination), position.run)
+        sender = Sender(
+            *(recipient.tracker, outbox, reader, make, _say_nothing, limits, partial(_refused, model_path, allowed))
+        )
+        sender.close()
+        sender.work()
+        sender.join(time.monotonic())
+        outbox.release()
+        yield SyncResult(recipient.tracker, masked(recipient.location), sender.delivery())
 
 
 def waiting_in(model_path: Path) -> dict[str, EntryCount]:
@@ -95,18 +104,6 @@ def _not_named(position: SentPosition, left: EntryCount) -> str:
     )
 
 
-def _send(model_path: Path, outbox: Outbox, reader: OutboxReader, seconds: float, allowed: Allowed) -> Delivery:
-    limits = SendingLimits(interval=0.0, end=seconds, end_with_artifacts=seconds)
-    refuse = partial(_refused, model_path, allowed)
-    name = reader.position.recipient.tracker
-    sender = Sender(name, outbox, reader, partial(_make, reader.position), _say_nothing, limits, refuse)
-    sender.close()
-    sender.work()
-    sender.join(time.monotonic())
-    outbox.release()
-    return sender.delivery()
-
-
 def _refused(model_path: Path, allowed: Allowed, artifact: Artifact) -> str | None:
     problem = problem_of_artifact(model_path, allowed.artifacts, artifact)
     if problem is None:
@@ -114,13 +111,12 @@ def _refused(model_path: Path, allowed: Allowed, artifact: Artifact) -> str | No
     return f"{problem}: to send it, add --artifacts-from {shlex.quote(str(artifact.path))}"
 
 
-def _make(position: SentPosition) -> Tracker:
-    recipient = position.recipient
+def _make(recipient: Recipient, run: Any) -> Tracker:
     if recipient.tracker == mlflow.NAME:
-        return mlflow.tracker_for(recipient, recipient.arguments or {}, position.run)
+        return mlflow.mlflow_tracker_for(recipient, recipient.arguments or {}, run)
     others = import_module("accmt.tracking.accelerate_trackers")
     others.refuse_places(recipient)
-    made: Tracker = others.tracker_for(recipient, recipient.arguments, position.run, None)
+    made: Tracker = others.accelerate_tracker_for(recipient, recipient.arguments, run, None)
     return made
 
 

@@ -181,7 +181,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def plain_parameters(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Flatten like `flat`, to values that every tracker accepts: numbers and text, addresses without passwords."""
     return {
         name: value if isinstance(value, bool | int | float) else masked(value) for name, value in flat(values).items()

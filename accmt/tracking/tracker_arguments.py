@@ -32,7 +32,7 @@ _WANTED: dict[str, tuple[type, str]] = {
 
 _HYPERPARAMETERS = tuple(inspect.signature(HyperParameters).parameters)
 
-Arguments = dict[str, dict[str, Any]]
+TrackerArguments = dict[str, dict[str, Any]]
 
 
 def known_trackers() -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def known_trackers() -> tuple[str, ...]:
 
 def choose_trackers(
     log_with: Any, location: str, given: Mapping[str, Any], own: Sequence[str]
-) -> tuple[Arguments, list[Problem]]:
+) -> tuple[TrackerArguments, list[Problem]]:
     """Choose the requested trackers and their arguments.
 
     Args:
@@ -60,13 +60,15 @@ def choose_trackers(
         return {}, problems + [answer for key in given if (answer := _answer(key))]
     if not names:
         return {}, [_without_tracker(name, own) for name in given]
-    arguments, problems = _shared_out(names, given, own)
+    arguments, problems = _divided(names, given, own)
     return arguments, problems + _value_problems(arguments.get(MLFLOW, {})) + _place_problems(names, location)
 
 
-def _shared_out(names: Sequence[str], given: Mapping[str, Any], own: Sequence[str]) -> tuple[Arguments, list[Problem]]:
+def _divided(
+    names: Sequence[str], given: Mapping[str, Any], own: Sequence[str]
+) -> tuple[TrackerArguments, list[Problem]]:
     taken = {name: _accepted(name) if given else () for name in names}
-    arguments: Arguments = {name: {} for name in names}
+    arguments: TrackerArguments = {name: {} for name in names}
     problems: list[Problem] = []
     for key, value in given.items():
         if key in names and isinstance(value, Mapping):

@@ -321,7 +321,7 @@ def test_an_error_with_a_password_is_shown_without(tmp_path, monkeypatch, mlflow
     def fails(*_):
         raise ValueError("API request to http://me:secret@127.0.0.1:1/api failed")
 
-    monkeypatch.setattr("accmt.tracking.mlflow.tracker_for", fails)
+    monkeypatch.setattr("accmt.tracking.mlflow.mlflow_tracker_for", fails)
     beginning = Beginning("me:secret@127.0.0.1:1", "x", {}, {}, None)
     with pytest.raises(ConfigError) as caught:
         start_trackers({"mlflow": {}}, beginning, tmp_path, print)
