@@ -38,6 +38,7 @@ from accmt.tracking.records import (
     entry_from,
     header_from,
     position_from,
+    position_line,
     to_line,
 )
 from accmt.tracking.tracker import Logged, Resumption
@@ -151,18 +152,16 @@ class Outbox:
         """Return the parts of the journal for a recipient, in order, from a number on."""
         return [part for part in self._parts if part.number >= first and name in part.recipients]
 
-    def save(self, position: SentPosition) -> None:
+    def save(self, reader: OutboxReader) -> None:
         """Write how far a recipient was sent the journal, if something of it is on the disk, and delete what was sent.
 
         An error is ignored: a later process may send some entries again, and some trackers detect the duplicates.
         """
-        name = position.recipient.name
-        former = self._stored.get(name)
+        former = self._stored.get(reader.name)
         if former is not None and self._locked >= 0:
-            self._stored[name] = position
             with suppress(OSError):
-                self._replace(position)
-                if former.part != position.part:
+                self._replace(reader)
+                if former.part != reader.position.part:
                     self._delete_sent()
 
     def release(self) -> None:
@@ -186,7 +185,8 @@ class Outbox:
         """Delete the parts that were sent, and the folder if nothing waits; a process may be killed in between."""
         for reader in self._readers:
             if not reader.left:
-                self.save(replace(reader.position, part=self._next_number(), offset=0))
+                reader.position = replace(reader.position, part=self._next_number(), offset=0)
+                self.save(reader)
         self._delete_sent()
         if not self._parts and None not in self._stored.values():
             for name in self._stored:
@@ -201,7 +201,7 @@ class Outbox:
             self._parts.remove(part)
 
     def _is_needed(self, part: _Part) -> bool:
-        positions = [self._stored[name] for name in part.recipients if name in self._stored]
+        positions = [self._stored.get(name) for name in part.recipients]
         return any(position is None or position.part <= part.number for position in positions)
 
     def _append(self, lines: bytes, readers: Sequence[OutboxReader]) -> None:
@@ -230,8 +230,7 @@ class Outbox:
                     reader.take_up(stored)
         for reader in self._readers:
             if reader.name not in self._stored or self._writer < 0:
-                self._replace(reader.position)
-                self._stored[reader.name] = reader.position
+                self._replace(reader)
         number = self._next_number()
         path = self._folder / f"{number:04d}.jsonl"
         line = to_line(PartHeader(SCHEMA, recipients))
@@ -243,7 +242,10 @@ class Outbox:
 
     def _next_number(self) -> int:
         positions = [position.part for position in self._stored.values() if position is not None]
-        return max([1, *positions, *(part.number + 1 for part in self._parts)])
+        number = max([1, *positions, *(part.number + 1 for part in self._parts)])
+        while os.path.lexists(self._folder / f"{number:04d}.jsonl"):  # a damaged one
+            number += 1
+        return number
 
     def _open(self) -> None:
         """Lock the outbox against other processes, and find what is in it.
@@ -255,7 +257,11 @@ class Outbox:
             text = "is a link, and must be a folder: nothing behind it is read or written"
             raise NotAFile(errno.ELOOP, text, str(self._folder))
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = open_regular(self._folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            file = open_regular(self._folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        except NotAFile as error:
+            text = str(error.strerror).replace("it ", f"cannot be used: its {_LOCK} ", 1)
+            raise NotAFile(error.errno, text, str(self._folder)) from None
         if not _lock(file):
             os.close(file)
             raise OSError(errno.EAGAIN, "is in use by another process", str(self._folder))
@@ -268,6 +274,9 @@ class Outbox:
                 earlier.append(path.name)
             elif path.suffix in (".json", ".jsonl") and path.is_file():
                 self._take_up(path)
+        for part in self._parts:
+            for name in part.recipients.keys() - self._stored.keys():
+                self.problems.append(f"{part.path} cannot be sent: {self._file_of(name).name} is gone")
         if earlier:
             self.problems.append(
                 f"{self._folder} holds what an earlier version of accmt could not send ({', '.join(earlier)}): this "
@@ -296,12 +305,13 @@ class Outbox:
     def _file_of(self, name: str) -> Path:
         return self._folder / f"{name}.json"
 
-    def _replace(self, position: SentPosition) -> None:
+    def _replace(self, reader: OutboxReader) -> None:
         """Replace the file of a recipient atomically."""
-        path = self._file_of(position.recipient.name)
+        path = self._file_of(reader.name)
         temporary = self._folder / f"{names.TEMPORARY}{path.name}"
-        os.close(_created(temporary, to_line(position)))
+        os.close(_created(temporary, position_line(reader.position, reader.recipient_line)))
         os.replace(temporary, path)
+        self._stored[reader.name] = reader.position
 
 
 class OutboxReader:
@@ -310,6 +320,7 @@ class OutboxReader:
     Attributes:
         name: Name of the recipient.
         position: How far it was sent.
+        recipient_line: The recipient as JSON.
         resumption: Where its training resumed; None if it did not.
         memory: Entries that could not be written to the disk.
         kept: Entries that are not sent by this process, but may be by a later one.
@@ -326,6 +337,7 @@ class OutboxReader:
         self._outbox = outbox
         self._ahead: deque[tuple[Entry, tuple[int, int] | None]] = deque()
         self._part, self._offset, self._values = position.part, position.offset, 0
+        self.recipient_line = to_line(position.recipient)
 
     def take_up(self, stored: SentPosition) -> None:
         """Continue where an earlier process was; of a run, what is known on the disk is newer."""
@@ -333,6 +345,7 @@ class OutboxReader:
         run = self.position.run if stored.run is None else stored.run
         ended = self.position.ended or stored.ended
         self.position = SentPosition(recipient, stored.part, stored.offset, run, ended)
+        self.recipient_line = to_line(recipient)
         self._part, self._offset = stored.part, stored.offset
 
     def remember(self, entry: Entry) -> None:
@@ -414,7 +427,7 @@ class OutboxReader:
 
     def _keep(self, position: SentPosition) -> None:
         self.position = position
-        self._outbox.save(position)
+        self._outbox.save(self)
 
     def _read_more(self) -> bool:
         """Read some entries; return False if there are no more. The lock is never held for long."""

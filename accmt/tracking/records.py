@@ -125,7 +125,13 @@ def header_from(line: bytes) -> PartHeader:
     return header
 
 
-def to_line(record: Entry | SentPosition | PartHeader) -> bytes:
+def position_line(position: SentPosition, recipient: bytes) -> bytes:
+    """Serialize a position; the line of its recipient is given, as it is the larger part and stays the same."""
+    rest = {"part": position.part, "offset": position.offset, "run": position.run, "ended": position.ended}
+    return b'{"recipient": ' + recipient.rstrip() + b", " + masked(json.dumps(rest)).encode()[1:] + b"\n"
+
+
+def to_line(record: Entry | Recipient | PartHeader) -> bytes:
     """Serialize to one line of JSON, without passwords."""
     if isinstance(record, Logged):  # the resumption is that of the whole part
         values = {name: to_text(value) for name, value in record.values.items()}

@@ -266,7 +266,7 @@ def test_an_outbox_is_a_folder_of_its_own(waiting, model, tmp_path):
     (model / FOLDER / "lock").unlink()
     (tmp_path / "victim").write_text("kept")
     os.link(tmp_path / "victim", model / FOLDER / "lock")
-    assert Outbox(model).problems == [f"{model / FOLDER} it has other names (hard links)"]
+    assert Outbox(model).problems == [f"{model / FOLDER} cannot be used: its lock has other names (hard links)"]
     (model / FOLDER).rename(tmp_path / "away")
     (model / FOLDER).symlink_to(tmp_path / "away")
     before = {file: file.read_bytes() for file in (tmp_path / "away").iterdir()}
