@@ -266,6 +266,9 @@ class Outbox:
             os.close(file)
             raise OSError(errno.EAGAIN, "is in use by another process", str(self._folder))
         self._locked = file
+        self._find_files()
+
+    def _find_files(self) -> None:
         earlier = []
         for path in sorted(self._folder.iterdir(), key=lambda path: (len(path.name), path.name)):
             if path.name.startswith(names.TEMPORARY):

@@ -147,8 +147,8 @@ def _parsed(kind: TypeAdapter[T], text: bytes) -> T:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"]))
         raise ValueError(f"its {place} is {wrong['input']!r:.100}" if place else wrong["msg"]) from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"{error}") from None
 
 
 @dataclass(slots=True)

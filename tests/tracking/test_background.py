@@ -23,10 +23,10 @@ from accmt.tracking.sending import Sender, SendingLimits
 from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Logged, NoArtifacts, Resumption, Unreachable
 
-QUICK = SendingLimits(interval=0.01, pause=0.0)
+QUICK = SendingLimits(interval=0.01, pause=0.01)
 SLOW = SendingLimits(interval=0.01)
 GATHERING = SendingLimits(interval=3600.0)
-HASTY = SendingLimits(0.01, start=0.0, artifact=0.0, end=0.0, end_with_artifacts=0.0, end_when_killed=0.0, pause=0.0)
+HASTY = SendingLimits(0.01, start=0.0, artifact=0.0, end=0.0, end_with_artifacts=0.0, end_when_killed=0.0)
 DOWN = Unreachable("no route")
 
 
@@ -44,7 +44,7 @@ def model(tmp_path):
 def begun(warned, model):
     """Trackers -> all of them in the background; they are called "recorder", "recorder2" and so on."""
 
-    def begin(*trackers, limits=QUICK, resumption=None, run=None):
+    def begin(*trackers, limits=QUICK, resumption=None, run=None, may_be_late=False):
         outbox, senders = Outbox(model), []
         for number, tracker in enumerate(trackers, 1):
             name = "recorder" if number == 1 else f"recorder{number}"
@@ -53,7 +53,7 @@ def begun(warned, model):
             make = tracker if callable(tracker) else lambda tracker=tracker: tracker
             senders.append(Sender(name, outbox, reader, make, warned.append, limit))
         for sender in senders:
-            sender.start(may_be_late=limits == HASTY)
+            sender.start(may_be_late=may_be_late)
         later = {sender.name: "accmt sync X" for sender in senders}
         return BackgroundTrackers(model, outbox, senders, warned.append, later)
 
@@ -131,12 +131,17 @@ def test_what_gathers_behind_a_slow_call_goes_out_together(begun, batch_recorder
 
 
 def test_values_of_a_step_are_one_call_for_a_tracker_without_batches(begun, recorder):
+    recorder.free.clear()
     tracker = begun(recorder, limits=GATHERING)
+    tracker.log({"first": 0}, 0)
+    tracker._senders[0].wake()
+    assert recorder.entered.wait(30)
     for values, step in (({"a": 1}, 1), ({"b": 2}, 1), ({"a": 3}, 1), ({"c": 4}, 2)):
         tracker.log(values, step)
+    recorder.free.set()
     tracker.close("FINISHED")
     logged = [("log", {"a": 1.0, "b": 2.0}, 1), ("log", {"a": 3.0}, 1), ("log", {"c": 4.0}, 2)]
-    assert recorder.calls == [*logged, ("close", "FINISHED")]
+    assert recorder.calls[1:] == [*logged, ("close", "FINISHED")]
 
 
 def test_a_refusal_is_one_warning_and_the_rest_is_sent(begun, recorder, batch_recorder, warned):
@@ -235,29 +240,29 @@ def test_a_tracker_that_hangs_is_left_behind(begun, recorder, warned, waiting, t
 def test_several_trackers_do_not_wait_for_one_another(begun, recorder, batch_recorder, waiting, warned, tmp_path):
     """Those that hang are waited for together, and not again; the journal is kept for them, and for them alone."""
     (tmp_path / "notes.txt").write_text("hello")
-    hangs = type(recorder)()
-    for each in (recorder, hangs):
+    hang = [recorder, type(recorder)(), type(recorder)()]
+    for each in hang:
         each.free.clear()
     short = SendingLimits(interval=0.01, artifact=1.0, end_when_killed=0.0)
-    tracker = begun(recorder, batch_recorder, hangs, limits=[short, QUICK, short])
+    tracker = begun(recorder, batch_recorder, *hang[1:], limits=[short, QUICK, short, short])
     for step in range(1, 3001):
         tracker.log({"loss": step}, step)
     wait_for(lambda: len(steps_of(batch_recorder)) == 3000)
     assert {name: state["run"] for name, state in tracker.state().items()} == {
-        **{"recorder": "run 1", "recorder2": None, "recorder3": None}
+        **{"recorder": "run 1", "recorder2": None, "recorder3": None, "recorder4": None}
     }
     begin = time.monotonic()
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.close("KILLED")
-    assert 1.0 <= time.monotonic() - begin < 2.0, "once for both, not once for each"
+    assert 1.0 <= time.monotonic() - begin < 2.5, "once for both, not once for each"
     assert batch_recorder.calls[-3:] == [("file", "notes.txt"), ("file", "notes.txt"), ("close", "KILLED")]
     left = "3,000 values (steps 1 to 3000), 2 artifacts, the status KILLED"
-    assert [waiting(name) for name in ("recorder", "recorder2", "recorder3")] == [left, "", left]
-    for each in (recorder, hangs):
+    assert [waiting(name) for name in ("recorder", "recorder2", "recorder3", "recorder4")] == [left, "", left, left]
+    for each in hang:
         each.free.set()
     left_by_its_thread()
-    again = begun(type(recorder)(), batch_recorder, type(recorder)())
+    again = begun(type(recorder)(), batch_recorder, type(recorder)(), type(recorder)())
     again.close("FINISHED")
     assert batch_recorder.calls[-2:] == [("close", "KILLED"), ("close", "FINISHED")], "nothing twice"
     assert waiting() is None
@@ -285,7 +290,7 @@ def test_artifacts_that_are_not_there_not_taken_or_gone(begun, recorder, warned,
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     recorder.failures = [NoArtifacts("no place")] * 2
-    tracker = begun(recorder)
+    tracker = begun(recorder, limits=SendingLimits(interval=0.01, artifact=0.5, pause=0.01))
     tracker.log_artifact(tmp_path / "nots.txt")
     tracker.log_artifacts(path)
     tracker.log_artifact(None)
@@ -376,14 +381,15 @@ def test_a_tracker_that_begins_late_is_told_everything(begun, recorder, warned):
         assert may_begin.wait(60)
         return recorder
 
-    tracker = begun(begins_late, limits=HASTY, run="former")
+    tracker = begun(begins_late, limits=SendingLimits(interval=0.01, start=0.0), run="former", may_be_late=True)
     assert warned == ["recorder does not answer yet: the training starts, and it is told later"]
     assert tracker.state()["recorder"]["run"] == "former"
     tracker.log({"loss": 1}, 1)
     may_begin.set()
     wait_for(lambda: recorder.calls)
     assert tracker.state()["recorder"]["run"] == "run 1"
-    assert recorder.calls == [("log", {"loss": 1.0}, 1)]
+    tracker.close("FINISHED")
+    assert recorder.calls == [("log", {"loss": 1.0}, 1), ("close", "FINISHED")]
 
 
 @pytest.fixture
@@ -514,7 +520,7 @@ def test_times_never_go_back_and_a_checkpoint_is_between_two(begun, batch_record
     clock = [5_000.0]
     monkeypatch.setattr("accmt.tracking.background.time.time", lambda: clock[0])
     batch_recorder.free.clear()
-    tracker = begun(batch_recorder, limits=HASTY)
+    tracker = begun(batch_recorder)
     tracker.log({"loss": 1}, 1)
     clock[0] = 4_000.0
     tracker.log({"loss": 2}, 2)
@@ -524,6 +530,7 @@ def test_times_never_go_back_and_a_checkpoint_is_between_two(begun, batch_record
     batch_recorder.free.set()
     assert [json.loads(line)["time"] for line in lines] == [5_000_000, 5_000_000, 5_000_001]
     assert until == 5_000_000
+    tracker.close("FINISHED")
 
 
 WRITER = """
@@ -581,10 +588,12 @@ def test_a_line_that_was_cut_off_or_damaged_is_passed_over(begun, recorder, leav
         expected = ["", "2 values (step 1)", "4 values (steps 1 to 2)", "4 values (steps 1 to 2), 1 artifact"]
         assert waiting() == expected[content[:size].count(b"\n") - 1]
     path.write_bytes(content[:-5])
+    recorder.free.clear()
     tracker = begun(recorder)
     tracker.log({"loss": 3}, 3)
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines[:3] == content.splitlines(keepends=True)[:3], "what was cut off is not written on"
+    recorder.free.set()
     tracker.close("FINISHED")
     assert [call[2] for call in recorder.calls if call[0] == "log"] == [1, 2, 3]
     wrong = [b"\0" * 20, b'{"time": 1, "step": "two", "values": {"loss": 1.0}}', b"[]", b'{"time": 1, "status": "X"}']
@@ -647,7 +656,7 @@ def test_however_many_wait_they_wait_on_the_disk_and_go_when_sent(begun, batch_r
     tracker = begun(batch_recorder, limits=QUICK)
     for step in range(40_001):
         tracker.log({"loss": step}, step)
-    assert len(list((model / FOLDER).glob("*.jsonl"))) == 3, "a file has a bounded size"
+    assert len(list((model / FOLDER).glob("*.jsonl"))) >= 2, "a file has a bounded size"
     assert sum(len(reader._ahead) + len(reader.memory) for reader in tracker._outbox._readers) < 3000
     batch_recorder.free.set()
     wait_for(lambda: len(steps_of(batch_recorder)) == 40_001)
