@@ -206,10 +206,11 @@ def test_an_attempt_that_began_before_the_end_is_not_the_last(begun, recorder, w
     tracker = begun(recorder, limits=SLOW)
     tracker.log({"loss": 1}, 1)
     assert recorder.entered.wait(30)
-    for sender in tracker._senders:
-        sender.close()
+    closing = threading.Thread(target=tracker.close, args=("FINISHED",))
+    closing.start()
+    wait_for(tracker._senders[0]._closing.is_set)
     recorder.free.set()
-    tracker.close("FINISHED")
+    closing.join()
     assert recorder.calls == [("log", {"loss": 1.0}, 1), ("close", "FINISHED")]
     assert waiting() is None
 
@@ -245,9 +246,9 @@ def test_several_trackers_do_not_wait_for_one_another(begun, recorder, batch_rec
         each.free.clear()
     short = SendingLimits(interval=0.01, artifact=1.0, end_when_killed=0.0)
     tracker = begun(recorder, batch_recorder, *hang[1:], limits=[short, QUICK, short, short])
-    for step in range(1, 3001):
+    for step in range(1, 501):
         tracker.log({"loss": step}, step)
-    wait_for(lambda: len(steps_of(batch_recorder)) == 3000)
+    wait_for(lambda: len(steps_of(batch_recorder)) == 500)
     assert {name: state["run"] for name, state in tracker.state().items()} == {
         **{"recorder": "run 1", "recorder2": None, "recorder3": None, "recorder4": None}
     }
@@ -257,7 +258,7 @@ def test_several_trackers_do_not_wait_for_one_another(begun, recorder, batch_rec
     tracker.close("KILLED")
     assert 1.0 <= time.monotonic() - begin < 2.5, "once for both, not once for each"
     assert batch_recorder.calls[-3:] == [("file", "notes.txt"), ("file", "notes.txt"), ("close", "KILLED")]
-    left = "3,000 values (steps 1 to 3000), 2 artifacts, the status KILLED"
+    left = "500 values (steps 1 to 500), 2 artifacts, the status KILLED"
     assert [waiting(name) for name in ("recorder", "recorder2", "recorder3", "recorder4")] == [left, "", left, left]
     for each in hang:
         each.free.set()
