@@ -203,7 +203,7 @@ def values(folder: Path, address: str | None) -> int:
     from mlflow import MlflowClient
 
     with contextlib.redirect_stdout(io.StringIO()):
-        accmt(["sync", str(folder)])
+        accmt(["sync", str(folder), "--to", address])
     client = MlflowClient(tracking_uri=f"http://{address}")
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     [newest] = client.search_runs([experiment], max_results=1, order_by=["start_time DESC"])
