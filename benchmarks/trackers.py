@@ -145,9 +145,10 @@ def train(arguments: argparse.Namespace, address: str | None, folder: Path, at_f
 
     from accmt import AcceleratorModule, Callback, HyperParameters, Monitor, Trainer
     from accmt.tracking import background
+    from accmt.tracking.sending import SendingLimits
 
     torch.set_num_threads(1)
-    background.LIMITS = background.Limits(end=0.5)  # what follows the last step is not measured
+    background.LIMITS = SendingLimits(end=0.5)  # what follows the last step is not measured
     width, first = arguments.width, arguments.steps // 10
 
     class Digits(AcceleratorModule):
@@ -195,14 +196,14 @@ def train(arguments: argparse.Namespace, address: str | None, folder: Path, at_f
 def values(folder: Path, address: str | None) -> int:
     """How many values of a training wait, and how many the newest run has, if there is a server."""
     from accmt.cli.main import main as accmt
-    from accmt.tracking.outbox import waiting_in
+    from accmt.tracking.sync import waiting_in
 
     if address is None:
-        return sum(left.values for left in waiting_in(folder)[0].values())
+        return sum(left.values for left in waiting_in(folder).values())
     from mlflow import MlflowClient
 
     with contextlib.redirect_stdout(io.StringIO()):
-        accmt(["sync", str(folder)])
+        accmt(["sync", str(folder), "--to", address])
     client = MlflowClient(tracking_uri=f"http://{address}")
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     [newest] = client.search_runs([experiment], max_results=1, order_by=["start_time DESC"])

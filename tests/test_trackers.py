@@ -15,8 +15,9 @@ from accmt import Callback, ConfigError, Monitor
 from accmt.checkpoint.format import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
-from accmt.tracking.background import Limits
-from accmt.tracking.outbox import FOLDER, waiting_in
+from accmt.tracking.outbox import FOLDER
+from accmt.tracking.sending import SendingLimits
+from accmt.tracking.sync import waiting_in
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -147,7 +148,7 @@ def test_steps_go_on_while_the_tracker_is_held_up(trainer, regression, data):
 
 
 def test_a_tracker_that_never_returns_is_left_behind(trainer, regression, data, monkeypatch, capsys):
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, end=0.0, artifact=0.0))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, end=0.0, artifact=0.0))
     Mine.free.clear()
     training = trainer(log_with="mine", log_every=1)
     training.fit(regression(), data(16), data(4))
@@ -167,6 +168,7 @@ from accmt import HyperParameters, Trainer
 from accmt.checkpoint.format import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
+from accmt.tracking.sending import SendingLimits
 from conftest import Regression, make_data
 
 class Mine(GeneralTracker):
@@ -177,7 +179,7 @@ class Mine(GeneralTracker):
         threading.Event().wait()
 
 register_tracker_class(Mine)
-background.LIMITS = background.Limits(interval=0.0, end=0.0)
+background.LIMITS = SendingLimits(interval=0.01, end=0.0)
 trainer = Trainer(HyperParameters(batch_size=4), "model", log_with="mine", dataloader_num_workers=0)
 trainer.fit(Regression(), make_data(8))
 """
@@ -225,7 +227,7 @@ def test_a_continued_training_goes_on_without_a_tracker_that_refuses(trainer, re
 def left_behind(trainer, regression, data, monkeypatch):
     """A training of eight steps that has ended, and whose tracker was told nothing of it."""
     with monkeypatch.context() as patched:
-        patched.setattr(background, "LIMITS", Limits(interval=0.0, end=0.0))
+        patched.setattr(background, "LIMITS", SendingLimits(interval=0.01, end=0.0))
         Mine.free.clear()
         training = trainer(log_with="mine", log_every=1, multiple_checkpoints=True)
         training.fit(regression(), data(16), data(4))
@@ -258,7 +260,7 @@ def test_a_training_that_cannot_be_continued_leaves_what_waits(left_behind, trai
     module.model = torch.nn.Linear(4, 1)
     with pytest.raises(Mismatch):
         trainer(log_with="mine").fit(module, data(16), data(4))
-    assert [str(left) for left in waiting_in(left_behind.model_path)[0].values()] == [
+    assert [str(left) for left in waiting_in(left_behind.model_path).values()] == [
         "18 values (steps 1 to 8), the status FINISHED"
     ]
 

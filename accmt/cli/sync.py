@@ -11,10 +11,10 @@ from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import complain, write
 from accmt.rules.printable import plain
 from accmt.rules.reserved_names import CHECKPOINTS
-from accmt.tracking.description import TRAINING
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER
-from accmt.tracking.sync import Sent, send_waiting
+from accmt.tracking.sync import SyncResult, send_waiting
+from accmt.tracking.training_file import TRAINING
 from accmt.tracking.trust import Allowed
 
 _OF_A_TRAINING = (FOLDER, LOCK, TRAINING, HISTORY, DECISIONS, CHECKPOINTS)
@@ -96,15 +96,15 @@ def _send(folder: Path, seconds: float, allowed: Allowed) -> int:
     return status
 
 
-def _told(result: Sent) -> list[str]:
+def _told(result: SyncResult) -> list[str]:
     """Print what was sent; return the errors, one line each."""
-    outcome, who = result.outcome, f"{result.tracker} at {result.place}"
-    if outcome.sent or not (outcome.left or outcome.lost):
-        write(plain(f"{who}: sent {outcome.sent or 'nothing: nothing waited'}"))
-    wrong = [f"{who}: not sent: {reason}" for reason in outcome.refused]
-    wrong += [f"{who}: '{path}' is gone" for path in outcome.lost.files]
-    if outcome.lost:
-        wrong.append("; ".join(filter(None, [f"{who}: cannot be sent: {outcome.lost}", outcome.why_lost])))
-    if outcome.left:
-        wrong.append("; ".join(filter(None, [f"{who}: still waits: {outcome.left}", outcome.why_left])))
+    delivery, who = result.delivery, f"{result.tracker} at {result.place}"
+    if delivery.sent or not (delivery.left or delivery.lost):
+        write(plain(f"{who}: sent {delivery.sent or 'nothing: nothing waited'}"))
+    wrong = [f"{who}: not sent: {reason}" for reason in delivery.refused]
+    wrong += [f"{who}: '{path}' is gone" for path in delivery.lost.artifacts]
+    if delivery.lost:
+        wrong.append("; ".join(filter(None, [f"{who}: cannot be sent: {delivery.lost}", delivery.why_lost])))
+    if delivery.left:
+        wrong.append("; ".join(filter(None, [f"{who}: still waits: {delivery.left}", delivery.why_left])))
     return wrong

@@ -28,7 +28,7 @@ from accmt.rules import Length, RuleError
 from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.inputs import check_fit, facts_of
 from accmt.setup.options import Options
-from accmt.tracking.places import places_of
+from accmt.tracking.tracker_arguments import places_of
 from accmt.trainer import Trainer
 
 if TYPE_CHECKING:

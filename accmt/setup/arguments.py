@@ -27,10 +27,9 @@ from accmt.rules.reserved_names import is_taken
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 from accmt.setup.method_check import function_problems
 from accmt.setup.options import CheckpointOptions, ModelOptions, Options, RuleOptions, SavingOptions, TrackingOptions
-from accmt.tracking.accelerate import FOLDER
-from accmt.tracking.choice import choose_trackers, name_problems
+from accmt.tracking.accelerate_trackers import FOLDER
 from accmt.tracking.mlflow import is_address
-from accmt.tracking.places import names_in, places_of
+from accmt.tracking.tracker_arguments import choose_trackers, name_problems, names_in, places_of
 
 CHECKPOINT_EVERY = "epoch"
 PRECISIONS = ("no", "fp16", "bf16")

@@ -24,10 +24,10 @@ from accmt.loop.stateful_parts import EngineState
 from accmt.loop.utilization import begin_measuring
 from accmt.notices import warn
 from accmt.setup.plan import Plan
-from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
 from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
+from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
 
 
 def check_folders(plan: Plan) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from accmt.files.foreign import link_to
 from accmt.rules.printable import masked
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Recipient
 from accmt.tracking.tracker import Logged, Resumption, Status, Unreachable, flat
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _point(metric: Metric, resumption: Resumption | None) -> _Point:
     return metric.key, metric.step, repr(metric.value) if goes_back else ""
 
 
-def tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
+def mlflow_tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: Any) -> MlflowTracker:
     """Create the tracker of an outbox: it resumes `run`, or the existing run of this training, or begins one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sending of the outboxes of a training that is over; the lock of its folder must be held.
+"""Sending of what waits in the outbox of a training that is over; the lock of its folder must be held.
 
 Does not import torch, unless entries wait for another tracker than MLflow.
 """
@@ -8,31 +8,32 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from accmt.rules.printable import masked
 from accmt.tracking import mlflow
-from accmt.tracking.background import BackgroundTracker, Limits, Outcome
-from accmt.tracking.entries import File
-from accmt.tracking.outbox import Outbox, outboxes_in
+from accmt.tracking.outbox import Outbox, OutboxReader
+from accmt.tracking.records import Artifact, EntryCount, Recipient, RunEnd, SentPosition
+from accmt.tracking.sending import Delivery, Sender, SendingLimits
 from accmt.tracking.tracker import Tracker
 from accmt.tracking.trust import ENVIRONMENT, Allowed, destination_of, names_of, problem_of_artifact
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """Outcome of an outbox, with its tracker and the place of that, without password."""
+class SyncResult:
+    """What became of that which waited for a tracker, and the place of the tracker, without password."""
 
     tracker: str
     place: str
-    outcome: Outcome
+    delivery: Delivery
 
 
-def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = None) -> Iterator[Sent | str]:
+def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = None) -> Iterator[SyncResult | str]:
     """Send the entries that wait for each tracker, one tracker after the other.
 
     A run whose end was never logged belongs to a killed training, and is ended with that status.
@@ -43,28 +44,55 @@ def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = Non
         allowed: Destinations, and artifacts outside the folder, that may be used.
 
     Yields:
-        The outcome of each outbox; or, as text, the problem of a damaged file, or why an outbox is not sent.
+        The result for each tracker; or, as text, the problem of a damaged file, or why nothing is sent to a tracker.
     """
     allowed = allowed or Allowed()
     deadline = time.monotonic() + seconds
-    outboxes, problems = outboxes_in(model_path)
-    yield from problems
-    for outbox in outboxes:
-        recipient = outbox.recipient
-        destination = destination_of(recipient, allowed)
-        if destination is None:
-            yield _not_named(outbox)
+    found = Outbox(model_path)
+    yield from found.problems
+    stored = found.stored()
+    found.release()
+    for position, resumption in stored:
+        outbox = Outbox(model_path)
+        left = OutboxReader(outbox, position, resumption).waiting()
+        if not left and position.ended:
+            outbox.release()
             continue
-        outbox.recipient = replace(recipient, location=destination)
-        refuse = partial(_refused, model_path, allowed)
-        outcome = _send(outbox, max(0.0, deadline - time.monotonic()), refuse)
-        yield Sent(recipient.tracker, masked(recipient.location), outcome)
+        destination = destination_of(position.recipient, allowed)
+        if destination is None:
+            outbox.release()
+            yield _not_named(position, left)
+            continue
+        reader = outbox.read_by(position, resumption)
+        recipient = reader.position.recipient
+        if not position.ended and left.status is None:
+            outbox.add(RunEnd("KILLED", reader.modified or recipient.began))
+        limits = SendingLimits(end=max(0.0, deadline - time.monotonic()))
+        make = partial(_make, replace(recipient, location=destination), position.run)
+        sender = Sender(
+            *(recipient.tracker, outbox, reader, make, _say_nothing, limits, partial(_refused, model_path, allowed))
+        )
+        sender.close()
+        sender.work()
+        sender.join(time.monotonic())
+        outbox.release()
+        yield SyncResult(recipient.tracker, masked(recipient.location), sender.delivery())
 
 
-def _not_named(outbox: Outbox) -> str:
-    """Release an outbox, and explain how to name its destination."""
-    recipient, left = outbox.recipient, outbox.left()
+def waiting_in(model_path: Path) -> dict[str, EntryCount]:
+    """Count the entries that wait in the outbox of a training that is over, for each tracker."""
+    outbox = Outbox(model_path)
+    counts = {
+        position.recipient.tracker: OutboxReader(outbox, position, resumption).waiting()
+        for position, resumption in outbox.stored()
+    }
     outbox.release()
+    return counts
+
+
+def _not_named(position: SentPosition, left: EntryCount) -> str:
+    """Explain how to name the destination of what waits."""
+    recipient = position.recipient
     options = " ".join(f"--to {shlex.quote(name)}" for name in names_of(recipient.tracker, recipient.location))
     nobody = "the command line does not name"
     if recipient.tracker == mlflow.NAME:
@@ -76,35 +104,21 @@ def _not_named(outbox: Outbox) -> str:
     )
 
 
-def _refused(model_path: Path, allowed: Allowed, file: File) -> str | None:
-    problem = problem_of_artifact(model_path, allowed.artifacts, file)
+def _refused(model_path: Path, allowed: Allowed, artifact: Artifact) -> str | None:
+    problem = problem_of_artifact(model_path, allowed.artifacts, artifact)
     if problem is None:
         return None
-    return f"{problem}: to send it, add --artifacts-from {shlex.quote(str(file.path))}"
+    return f"{problem}: to send it, add --artifacts-from {shlex.quote(str(artifact.path))}"
 
 
-def _send(outbox: Outbox, seconds: float, refuse: Callable[[File], str | None]) -> Outcome:
-    limits = Limits(interval=0.0, end=seconds, end_with_artifacts=seconds, end_when_killed=seconds)
-    tracker = BackgroundTracker(
-        *(outbox.recipient.tracker, partial(_make, outbox), _say_nothing, outbox),
-        later="",
-        limits=limits,
-        refuse=refuse,
-    )
-    tracker.close_soon(None if outbox.ended else "KILLED", outbox.modified)
-    tracker.work()
-    return tracker.finish()
-
-
-def _make(outbox: Outbox) -> Tracker:
-    recipient, run = outbox.recipient, outbox.run
+def _make(recipient: Recipient, run: Any) -> Tracker:
     if recipient.tracker == mlflow.NAME:
-        return mlflow.tracker_for(recipient, recipient.arguments or {}, run)
-    others = import_module("accmt.tracking.accelerate")
+        return mlflow.mlflow_tracker_for(recipient, recipient.arguments or {}, run)
+    others = import_module("accmt.tracking.accelerate_trackers")
     others.refuse_places(recipient)
-    made: Tracker = others.tracker_for(recipient, recipient.arguments, run, None)
+    made: Tracker = others.accelerate_tracker_for(recipient, recipient.arguments, run, None)
     return made
 
 
 def _say_nothing(warning: str) -> None:
-    """Ignore a warning, as the outcome contains it."""
+    """Ignore a warning, as the delivery contains it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from accmt.rules.printable import masked
 from accmt.states import Status as Status
@@ -60,6 +62,26 @@ class Logged:
     step: int
     time: int
     resumption: Resumption | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FormerRun:
+    """State of a tracker in a checkpoint.
+
+    Attributes:
+        training: Unique id of the training.
+        until: The time of the last value before the checkpoint, in milliseconds since 1970.
+        run: What the tracker needs to resume the run; None if it had not begun.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    training: str
+    until: int
+    run: str | dict[str, Any] | None
+
+
+_FORMER_RUNS = TypeAdapter(FormerRun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +141,11 @@ def check_state(state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: It is not.
     """
-    kinds: dict[str, tuple[type, ...]] = {"training": (str,), "until": (int,), "run": (str, dict, type(None))}
     for name, known in state.items():
-        if not isinstance(known, Mapping) or {key: type(known[key]) in kinds.get(key, ()) for key in known} != (
-            dict.fromkeys(kinds, True)
-        ):
-            raise ValueError(f"the state of the tracker '{name}' is {known!r:.100}")
+        try:
+            _FORMER_RUNS.validate_python(known)
+        except ValidationError:
+            raise ValueError(f"the state of the tracker '{name}' is {known!r:.100}") from None
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -136,7 +157,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def plain_parameters(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Flatten like `flat`, to values that every tracker accepts: numbers and text, addresses without passwords."""
     return {
         name: value if isinstance(value, bool | int | float) else masked(value) for name, value in flat(values).items()

@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 from accmt.files.foreign import problem_of_content
 from accmt.rules.printable import masked
 from accmt.tracking import mlflow
-from accmt.tracking.entries import File
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Artifact, Recipient
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 _FILES = ("file://", "sqlite:///")
@@ -50,13 +49,13 @@ def destination_of(recipient: Recipient, allowed: Allowed) -> str | None:
     return found if found is None or mlflow.is_address(recipient.location) else recipient.location
 
 
-def problem_of_artifact(model_path: Path, allowed: tuple[Path, ...], file: File) -> str | None:
+def problem_of_artifact(model_path: Path, allowed: tuple[Path, ...], artifact: Artifact) -> str | None:
     """Describe why an artifact may not be sent; None if it may."""
-    problem = problem_of_content(model_path, file.path)
+    problem = problem_of_content(model_path, artifact.path)
     for allowed_path in allowed:
         absolute = Path(os.path.abspath(allowed_path.expanduser()))
-        folder = absolute.parent if absolute == file.path else absolute
-        if problem is None or problem_of_content(folder, file.path) is None:
+        folder = absolute.parent if absolute == artifact.path else absolute
+        if problem is None or problem_of_content(folder, artifact.path) is None:
             return None
     return problem
 

@@ -10,7 +10,7 @@ from accmt.cli.main import main
 from accmt.rules import Decision, Observation, Outcome, Progress
 from accmt.rules.decision import KeptModel, Stop, Verdict
 from accmt.tracking.outbox import FOLDER, Outbox
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Recipient, SentPosition
 from accmt.tracking.tracker import Logged
 
 EVIL = "\x1b[2J\x1b]0;x\x07\x9b1m\u202e\r\nfaked [bold]line[/bold]"
@@ -77,10 +77,11 @@ def test_names_of_folders_and_files(evil, capfd, tmp_path):
 
 
 def test_what_waits(evil, capfd):
-    outbox = Outbox(evil, Recipient(EVIL, "1", EVIL, EVIL, {}, {EVIL: EVIL}, 0))
+    outbox = Outbox(evil)
+    outbox.read_by(SentPosition(Recipient(EVIL, "1", EVIL, EVIL, {}, {EVIL: EVIL}, 0)))
     outbox.add(Logged({EVIL: 1.0}, 1, 1))
     outbox.release()
-    (evil / FOLDER / "x-0001.jsonl").write_text(f'{{"outbox": "{EVIL!r}"}}\n{EVIL}\n')
+    (evil / FOLDER / "0009.jsonl").write_text(f'{{"outbox": "{EVIL!r}"}}\n{EVIL}\n')
     status, text = shown(capfd, "sync", evil)
     assert (status, SHOWN in text) == (1, True)
     status, text = shown(capfd, "sync", evil, "--to", EVIL)

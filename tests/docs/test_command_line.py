@@ -10,8 +10,8 @@ import pytest
 from accmt.config.document import read_document, rules_of
 from accmt.config.rules import read_rules
 from accmt.rules import Facts, Length, Observation, Progress, Reported, RuleEngine, Rules, check
-from accmt.tracking.description import Description, write_description
 from accmt.tracking.journal import Journal
+from accmt.tracking.training_file import Description, write_description
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
 FILES = re.findall(r"```(?:yaml|csv)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)

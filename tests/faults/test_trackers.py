@@ -20,9 +20,10 @@ import pytest
 
 from accmt.cli.main import main
 from accmt.tracking import background
-from accmt.tracking.background import Limits
-from accmt.tracking.outbox import FOLDER, Outbox, waiting_in
-from accmt.tracking.segment import Recipient
+from accmt.tracking.outbox import FOLDER, Outbox
+from accmt.tracking.records import Recipient, SentPosition
+from accmt.tracking.sending import SendingLimits
+from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Logged
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tracking"))
@@ -68,7 +69,7 @@ def client(server):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Neither MLflow nor we try for long."""
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, pause=0.05, start=5.0, end=20.0))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, pause=0.05, start=5.0, end=20.0))
     for name, value in (("MAX_RETRIES", 1), ("BACKOFF_FACTOR", 0), ("BACKOFF_JITTER", 0)):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
 
@@ -155,7 +156,7 @@ def test_a_server_that_is_paused(server, client, folder, check, monkeypatch, tha
     """It hangs for a while, until the last step, or for good."""
     path = folder()
     if thaws is None:
-        monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, pause=0.05, end=0.2))
+        monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, pause=0.05, end=0.2))
     try:
         tracked.train(path, server.address, {3: server.freeze, thaws: server.thaw})
     finally:
@@ -177,7 +178,7 @@ def test_a_training_that_is_killed_while_the_server_is_down(tally, server, proxy
             attempt.plan = f"down since {since or 'before its start'}, killed before step {at}, {how}"
             path, proxy.mode = folder(), "well" if since else "down"
             killed(path, proxy.address, at, since)
-            [left] = waiting_in(path)[0].values()
+            [left] = waiting_in(path).values()
             assert left.last == at - 1
             proxy.mode = "well"
             if how != "continued":
@@ -237,7 +238,9 @@ def test_a_server_that_was_never_there_in_a_training_has_one_run_of_it(proxy, cl
 
 @pytest.mark.parametrize("mode", ["500", "deaf"])
 def test_artifacts_wait_as_values_do(proxy, client, folder, check, monkeypatch, capfd, mode):
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, pause=0.05, artifact=0.0, end_with_artifacts=2.0))
+    monkeypatch.setattr(
+        background, "LIMITS", SendingLimits(interval=0.01, pause=0.05, artifact=0.0, end_with_artifacts=2.0)
+    )
     path = folder()
     notes, gone = Path(f"{path}.notes"), Path(f"{path}.gone")
     notes.write_text("hello")
@@ -269,7 +272,9 @@ def test_a_sync_that_is_ended_in_the_middle(tally, proxy, client, folder):
     for attempt in tally("accmt sync is ended in the middle", small=3, full=30, hits=0.5):
         with attempt:
             path, proxy.mode, proxy.pause = folder(), "slow", 0.1
-            outbox = Outbox(path, Recipient("mlflow", path.name, proxy.address, path.name, {"lr": 1}, {}, 1_000))
+            outbox = Outbox(path)
+            recipient = Recipient("mlflow", path.name, proxy.address, path.name, {"lr": 1}, {}, 1_000)
+            outbox.read_by(SentPosition(recipient))
             for step in range(steps):
                 outbox.add(Logged({"loss": float(step)}, step, 1_000 + step))
             outbox.release()
@@ -292,7 +297,7 @@ def test_a_sync_that_is_ended_in_the_middle(tally, proxy, client, folder):
             proxy.mode = "well"
             if not was_over:
                 assert process.returncode in (130, -number)
-                [left] = waiting_in(path)[0].values()
+                [left] = waiting_in(path).values()
                 if 0 < left.values < steps:
                     attempt.hit()
                 assert main(syncing(path)) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accmt.tracking.outbox import Outbox
-from accmt.tracking.segment import Recipient
+from accmt.tracking.records import Recipient, SentPosition
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -36,15 +36,17 @@ def server(tmp_path_factory, mlflow):
 
 
 class Recorder:
-    """A tracker that keeps what it is sent, in order, and may be told to fail or to block."""
+    """A tracker that keeps what it is sent, in order, and may be told to fail or to block.
+
+    Attributes:
+        failures: What the next calls raise; None is success. An exception that is `failing` is raised by every call.
+        free: While this is not set, calls block.
+    """
 
     def __init__(self):
-        self.calls = []
-        self.threads = set()
-        self.failures = []
-        self.free = threading.Event()
+        self.calls, self.threads, self.failures, self.failing = [], set(), [], None
+        self.free, self.entered = threading.Event(), threading.Event()
         self.free.set()
-        self.entered = threading.Event()
 
     def log(self, values, step):
         self._take(("log", dict(values), step))
@@ -65,7 +67,7 @@ class Recorder:
         self.threads.add(threading.get_ident())
         self.entered.set()
         assert self.free.wait(60)
-        failure = self.failures.pop(0) if self.failures else None
+        failure = self.failures.pop(0) if self.failures else self.failing
         if callable(failure):
             failure = failure(call)
         if failure is not None:
@@ -90,12 +92,20 @@ def batch_recorder():
     return BatchRecorder()
 
 
+def recipient_of(tracker="recorder", location="elsewhere", **given):
+    facts = {"experiment": "experiment", "parameters": {"lr": 0.1}, "arguments": {}, "began": 1_000}
+    return Recipient(tracker, "1", str(location), **facts | given)
+
+
 @pytest.fixture
-def outbox_for(tmp_path):
-    """The name of a tracker -> its outbox below `tmp_path / "model"`, empty."""
+def leave(tmp_path):
+    """Entries of a training that is over -> they wait in its outbox."""
 
-    def make(tracker, training="training-1", resumption=None):
-        recipient = Recipient(tracker, training, "elsewhere", "experiment", {"lr": 0.1}, {}, began=1_000)
-        return Outbox(tmp_path / "model", recipient, resumption)
+    def fill(*entries, resumption=None, run=None, model=tmp_path / "model", **given):
+        outbox = Outbox(model)
+        outbox.read_by(SentPosition(recipient_of(**given), run=run), resumption)
+        for entry in entries:
+            outbox.add(entry)
+        outbox.release()
 
-    return make
+    return fill

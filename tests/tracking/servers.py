@@ -161,8 +161,7 @@ def free_port():
 
 def syncing(path: Path) -> list[str]:
     """The arguments of a sync that names all places to send to, and allows artifacts beside the folder."""
-    lines = [file.read_text().split("\n")[0] for file in (path / "outbox").glob("*.jsonl")]
-    headers = [json.loads(line) for line in lines if line.startswith("{")]
-    places = dict.fromkeys(place for each in headers for place in names_of(each["tracker"], each["location"]))
+    recipients = [json.loads(file.read_text())["recipient"] for file in (path / "outbox").glob("*.json")]
+    places = dict.fromkeys(place for each in recipients for place in names_of(each["tracker"], each["location"]))
     named = [text for place in places for text in ("--to", place)]
     return ["sync", str(path), *named, "--artifacts-from", str(path.parent)]

@@ -8,8 +8,8 @@ import pytest
 
 from accmt import Callback
 from accmt.tracking import background
-from accmt.tracking.background import Limits
 from accmt.tracking.mlflow import metric_name
+from accmt.tracking.sending import SendingLimits
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -101,7 +101,7 @@ def test_a_frozen_server_holds_up_no_step(server, runs, trainer, regression, dat
 
 
 def test_a_server_that_stays_frozen_is_left_behind(server, runs, trainer, regression, data, monkeypatch, capsys):
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, end=0.5))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, end=0.5))
     try:
         training = trainer(
             *("left",),
@@ -123,7 +123,7 @@ def test_a_server_that_stays_frozen_is_left_behind(server, runs, trainer, regres
 @pytest.fixture
 def impatient(monkeypatch):
     """Neither MLflow nor we try for long."""
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, pause=0.0, start=0.0))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, pause=0.0, start=0.0))
     for name, value in (("MAX_RETRIES", 1), ("BACKOFF_FACTOR", 0), ("BACKOFF_JITTER", 0)):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
 

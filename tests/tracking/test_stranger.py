@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -20,12 +19,11 @@ from accmt.cli.main import main
 from accmt.config.errors import ConfigError
 from accmt.files.foreign import below, problem_of_content
 from accmt.rules import RuleError
-from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
-from accmt.tracking.background import BackgroundTracker, Limits, MultiTracker
-from accmt.tracking.entries import Ended, File
-from accmt.tracking.mlflow import MlflowTracker, is_address
-from accmt.tracking.outbox import FOLDER, Outbox, outboxes_in, waiting_in
-from accmt.tracking.segment import Recipient
+from accmt.tracking.accelerate_trackers import AccelerateTracker, TensorBoardTracker
+from accmt.tracking.mlflow import MlflowTracker
+from accmt.tracking.outbox import FOLDER, Outbox
+from accmt.tracking.records import Artifact, Recipient, RunEnd, SentPosition
+from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Beginning, Logged, check_state
 from accmt.tracking.trust import Allowed, destination_of
 
@@ -53,17 +51,13 @@ def logs(tmp_path):
 
 
 @pytest.fixture
-def waiting(model, logs):
+def waiting(leave, logs):
     """Entries -> they wait, for TensorBoard in `logs` unless another recipient is given."""
 
-    def fill(*entries, tracker="tensorboard", location=None, run=None, arguments=None, experiment="mine"):
-        recipient = Recipient(tracker, "1", str(location or logs), experiment, {}, arguments or {}, 1_000)
-        outbox = Outbox(model, recipient)
-        outbox.run = run
-        for entry in entries or (Logged({"loss": 1.0}, 1, 1_001),):
-            outbox.add(entry)
-        outbox.add(Ended("FINISHED", 2_000))
-        outbox.release()
+    def fill(*entries, tracker="tensorboard", location=None, **given):
+        logged = entries or (Logged({"loss": 1.0}, 1, 1_001),)
+        facts = {"experiment": "mine", "parameters": {}, **given}
+        leave(*logged, RunEnd("FINISHED", 2_000), tracker=tracker, location=location or logs, **facts)
 
     return fill
 
@@ -172,8 +166,8 @@ def test_artifacts_from_elsewhere_wait_until_they_are_allowed(waiting, logs, mod
     names = ["link", "way/key", "hard", "pipe", "../secret/key", "plots/../../secret/key"]
     refused = [(secret / "key", False), *((model / name, False) for name in names)]
     refused += [(model / "folder", True), (model / "pipes", True), (secret, True), (model, True)]
-    files = [File(path, is_folder, 1_500 + n) for n, (path, is_folder) in enumerate(refused)]
-    waiting(*files, File(model / "plots" / "good", False, 1_600), File(model / "plots", True, 1_601))
+    files = [Artifact(path, is_folder, 1_500 + n) for n, (path, is_folder) in enumerate(refused)]
+    waiting(*files, Artifact(model / "plots" / "good", False, 1_600), Artifact(model / "plots", True, 1_601))
     for _ in range(2):
         status, _, err = sync(model, capfd, "--to", logs)
         assert status == 1
@@ -182,8 +176,8 @@ def test_artifacts_from_elsewhere_wait_until_they_are_allowed(waiting, logs, mod
         assert f"'{model / 'hard'}' has other names (hard links)" in err
         assert f"'{model / 'folder'}' holds link, which is not a regular file" in err
         assert [path.name for path in (logs / "mine" / "artifacts").iterdir()] == ["good"]
-    [left] = waiting_in(model)[0].values()
-    assert [path for path in left.files] == [path for path, _ in refused]
+    [left] = waiting_in(model).values()
+    assert [path for path in left.artifacts] == [path for path, _ in refused]
     sync(model, capfd, "--to", logs, "--artifacts-from", secret)
     assert sorted(path.name for path in (logs / "mine" / "artifacts").iterdir()) == ["good"], "it has two names"
     (model / "hard").unlink()
@@ -266,57 +260,59 @@ def _made(folder):
     return folder
 
 
-def test_a_file_of_an_outbox_is_one_of_its_folder_alone(waiting, model, tmp_path):
+def test_an_outbox_is_a_folder_of_its_own(waiting, model, tmp_path):
+    """Nothing is read or written behind a link, and no file is written that has another name."""
     waiting()
-    [path] = (model / FOLDER).iterdir()
-    os.link(path, tmp_path / "other")
-    before = path.read_bytes()
-    found, [problem] = outboxes_in(model)
-    assert (found, "it has other names (hard links)" in problem, path.read_bytes()) == ([], True, before)
-    (tmp_path / "other").unlink()
+    (model / FOLDER / "lock").unlink()
+    (tmp_path / "victim").write_text("kept")
+    os.link(tmp_path / "victim", model / FOLDER / "lock")
+    assert Outbox(model).problems == [f"{model / FOLDER} cannot be used: its lock has other names (hard links)"]
     (model / FOLDER).rename(tmp_path / "away")
     (model / FOLDER).symlink_to(tmp_path / "away")
-    found, [problem] = outboxes_in(model)
-    assert (found, "is a link, and must be a folder" in problem) == ([], True)
-    outbox = Outbox(model, Recipient("x", "1", "y", "z", {}, {}, 0))
-    with pytest.raises(OSError, match="is a link"):
-        outbox.add(Logged({"loss": 1.0}, 1, 1))
-    assert [file.name for file in (tmp_path / "away").iterdir()] == [path.name]
+    before = {file: file.read_bytes() for file in (tmp_path / "away").iterdir()}
+    outbox = Outbox(model)
+    [problem] = outbox.problems
+    assert "is a link, and must be a folder" in problem
+    outbox.read_by(SentPosition(Recipient("x", "1", "y", "z", {}, {}, 0)))
+    outbox.add(Logged({"loss": 1.0}, 1, 1))
+    assert "is a link" in str(outbox.trouble)
+    outbox.release()
+    assert {file: file.read_bytes() for file in (tmp_path / "away").iterdir()} == before
+    assert (tmp_path / "victim").read_text() == "kept"
 
 
-@pytest.mark.parametrize("change", ["location", "parameters", "arguments", "run", "began", "experiment"])
-def test_a_header_of_other_kinds_is_damaged(waiting, model, change):
+@pytest.mark.parametrize(
+    "change", ["location", "parameters", "arguments", "began", "experiment", "tracker", "run", "part"]
+)
+def test_a_recipient_of_other_kinds_is_damaged(waiting, model, change):
+    """Also one that is not that of the file's name."""
     waiting()
-    [path] = (model / FOLDER).iterdir()
-    header, rest = path.read_text().split("\n", 1)
-    path.write_text(json.dumps({**json.loads(header), change: [1]}) + "\n" + rest)
-    found, [problem] = outboxes_in(model)
-    assert (found, f"is damaged: its {change} is [1]" in problem) == ([], True)
+    [path] = (model / FOLDER).glob("*.json")
+    content = json.loads(path.read_text())
+    if change in ("run", "part"):
+        content[change] = [1]
+    else:
+        content["recipient"][change] = "wandb" if change == "tracker" else [1]
+    path.write_text(json.dumps(content))
+    outbox = Outbox(model)
+    [problem] = outbox.problems
+    why = "its recipient belongs into another file" if change == "tracker" else f"{change}"
+    assert (outbox.stored(), f"{path} is damaged: " in problem, why in problem) == ([], True, True)
+    outbox.release()
+    assert len(list((model / FOLDER).iterdir())) == 3
 
 
 def test_a_file_without_lines_is_not_read_to_its_end(waiting, model):
     waiting()
-    [path] = (model / FOLDER).iterdir()
-    os.truncate(path, 2**40)
+    os.truncate(model / FOLDER / "0001.jsonl", 2**40)
     begun = time.monotonic()
-    found, [problem] = outboxes_in(model)
-    assert (found, "a line in it is longer than" in problem) == ([], True)
+    [left] = waiting_in(model).values()
+    assert str(left) == "1 value (step 1), the status FINISHED"
+    (model / FOLDER / "0001.jsonl").write_bytes(b"")
+    os.truncate(model / FOLDER / "0001.jsonl", 2**40)
+    [problem] = Outbox(model).problems
+    assert "a line in it is longer than" in problem
     assert time.monotonic() - begun < 60
-
-
-def test_passwords_are_not_written(model, capfd):
-    location = "http://me:secret@host:5000"
-    recipient = Recipient("mlflow", "1", location, "x", {"db": "pg://u:secret@h/d"}, {"tags": {"u": location}}, 0)
-    outbox = Outbox(model, recipient)
-    outbox.add(Logged({"loss": 1.0}, 1, 1))
-    outbox.release()
-    [path] = (model / FOLDER).iterdir()
-    assert "secret" not in path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    again = Outbox(model, recipient)
-    assert (again.left().values, again.recipient.location) == (1, location), "the same run, with what was given"
-    again.release()
-    assert is_address("me:secret@10.0.0.1:5000")
 
 
 def test_an_error_with_a_password_is_shown_without(tmp_path, monkeypatch, mlflow):
@@ -325,7 +321,7 @@ def test_an_error_with_a_password_is_shown_without(tmp_path, monkeypatch, mlflow
     def fails(*_):
         raise ValueError("API request to http://me:secret@127.0.0.1:1/api failed")
 
-    monkeypatch.setattr("accmt.tracking.mlflow.tracker_for", fails)
+    monkeypatch.setattr("accmt.tracking.mlflow.mlflow_tracker_for", fails)
     beginning = Beginning("me:secret@127.0.0.1:1", "x", {}, {}, None)
     with pytest.raises(ConfigError) as caught:
         start_trackers({"mlflow": {}}, beginning, tmp_path, print)
@@ -340,88 +336,6 @@ def test_the_state_of_trackers_that_none_gave(state):
     with pytest.raises(ValueError, match="the state of the tracker 'x' is "):
         check_state(state)
     check_state({"x": {"training": "1", "until": 1, "run": {"folder": "x"}}})
-
-
-class Hangs:
-    def __init__(self):
-        self.free = threading.Event()
-
-    def log(self, values, step):
-        self.free.wait(60)
-
-    def log_artifact(self, path):
-        self.free.wait(60)
-
-    log_artifacts = log_artifact
-
-    def state(self):
-        return {}
-
-    def close(self, status, time=None):
-        pass
-
-
-@pytest.fixture
-def hanging(outbox_for):
-    """Limits -> three trackers that hang, as one."""
-    made = []
-
-    def of(limits):
-        warned = []
-        trackers = []
-        for number in range(3):
-            made.append(Hangs())
-            box = outbox_for(f"hangs{number}")
-            tracker = BackgroundTracker(
-                box.recipient.tracker, lambda: made[-1], warned.append, box, later="", limits=limits
-            )
-            tracker.start(may_be_late=False)
-            trackers.append(tracker)
-        return MultiTracker(trackers), warned
-
-    yield of
-    for each in made:
-        each.free.set()
-
-
-def test_several_that_hang_are_waited_for_together(hanging, tmp_path):
-    trackers, warned = hanging(Limits(interval=0.0, end=1.0, end_with_artifacts=1.0, artifact=1.0))
-    (tmp_path / "file").write_text("x")
-    took = []
-    for call in (
-        lambda: trackers.log_artifact(tmp_path / "file"),
-        lambda: trackers.log_artifact(tmp_path / "file"),
-        lambda: trackers.close("FINISHED"),
-        lambda: trackers.log({"loss": 1.0}, 2),
-        lambda: trackers.close("FINISHED"),
-    ):
-        begun = time.monotonic()
-        call()
-        took.append(time.monotonic() - begun)
-    assert [round(seconds) for seconds in took] == [1, 0, 1, 0, 0], took
-    assert sum("is not sent yet" in text for text in warned) == 6
-
-
-def test_an_artifact_is_found_where_it_was_given(recorder, outbox_for, tmp_path, monkeypatch):
-    """By a relative name and by '~', whatever folder the process works in then; other things are a warning."""
-    warned = []
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    tracker = BackgroundTracker("recorder", lambda: recorder, warned.append, outbox_for("recorder"), later="")
-    tracker.start(may_be_late=False)
-    recorder.free.clear()
-    given = [tracker.tell_file(Path(name), is_folder=False) for name in ("file", "~/file")]
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    recorder.free.set()
-    for told in given:
-        tracker.await_file(told, time.monotonic())
-    tracker.log_artifact(None)
-    tracker.close("FINISHED")
-    assert recorder.calls == [("file", "file"), ("file", "file"), ("close", "FINISHED")]
-    assert len(warned) == 1
-    assert "'None' cannot be sent" in warned[0]
 
 
 def test_names_below_a_folder(tmp_path):
@@ -520,9 +434,10 @@ def test_an_outbox_makes_a_training_send_nothing_from_elsewhere(finished, model,
     (model / "mine").write_text("mine")
     [folder] = (model / "checkpoints").iterdir()
     state = json.loads((folder / "trainer.json").read_text())["tracker"]["tensorboard"]
-    outbox = Outbox(model, Recipient("tensorboard", state["training"], str(logs), "model", {}, {}, 0))
-    outbox.add(File(secret, False, 1))
-    outbox.add(File(model / "mine", False, 2))
+    outbox = Outbox(model)
+    outbox.read_by(SentPosition(Recipient("tensorboard", state["training"], str(logs), "model", {}, {}, 0)))
+    outbox.add(Artifact(secret, False, 1))
+    outbox.add(Artifact(model / "mine", False, 2))
     outbox.release()
     capfd.readouterr()
     finished(2)

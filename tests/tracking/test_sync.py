@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from servers import syncing
 
 from accmt.cli.main import main
-from accmt.tracking.entries import Ended, File
-from accmt.tracking.outbox import FOLDER, Outbox, waiting_in
-from accmt.tracking.segment import Recipient
+from accmt.tracking.outbox import FOLDER
+from accmt.tracking.records import Artifact, RunEnd
+from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Logged, Resumption
 
 pytestmark = [
@@ -56,16 +57,12 @@ def runs(mlflow, store):
 
 
 @pytest.fixture
-def waiting(model, store):
+def waiting(leave, store):
     """Entries -> an outbox with them."""
 
-    def fill(*entries, tracker="mlflow", location=None, experiment="synced", arguments=ARGUMENTS, run=None):
-        recipient = Recipient(tracker, "1", str(location or store), experiment, PARAMETERS, arguments, 1_000)
-        outbox = Outbox(model, recipient)
-        outbox.run = run
-        for entry in entries:
-            outbox.add(entry)
-        outbox.release()
+    def fill(*entries, tracker="mlflow", location=None, experiment="synced", arguments=ARGUMENTS, **given):
+        facts = {"experiment": experiment, "parameters": PARAMETERS, "arguments": arguments, **given}
+        leave(*entries, tracker=tracker, location=location or store, **facts)
 
     return fill
 
@@ -89,8 +86,8 @@ def test_all_of_a_run_that_was_never_begun(waiting, runs, store, model, tmp_path
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "w.bin").write_text("0")
-    files = [File(tmp_path / "notes.txt", False, 1_500), File(tmp_path / "weights", True, 1_501)]
-    waiting(*values(1, 2), *files, *values(3), Ended("FAILED", 2_000), experiment="never begun")
+    files = [Artifact(tmp_path / "notes.txt", False, 1_500), Artifact(tmp_path / "weights", True, 1_501)]
+    waiting(*values(1, 2), *files, *values(3), RunEnd("FAILED", 2_000), experiment="never begun")
     status, out, err = sync(model, capfd)
     assert (status, err) == (0, "")
     assert out == f"mlflow at {store}: sent 3 values (steps 1 to 3), 2 artifacts, the status FAILED\n"
@@ -111,7 +108,7 @@ def test_a_run_that_was_begun_is_gone_on_with(waiting, runs, store, model, capfd
 
     first = MlflowTracker(str(store), "begun", {"lr": 1})
     first.log_batch(values(1, 2))
-    waiting(*values(2, 3), Ended("FINISHED", 2_000), experiment="begun", run=first.state()["mlflow"])
+    waiting(*values(2, 3), RunEnd("FINISHED", 2_000), experiment="begun", run=first.state()["mlflow"])
     assert sync(model, capfd)[0] == 0
     client, [run] = runs("begun")
     assert [step for step, *_ in points(client, run, "loss")] == [1, 2, 3], "what was sent and not noted is there once"
@@ -121,8 +118,7 @@ def test_a_run_that_was_begun_is_gone_on_with(waiting, runs, store, model, capfd
 def test_a_training_that_was_killed_has_such_a_run(waiting, runs, store, model, capfd):
     """It ended when it wrote last."""
     waiting(*values(1), experiment="killed")
-    [path] = (model / FOLDER).iterdir()
-    os.utime(path, (5_000.25, 5_000.25))
+    os.utime(model / FOLDER / "0001.jsonl", (5_000.25, 5_000.25))
     assert sync(model, capfd) == (0, f"mlflow at {store}: sent 1 value (step 1), the status KILLED\n", "")
     _, [run] = runs("killed")
     assert (run.info.status, run.info.end_time) == ("KILLED", 5_000_250)
@@ -136,10 +132,8 @@ def test_values_that_a_continued_training_logged_again(waiting, runs, store, mod
     first.log_batch([Logged({"elapsed": float(step)}, step, 1_000 + step) for step in (1, 2, 3)])
     waiting(*values(4), experiment="again", run=first.state()["mlflow"])
     resumption = Resumption(1, 1_001, 2_000)
-    outbox = Outbox(model, Recipient("mlflow", "1", str(store), "again", {}, {}, 1_000), resumption)
-    for step in (2, 3, 4, 5):
-        outbox.add(Logged({"elapsed": step + 10.0, "loss": 0.0}, step, 3_000 + step, resumption))
-    outbox.release()
+    again = [Logged({"elapsed": step + 10.0, "loss": 0.0}, step, 3_000 + step) for step in (2, 3, 4, 5)]
+    waiting(*again, experiment="again", resumption=resumption)
     assert sync(model, capfd)[0] == 0
     client, [run] = runs("again")
     assert [point[:2] for point in points(client, run, "elapsed")] == [
@@ -154,7 +148,7 @@ def test_values_that_a_continued_training_logged_again(waiting, runs, store, mod
 
 def test_an_artifact_that_is_gone_is_said_once(waiting, runs, store, model, tmp_path, capfd):
     gone = tmp_path / "gone.txt"
-    waiting(File(gone, False, 1), *values(1), Ended("FINISHED", 2), experiment="gone")
+    waiting(Artifact(gone, False, 1), *values(1), RunEnd("FINISHED", 2), experiment="gone")
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 1 value (step 1), the status FINISHED\n")
     assert err == (
@@ -164,7 +158,7 @@ def test_an_artifact_that_is_gone_is_said_once(waiting, runs, store, model, tmp_
 
 
 def test_a_value_that_is_refused_is_said_once(waiting, runs, store, model, capfd):
-    waiting(*values(1), Logged({"loss": 1.0}, 2**70, 1), *values(2), Ended("FINISHED", 2), experiment="refused")
+    waiting(*values(1), Logged({"loss": 1.0}, 2**70, 1), *values(2), RunEnd("FINISHED", 2), experiment="refused")
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 2 values (steps 1 to 2), the status FINISHED\n")
     assert err.startswith(f"mlflow at {store}: cannot be sent: 1 value (step {2**70}); ")
@@ -175,7 +169,7 @@ def test_what_does_not_answer_keeps_what_waits(waiting, model, capfd, mlflow):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"me:secret@127.0.0.1:{probe.getsockname()[1]}"
-    waiting(*values(1, 2), Ended("FINISHED", 2), location=f"http://{address}")
+    waiting(*values(1, 2), RunEnd("FINISHED", 2), location=f"http://{address}")
     plain = f"http://{address.removeprefix('me:secret@')}"
     for _ in range(2):
         assert sync(model, capfd) == (
@@ -185,7 +179,7 @@ def test_what_does_not_answer_keeps_what_waits(waiting, model, capfd, mlflow):
 
 
 def test_a_server_that_hangs_has_a_bounded_time(server, waiting, model, capfd):
-    waiting(*values(1, 2), Ended("FINISHED", 2), location=server.address, experiment="hangs")
+    waiting(*values(1, 2), RunEnd("FINISHED", 2), location=server.address, experiment="hangs")
     server.freeze()
     try:
         status, out, err = sync(model, capfd, "--timeout", "1")
@@ -201,15 +195,17 @@ def test_a_server_that_hangs_has_a_bounded_time(server, waiting, model, capfd):
 
 
 def test_several_trackers_and_one_of_them_cannot(waiting, runs, store, model, capfd):
-    waiting(*values(1), Ended("FINISHED", 2), experiment="several")
-    waiting(*values(1, 2), Ended("FINISHED", 2), tracker="mine")
+    waiting(*values(1), RunEnd("FINISHED", 2), experiment="several")
+    waiting(*values(1, 2), RunEnd("FINISHED", 2), tracker="mine")
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 1 value (step 1), the status FINISHED\n")
     assert err == (
         f"mine at {store}: still waits: 2 values (steps 1 to 2), the status FINISHED; "
         "ValueError: 'mine' is a tracker that the training registered: continue the training\n"
     )
-    assert [str(left) for left in waiting_in(model)[0].values()] == ["2 values (steps 1 to 2), the status FINISHED"]
+    assert [str(left) for left in waiting_in(model).values() if left] == [
+        "2 values (steps 1 to 2), the status FINISHED"
+    ]
 
 
 class Mine(GeneralTracker):
@@ -230,7 +226,7 @@ class Mine(GeneralTracker):
 def test_a_tracker_that_accelerate_knows(waiting, model, capfd, monkeypatch, store):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mine", Mine)
     Mine.told.clear()
-    waiting(*values(1, 2), Ended("FINISHED", 2), tracker="mine", arguments={"color": "red"})
+    waiting(*values(1, 2), RunEnd("FINISHED", 2), tracker="mine", arguments={"color": "red"})
     expected = f"mine at {store}: sent 2 values (steps 1 to 2), the status FINISHED\n"
     assert sync(model, capfd) == (0, expected, "")
     assert Mine.told == [("synced", {"color": "red"}), (1, {"loss": 1.0}), (2, {"loss": 0.5}), "finish"]
@@ -262,16 +258,16 @@ def test_tensorboard_shows_what_waited_and_what_it_had(waiting, model, capfd, tm
 
 
 def test_damaged_files_are_said_and_left(waiting, runs, store, model, capfd):
-    waiting(*values(1, 2), Ended("FINISHED", 2), experiment="damaged")
-    [path] = (model / FOLDER).iterdir()
+    waiting(*values(1, 2), RunEnd("FINISHED", 2), experiment="damaged")
+    path = model / FOLDER / "0001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"nonsense\n", *lines[2:]]))
-    (model / FOLDER / "mlflow-2-0001.jsonl").write_text("nonsense\n")
+    (model / FOLDER / "0002.jsonl").write_text("nonsense\n")
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 1 value (step 2), the status FINISHED\n")
-    assert err.splitlines()[0].startswith(f"{model / FOLDER / 'mlflow-2-0001.jsonl'} is damaged: ")
+    assert err.splitlines()[0].startswith(f"{model / FOLDER / '0002.jsonl'} is damaged: ")
     assert err.splitlines()[1] == f"mlflow at {store}: cannot be sent: 1 damaged line"
-    assert [path.name for path in (model / FOLDER).iterdir()] == ["mlflow-2-0001.jsonl"]
+    assert [path.name for path in (model / FOLDER).iterdir()] == ["0002.jsonl"]
 
 
 def test_while_the_training_goes_on_it_is_refused(waiting, model, capfd):
@@ -290,7 +286,7 @@ sys.stdin.read()
         expected = f"{model} is in use: a training sends by itself what waits; when it is over, call this again\n"
         assert sync(model, capfd) == (1, "", expected)
         process.communicate()
-    assert [str(left) for left in waiting_in(model)[0].values()] == ["1 value (step 1)"]
+    assert [str(left) for left in waiting_in(model).values()] == ["1 value (step 1)"]
 
 
 def test_where_there_is_no_training(tmp_path, capfd):
@@ -311,7 +307,7 @@ def test_a_wrong_call(arguments, tmp_path):
 
 
 def test_mlflow_needs_no_torch(waiting, model, store):
-    waiting(*values(1), Ended("FINISHED", 2), experiment="light")
+    waiting(*values(1), RunEnd("FINISHED", 2), experiment="light")
     code = (
         "import sys; from accmt.cli.main import main; status = main(['sync', sys.argv[1], '--to', sys.argv[2]]);"
         "print(status, [name for name in ('torch', 'accelerate') if name in sys.modules])"
@@ -324,7 +320,7 @@ def test_mlflow_needs_no_torch(waiting, model, store):
 
 
 def test_values_that_no_number_stands_for(waiting, runs, model, capfd):
-    waiting(Logged({"nan": math.nan, "inf": math.inf}, 1, 1_001), Ended("FINISHED", 2), experiment="odd numbers")
+    waiting(Logged({"nan": math.nan, "inf": math.inf}, 1, 1_001), RunEnd("FINISHED", 2), experiment="odd numbers")
     assert sync(model, capfd)[0] == 0
     client, [run] = runs("odd numbers")
     assert math.isnan(points(client, run, "nan")[0][1])
@@ -351,9 +347,9 @@ def test_a_search_without_a_folder_keeps_what_waits(regression, data, capfd, ser
     pytest.importorskip("optuna", reason="optuna is not installed")
     from accmt import HyperParameterSearch
     from accmt.tracking import background
-    from accmt.tracking.background import Limits
+    from accmt.tracking.sending import SendingLimits
 
-    monkeypatch.setattr(background, "LIMITS", Limits(interval=0.0, end=0.1, start=0.1))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, end=0.1, start=0.1))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tracking = {"log_with": "mlflow", "logging_dir": server.address}
     searching = HyperParameterSearch(regression, data(8), data(4), dataloader_num_workers=0, **tracking)
@@ -363,6 +359,9 @@ def test_a_search_without_a_folder_keeps_what_waits(regression, data, capfd, ser
         searching.optimize(n_trials=1)
     finally:
         server.thaw()
+    for thread in threading.enumerate():  # in the same process, the call that hung would begin the same run meanwhile
+        if thread.name == "tracker mlflow":
+            thread.join()
     [command] = re.findall("later: (accmt sync .*)", capfd.readouterr().out)
     assert main(command.split()[1:]) == 0
     assert capfd.readouterr().out == f"mlflow at {server.address}: sent 3 values (step 2), the status FINISHED\n"

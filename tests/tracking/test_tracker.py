@@ -42,7 +42,14 @@ def test_mlflow_is_imported_when_it_is_used():
     "location",
     [
         *("10.0.0.1", "10.0.0.1:5000", "127.0.0.1:5000/mlflow", "localhost", "localhost:5000", "localhost/mlflow"),
-        *("server:5000", "mlflow.example.com:80", "my-server.local:5000/a/b", "[::1]", "[fe80::1]:5000"),
+        *(
+            "me:secret@10.0.0.1:5000",
+            "server:5000",
+            "mlflow.example.com:80",
+            "my-server.local:5000/a/b",
+            "[::1]",
+            "[fe80::1]:5000",
+        ),
         *("http://localhost:5000", "https://mlflow.example.com/path", "sqlite:///x.db", "databricks://profile"),
     ],
 )

@@ -21,7 +21,7 @@ from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT
 from accmt.files.json_io import read_json
 from accmt.rules.codec import count_from, from_text, to_text
 from accmt.rules.reserved_names import EARLIER
-from accmt.tracking.description import DamagedDescription, read_description
+from accmt.tracking.training_file import DamagedDescription, read_description
 
 COMPLETE, VERIFIED, UNLISTED = "complete", "verified", "not listed"
 DAMAGED, UNREADABLE, TOO_NEW, MISSING = "damaged", "unreadable", "too new", "missing"

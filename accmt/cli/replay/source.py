@@ -11,7 +11,7 @@ from accmt.rules import Decision, Facts, Observation, Reported
 from accmt.rules.printable import plain
 from accmt.rules.replay import History, Need
 from accmt.rules.store import VALID_LOSS
-from accmt.tracking.description import Description
+from accmt.tracking.training_file import Description
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from accmt.cli.replay.source import Source, facts_seen
 from accmt.rules import Decision, Observation, Outcome
 from accmt.rules.printable import plain
 from accmt.rules.replay import History
-from accmt.tracking.description import DamagedDescription, read_description
 from accmt.tracking.journal import DECISIONS, HISTORY, read
+from accmt.tracking.training_file import DamagedDescription, read_description
 
 _T = TypeVar("_T")
 

@@ -1,8 +1,9 @@
-"""Validation of `log_with` and its arguments, before any run begins."""
+"""Arguments for trackers, validated before any run begins, and the places that trackers write to."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import reduce
@@ -17,9 +18,9 @@ from accmt.config.errors import Problem, did_you_mean, must_be
 from accmt.earlier import ARGUMENTS
 from accmt.hyperparameters import HyperParameters
 from accmt.rules.errors import nearest
-from accmt.tracking.accelerate import FOLDER, TENSORBOARD, TOOLS
+from accmt.tracking.accelerate_trackers import ARTIFACTS, FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import NAME as MLFLOW
-from accmt.tracking.mlflow import RUN_ARGUMENTS, is_address
+from accmt.tracking.mlflow import RUN_ARGUMENTS, STORE, is_address
 
 _ALSO = {TENSORBOARD: "tensorboardX"}
 _WANTED: dict[str, tuple[type, str]] = {
@@ -31,7 +32,7 @@ _WANTED: dict[str, tuple[type, str]] = {
 
 _HYPERPARAMETERS = tuple(inspect.signature(HyperParameters).parameters)
 
-Arguments = dict[str, dict[str, Any]]
+TrackerArguments = dict[str, dict[str, Any]]
 
 
 def known_trackers() -> tuple[str, ...]:
@@ -41,7 +42,7 @@ def known_trackers() -> tuple[str, ...]:
 
 def choose_trackers(
     log_with: Any, location: str, given: Mapping[str, Any], own: Sequence[str]
-) -> tuple[Arguments, list[Problem]]:
+) -> tuple[TrackerArguments, list[Problem]]:
     """Choose the requested trackers and their arguments.
 
     Args:
@@ -59,13 +60,15 @@ def choose_trackers(
         return {}, problems + [answer for key in given if (answer := _answer(key))]
     if not names:
         return {}, [_without_tracker(name, own) for name in given]
-    arguments, problems = _shared_out(names, given, own)
+    arguments, problems = _divided(names, given, own)
     return arguments, problems + _value_problems(arguments.get(MLFLOW, {})) + _place_problems(names, location)
 
 
-def _shared_out(names: Sequence[str], given: Mapping[str, Any], own: Sequence[str]) -> tuple[Arguments, list[Problem]]:
+def _divided(
+    names: Sequence[str], given: Mapping[str, Any], own: Sequence[str]
+) -> tuple[TrackerArguments, list[Problem]]:
     taken = {name: _accepted(name) if given else () for name in names}
-    arguments: Arguments = {name: {} for name in names}
+    arguments: TrackerArguments = {name: {} for name in names}
     problems: list[Problem] = []
     for key, value in given.items():
         if key in names and isinstance(value, Mapping):
@@ -212,3 +215,34 @@ def writes(name: str) -> bool:
     """Return whether a tracker writes to a folder named after the experiment."""
     tool = TOOLS.get(name)
     return bool(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory) or (tool is not None and tool.folder is not None)
+
+
+def places_of(
+    trackers: Mapping[str, Mapping[str, Any]], location: str, folder: str, track_name: str
+) -> tuple[Path, ...]:
+    """List the files and folders that the trackers of a training write to.
+
+    Args:
+        trackers: Tracker -> the arguments of its run.
+        location: `logging_dir`.
+        folder: The folder of trackers that cannot use an address.
+        track_name: The name of the experiment.
+    """
+    places: list[Path] = []
+    for name, arguments in trackers.items():
+        if name == MLFLOW:
+            places += [] if is_address(location) else [Path(location, STORE), Path(location, ARTIFACTS)]
+        elif writes(name):
+            run = arguments.get("run_name") if name == TENSORBOARD else None
+            place = Path(folder if is_address(location) else location, track_name, run if isinstance(run, str) else "")
+            places += [place, place / ARTIFACTS] if name == TENSORBOARD else [place]
+    return tuple(places)
+
+
+def names_in(folder: Path, places: Iterable[Path]) -> frozenset[str]:
+    """Return the first path component below a folder of each place inside it."""
+    above = os.path.realpath(folder)
+    inside = (Path(os.path.realpath(place)) for place in places)
+    return frozenset(
+        place.relative_to(above).parts[0] for place in inside if place.is_relative_to(above) and str(place) != above
+    )

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.files.foreign import below
-from accmt.tracking.segment import Recipient
-from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain
+from accmt.tracking.records import Recipient
+from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain_parameters
 
 TENSORBOARD = "tensorboard"
 FOLDER = "logs"
@@ -113,7 +113,7 @@ class AccelerateTracker:
         self._tracker.start()
         self._state = self._to_continue()
         if self._former is None:
-            self._tracker.store_init_configuration(plain(beginning.parameters))
+            self._tracker.store_init_configuration(plain_parameters(beginning.parameters))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._tracker.log(dict(values), step=step)
@@ -192,7 +192,9 @@ class TensorBoardTracker(AccelerateTracker):
         return {"folder": self._folder}
 
 
-def tracker_for(recipient: Recipient, arguments: Mapping[str, Any] | None, run: Any, step: int | None) -> Tracker:
+def accelerate_tracker_for(
+    recipient: Recipient, arguments: Mapping[str, Any] | None, run: Any, step: int | None
+) -> Tracker:
     """Create the tracker of an outbox.
 
     Args:

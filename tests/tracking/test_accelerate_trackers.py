@@ -8,7 +8,7 @@ import pytest
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from accmt.tracking.accelerate import AccelerateTracker, TensorBoardTracker
+from accmt.tracking.accelerate_trackers import AccelerateTracker, TensorBoardTracker
 from accmt.tracking.tracker import Beginning, NoArtifacts
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -190,6 +190,8 @@ def test_a_tool_is_told_where_and_how_to_go_on(tmp_path, monkeypatch):
 
 
 def test_tensorboard_is_imported_when_it_is_used():
-    code = "import sys, accmt.tracking.choice; print([name for name in sys.modules if 'tensorboard' in name])"
+    code = (
+        "import sys, accmt.tracking.tracker_arguments; print([name for name in sys.modules if 'tensorboard' in name])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -7,8 +7,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 
 from accmt import ConfigError, HyperParameters, Trainer
-from accmt.tracking import choice
-from accmt.tracking.choice import choose_trackers, known_trackers
+from accmt.tracking import tracker_arguments as module
+from accmt.tracking.tracker_arguments import choose_trackers, known_trackers
 
 OWN = ("patience", "log_with", "track_name")
 NEEDED = [pytest.importorskip(name, reason=f"{name} is not installed") for name in ("mlflow", "tensorboard")]
@@ -120,7 +120,7 @@ def test_unknown_names(registered):
 
 def test_what_is_not_installed_is_said_before_anything_else(monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(choice, "find_spec", lambda name: None if name in ("wandb", "mlflow") else found(name))
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name in ("wandb", "mlflow") else found(name))
     with pytest.raises(ConfigError) as caught:
         Trainer(HyperParameters(), "nowhere", log_with=["wandb", "mlflow"])
     assert str(caught.value) == (
@@ -132,7 +132,7 @@ def test_what_is_not_installed_is_said_before_anything_else(monkeypatch):
 
 def test_tensorboard_has_another_package_too(monkeypatch):
     there = {"tensorboard": None, "tensorboardX": object()}
-    monkeypatch.setattr(choice, "find_spec", lambda name: there[name])
+    monkeypatch.setattr(module, "find_spec", lambda name: there[name])
     assert list(chosen("tensorboard")) == ["tensorboard"]
 
 
@@ -164,6 +164,6 @@ def test_a_tracker_that_takes_anything_is_given_anything(monkeypatch):
     assert chosen("mine", zzz=1) == {"mine": {"zzz": 1}}
     assert refused("mine", pacience=1) == ["pacience: unknown argument, did you mean 'patience'?"]
     assert chosen("mine", mine={"pacience": 1}) == {"mine": {"pacience": 1}}
-    monkeypatch.setattr(choice, "import_module", broken)
+    monkeypatch.setattr(module, "import_module", broken)
     assert chosen("tensorboard", zzz=1) == {"tensorboard": {"zzz": 1}}
     assert refused("tensorboard", log_dir="x") == ["log_dir: tensorboard is given logging_dir for it: give that"]

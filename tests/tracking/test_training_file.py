@@ -6,8 +6,8 @@ import math
 import pytest
 
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
-from accmt.tracking import description as module
-from accmt.tracking.description import DamagedDescription, Description, read_description, write_description
+from accmt.tracking import training_file as module
+from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
 
 FULL = Description(
     Rules(

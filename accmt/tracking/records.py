@@ -1,0 +1,193 @@
+"""Records of an outbox: entries on their way to trackers, recipients, and how far each was sent; as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from accmt.rules.codec import to_text
+from accmt.rules.printable import masked
+from accmt.tracking.tracker import Logged, Resumption, Status
+
+SCHEMA = 2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """File, or folder of files, to be sent; `time` in milliseconds since 1970."""
+
+    path: Path
+    is_folder: bool
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """End of a run; `time` in milliseconds since 1970."""
+
+    status: Status
+    time: int
+
+
+Entry = Logged | Artifact | RunEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Recipient of an outbox: everything needed to begin the run later.
+
+    Attributes:
+        tracker: The name of the tracker.
+        training: Unique id of the training.
+        location: An absolute folder, or an address; on the disk without user and password.
+        experiment: The name of the experiment.
+        parameters: Parameters of the run with dotted names, as JSON.
+        arguments: Arguments of the run, as JSON; None if they cannot be serialized.
+        began: When the training began, in milliseconds since 1970.
+    """
+
+    tracker: str
+    training: str
+    location: str
+    experiment: str
+    parameters: Mapping[str, Any]
+    arguments: Mapping[str, Any] | None
+    began: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files, different for each tracker, training and place."""
+        identity = json.dumps([self.tracker, self.training, masked(self.location)])
+        letters = "".join(c for c in self.tracker if c.isascii() and (c.isalnum() or c == "_"))
+        return f"{letters[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SentPosition:
+    """How far a recipient was sent the journal.
+
+    Attributes:
+        recipient: The recipient.
+        part, offset: Everything before this byte of this part of the journal was sent.
+        run: What the tracker needs to resume the run; None if it has not begun.
+        ended: Whether the end of the run was sent.
+    """
+
+    recipient: Recipient
+    part: int = 0
+    offset: int = 0
+    run: str | dict[str, Any] | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PartHeader:
+    """First line of a part of the journal.
+
+    Attributes:
+        outbox: The version of the format.
+        recipients: Name of each recipient of the part -> the last resumption of its training; None if it has none.
+    """
+
+    outbox: int
+    recipients: dict[str, Resumption | None]
+
+
+_ENTRIES: TypeAdapter[Entry] = TypeAdapter(Entry)
+_POSITIONS = TypeAdapter(SentPosition)
+_HEADERS = TypeAdapter(PartHeader)
+
+
+def entry_from(line: bytes) -> Entry:
+    """Parse a line of the journal; a malformed one is a ValueError that says what is wrong."""
+    return _parsed(_ENTRIES, line)
+
+
+def position_from(text: bytes) -> SentPosition:
+    """Parse the file of a recipient; raises like `entry_from`."""
+    return _parsed(_POSITIONS, text)
+
+
+def header_from(line: bytes) -> PartHeader:
+    """Parse the first line of a part; raises like `entry_from`."""
+    header = _parsed(_HEADERS, line)
+    if header.outbox != SCHEMA:
+        raise ValueError(f"it has the format {header.outbox}, not {SCHEMA}")
+    return header
+
+
+def position_line(position: SentPosition, recipient: bytes) -> bytes:
+    """Serialize a position; the line of its recipient is given, as it is the larger part and stays the same."""
+    rest = {"part": position.part, "offset": position.offset, "run": position.run, "ended": position.ended}
+    return b'{"recipient": ' + recipient.rstrip() + b", " + masked(json.dumps(rest)).encode()[1:] + b"\n"
+
+
+def to_line(record: Entry | Recipient | PartHeader) -> bytes:
+    """Serialize to one line of JSON, without passwords."""
+    if isinstance(record, Logged):  # the resumption is that of the whole part
+        values = {name: to_text(value) for name, value in record.values.items()}
+        return json.dumps({"values": values, "step": record.step, "time": record.time}).encode() + b"\n"
+    text = json.dumps(asdict(record), default=str)
+    return (text if isinstance(record, Artifact) else masked(text)).encode() + b"\n"
+
+
+def _parsed(kind: TypeAdapter[T], text: bytes) -> T:
+    try:
+        return kind.validate_python(json.loads(text))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise ValueError(f"its {place} is {wrong['input']!r:.100}" if place else wrong["msg"]) from None
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"{error}") from None
+
+
+@dataclass(slots=True)
+class EntryCount:
+    """Number of sent or unsent entries: values and the range of their steps, artifacts, the final status."""
+
+    values: int = 0
+    first: float = math.inf
+    last: float = -math.inf
+    artifacts: list[Path] = field(default_factory=list)
+    status: Status | None = None
+    unreadable: int = 0
+
+    def add(self, entry: Entry) -> None:
+        """Count an entry."""
+        if isinstance(entry, Artifact):
+            self.artifacts.append(entry.path)
+        elif isinstance(entry, RunEnd):
+            self.status = entry.status
+        else:
+            self.values += len(entry.values)
+            self.first, self.last = min(self.first, entry.step), max(self.last, entry.step)
+
+    def __bool__(self) -> bool:
+        return bool(self.values or self.artifacts or self.status or self.unreadable)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.values:
+            steps = f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
+            parts.append(f"{_plural(self.values, 'value')} ({steps})")
+        if self.artifacts:
+            parts.append(_plural(len(self.artifacts), "artifact"))
+        if self.status is not None:
+            parts.append(f"the status {self.status}")
+        if self.unreadable:
+            parts.append(_plural(self.unreadable, "damaged line"))
+        return ", ".join(parts)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
