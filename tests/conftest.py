@@ -23,8 +23,8 @@ os.fsync = os.fstat
 
 
 def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="long counts: of faults, fuzzing, examples and combinations")
     faults = parser.getgroup("faults")
-    faults.addoption("--full", action="store_true", help="tests/faults: as many tries as docs/faults.md tells of")
     faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
 
 
@@ -56,6 +56,12 @@ def make_data(count: int, seed: int = 0) -> TensorDataset:
     inputs = torch.randn(count, 4, generator=generator)
     targets = inputs.sum(1, keepdim=True) + 0.1 * torch.randn(count, 1, generator=generator)
     return TensorDataset(inputs, targets)
+
+
+@pytest.fixture
+def full(request):
+    """True where everything is to be tried as often as it ever is, and not only as often as time allows."""
+    return request.config.getoption("--full")
 
 
 @pytest.fixture(autouse=True)
