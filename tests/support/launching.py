@@ -62,6 +62,9 @@ class Running:
         for child in self._children:
             child.clear()
 
+    def is_running(self) -> bool:
+        return any(child.is_running() for child in self._children)
+
     def kill(self) -> None:
         """Send SIGKILL to those that still run."""
         for child in self._children:
