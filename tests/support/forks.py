@@ -111,6 +111,9 @@ def _serve(path: Path, *preload: str) -> None:
     """Answer until there is nothing more to read, then end the children that are left."""
     import torch._dynamo  # imported by every training, and slow
 
+    from accmt.rules import parse_saving
+
+    parse_saving("best_accuracy")  # makes the parser, which takes as long as a small training
     sys.path.insert(0, str(path.parent))
     module, *_ = map(importlib.import_module, (path.stem, *preload))
     torch.set_num_threads(1)
