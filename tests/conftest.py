@@ -28,6 +28,14 @@ def pytest_addoption(parser):
     faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is marked as `full` is for --full alone."""
+    if not config.getoption("--full"):
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _collections_are_short():
     """Each training collects garbage, and would go through all modules and tests so far, for most of its time."""

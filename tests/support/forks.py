@@ -103,6 +103,10 @@ class Forks:
         self._server.stdin.write(json.dumps(request) + "\n")
         return int(self._server.stdout.readline())
 
+    def wait_until_ready(self) -> None:
+        """Wait until it has imported everything."""
+        self.ask(ready=True)
+
     def close(self) -> None:
         self._server.communicate()
 
@@ -127,6 +131,8 @@ def _serve(path: Path, *preload: str) -> None:
                 answer = _code_of(child)
                 if not _others_in(child):
                     _reap(child, children)
+            case {"ready": True}:
+                answer = 0
             case {"clear": child}:
                 answer = 0
                 if child in children:

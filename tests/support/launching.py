@@ -143,12 +143,13 @@ def start(
     given |= {"folder": str(folder or Path.cwd()), "out": str(out), "err": str(err)}
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
     kept = {name: value for name, value in variables.items() if value is not None}
-    children = [
-        _server((server + rank) % 2, preload).start(
-            "run", err, **given, environment={**kept, **ranks.environment(rank)}
-        )
-        for rank in range(processes or 1)
-    ]
+    servers = [_server((server + rank) % 2, preload) for rank in range(processes or 1)]
+    for each in servers:
+        each.wait_until_ready()  # or the first process would wait for the others while they import
+    children = []
+    for rank, each in enumerate(servers):
+        given["environment"] = {**kept, **ranks.environment(rank)}
+        children.append(each.start("run", err, **given))
     return Running(children, out, err, ranks)
 
 
