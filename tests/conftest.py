@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -26,6 +27,12 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="long counts: of faults, fuzzing, examples and combinations")
     faults = parser.getgroup("faults")
     faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
+
+
+def pytest_configure(config):
+    """How many examples hypothesis tries where a test says nothing of it."""
+    hypothesis.settings.register_profile("accmt", max_examples=200 if config.getoption("--full") else 60)
+    hypothesis.settings.load_profile("accmt")
 
 
 def pytest_collection_modifyitems(config, items):
