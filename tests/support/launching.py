@@ -59,7 +59,9 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()
         for child in self._children:
+            child.end()
             child.clear()
 
     def is_running(self) -> bool:
