@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -23,9 +24,23 @@ os.fsync = os.fstat
 
 
 def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="long counts: of faults, fuzzing, examples and combinations")
     faults = parser.getgroup("faults")
-    faults.addoption("--full", action="store_true", help="tests/faults: as many tries as docs/faults.md tells of")
     faults.addoption("--counts", metavar="FOLDER", help="tests/faults: write the counts of each case into this folder")
+
+
+def pytest_configure(config):
+    """How many examples hypothesis tries where a test says nothing of it."""
+    hypothesis.settings.register_profile("accmt", max_examples=200 if config.getoption("--full") else 60)
+    hypothesis.settings.load_profile("accmt")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What is marked as `full` is for --full alone."""
+    if not config.getoption("--full"):
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,6 +71,12 @@ def make_data(count: int, seed: int = 0) -> TensorDataset:
     inputs = torch.randn(count, 4, generator=generator)
     targets = inputs.sum(1, keepdim=True) + 0.1 * torch.randn(count, 1, generator=generator)
     return TensorDataset(inputs, targets)
+
+
+@pytest.fixture
+def full(request):
+    """True where everything is to be tried as often as it ever is, and not only as often as time allows."""
+    return request.config.getoption("--full")
 
 
 @pytest.fixture(autouse=True)

@@ -26,8 +26,12 @@ from pathlib import Path
 from accmt.checkpoint.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 lock.acquire()
-if sys.argv[2] == "forks" and os.fork() == 0:
-    time.sleep(60)
+if sys.argv[2] == "forks":
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        os.write(writes, b"x")
+        time.sleep(60)
+    os.read(reads, 1)  # before the child runs, it has not closed anything yet
 print(os.getpid(), flush=True)
 sys.stdin.read()
 lock.release()

@@ -2,11 +2,10 @@
 
 import doctest
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 from accmt import ConfigError
 from accmt.hp_search import HyperParameterSearch
@@ -22,11 +21,8 @@ SESSIONS = re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL)
 def ran(tmp_path_factory):
     """The folder in which all programs were run as one, and what they printed."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "program.py").write_text("\n".join(PROGRAMS))
-    command = [sys.executable, "-W", "error::UserWarning", "program.py"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    strict = "import warnings\n\nwarnings.simplefilter('error', UserWarning)\n"
+    return folder, launch(strict + "\n".join(PROGRAMS), folder=folder).check().stdout
 
 
 def test_the_search_finds_something(ran):
@@ -44,7 +40,7 @@ def test_a_callback_that_is_shared_gathers_over_all_trials(ran):
 
 def test_the_study_stays_and_has_as_many_trials_as_the_page_says(ran):
     folder, printed = ran
-    assert {path.name for path in folder.iterdir()} == {"program.py", "search.db"}
+    assert {path.name for path in folder.iterdir()} == {"search.db"}
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder / 'search.db'}")
     assert len(study.trials) == 6
     assert "6 trials in the study" in printed

@@ -1,19 +1,15 @@
 """The examples run as a user runs them, twice: the second time they find their checkpoint."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 def run(name, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return launch(EXAMPLES / name, *arguments, environment={"COLUMNS": "200"})
 
 
 def test_digits(tmp_path):

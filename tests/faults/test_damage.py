@@ -143,7 +143,7 @@ def check_passed_over(trial, expected):
 
 
 def test_one_flipped_bit(tally, cut_short, expected):
-    for attempt in tally("a flipped bit in a file of the newest checkpoint", small=16, full=200):
+    for attempt in tally("a flipped bit in a file of the newest checkpoint", small=9, full=200):
         with attempt:
             trial = cut_short()
             files = sorted((trial.checkpoints / NEWEST).iterdir())
@@ -209,7 +209,7 @@ def test_a_journal_is_damaged(tally, cut_short, expected, name):
 
 
 def test_a_saved_model_is_damaged(tally, cut_short, expected):
-    for attempt in tally("damage to a saved model", small=12, full=120):
+    for attempt in tally("damage to a saved model", small=6, full=120):
         with attempt:
             trial = cut_short()
             files = [path for path in sorted(trial.path.glob("best_*/**/*")) if path.is_file()]

@@ -116,7 +116,7 @@ def test_two_checkpoints_in_a_row_cannot_be_written(tally, trial, how):
             child = tried.start(failing(attempt, rf"\.tmp-checkpoint-\d+-step-({step}|{step + 1})-"))
             assert child.end() == 1
             assert f"no checkpoint at step {step}: OSError: " in child.printed()
-            assert "\naccmt.checkpoint.together.Failed: OSError: " in child.printed()
+            assert "\naccmt.distributed.collective.Failed: OSError: " in child.printed()
             tried.check()
             assert tried.there()[-1] == step - 1
             assert tried.finish() == expected
@@ -147,7 +147,7 @@ def test_a_model_cannot_be_saved_twice_in_a_row(tally, trial):
             child = tried.start(failing(attempt, r"\.tmp-(evaluation|index)", steps=[4, 6], first=0, lasts=True))
             assert child.end() == 1
             assert "best_age could not be saved at step 4: OSError: " in child.printed()
-            assert "\naccmt.checkpoint.together.Failed: OSError: " in child.printed()
+            assert "\naccmt.distributed.collective.Failed: OSError: " in child.printed()
             tried.check()
             ended = tried.finish()
             same(ended, expected, but=("decisions", "savings", "best"))

@@ -231,7 +231,7 @@ def test_descriptions(tally, cut_short, expected, name):
 def test_values(tally, cut_short, name):
     """A value of another kind, or none, anywhere in the description. The training may take what could be right, such as
     another number of steps; of a wrong state of the optimizer or scheduler may only their next step tell."""
-    for attempt in tally(f"wrong values in {name}", small=15, full=300):
+    for attempt in tally(f"wrong values in {name}", small=8, full=300):
         with attempt:
             trial = cut_short()
             path = trial.checkpoints / NEWEST / name

@@ -46,7 +46,7 @@ def test_saved_models(tally, trial, payload, tmp_path):
     order = sorted(
         cases, key=lambda case: (case[:1] + case[2:3] != UNPICKLED, hashlib.sha256(str(case).encode()).digest())
     )
-    for attempt in tally("a file in a saved model", small=15, full=len(cases)):
+    for attempt in tally("a file in a saved model", small=8, full=len(cases)):
         with attempt:
             tried = trial()
             way, rule, name, what = order[attempt.number]

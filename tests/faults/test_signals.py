@@ -331,6 +331,7 @@ def test_to_the_agent_of_torchrun(tally, trial, undisturbed):
 
 
 @several
+@pytest.mark.full
 def test_to_torchrun(tally, trial, undisturbed):
     """The real one: it restarts its processes when one dies, and sends SIGTERM to their groups, with the workers."""
     options = {**PAIR, "dataloader_num_workers": 1, "checkpoint_every": "4 steps"}

@@ -9,7 +9,6 @@ every value is in the one run of the server exactly once.
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import start
 
 from accmt.cli.main import main
 from accmt.tracking import background
@@ -112,21 +112,13 @@ def status_of(client, path):
 def killed(folder, address, at, down):
     """Train in another process, end the server when it is about to take a step, and the process at a later one."""
     given = {"folder": str(folder), "address": address, "at": at, "down": down, "mark": f"{folder}.mark"}
-    root = Path(__file__).parent.parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    output = Path(f"{folder}.txt")
-    with output.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, tracked.__file__, json.dumps(given)], stdout=log, stderr=log, env=environment
-        )
-    try:
+    with start(Path(tracked.__file__), json.dumps(given), preload=("mlflow",)) as process:
         while not Path(given["mark"]).exists():
-            assert process.poll() is None, output.read_text()
+            assert process.is_running(), process.end()
             time.sleep(0.01)
-    finally:
         process.kill()
-        process.wait()
-    assert "Traceback" not in output.read_text()
+        ran = process.end()
+    assert "Traceback" not in ran.stdout + ran.stderr
 
 
 def test_a_server_that_is_killed_and_started_again(server, client, folder, check, capfd):

@@ -163,6 +163,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(write):
         ("rules: [" + "1," * 100_001 + "]", "the file has more than 100,000 values"),
         (b"#" * (MAX_BYTES + 1), "the file is larger than 1,048,576 bytes"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_files_refused(write, content, said):
     assert refusal(write(content)) == f"1 mistake in hps.yaml:\n  {said}"

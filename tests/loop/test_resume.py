@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
 import random
-import subprocess
-import sys
 import textwrap
+import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from launching import launch
+from launching import launch, start
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
@@ -509,34 +507,23 @@ SCRIPT = """
 def test_kill_minus_nine(tmp_path):
     """A real process, really killed, several times; the next one ends as an undisturbed one does, though it is seeded
     in another way, and so are the hashes of its texts."""
-    import time
-
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-
-    def start(folder, seed):
-        command = [sys.executable, str(script), str(tmp_path / folder), str(seed)]
-        variables = {**os.environ, "PYTHONHASHSEED": str(seed)}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
-
-    whole = start("whole", 0)
-    output, _ = whole.communicate()
-    assert whole.returncode == 0, output
+    script = textwrap.dedent(SCRIPT)
+    launch(script, tmp_path / "whole", 0).check()
     kills, seed = 0, 0
     for attempt in range(30):
-        process = start("killed", seed)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2 + random.Random(attempt).random() * 0.6)
-        if process.poll() is None and kills < 3:
-            process.kill()
-            kills += 1
-        output, _ = process.communicate()
-        if process.returncode == 0:
+        with start(script, tmp_path / "killed", seed, server=seed % 2) as process:
+            process.wait_for("ready\n")
+            if kills < 3:
+                time.sleep(0.2 + random.Random(attempt).random() * 0.6)
+                process.kill()
+            ran = process.end()
+        if ran.returncode == 0:
             break
-        assert process.returncode == -9, output
+        assert ran.returncode == -9, ran.stderr
+        kills += 1
         if list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*")):
             seed = 7
-    assert process.returncode == 0
+    assert ran.returncode == 0
     assert kills == 3
     ends = [torch.load(tmp_path / folder / "end.bin", weights_only=True) for folder in ("whole", "killed")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

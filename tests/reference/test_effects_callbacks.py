@@ -225,6 +225,8 @@ def test_several_callbacks_are_called_in_their_order_at_each_hook(trainer, regre
     assert len(calls) == 2 * 17
     assert [key for _, key in calls] == ["a", "b"] * 17
     assert [name for name, _ in calls[::2]] == [name for name, _ in calls[1::2]]
+    trainer("none", epochs=1, callback=[]).fit(regression(), data(4), data(4))
+    assert len(calls) == 2 * 17
 
 
 ERRORS = [

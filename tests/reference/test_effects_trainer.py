@@ -222,27 +222,6 @@ def test_gradients_are_clipped_to_one_by_default(trainer, regression, data, argu
         assert norms.norms == pytest.approx([norm, norm], rel=1e-4)
 
 
-class Named(Callback):
-    def __init__(self, name, calls):
-        super().__init__()
-        self.name, self.calls = name, calls
-
-    def on_fit_start(self):
-        self.calls.append(self.name)
-
-
-@pytest.mark.proves("Trainer(callback)")
-def test_one_callback_or_several_in_their_order(trainer, regression, data):
-    calls = []
-    trainer("one", epochs=1, callback=Named("a", calls)).fit(regression(), data(4))
-    assert calls == ["a"]
-    trainer("two", epochs=1, callback=[Named("b", calls), Named("c", calls)]).fit(regression(), data(4))
-    assert calls == ["a", "b", "c"]
-    trainer("none", epochs=1, callback=None).fit(regression(), data(4))
-    trainer("empty", epochs=1, callback=[]).fit(regression(), data(4))
-    assert calls == ["a", "b", "c"]
-
-
 class Both:
     """A module that gives arguments for the metrics `error` and `bias`."""
 

@@ -27,7 +27,7 @@ STEPS_PER_EPOCH, TOTAL, BATCH = 7, 40, 4
 METRICS = {"acc": Reported(("a", "b"), True), "loss": Reported(("a", "b"), False), "odd": Reported(("a",), None)}
 FACTS = Facts(METRICS, ("a", "b"), Length(TOTAL, STEPS_PER_EPOCH, BATCH))
 
-often = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+often = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 VALUES = [0.0, 0.1, 0.2, 0.3, 0.5, 0.50001, 1.0, -1.0, math.nan, math.inf, -math.inf]
 objectives = st.sampled_from(
@@ -213,7 +213,7 @@ def test_what_is_kept_is_what_was_saved(rules, training):
             kept[rule.name] = verdict.kept
 
 
-@settings(often, max_examples=300)
+@settings(often, max_examples=2 * often.max_examples)
 @given(cadence(quantities.filter(lambda text: "evaluation" not in text)), cadence(), trainings)
 def test_asking_only_when_told_to_finds_the_same(evaluate, checkpoint, training):
     rules = Rules((SavingRule.parse("acc"),), evaluate=evaluate, checkpoint=checkpoint)

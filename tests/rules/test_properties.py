@@ -10,7 +10,7 @@ PARSERS = (parse_saving, parse_condition, parse_cadence)
 LONGEST = 1_000
 SPAN = {"span": nodes.Span(0, 0)}
 
-often = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+often = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 odd_names = st.text(st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\"'"), max_size=5)
 known_names = st.sampled_from(
@@ -185,7 +185,7 @@ def agrees(parse, node):
         assert str(parse(text)) == text
 
 
-@settings(often, max_examples=1_000)
+@settings(often, max_examples=5 * often.max_examples)
 @given(parsers, texts | slipped())
 def test_every_text_is_a_sentence_or_a_rule_error(parse, text):
     node = parsed(parse, text)

@@ -103,6 +103,10 @@ class Forks:
         self._server.stdin.write(json.dumps(request) + "\n")
         return int(self._server.stdout.readline())
 
+    def wait_until_ready(self) -> None:
+        """Wait until it has imported everything."""
+        self.ask(ready=True)
+
     def close(self) -> None:
         self._server.communicate()
 
@@ -111,6 +115,9 @@ def _serve(path: Path, *preload: str) -> None:
     """Answer until there is nothing more to read, then end the children that are left."""
     import torch._dynamo  # imported by every training, and slow
 
+    from accmt.rules import parse_saving
+
+    parse_saving("best_accuracy")  # makes the parser, which takes as long as a small training
     sys.path.insert(0, str(path.parent))
     module, *_ = map(importlib.import_module, (path.stem, *preload))
     torch.set_num_threads(1)
@@ -124,6 +131,8 @@ def _serve(path: Path, *preload: str) -> None:
                 answer = _code_of(child)
                 if not _others_in(child):
                     _reap(child, children)
+            case {"ready": True}:
+                answer = 0
             case {"clear": child}:
                 answer = 0
                 if child in children:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,6 +28,9 @@ from forks import Child, Forks
 PROGRAMS = Path(__file__).with_name("programs.py")
 _GRACE = 30
 _TICK = 0.01
+_LOGS = Path(tempfile.mkdtemp(prefix="accmt-launched-"))
+_numbers = itertools.count()
+atexit.register(shutil.rmtree, _LOGS, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,80 @@ class Ran:
         return self
 
 
-def launch(
+class Running:
+    """Processes that were started. At the end of a `with` block they are killed, with all that they forked."""
+
+    def __init__(self, children: list[Child], out: Path, err: Path, ranks: _Ranks) -> None:
+        self._children = children
+        self._out, self._err = out, err
+        self._ranks = ranks  # holds the store
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for child in self._children:
+            child.end()
+            child.clear()
+
+    def is_running(self) -> bool:
+        return any(child.is_running() for child in self._children)
+
+    def kill(self) -> None:
+        """Send SIGKILL to those that still run."""
+        for child in self._children:
+            if child.is_running():
+                child.kill()
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Wait until they have written this to stdout."""
+        until = time.monotonic() + seconds
+        while text not in self._out.read_text(errors="replace"):
+            assert time.monotonic() < until, f"{text!r} is not written after {seconds} s:\n{self._written()}"
+            time.sleep(_TICK)
+
+    def end(self, timeout: float = 240) -> Ran:
+        """Wait for all; the first code that is not 0 ends the others, at first gently."""
+        until, failed, hung = time.monotonic() + timeout, 0, False
+        running = list(self._children)
+        while running:
+            ended = [child for child in running if not child.is_running()]
+            running = [child for child in running if child not in ended]
+            codes = [child.end() for child in ended]
+            if not failed and any(codes):
+                failed = next(code for code in codes if code)
+                until = min(until, time.monotonic() + _GRACE)
+                for child in running:
+                    child.terminate()
+            if time.monotonic() > until:
+                hung = not failed
+                for child in running:
+                    child.kill()
+            time.sleep(_TICK)
+        assert not hung, f"not ended after {timeout} s:\n{self._written()}"
+        return Ran(failed, *(file.read_text(errors="replace") for file in (self._out, self._err)))
+
+    def _written(self) -> str:
+        return "\n".join(file.read_text(errors="replace") for file in (self._out, self._err))
+
+
+def launch(program: Path | str, *arguments: object, timeout: float = 240, **given: Any) -> Ran:
+    """Run a program to its end, at most so many seconds: see `start`."""
+    with start(program, *arguments, **given) as running:
+        return running.end(timeout)
+
+
+def start(
     program: Path | str,
     *arguments: object,
     processes: int | None = None,
     folder: Path | None = None,
     environment: Mapping[str, str | None] | None = None,
     preload: tuple[str, ...] = (),
-    timeout: float = 240,
-) -> Ran:
-    """Run a program to its end.
+    server: int = 0,
+) -> Running:
+    """Start a program.
 
     Args:
         program: A file, or the text of a program.
@@ -60,34 +129,30 @@ def launch(
         folder: The working directory; that of the tests by default.
         environment: Variables besides those of the tests; None takes one away.
         preload: Modules that are slow to import, which servers of their own have imported.
-        timeout: Seconds after which all are killed, which is an error.
+        server: The one of the first process, 0 or 1: those of the other have other hashes of texts.
     """
-    with tempfile.TemporaryDirectory() as logs:
-        if isinstance(program, str):
-            source = Path(logs, "program.py")
-            source.write_text(program)
-        else:
-            source = program
-        out, err = Path(logs, "out"), Path(logs, "err")
-        for file in (out, err):
-            file.touch()
-        ranks = _Ranks(processes)
-        given: dict[str, Any] = {"program": str(source.resolve()), "arguments": [str(each) for each in arguments]}
-        given |= {"folder": str(folder or Path.cwd()), "out": str(out), "err": str(err)}
-        variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
-        kept = {name: value for name, value in variables.items() if value is not None}
-        children = [
-            _server(rank % 2, preload).start("run", err, **given, environment={**kept, **ranks.environment(rank)})
-            for rank in range(processes or 1)
-        ]
-        try:
-            code = _end(children, timeout)
-        finally:
-            for child in children:
-                child.clear()
-        texts = [file.read_text(encoding="utf-8", errors="replace") for file in (out, err)]
-        assert code is not None, "not ended after {} s:\n{}\n{}".format(timeout, *texts)
-        return Ran(code, *texts)
+    place = _LOGS / str(next(_numbers))
+    place.mkdir(parents=True)
+    source = program
+    if isinstance(program, str):
+        source = place / "program.py"
+        source.write_text(program)
+    out, err = place / "out", place / "err"
+    for file in (out, err):
+        file.touch()
+    ranks = _Ranks(processes)
+    given: dict[str, Any] = {"program": str(Path(source).resolve()), "arguments": [str(each) for each in arguments]}
+    given |= {"folder": str(folder or Path.cwd()), "out": str(out), "err": str(err)}
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", **(environment or {})}
+    kept = {name: value for name, value in variables.items() if value is not None}
+    servers = [_server((server + rank) % 2, preload) for rank in range(processes or 1)]
+    for each in servers:
+        each.wait_until_ready()  # or the first process would wait for the others while they import
+    children = []
+    for rank, each in enumerate(servers):
+        given["environment"] = {**kept, **ranks.environment(rank)}
+        children.append(each.start("run", err, **given))
+    return Running(children, out, err, ranks)
 
 
 class _Ranks:
@@ -105,27 +170,6 @@ class _Ranks:
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self._processes, "LOCAL_WORLD_SIZE": self._processes}
         own |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port}
         return {name: str(value) for name, value in own.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-
-
-def _end(children: list[Child], timeout: float) -> int | None:
-    """Wait for all; the first code that is not 0 ends the others, at first gently. None if they had to be killed."""
-    until, failed, hung = time.monotonic() + timeout, 0, False
-    running = list(children)
-    while running:
-        ended = [child for child in running if not child.is_running()]
-        running = [child for child in running if child not in ended]
-        codes = [child.end() for child in ended]
-        if not failed and any(codes):
-            failed = next(code for code in codes if code)
-            until = min(until, time.monotonic() + _GRACE)
-            for child in running:
-                child.terminate()
-        if time.monotonic() > until:
-            hung = not failed
-            for child in running:
-                child.kill()
-        time.sleep(_TICK)
-    return None if hung else failed
 
 
 @functools.cache
