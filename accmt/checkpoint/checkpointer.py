@@ -1,7 +1,7 @@
 """Making checkpoints of a training's stateful parts, and restoring the parts from one.
 
 It knows no training: what follows a checkpoint, such as hooks and warnings, is done by its caller, which gets an
-`Outcome`.
+`CheckpointResult`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FOR_NEW_PROCESSES = ("objects",)
 
 
 @dataclass(slots=True)
-class Outcome:
+class CheckpointResult:
     """Outcome of making a checkpoint.
 
     Attributes:
@@ -104,18 +104,18 @@ class Checkpointer:
         self._keep = keep
         self._staging = Staging() if in_background else None
         self._group = side_group() if in_background else None
-        self._writing: tuple[Outcome, Thread] | None = None
+        self._writing: tuple[CheckpointResult, Thread] | None = None
         self._begun = 0
         self._failed = False
 
-    def save(self, step: int) -> Outcome | None:
+    def save(self, step: int) -> CheckpointResult | None:
         """Make a checkpoint. No other one may be in progress: call `finish` first.
 
         Returns:
             The outcome; None if the checkpoint is being written in the background.
         """
         assert self._writing is None
-        outcome = Outcome(step)
+        outcome = CheckpointResult(step)
         files: dict[str, Any] = {}
         try:
             everywhere(lambda: files.update(self._collect()))
@@ -148,7 +148,7 @@ class Checkpointer:
         """Number of background writes that have finished."""
         return self._begun - self.is_writing
 
-    def finish(self) -> Outcome | None:
+    def finish(self) -> CheckpointResult | None:
         """Wait for the background write to complete, and return its outcome; None if there was none."""
         if self._writing is None:
             return None
@@ -218,7 +218,7 @@ class Checkpointer:
         require_space(target.parent, size)
         return target, publish.temporary_for(target)
 
-    def _write(self, outcome: Outcome, files: Files, target: Path, temporary: Path) -> None:
+    def _write(self, outcome: CheckpointResult, files: Files, target: Path, temporary: Path) -> None:
         """Write and publish together with the other processes, and record any failure."""
 
         def write() -> dict[Path, publish.FileEntry]:
@@ -243,7 +243,7 @@ class Checkpointer:
         except Failed as failure:
             outcome.warning = f"older checkpoints could not be deleted: {failure}"
 
-    def _concluded(self, outcome: Outcome) -> Outcome:
+    def _concluded(self, outcome: CheckpointResult) -> CheckpointResult:
         """Remember an outcome: one failure can be followed by a success, two in a row are an error."""
         if outcome.failure is None:
             self.last_step = outcome.step
@@ -258,5 +258,5 @@ class CheckpointReader(Checkpointer):
 
     writes = False
 
-    def save(self, step: int) -> Outcome | None:
+    def save(self, step: int) -> CheckpointResult | None:
         """Do nothing."""

@@ -55,7 +55,7 @@ class Checkpoints:
         """
         refused: list[str] = []
         for checkpoint in reversed(self.all()):
-            problem = publish.problem_of(checkpoint.path)
+            problem = publish.folder_problem(checkpoint.path)
             if problem is None:
                 self.refused = [f"{line}; continuing from {checkpoint.path.name}" for line in refused]
                 return checkpoint
@@ -77,7 +77,7 @@ class Checkpoints:
         found = self.all()
         for checkpoint in found:
             if checkpoint.index == index:
-                problem = publish.problem_of(checkpoint.path)
+                problem = publish.folder_problem(checkpoint.path)
                 if problem is not None:
                     raise NoCheckpoint(f"{checkpoint.path} cannot be used: {problem}")
                 return checkpoint
@@ -93,6 +93,6 @@ class Checkpoints:
         """Delete all but the newest `keep` complete checkpoints; None keeps all. Damaged ones stay for inspection."""
         if keep is None:
             return
-        complete = [c for c in self.all() if publish.problem_of(c.path, read=False) is None]
+        complete = [c for c in self.all() if publish.folder_problem(c.path, read=False) is None]
         for checkpoint in complete[: -max(1, keep)]:
             publish.remove(checkpoint.path)

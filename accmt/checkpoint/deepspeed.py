@@ -77,14 +77,14 @@ class DeepSpeedState:
         """
         place = folder / FOLDER / _TAG
         if not self._trusts:
-            check(place)
+            check_files(place)
         with without_information():
             path, _ = self._engine.load_checkpoint(str(place.parent), tag=_TAG, load_lr_scheduler_states=False)
         if path is None:
             raise RuntimeError(f"DeepSpeed did not find its part of the checkpoint in {place}")
 
 
-def check(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """Scan all files of DeepSpeed for code that unpickling would execute.
 
     Raises:

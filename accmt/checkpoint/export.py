@@ -27,7 +27,7 @@ from accmt.checkpoint.shards import read_shards
 from accmt.checkpoint.tensor_files import aliases_of, read_tensors, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, read_weights, write_weights
 from accmt.files.durable import flush_directory, flush_file
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 _TRAINER, _MODEL, _SUFFIX = "trainer.json", "model.safetensors", ".safetensors"
 _DEEPSPEED_STATE = "mp_rank_00_model_states.pt"
@@ -103,7 +103,7 @@ def _verified(source: Path) -> Path:
             f"{source} is not the folder of a checkpoint or a saved model: accmt checkpoints MODEL_PATH lists those "
             f"of a training"
         )
-    problem = publish.problem_of(place)
+    problem = publish.folder_problem(place)
     if problem is not None:
         raise CannotExport(f"{place} is damaged: {problem}")
     return place
@@ -117,7 +117,7 @@ def _understood(place: Path) -> Iterator[None]:
     except CannotExport:
         raise
     except Exception as error:  # readers raise anything for files that were tampered with
-        raise CannotExport(f"{place} cannot be read: {type(error).__name__}: {plain(f'{error!s:.300}')}") from error
+        raise CannotExport(f"{place} cannot be read: {type(error).__name__}: {escaped(f'{error!s:.300}')}") from error
 
 
 def _read_model(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
@@ -156,7 +156,7 @@ def _read_deepspeed(place: Path, stage: int) -> Mapping[str, Any]:
     """Return the weights of a checkpoint of DeepSpeed: those of ZeRO-3 in float32, others as the model computes."""
     folder = place / deepspeed.FOLDER / "state"
     try:
-        deepspeed.check(folder)
+        deepspeed.check_files(folder)
     except deepspeed.UntrustedFile as error:
         raise CannotExport(f"{place} is not read, because a file in it would execute code") from error
     if stage < _ZERO_3:
@@ -202,7 +202,7 @@ def _converted(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict
             if bool((tensor.isfinite() & ~made[identity].isfinite()).any()):
                 largest, most = tensor[tensor.isfinite()].abs().max(), torch.finfo(dtype).max
                 kind = str(dtype).removeprefix("torch.")
-                raise CannotExport(f"'{plain(name)}' has values up to {largest:.3g}; {kind} holds up to {most:.3g}")
+                raise CannotExport(f"'{escaped(name)}' has values up to {largest:.3g}; {kind} holds up to {most:.3g}")
         result[name] = made[identity]
     return result
 

@@ -36,7 +36,7 @@ from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
 from accmt.files.json_io import as_json, read_json
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 _NETWORKS = "modules.safetensors"
@@ -124,9 +124,9 @@ def understood(folder: Path) -> Iterator[None]:
     except Exception as error:
         raise NoCheckpoint(
             f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
-            f"({type(error).__name__}: {plain(f'{error!s:.200}')})\n"
+            f"({type(error).__name__}: {escaped(f'{error!s:.200}')})\n"
             f"Nothing was changed. Delete it to continue from the one before, or start from scratch with resume=False."
-        ) from (error if plain(error, lines=True) == str(error) else None)
+        ) from (error if escaped(error, lines=True) == str(error) else None)
 
 
 def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Files:
@@ -339,10 +339,10 @@ def differences(
     return sorted(lines)
 
 
-def shortened(lines: list[str]) -> list[str]:
+def shortened_value(lines: list[str]) -> list[str]:
     """Return the first lines, and the number of the others."""
     more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return [*map(plain, lines[:_LISTED]), *more]
+    return [*map(escaped, lines[:_LISTED]), *more]
 
 
 def _compare_parts(
@@ -364,7 +364,7 @@ def _compare_parts(
 
 def _refuse(folder: Path, what: str, lines: list[str]) -> None:
     if lines:
-        listed = "\n  ".join(shortened(lines))
+        listed = "\n  ".join(shortened_value(lines))
         raise Mismatch(
             f"{folder} is a checkpoint of {what}; nothing was loaded:\n  {listed}\n"
             f"Give another model_path, or start from scratch with resume=False."

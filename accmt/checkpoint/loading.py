@@ -9,7 +9,7 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.extra_state import ExtraState
-from accmt.checkpoint.format import Mismatch, differences, shortened
+from accmt.checkpoint.format import Mismatch, differences, shortened_value
 from accmt.checkpoint.saved_models import SavedModel, place_of_best
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import BESIDE, read_weights
@@ -38,7 +38,7 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
     place = place_of_best(resolved(folder))
     if place is None:
         raise FileNotFoundError(f"there is no saved model in {folder}")
-    problem = publish.problem_of(place)
+    problem = publish.folder_problem(place)
     if problem is not None:
         raise ValueError(f"{place} cannot be used: {problem}")
     saving = SavedModel.read(place)
@@ -51,7 +51,7 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
     if kept is not None and beside:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
     if lines:
-        listed = "\n  ".join(shortened(lines))
+        listed = "\n  ".join(shortened_value(lines))
         raise Mismatch(f"{saving.folder} holds another model; nothing was loaded:\n  {listed}")
     model.load_state_dict(by_own_name(model, weights))
     if kept is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accmt._compat import unsaved_buffers
-from accmt.checkpoint.tensor_files import problem_of
+from accmt.checkpoint.tensor_files import tensor_problem
 from accmt.distributed.weight_names import plain_name
 
 # Mode -> the attribute that is False where it is on.
@@ -103,7 +103,9 @@ class Modes:
         """Return the non-persistent buffers."""
         keys = ((way, part, key) for way, part in self._modules() for key in unsaved_buffers(part))
         named = {f"{way}.{key}": getattr(part, key, None) for way, part, key in keys}
-        return {name: value.detach() for name, value in named.items() if value is not None and not problem_of(value)}
+        return {
+            name: value.detach() for name, value in named.items() if value is not None and not tensor_problem(value)
+        }
 
     def _is_changed(self, name: str, value: Tensor) -> bool:
         former = self._first.get(name)

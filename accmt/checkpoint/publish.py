@@ -25,7 +25,7 @@ from typing import Any
 from accmt.files.durable import flush_directory, flush_file, only_warned
 from accmt.files.foreign import is_file, is_folder
 from accmt.rules import reserved_names as names
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 MANIFEST = names.MANIFEST
 TEMPORARY = names.TEMPORARY
@@ -124,7 +124,7 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
     _put(temporary, target)
 
 
-def problem_of(folder: Path, *, read: bool = True) -> str | None:
+def folder_problem(folder: Path, *, read: bool = True) -> str | None:
     """Describe why a published directory is not intact; None if it is.
 
     Names, file types and sizes are compared before any content is read; `read=False` stops there.
@@ -145,7 +145,7 @@ def problem_of(folder: Path, *, read: bool = True) -> str | None:
         problem = next(_differences(folder, expected, read), None)
     except OSError as error:
         problem = f"it cannot be read: {error}"
-    return None if problem is None else plain(problem)
+    return None if problem is None else escaped(problem)
 
 
 def remove(folder: Path) -> None:

@@ -13,7 +13,7 @@ from accmt.files.foreign import NotAFile, is_file, is_folder
 from accmt.files.json_io import read_json
 from accmt.rules import reserved_names as names
 from accmt.rules.codec import count_from, from_text
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
@@ -111,4 +111,4 @@ def _described(path: Path) -> Iterator[Any]:
     except NotAFile as error:
         raise DamagedModel(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedModel(f"{path} cannot be read: {type(error).__name__}: {plain(error)}") from None
+        raise DamagedModel(f"{path} cannot be read: {type(error).__name__}: {escaped(error)}") from None

@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         TypeError: The file format cannot hold one of them.
     """
     for name, tensor in tensors.items():
-        problem = problem_of(tensor) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}, {_CANNOT}"
+        problem = tensor_problem(tensor) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}, {_CANNOT}"
         if problem is not None:
             raise TypeError(f"'{name}' is {problem}")
     copies = in_main_memory(tensors)
@@ -119,7 +119,7 @@ def in_main_memory(values: Mapping[str, Any], *, trimmed: bool = False) -> dict[
     return result
 
 
-def problem_of(tensor: Tensor, *, safe: bool = True) -> str | None:
+def tensor_problem(tensor: Tensor, *, safe: bool = True) -> str | None:
     """Describe why a tensor cannot be written; None if it can.
 
     Args:

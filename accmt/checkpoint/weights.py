@@ -21,7 +21,7 @@ from torch import Tensor
 
 from accmt.checkpoint.tensor_files import in_main_memory, read_tensors, write_tensors
 from accmt.files.json_io import read_json, write_json
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 _NAMES = {True: "model{suffix}.safetensors", False: "pytorch_model{suffix}.bin"}
 _INDEX = ".index.json"
@@ -68,8 +68,8 @@ def read_weights(folder: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # readers raise anything for files that were tampered with
         text = "".join(str(error).strip().splitlines()[0:1])
-        cause = error if plain(error, lines=True) == str(error) else None
-        raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {plain(text)}") from cause
+        cause = error if escaped(error, lines=True) == str(error) else None
+        raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {escaped(text)}") from cause
 
 
 def _read_all(folder: Path) -> dict[str, Any]:

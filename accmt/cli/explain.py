@@ -11,7 +11,7 @@ from accmt.cli.replay.training import read_decisions
 from accmt.cli.report import decisions_table, moment, stop_of, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,5 +55,5 @@ def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
         return name
     if canonical_name(name) in names:
         return canonical_name(name)
-    known = plain(", ".join(names))
-    raise CommandError(f"there is no rule '{name}'{plain(did_you_mean(name, names))} The rules are: {known}")
+    known = escaped(", ".join(names))
+    raise CommandError(f"there is no rule '{name}'{escaped(did_you_mean(name, names))} The rules are: {known}")

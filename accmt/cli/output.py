@@ -26,7 +26,7 @@ def complain(line: str) -> None:
     _write(sys.stderr, f"{line}\n")
 
 
-def write_json(entry: Any) -> None:
+def print_json(entry: Any) -> None:
     """Write a value to stdout as a line of strict JSON, with JSON's escapes."""
     sys.stdout.write(json.dumps(entry, allow_nan=False).replace("\x7f", "\\u007f") + "\n")
 

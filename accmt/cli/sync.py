@@ -9,7 +9,7 @@ from pathlib import Path
 from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import complain, write
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.reserved_names import CHECKPOINTS
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
         if warning is not None:
-            complain(plain(f"warning: {warning}"))
+            complain(escaped(f"warning: {warning}"))
         return _send(folder, options.timeout, Allowed(tuple(options.destinations), tuple(map(Path, options.artifacts))))
     finally:
         lock.release()
@@ -88,7 +88,7 @@ def _send(folder: Path, seconds: float, allowed: Allowed) -> int:
         waited = True
         wrong = [result] if isinstance(result, str) else _told(result)
         for line in wrong:
-            complain(plain(line))
+            complain(escaped(line))
             status = 1
         sys.stdout.flush()
     if not waited:
@@ -100,7 +100,7 @@ def _told(result: SyncResult) -> list[str]:
     """Print what was sent; return the errors, one line each."""
     delivery, who = result.delivery, f"{result.tracker} at {result.place}"
     if delivery.sent or not (delivery.left or delivery.lost):
-        write(plain(f"{who}: sent {delivery.sent or 'nothing: nothing waited'}"))
+        write(escaped(f"{who}: sent {delivery.sent or 'nothing: nothing waited'}"))
     wrong = [f"{who}: not sent: {reason}" for reason in delivery.refused]
     wrong += [f"{who}: '{path}' is gone" for path in delivery.lost.artifacts]
     if delivery.lost:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accmt.cli.arguments import CommandError, path
 from accmt.cli.output import complain, write
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -52,14 +52,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         written = export_weights(Path(options.checkpoint), target, dtype)
     except CannotExport as error:
-        raise CommandError(plain(error)) from None
+        raise CommandError(escaped(error)) from None
     except OSError as error:
-        raise CommandError(plain(f"{target} cannot be written: {error.strerror or error}")) from None
+        raise CommandError(escaped(f"{target} cannot be written: {error.strerror or error}")) from None
     for line in written.left_out:
-        complain(plain(f"not written: {line}"))
+        complain(escaped(f"not written: {line}"))
     call = "accelerate.load_checkpoint_in_model"
     if target.is_file():
         call = "safetensors.torch.load_model"
-    write(plain(f"{target}: {written.tensors} tensors, {decimal(written.size)}, {', '.join(written.dtypes)}"))
-    write(plain(f"load them with {call}(model, {str(target)!r})"))
+    write(escaped(f"{target}: {written.tensors} tensors, {decimal(written.size)}, {', '.join(written.dtypes)}"))
+    write(escaped(f"load them with {call}(model, {str(target)!r})"))
     return 0

@@ -30,14 +30,14 @@ def is_fsdp(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
+def shards_model(accelerator: Accelerator) -> bool:
     """Return whether each process holds only a part of the model, so that all must make the same forward passes."""
     return is_fsdp(accelerator) or (is_deepspeed(accelerator) and accelerator.deepspeed_plugin.zero_stage == 3)
 
 
 def holds_replicas(accelerator: Accelerator) -> bool:
     """Return whether there are several processes that each hold the whole model."""
-    return bool(accelerator.num_processes > 1) and not is_sharded(accelerator)
+    return bool(accelerator.num_processes > 1) and not shards_model(accelerator)
 
 
 def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, Any]:
@@ -54,7 +54,7 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, An
 
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return by_plain_name(model, whole)
-    if is_sharded(accelerator):
+    if shards_model(accelerator):
         return by_plain_name(model, _gathered(model, accelerator.is_main_process))
     return by_plain_name(model, model.state_dict())
 

@@ -61,7 +61,7 @@ def only_warned(what: str) -> Iterator[None]:
         warn(f"{what}: {reason}")
 
 
-def begin() -> None:
+def begin_file() -> None:
     """Reset the warnings already given, because another training begins."""
     _said.clear()
 

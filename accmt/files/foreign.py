@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 MIB = 1 << 20
 
@@ -28,10 +28,10 @@ def below(folder: Path, name: str) -> Path:
     """
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or ".." in parts or os.path.isabs(name) or "\\" in name:
-        raise ValueError(f"'{plain(name)}' is not a relative name without '..': nothing is read or written there")
+        raise ValueError(f"'{escaped(name)}' is not a relative name without '..': nothing is read or written there")
     path = folder.joinpath(*parts)
     if (link := link_to(folder, path)) is not None:
-        raise ValueError(f"'{plain(link)}' is a link: nothing is read or written behind it")
+        raise ValueError(f"'{escaped(link)}' is a link: nothing is read or written behind it")
     return path
 
 
@@ -122,7 +122,7 @@ def _entries(path: Path) -> Iterator[Path]:
 
 def _problem_of_entry(path: Path, top: Path) -> str | None:
     status = path.lstat()
-    what = "" if path == top else f"holds {plain(path.relative_to(top))}, which "
+    what = "" if path == top else f"holds {escaped(path.relative_to(top))}, which "
     if stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):

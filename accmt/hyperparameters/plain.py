@@ -11,7 +11,7 @@ import torch
 from accmt.hyperparameters.catalogue import qualified_name
 
 
-def plain(value: object) -> Any:
+def plain_value(value: object) -> Any:
     """Convert a value to dictionaries, lists, numbers, strings, bools and None only.
 
     A tensor or numpy value becomes numbers, a function or class its qualified name, a path a string, anything else its
@@ -19,9 +19,9 @@ def plain(value: object) -> Any:
     """
     value = comparable(value)
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
     return qualified_name(value) if callable(value) else repr(value)

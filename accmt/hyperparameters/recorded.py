@@ -15,7 +15,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from accmt.hyperparameters.catalogue import qualified_name
-from accmt.hyperparameters.plain import comparable, plain
+from accmt.hyperparameters.plain import comparable, plain_value
 
 _LONGEST_LIST, _LONGEST_TEXT, _LONGEST_SAID = 32, 300, 60
 _ARGUMENTS_OF = {"optim_kwargs": "optimizer", "scheduler_kwargs": "scheduler"}
@@ -38,7 +38,7 @@ def recorded(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON does not have this number
     if value is None or isinstance(value, int | float) or callable(value):
-        return plain(value)
+        return plain_value(value)
     text = repr(value)
     if not _ADDRESS.search(text):
         return recorded(text)

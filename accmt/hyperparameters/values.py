@@ -14,7 +14,7 @@ from accmt.config.errors import Problem
 from accmt.hyperparameters import optimizers, schedulers
 from accmt.hyperparameters.fields import named, validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
-from accmt.hyperparameters.plain import comparable, plain
+from accmt.hyperparameters.plain import comparable, plain_value
 from accmt.hyperparameters.schedulers import SCHEDULERS, ScheduleLength, SchedulerChoice
 
 
@@ -100,7 +100,7 @@ class HyperParameters:
         return {
             "epochs": self.epochs,
             "max_steps": self.max_steps,
-            "batch_size": plain(self.batch_size),
+            "batch_size": plain_value(self.batch_size),
             **_chosen("optimizer", OPTIMIZERS.name_of(self.optimizer), "optim_kwargs", self.optim_kwargs),
             **_chosen(
                 "scheduler",
@@ -203,5 +203,5 @@ class HyperParameters:
 def _chosen(key: str, name: str | None, kwargs_key: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Put a choice and its arguments in one mapping; in two if an argument is named `type` or nothing was chosen."""
     if name is None or "type" in kwargs:
-        return {key: name, kwargs_key: plain(kwargs)} if kwargs else {key: name}
-    return {key: {"type": name, **plain(kwargs)}}
+        return {key: name, kwargs_key: plain_value(kwargs)} if kwargs else {key: name}
+    return {key: {"type": name, **plain_value(kwargs)}}

@@ -21,7 +21,7 @@ from accmt.data.device import DeviceTransfer
 from accmt.data.validation import ValidationData
 from accmt.distributed.collective import agreed, raise_on_all
 from accmt.distributed.even_batches import in_step
-from accmt.distributed.strategy import holds_replicas, is_sharded
+from accmt.distributed.strategy import holds_replicas, shards_model
 from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, noted
 from accmt.loop.out_of_memory import tried_again
@@ -129,7 +129,7 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
     total = loader.length
     state, accelerator = evaluation.module.state, evaluation.module.accelerator
     state.val_step = 0
-    shares = is_sharded(accelerator) and accelerator.num_processes > 1
+    shares = shards_model(accelerator) and accelerator.num_processes > 1
     for batch, counts in in_step(loader, total) if shares else ((batch, True) for batch in loader):
         state.is_last_validation_batch = state.val_step + 1 == total
         yield evaluation.place(batch), counts

@@ -16,7 +16,7 @@ from accmt.distributed.strategy import PLAIN, is_deepspeed
 
 
 @dataclass(frozen=True, slots=True)
-class Updates:
+class GradientBackend:
     """Operations that an optimizer step consists of.
 
     Attributes:
@@ -38,7 +38,7 @@ class Updates:
     norm: Callable[[], Tensor | None] = lambda: None
 
 
-def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Updates:
+def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> GradientBackend:
     """Return the operations for a prepared model and a prepared optimizer."""
     no_sync = partial(accelerator.no_sync, model)
     if is_deepspeed(accelerator):
@@ -46,18 +46,18 @@ def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Up
     if accelerator.scaler is None and accelerator.distributed_type in PLAIN:
         # Accelerate would only forward these calls, at a cost in every step.
         own = optimizer.optimizer
-        return Updates(Tensor.backward, no_sync, nn.utils.clip_grad_norm_, own.step, own.zero_grad, None)
+        return GradientBackend(Tensor.backward, no_sync, nn.utils.clip_grad_norm_, own.step, own.zero_grad, None)
 
     def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
         norm = accelerator.clip_grad_norm_(parameters, most)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
 
-    return Updates(
+    return GradientBackend(
         accelerator.backward, no_sync, clip, optimizer.step, optimizer.zero_grad, lambda: optimizer.step_was_skipped
     )
 
 
-def _by_deepspeed(engine: Any, optimizer: Any) -> Updates:
+def _by_deepspeed(engine: Any, optimizer: Any) -> GradientBackend:
     """Return the operations of the engine, which clips, steps and resets the gradients in one call."""
     is_managed = engine.managed_gradient_accumulation()
 
@@ -78,6 +78,6 @@ def _by_deepspeed(engine: Any, optimizer: Any) -> Updates:
 
     if is_managed:
         engine.set_gradient_accumulation_boundary(is_boundary=True)
-    return Updates(
+    return GradientBackend(
         engine.backward, no_sync, None, engine.step, zero_grad, lambda: bool(optimizer.step_was_skipped), norm
     )

@@ -44,8 +44,8 @@ class LossMeter:
         self._batch_size = batch_size
         self._looked = torch.zeros_like(self._sum) if looks else None
         self._looked_count = 0
-        self._log = _Interval()
-        self._evaluation = _Interval()
+        self._log = _IntervalLoss()
+        self._evaluation = _IntervalLoss()
 
     def add(self, loss: Tensor, samples: int = 1) -> None:
         """Add the mean loss of a batch of `samples` samples."""
@@ -114,7 +114,7 @@ def _over_processes(total: Tensor, count: int) -> tuple[float, int]:
     return sums[0].item(), int(sums[1].item())
 
 
-class _Interval:
+class _IntervalLoss:
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0
 

@@ -59,7 +59,7 @@ class Stopwatch:
         self._before, self._started = elapsed, time.perf_counter()
 
 
-class Position:
+class TrainingPosition:
     """The counters of a training, its clock, and the order of its data. A new training is at step 0 of epoch 0.
 
     Args:

@@ -7,14 +7,14 @@ from typing import Protocol
 
 import torch
 
-from accmt.checkpoint.checkpointer import Checkpointer, Outcome
+from accmt.checkpoint.checkpointer import Checkpointer, CheckpointResult
 from accmt.checkpoint.model_store import ModelStore
 from accmt.data.loaders import TrainingData
 from accmt.display.display import Display
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.loop.records import Records
 from accmt.loop.stateful_parts import RandomStates
 from accmt.loop.step import Stepper
@@ -95,7 +95,7 @@ class Run:
     data: TrainingData
     evaluation: Evaluation
     stepper: Stepper
-    position: Position
+    position: TrainingPosition
     engine: RuleEngine
     savings: ModelStore | None
     checkpointer: Checkpointer
@@ -146,7 +146,7 @@ class Run:
         """
         self._conclude(self.checkpointer.finish())
 
-    def _conclude(self, outcome: Outcome | None) -> None:
+    def _conclude(self, outcome: CheckpointResult | None) -> None:
         """Report the outcome of a checkpoint. One failure is a warning, and training continues until the next
         checkpoint; two in a row are an error."""
         if outcome is None:

@@ -22,7 +22,7 @@ from accmt.data.batch_size import samples_of
 from accmt.data.generators import generators_of
 from accmt.data.validation import ValidationData
 from accmt.distributed.collective import Failed, agreed, everywhere, from_each, raise_on_all
-from accmt.distributed.strategy import is_sharded
+from accmt.distributed.strategy import shards_model
 from accmt.loop.evaluate import (
     Evaluation,
     ValidationLoss,
@@ -130,7 +130,7 @@ def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[
                         gatherer.add(arguments)
                 tried.warnings += _untaken(outputs, taken, key)
 
-    if is_sharded(module.accelerator):
+    if shards_model(module.accelerator):
         go_through()  # processes wait for each other in every forward pass
     else:
         from_each(go_through)

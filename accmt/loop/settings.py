@@ -18,7 +18,7 @@ from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
 from accmt.hyperparameters.recorded import changes
 from accmt.loop.learning_rate import ResumedAt, Schedule
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.rules import RuleEngine
 
 
@@ -85,7 +85,7 @@ class Settings:
         """Restore nothing."""
         return []
 
-    def compare(self, saved: Saved, position: Position, engine: RuleEngine) -> list[str]:
+    def compare(self, saved: Saved, position: TrainingPosition, engine: RuleEngine) -> list[str]:
         """Compare settings and data with those of a checkpoint, and step a changed schedule to its position.
 
         Args:

@@ -17,7 +17,7 @@ from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.state_types import Written, check_written
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleEngine
 from accmt.states import TrainingState
@@ -92,7 +92,7 @@ class RandomStates:
         resumed: The state to resume with, once the epoch's earlier data have been skipped.
     """
 
-    def __init__(self, device: torch.device, position: Position) -> None:
+    def __init__(self, device: torch.device, position: TrainingPosition) -> None:
         self._device = device
         self._position = position
         self.epoch: dict[str, Tensor] = {}
@@ -149,7 +149,7 @@ class Reading:
     """
 
     def __init__(
-        self, data: TrainingData, generators: Generators, position: Position, warn: Callable[[str], None]
+        self, data: TrainingData, generators: Generators, position: TrainingPosition, warn: Callable[[str], None]
     ) -> None:
         self._data = data
         self._generators = generators

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from accmt.distributed.heartbeat import Heartbeat
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.rules import RuleEngine
 
 LOOK_EVERY = 1.0  # seconds
@@ -38,7 +38,11 @@ class Timetable:
     """
 
     def __init__(
-        self, position: Position, engine: RuleEngine, heartbeat: Heartbeat, intervals: tuple[StepInterval | None, ...]
+        self,
+        position: TrainingPosition,
+        engine: RuleEngine,
+        heartbeat: Heartbeat,
+        intervals: tuple[StepInterval | None, ...],
     ) -> None:
         self._position = position
         self._engine = engine

@@ -10,7 +10,7 @@ from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
 from accmt.loop.evaluation_step import ask, log, observe, record
 from accmt.loop.out_of_memory import clean_caches
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.loop.run import Run
 from accmt.loop.sanity_check import try_out
 from accmt.loop.timetable import StepInterval
@@ -203,5 +203,5 @@ def _evaluates(run: Run, due: Due, stop: Stop | None) -> bool:
     return due.evaluate or (run.options.eval_when_finish and (stop is not None or run.position.is_last_step))
 
 
-def _ends(interval: StepInterval | None, position: Position) -> bool:
+def _ends(interval: StepInterval | None, position: TrainingPosition) -> bool:
     return interval is not None and interval.ends_at(position.step, ends_epoch=position.ends)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from accmt.rules.nodes import Span
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 _WIDTH = 100
 _MOST_SHOWN = 40
@@ -34,13 +34,13 @@ class RuleProblem:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        lines = [plain(self.message)]
+        lines = [escaped(self.message)]
         if self.text is not None and self.span is not None:
             lines += _pointed(self.text, self.span)
         if self.allowed is not None:
-            lines.append(f"  {plain(self.allowed)}")
+            lines.append(f"  {escaped(self.allowed)}")
         if self.suggestion is not None:
-            lines.append(f"  did you mean '{plain(self.suggestion)}'?")
+            lines.append(f"  did you mean '{escaped(self.suggestion)}'?")
         return "\n".join(lines)
 
 
@@ -99,7 +99,7 @@ def _visible(character: str) -> str:
     """Return the character as a terminal can safely show it: no line breaks, no control characters."""
     if character.isspace():
         return " "
-    return character if plain(character) == character else "\N{REPLACEMENT CHARACTER}"
+    return character if escaped(character) == character else "\N{REPLACEMENT CHARACTER}"
 
 
 def _columns(text: str) -> int:

@@ -22,7 +22,7 @@ _SECRET = re.compile(
 )
 
 
-def plain(text: object, *, lines: bool = False) -> str:
+def escaped(text: object, *, lines: bool = False) -> str:
     r"""Escape characters that would control a terminal or hide something, as in `\x1b`.
 
     Args:
@@ -44,8 +44,8 @@ def masked(text: object) -> str:
 
 
 def shown(text: object, *, lines: bool = False) -> str:
-    """Return a text that is safe to print: `masked` and `plain`."""
-    return plain(masked(text), lines=lines)
+    """Return a text that is safe to print: `masked` and `escaped`."""
+    return escaped(masked(text), lines=lines)
 
 
 def _visible(char: str, lines: bool) -> str:

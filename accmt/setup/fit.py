@@ -21,7 +21,7 @@ from accmt.setup.build import assemble
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent
 from accmt.setup.plan import Plan
-from accmt.setup.resume import begin, check_folders, find_checkpoint
+from accmt.setup.resume import begin_training, check_folders, find_checkpoint
 from accmt.setup.summary import after_training, before_training, nothing_done
 from accmt.states import TrainingState
 
@@ -94,7 +94,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     """Return the run at its starting point. If that fails, its trackers are closed as well."""
     try:
         run = assemble(plan, TrainingState(), signals)
-        notes = begin(plan, run, checkpoint)
+        notes = begin_training(plan, run, checkpoint)
         run.display.show(*before_training(plan, notes))
         options = plan.options
         for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):

@@ -14,14 +14,18 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
 from accmt.loop.closure import closure_problem
 from accmt.loop.learning_rate import Schedule
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, FollowedScore
 from accmt.setup.options import Options
 
 
 def optimizer_of(
-    options: Options, module: AcceleratorModule, data: TrainingData, position: Position, accelerator: Accelerator
+    options: Options,
+    module: AcceleratorModule,
+    data: TrainingData,
+    position: TrainingPosition,
+    accelerator: Accelerator,
 ) -> tuple[Any, Schedule, bool]:
     """Return the optimizer, its schedule, and whether the optimizer comes from the hyperparameters."""
     given = module.get_optimizer()

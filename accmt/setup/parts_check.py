@@ -14,7 +14,7 @@ from torch import Tensor
 from accmt.checkpoint.format import ModelParts
 from accmt.checkpoint.optimizer_state import held_by
 from accmt.checkpoint.serialization import pack
-from accmt.checkpoint.tensor_files import problem_of
+from accmt.checkpoint.tensor_files import tensor_problem
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.strategy import PLAIN
 from accmt.distributed.weight_names import by_plain_name
@@ -105,7 +105,7 @@ def check_parts(options: Options, parts: ModelParts) -> None:
 def _of_weights(root: str, state: Mapping[str, Any], safe: bool) -> Iterator[Problem]:
     for name, value in state.items():
         if isinstance(value, Tensor):
-            text = problem_of(value, safe=safe) or _unloadable(value)
+            text = tensor_problem(value, safe=safe) or _unloadable(value)
             if text is not None:
                 yield Problem(root, f"'{name}' is {text}")
 
@@ -147,7 +147,7 @@ def _of_states(parts: ModelParts) -> Iterator[Problem]:
             yield Problem(name, f"its state {error}")
             continue
         for way, tensor in tensors.items():
-            text = problem_of(tensor)
+            text = tensor_problem(tensor)
             if text is not None:
                 yield Problem(name, f"'{way}' of its state is {text}")
 

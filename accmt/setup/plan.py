@@ -24,10 +24,10 @@ from accmt.data.user_loaders import check_alike, whole
 from accmt.data.validation import ValidationData, validation_loaders
 from accmt.display.display import Display, display_of
 from accmt.distributed.process_group import join_processes
-from accmt.distributed.strategy import is_deepspeed, is_sharded
+from accmt.distributed.strategy import is_deepspeed, shards_model
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.learning_rate import Schedule
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 from accmt.loop.settings import Settings
 from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule
@@ -51,7 +51,7 @@ class Plan:
     accelerator: Accelerator
     data: TrainingData
     loaders: Mapping[str, ValidationData]
-    position: Position
+    position: TrainingPosition
     rules: Rules
     facts: Facts
     optimizer: Any
@@ -95,7 +95,7 @@ def plan(
     _check_engine(options, accelerator)
     data = _training_data(options, module, train_dataset)
     loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
-    position = Position(data, options.hps.epochs, options.hps.max_steps)
+    position = TrainingPosition(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
     facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
     rules = _rules(options, savings, facts)
@@ -226,6 +226,6 @@ def _check_engine(options: Options, accelerator: Accelerator) -> None:
     if options.checkpoint.in_background and is_deepspeed(accelerator):
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
-    if options.checkpoint.on_exception and (is_deepspeed(accelerator) or is_sharded(accelerator)):
+    if options.checkpoint.on_exception and (is_deepspeed(accelerator) or shards_model(accelerator)):
         text = "what a failed step leaves of a model that processes divide is no whole model: leave it out"
         raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 
 from accmt._compat import is_auto_class
-from accmt.checkpoint.format import shortened
+from accmt.checkpoint.format import shortened_value
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.distributed.weight_names import unwrapped
 from accmt.module import AcceleratorModule
@@ -277,7 +277,7 @@ def _new_weights(model: nn.Module, path: str, info: Mapping[str, Any], kwargs: M
     if other and not kwargs.get("ignore_mismatched_sizes"):
         lines = [f"{name} has the shape {theirs} there and {mine} here" for name, (theirs, mine) in other.items()]
         text = f"does not fit to {kind}; with ignore_mismatched_sizes=True such weights start anew"
-        _refuse("module", "\n    ".join([f"'{path}' {text}:", *shortened(sorted(lines))]))
+        _refuse("module", "\n    ".join([f"'{path}' {text}:", *shortened_value(sorted(lines))]))
     if names and not names - missing:
         _refuse("module", f"'{path}' holds none of the weights of {kind}: give the class that it was saved as")
     reasons = {"are not in": missing, "have another shape in": other}

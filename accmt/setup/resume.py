@@ -36,7 +36,7 @@ def check_folders(plan: Plan) -> None:
     Raises:
         OSError: If something cannot be written.
     """
-    durable.begin()
+    durable.begin_file()
     path = plan.model_path
     try:
         str(path.resolve()).encode()
@@ -83,7 +83,7 @@ def find_checkpoint(plan: Plan) -> Checkpoint | None:
     return from_main(lambda: _found(plan))
 
 
-def begin(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
+def begin_training(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[str]:
     """Start the trackers, and resume from a checkpoint or start from scratch.
 
     Returns:

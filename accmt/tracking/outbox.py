@@ -27,7 +27,7 @@ from typing import Any
 from accmt.files.durable import LOCKED
 from accmt.files.foreign import MIB, NotAFile, open_regular, read_bytes
 from accmt.rules import reserved_names as names
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.tracking.records import (
     SCHEMA,
     Entry,
@@ -302,7 +302,7 @@ class Outbox:
                 else:
                     path.unlink()  # a process was killed when it began this part
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else plain(error)
+            why = error.strerror if isinstance(error, OSError) else escaped(error)
             self.problems.append(f"{path} is damaged: {why}")
 
     def _file_of(self, name: str) -> Path:

@@ -19,7 +19,7 @@ from accmt.files.foreign import MIB, NotAFile, read_bytes
 from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
 from accmt.rules import reserved_names as names
 from accmt.rules.codec import from_text, to_text
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 
 TRAINING = names.TRAINING
 SCHEMA = 1
@@ -131,9 +131,9 @@ def read_description(folder: Path) -> Description | None:
     except RuleError as error:
         raise DamagedDescription(f"{path} cannot be read, a rule in it is refused:\n{error}") from None
     except (ValueError, RecursionError) as error:
-        raise DamagedDescription(f"{path} cannot be read: {plain(error)}") from None
+        raise DamagedDescription(f"{path} cannot be read: {escaped(error)}") from None
     except (KeyError, TypeError, AttributeError) as error:
-        text = f"{path} does not describe a training: {type(error).__name__}: {plain(error)}"
+        text = f"{path} does not describe a training: {type(error).__name__}: {escaped(error)}"
         raise DamagedDescription(text) from None
 
 

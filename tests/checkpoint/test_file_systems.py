@@ -20,7 +20,7 @@ from accmt.files import durable
 
 @pytest.fixture(autouse=True)
 def begun():
-    durable.begin()
+    durable.begin_file()
 
 
 def publish_one(target, mark):
@@ -121,7 +121,7 @@ def test_whichever_call_fails_the_target_is_as_it_was_or_new_and_complete(tmp_pa
         for _ in ("now", "at the next start"):
             assert target.exists() == (not raised or way != "new"), number
             if target.exists():
-                assert publish.problem_of(target) is None, number
+                assert publish.folder_problem(target) is None, number
                 assert mark_of(target) == ("old" if raised else "new"), number
             publish.recover(parent)
         assert hidden(parent) == [], number
@@ -166,7 +166,7 @@ def test_what_cannot_be_flushed_is_said_once(tmp_path, monkeypatch, code, what):
     assert len(caught) == 1
     assert f"cannot flush {what} to the disk ({os.strerror(code)})" in str(caught[0].message)
     assert mark_of(tmp_path / "best") == "new"
-    assert publish.problem_of(tmp_path / "best") is None
+    assert publish.folder_problem(tmp_path / "best") is None
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_opened_is_one_that_cannot_be_flushed(tmp_path, 
     monkeypatch.setattr(os, "open", fails)
     with pytest.warns(UserWarning, match="cannot flush folders"):
         publish_one(tmp_path / "best", "new")
-    assert publish.problem_of(tmp_path / "best") is None
+    assert publish.folder_problem(tmp_path / "best") is None
 
 
 @pytest.mark.parametrize(("call", "done"), [("mkdir", "added to"), ("rename", "renamed in"), ("rmdir", "deleted in")])
@@ -263,13 +263,13 @@ def test_a_lower_layer_of_an_overlay(tmp_path, overlay, monkeypatch, way):
     if way == "two renames":
         monkeypatch.setattr(publish, "_renameat2", lambda: None)
     publish_one(merged / "best", "new")
-    assert (mark_of(merged / "best"), publish.problem_of(merged / "best")) == ("new", None)
+    assert (mark_of(merged / "best"), publish.folder_problem(merged / "best")) == ("new", None)
     Checkpoints(merged).prune(1)
     assert [checkpoint.index for checkpoint in Checkpoints(merged).all()] == [2]
     aside = archive_training(merged, [merged / "best"])
     assert sorted(path.name for path in merged.iterdir()) == ["earlier-1"]
     assert mark_of(aside / "checkpoints" / "checkpoint-0002-step-2") == "old"
-    assert publish.problem_of(aside / "best") is None
+    assert publish.folder_problem(aside / "best") is None
     assert mark_of(lower / "best") == "old"
 
 
@@ -283,7 +283,7 @@ def test_killed_at_every_call_on_an_overlay(tmp_path, overlay):
         ended = published_by_child(merged, number)
         publish.recover(merged)
         assert [path.name for path in merged.iterdir()] == ["best"]
-        assert publish.problem_of(merged / "best") is None
+        assert publish.folder_problem(merged / "best") is None
         marks.append(mark_of(merged / "best"))
         if ended:
             break

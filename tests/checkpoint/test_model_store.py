@@ -43,7 +43,7 @@ def test_one_model_is_replaced(tmp_path):
         savings.save(rule, verdict(rule, (value, number)), weights(value), epoch=number)
     assert [path.name for path in tmp_path.iterdir()] == ["best_accuracy@dev"]
     folder = tmp_path / "best_accuracy@dev"
-    assert publish.problem_of(folder) is None
+    assert publish.folder_problem(folder) is None
     assert value_in(folder) == pytest.approx(0.7)
     assert savings.best(rule) == SavedModel("best_accuracy@dev", {"accuracy@dev": 0.7}, 20, 2, folder)
     assert SavedModel.read(folder) == savings.best(rule)
@@ -69,7 +69,7 @@ def test_three_models_best_first_and_dropped_ones_gone(tmp_path):
         assert index == [f"evaluation-{number:04d}-step-{number * 10}" for _, number in kept]
         assert sorted(path.name for path in folder.iterdir()) == sorted([*index, "index.json"])
         for (value, _), name in zip(kept, index, strict=True):
-            assert publish.problem_of(folder / name) is None
+            assert publish.folder_problem(folder / name) is None
             assert value_in(folder / name) == pytest.approx(value)
     assert savings.best(rule).values == {"accuracy": 0.9}
     assert savings.best(rule).folder == folder / "evaluation-0005-step-50"
@@ -98,7 +98,7 @@ def test_a_rule_that_keeps_more_or_fewer_than_an_earlier_one(tmp_path, before, a
         savings.save(rule, verdict(rule, (value, 1)), weights(value), 0)
         assert value_in(savings.best(rule).folder) == value
     assert len(list(folder.rglob("model.safetensors"))) == 1
-    assert publish.problem_of(savings.best(rule).folder) is None
+    assert publish.folder_problem(savings.best(rule).folder) is None
 
 
 def test_values_that_json_has_no_number_for(tmp_path):
@@ -176,7 +176,7 @@ def test_extras_lie_beside_the_weights(tmp_path):
     savings = safe(tmp_path, extras=lambda folder: (folder / "config.json").write_text("{}"))
     rule = SavingRule.parse("best_accuracy")
     savings.save(rule, verdict(rule, (1, 1)), weights(1), 0)
-    assert publish.problem_of(tmp_path / "best_accuracy") is None
+    assert publish.folder_problem(tmp_path / "best_accuracy") is None
     assert (tmp_path / "best_accuracy" / "config.json").is_file()
 
 
@@ -189,7 +189,7 @@ def test_a_failing_saving_leaves_the_former(tmp_path):
 
     with pytest.raises(OSError, match="the disk is full"):
         safe(tmp_path, extras=fails).save(rule, verdict(rule, (0.7, 2)), weights(0.7), 0)
-    assert publish.problem_of(tmp_path / "best_accuracy") is None
+    assert publish.folder_problem(tmp_path / "best_accuracy") is None
     assert value_in(tmp_path / "best_accuracy") == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["best_accuracy"]
 

@@ -40,7 +40,7 @@ def hidden(folder):
 
 def test_published_directory_is_complete_and_alone(tmp_path):
     target = publish_one(tmp_path / "best")
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     files = json.loads((target / publish.MANIFEST).read_text())["files"]
     assert list(files) == ["config.json", "sub/more.bin", "weights.bin"]
@@ -58,7 +58,7 @@ def test_exception_in_the_block_leaves_everything_as_it_was(tmp_path, error, exi
     assert target.exists() == exists
     assert not hidden(tmp_path)
     if exists:
-        assert publish.problem_of(target) is None
+        assert publish.folder_problem(target) is None
         assert mark_of(target) == "old"
 
 
@@ -71,7 +71,7 @@ def test_replaced_also_where_directories_cannot_be_swapped(tmp_path, monkeypatch
     monkeypatch.setattr(publish, "_renameat2", lambda: None if code is None else refused)
     target = publish_one(tmp_path / "best", "old")
     publish_one(target, "new")
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert mark_of(target) == "new"
     assert not hidden(tmp_path)
 
@@ -103,7 +103,7 @@ def test_failing_second_rename_puts_the_former_back(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(OSError, match="injected"):
         publish_one(target, "new")
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert mark_of(target) == "old"
     assert not hidden(tmp_path)
 
@@ -121,7 +121,7 @@ def test_failing_disk_leaves_the_former(tmp_path, monkeypatch, function):
         publish_one(target, "new")
     monkeypatch.undo()
     publish.recover(tmp_path)
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert mark_of(target) == "old"
 
 
@@ -136,7 +136,7 @@ def test_whatever_stands_at_the_target_is_replaced(tmp_path, kind):
             (elsewhere / "precious").write_text("kept")
         target.symlink_to(elsewhere)
     publish_one(target, "new")
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert not hidden(tmp_path)
     assert kind != "link to a directory" or (elsewhere / "precious").read_text() == "kept"
 
@@ -174,14 +174,14 @@ def test_killed_at_random_moments_while_replacing(tmp_path, way):
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         if way == "exchange" and target.exists():
-            assert publish.problem_of(target) is None
+            assert publish.folder_problem(target) is None
         existed = target.exists() or any(name.startswith(publish.REPLACED) for name in hidden(tmp_path))
         left_behind += bool(hidden(tmp_path))
         publish.recover(tmp_path)
         assert not hidden(tmp_path)
         assert target.exists() == existed
         if existed:
-            assert publish.problem_of(target) is None
+            assert publish.folder_problem(target) is None
             numbers = {(target / name).read_bytes() for name in ("a.bin", "sub/b.bin", "c.bin")}
             assert len(numbers) == 1, "files of two publications are mixed"
     assert target.exists()
@@ -208,7 +208,7 @@ def test_killed_between_the_two_renames_is_put_back(tmp_path):
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     assert not target.exists()
     publish.recover(tmp_path)
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
     assert mark_of(target) == "old"
     assert not hidden(tmp_path)
 
@@ -235,7 +235,7 @@ def test_recover_touches_nothing_else(tmp_path):
     publish.recover(tmp_path)
     publish.recover(tmp_path / "not there")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".old-runs", "best", "notes.txt"]
-    assert publish.problem_of(target) is None
+    assert publish.folder_problem(target) is None
 
 
 def test_remove_deletes(tmp_path):
@@ -250,8 +250,8 @@ def test_one_flipped_bit_anywhere_is_seen(tmp_path, name):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     expected = f"{name} is damaged: its content does not match its hash"
-    assert publish.problem_of(tmp_path / "best") == expected
-    assert publish.problem_of(tmp_path / "best", read=False) is None
+    assert publish.folder_problem(tmp_path / "best") == expected
+    assert publish.folder_problem(tmp_path / "best", read=False) is None
 
 
 def test_flipped_bits_of_the_manifest_are_seen(tmp_path):
@@ -265,7 +265,7 @@ def test_flipped_bits_of_the_manifest_are_seen(tmp_path):
         damaged = bytearray(content)
         damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         manifest.write_bytes(damaged)
-        if publish.problem_of(target) is None:
+        if publish.folder_problem(target) is None:
             assert json.loads(damaged)["files"] == said
 
 
@@ -301,7 +301,7 @@ def test_each_kind_of_damage_is_named(tmp_path, damage, expected, read):
     (tmp_path / "below").mkdir()
     target = publish_one(tmp_path / "below" / "best")
     damage(target)
-    assert publish.problem_of(target, read=read) == expected
+    assert publish.folder_problem(target, read=read) == expected
 
 
 def with_file(size, sha256="0", name="../outside"):
@@ -329,20 +329,20 @@ def test_garbage_in_the_manifest(tmp_path, text, expected):
     target = publish_one(tmp_path / "best")
     (tmp_path / "outside").write_text("abc")
     (target / publish.MANIFEST).write_text(text)
-    assert publish.problem_of(target) == expected
+    assert publish.folder_problem(target) == expected
 
 
 def test_manifest_that_is_not_text(tmp_path):
     target = publish_one(tmp_path / "best")
     (target / publish.MANIFEST).write_bytes(b"\xff\xfe\x00")
-    assert publish.problem_of(target) == "its MANIFEST.json cannot be read: UnicodeDecodeError"
+    assert publish.folder_problem(target) == "its MANIFEST.json cannot be read: UnicodeDecodeError"
 
 
 def test_a_manifest_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     target = publish_one(tmp_path / "best")
     os.truncate(target / publish.MANIFEST, 2**40)
     monkeypatch.setattr(Path, "read_text", lambda path, **_: pytest.fail(f"{path.name} was read"))
-    assert publish.problem_of(target) == "its MANIFEST.json is too long to be one"
+    assert publish.folder_problem(target) == "its MANIFEST.json is too long to be one"
 
 
 def test_unreadable_disk_is_a_problem_and_not_a_crash(tmp_path, monkeypatch):
@@ -352,16 +352,16 @@ def test_unreadable_disk_is_a_problem_and_not_a_crash(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr(publish, "hash_of", fails)
-    assert publish.problem_of(target).startswith("it cannot be read: [Errno 5] Input/output error")
+    assert publish.folder_problem(target).startswith("it cannot be read: [Errno 5] Input/output error")
 
 
 def test_contents_are_read_only_when_asked_and_only_after_sizes(tmp_path, monkeypatch):
     target = publish_one(tmp_path / "best")
     (target / "weights.bin").write_bytes(b"")
     monkeypatch.setattr(publish, "hash_of", lambda path: pytest.fail(f"{path.name} was read"))
-    assert publish.problem_of(target) == "weights.bin has 0 bytes instead of 1,000"
+    assert publish.folder_problem(target) == "weights.bin has 0 bytes instead of 1,000"
     (target / "weights.bin").write_bytes(b"b" * 1000)
-    assert publish.problem_of(target, read=False) is None
+    assert publish.folder_problem(target, read=False) is None
 
 
 def test_only_regular_files_are_published(tmp_path):

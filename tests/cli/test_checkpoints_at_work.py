@@ -92,7 +92,7 @@ def test_a_terminal_that_knows_few_signs(folder, put):
 
 
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at(look, folder, monkeypatch):
-    problem_of = publish.problem_of
+    problem_of = publish.folder_problem
 
     def pruned(path, *, read):
         if path.name == FIRST:
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at(look, folder, monkey
 
 
 def test_models_that_are_replaced_while_they_are_looked_at(look, folder, monkeypatch, put):
-    problem_of, done = publish.problem_of, []
+    problem_of, done = publish.folder_problem, []
 
     def replaced(path, *, read):
         if path.name in ("best_accuracy@dev", put.kept(1)) and path not in done:

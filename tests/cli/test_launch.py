@@ -65,7 +65,7 @@ def launch(capsys, monkeypatch):
     """
     became = []
     monkeypatch.setattr(os, "execve", lambda *command: became.append(command))
-    monkeypatch.setattr(launcher.Signals, "take", lambda signals: None)
+    monkeypatch.setattr(launcher.ForwardedSignals, "take", lambda signals: None)
 
     def run(*arguments):
         became.clear()

@@ -243,7 +243,7 @@ def changed(source, tmp_path, change):
     copy = source.rename(tmp_path / "copy")
     change(copy)
     publish.publish(copy, source, publish.describe(path for path in copy.rglob("*") if path.is_file()))
-    assert publish.problem_of(source) is None
+    assert publish.folder_problem(source) is None
 
 
 def test_an_intact_checkpoint_with_odd_contents(fitted, weights, tmp_path):

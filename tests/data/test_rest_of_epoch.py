@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from accmt.checkpoint.format import Mismatch
 from accmt.data import loaders as data_of_loop
 from accmt.data.loaders import TrainingData
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 
 COUNT = 48
 
@@ -51,7 +51,7 @@ def processes(monkeypatch):
             state = SimpleNamespace(num_processes=count, process_index=rank, device=torch.device("cpu"))
             monkeypatch.setattr(data_of_loop, "PartialState", lambda state=state: state)
             data = TrainingData(loader(size), 1, 7)
-            yield data, Position(data, 1, None)
+            yield data, TrainingPosition(data, 1, None)
 
     return make
 

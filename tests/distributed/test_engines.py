@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from accmt import load_saving
 from accmt.checkpoint.checkpoints import Checkpoints
-from accmt.checkpoint.publish import problem_of
+from accmt.checkpoint.publish import folder_problem
 from accmt.cli.main import main
 
 SCRIPT = Path(__file__).parent / "engines.py"
@@ -131,7 +131,7 @@ def test_a_killed_training_goes_on_bit_by_bit(trained, cut_short, engine):
     newest = Checkpoints(folder).newest()
     assert newest is not None
     assert newest.step == 15
-    assert problem_of(newest.path) is None
+    assert folder_problem(newest.path) is None
     assert not list(newest.path.rglob("*.py"))
     ran = run(engine, folder, "seed=7")
     assert ran.returncode == 0, ran.stderr
@@ -202,7 +202,7 @@ def test_a_file_that_would_execute_something_is_not_read(cut_short, tmp_path):
     entries = publish.describe([path for path in newest.path.rglob("*") if path.is_file()])
     copy = newest.path.rename(tmp_path / "copy")
     publish.publish(copy, newest.path, {copy / path.relative_to(newest.path): entry for path, entry in entries.items()})
-    assert publish.problem_of(newest.path) is None
+    assert publish.folder_problem(newest.path) is None
     ran = run("deepspeed-2", folder)
     assert ran.returncode != 0
     assert "would execute" in ran.stderr

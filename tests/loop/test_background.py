@@ -64,7 +64,7 @@ def test_the_same_checkpoints_with_the_same_content(trainer, regression, data):
         found = Checkpoints(training.model_path).all()
         assert [checkpoint.step for checkpoint in found] == [2, 4, 6, 8, 10]
         for checkpoint in found:
-            assert publish.problem_of(checkpoint.path) is None
+            assert publish.folder_problem(checkpoint.path) is None
             ends[in_background, checkpoint.step] = (checkpoint.path / "model.safetensors").read_bytes()
             ends[in_background, checkpoint.step] += (checkpoint.path / "optimizer.safetensors").read_bytes()
             ends[in_background, checkpoint.step] += (checkpoint.path / "rng-0.safetensors").read_bytes()

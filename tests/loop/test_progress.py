@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import pytest
 
 from accmt.data.position_unit import Unit
-from accmt.loop.progress import Position
+from accmt.loop.progress import TrainingPosition
 
 
 @dataclass
@@ -51,7 +51,7 @@ def at(step, epoch, batch, step_in_epoch):
 )
 def test_another_number_of_processes(before, now, per_epoch, batch, total):
     """After the first epoch of three and 4 of 6 batches each of two processes."""
-    position = Position(Data(per_epoch, processes=now), 3, None)
+    position = TrainingPosition(Data(per_epoch, processes=now), 3, None)
     position.restore(at(10, 1, 4, 4), before)
     assert (position.batch, position.step_in_epoch) == (batch, batch)
     assert position.batch * 2 * now + position.offset == 16  # samples
@@ -62,20 +62,20 @@ def test_another_number_of_processes(before, now, per_epoch, batch, total):
 
 
 def test_other_data():
-    position = Position(Data(9), 3, None)
+    position = TrainingPosition(Data(9), 3, None)
     position.restore(at(12, 2, 0, 0), 1)  # two epochs of six
     assert position.total_steps == 21
 
 
 def test_a_limit_of_steps_stays():
-    position = Position(Data(9), 3, 40)
+    position = TrainingPosition(Data(9), 3, 40)
     position.restore(at(12, 2, 0, 0), 1)
     assert position.total_steps == 40
     assert position.total_epochs == 6  # two, three whole ones, and one step more
 
 
 def test_steps_of_several_batches():
-    position = Position(Data(24, accumulation=4), 2, None)
+    position = TrainingPosition(Data(24, accumulation=4), 2, None)
     position.restore(at(1, 0, 4, 1), 4)
     assert (position.batch, position.step_in_epoch) == (16, 4)
     assert position.total_steps == 1 + 2 + 6
@@ -83,7 +83,7 @@ def test_steps_of_several_batches():
 
 def test_nothing_is_left_of_an_epoch():
     """The three samples that are left are no whole round of batches: the next epoch follows."""
-    position = Position(Data(2, processes=2), 3, None)
+    position = TrainingPosition(Data(2, processes=2), 3, None)
     position.restore({**at(3, 1, 0, 0), "place": 8, "unit": asdict(Unit("samples", 2, 1, 1))}, 1)
     assert (position.epoch, position.batch, position.offset, position.passed_end) == (2, 0, 0, True)
     assert (position.progress(0).samples, position.total_steps) == (8, 5)

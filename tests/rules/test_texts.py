@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from accmt.rules import RuleError, SavingRule
-from accmt.rules.printable import masked, plain, shown
+from accmt.rules.printable import escaped, masked, shown
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from accmt.rules.printable import masked, plain, shown
     ],
 )
 def test_what_would_steer_a_terminal_is_written(text, expected):
-    assert plain(text) == expected
-    assert plain(plain(text)) == expected
+    assert escaped(text) == expected
+    assert escaped(escaped(text)) == expected
 
 
 def test_no_character_gets_through():
     steering = [chr(n) for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) in ("Cc", "Cs", "Zl", "Zp")]
-    assert all(character not in plain(f"a{character}b") for character in steering)
-    assert plain("a\n\x1b\nb", lines=True) == "a\n\\x1b\nb"
+    assert all(character not in escaped(f"a{character}b") for character in steering)
+    assert escaped("a\n\x1b\nb", lines=True) == "a\n\\x1b\nb"
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_addresses_lose_what_is_secret(text, expected):
 def test_mistakes_in_rules_are_shown_so():
     with pytest.raises(RuleError) as caught:
         SavingRule.parse("best_\x1b[2J\u202ex")
-    assert plain(str(caught.value), lines=True) == str(caught.value)
+    assert escaped(str(caught.value), lines=True) == str(caught.value)

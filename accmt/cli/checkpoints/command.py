@@ -15,8 +15,8 @@ from accmt.checkpoint.checkpoints import FOLDER
 from accmt.checkpoint.lock import LOCK, Holder
 from accmt.cli.arguments import CommandError, path
 from accmt.cli.checkpoints.inventory import Inventory, take_inventory
-from accmt.cli.output import fitting, write_json, write_rich
-from accmt.rules.printable import plain
+from accmt.cli.output import fitting, print_json, write_rich
+from accmt.rules.printable import escaped
 
 _MOST = 12
 _LONGEST = 60
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise _no_training(model_path, names)
     if options.json:
         for entry in _entries(inventory):
-            write_json(entry)
+            print_json(entry)
     else:
         from accmt.cli.checkpoints.report import report
 
@@ -66,13 +66,13 @@ def _names_in(folder: Path) -> list[str]:
         os.stat(os.path.join(folder, "."))  # listing a folder is not enough: its entries have to be accessible
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        raise CommandError(f"{plain(folder)}: there is no such folder") from None
+        raise CommandError(f"{escaped(folder)}: there is no such folder") from None
     except NotADirectoryError:
-        raise CommandError(f"{plain(folder)} is a file: give the model_path of a training, a folder") from None
+        raise CommandError(f"{escaped(folder)} is a file: give the model_path of a training, a folder") from None
     except OSError as error:
-        raise CommandError(f"{plain(folder)} cannot be read: {error.strerror}") from None
+        raise CommandError(f"{escaped(folder)} cannot be read: {error.strerror}") from None
     if not _is_known(names) and (above := _training_above(folder)) is not None:
-        raise CommandError(f"{plain(folder)} belongs to a training: give its model_path, {plain(above)}")
+        raise CommandError(f"{escaped(folder)} belongs to a training: give its model_path, {escaped(above)}")
     return names
 
 
@@ -91,10 +91,10 @@ def _no_training(folder: Path, names: list[str]) -> CommandError:
     inside = [name for name in names if any(os.path.lexists(folder / name / known) for known in (FOLDER, *JOURNALS))]
     why = ": it is empty; give a training's model_path"
     if inside:
-        why = f", but these folders in it are: {', '.join(map(plain, inside[:_MOST]))}"
+        why = f", but these folders in it are: {', '.join(map(escaped, inside[:_MOST]))}"
     elif names:
         why = ": it has no checkpoints, no saved models and no history; give a training's model_path"
-    return CommandError(f"{plain(folder)} is not the folder of a training{why}")
+    return CommandError(f"{escaped(folder)} is not the folder of a training{why}")
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _telling(verify: bool) -> Iterator[Callable[[str], None]]:
         return
 
     def tell(name: str) -> None:
-        sys.stderr.write(f"\r\x1b[Kreading {fitting(plain(name), sys.stderr)[:_LONGEST]}")
+        sys.stderr.write(f"\r\x1b[Kreading {fitting(escaped(name), sys.stderr)[:_LONGEST]}")
         sys.stderr.flush()
 
     try:

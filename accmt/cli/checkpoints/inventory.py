@@ -224,7 +224,7 @@ def _inspect(
         state = VERIFIED if verify else COMPLETE
         facts: Mapping[str, Any] = {}
         try:
-            problem = publish.problem_of(path, read=verify)
+            problem = publish.folder_problem(path, read=verify)
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
         is_intact = problem is None

@@ -38,7 +38,7 @@ _SAID_BY_TORCHRUN = ("failed (exitcode:", "Sending process ")
 _PATIENCE = 660.0
 
 
-class Signals:
+class ForwardedSignals:
     """Forwards the signals that this process receives to the ranks.
 
     `asked` is the last signal that asked the training to end, and `times` counts such signals.
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     source, configuration, additions, is_shown = json.loads(how)
     before = dict(os.environ)
     os.environ.update(additions)
-    signals = Signals()
+    signals = ForwardedSignals()
     signals.take()
     try:
         program, environment = _by_accelerate(source, configuration, command)
@@ -141,7 +141,7 @@ def _torchrun_options(configuration: Mapping[str, Any], port: int) -> list[str]:
     return [f"--nnodes={machines}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}", count]
 
 
-def _torchrun(arguments: Sequence[str], signals: Signals) -> int:
+def _torchrun(arguments: Sequence[str], signals: ForwardedSignals) -> int:
     """Run torchrun and return the exit status of the script; negative for the signal that ended it."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -158,7 +158,7 @@ def _torchrun(arguments: Sequence[str], signals: Signals) -> int:
     return 0
 
 
-def _outcome(failures: Mapping[int, Any], signals: Signals) -> int:
+def _outcome(failures: Mapping[int, Any], signals: ForwardedSignals) -> int:
     """Return the exit status of the script, and report which ranks failed unless they were asked to end."""
     first = min(failure.timestamp for failure in failures.values())
     # Torchrun ends the other ranks by SIGTERM, 30 seconds later by SIGKILL; its clock has a resolution of seconds.

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
-from accmt.cli.output import complain, write_json, write_rich
+from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.open import open_source
 from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
 from accmt.cli.replay.source import Source
 from accmt.cli.report import decisions_table, moment, stop_of, summaries
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.decision import REQUESTED
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.replay import asked_late, replay, unanswerable
 
 
@@ -73,15 +73,15 @@ def run(options: argparse.Namespace) -> int:
     decisions = replay(rules, source.facts, history)
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
         complain(
-            plain(
+            escaped(
                 f"note: '{stop.text}' is checked only at evaluations, because the values in between were not recorded"
             )
         )
     for change in source.description.changes if is_own and source.description is not None else ():
-        complain(plain(f"note: when the training was resumed, {change}"))
+        complain(escaped(f"note: when the training was resumed, {change}"))
     if options.json:
         for decision in decisions:
-            write_json(decision.to_json())
+            print_json(decision.to_json())
         return 0
     compared = [_compared(decisions, source.decisions)] if is_own else []
     lines = (*summaries(decisions, "would have saved"), _ending(decisions, source), *compared)

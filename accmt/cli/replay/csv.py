@@ -13,7 +13,7 @@ from accmt.cli.replay.rules import ONLY_DATASET
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.config.errors import did_you_mean
 from accmt.rules import Observation, Progress
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.replay import History, Need
 from accmt.rules.store import TRAIN_LOSS
 
@@ -67,11 +67,11 @@ def _columns(path: Path, header: list[str]) -> list[str]:
         if name not in columns:
             hint = did_you_mean(name, columns if len(columns) > 1 else [])
             shown = ", ".join(columns) or "none"
-            listed = plain(f"{hint} Its columns, separated by commas, are: {shown}")
+            listed = escaped(f"{hint} Its columns, separated by commas, are: {shown}")
             raise CommandError(f"{path} has no column '{name}'{listed}")
     for name in columns:
         if not name or columns.count(name) > 1:
-            what = f"the column '{plain(name)}' twice" if name else "a column without a name"
+            what = f"the column '{escaped(name)}' twice" if name else "a column without a name"
             raise CommandError(f"{path} has {what}")
     if not set(columns) - set(_COUNTERS):
         raise CommandError(f"{path} has no column for a metric")
@@ -135,7 +135,7 @@ def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
     for row in group:
         if row.dataset in values:
             raise CommandError(
-                f"{path}, line {row.line}: there already is a row for step {row.step} and '{plain(row.dataset)}'"
+                f"{path}, line {row.line}: there already is a row for step {row.step} and '{escaped(row.dataset)}'"
             )
         values[row.dataset] = {name: value for name, value in row.values.items() if name != TRAIN_LOSS}
     return values

@@ -10,7 +10,7 @@ from accmt.cli.arguments import CommandError, MetricArgument, UsageError
 from accmt.cli.replay.rules import given_facts
 from accmt.cli.replay.source import Source
 from accmt.rules import Length, Observation, Progress
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.replay import History, Need
 from accmt.rules.store import VALID_LOSS
 from accmt.tracking.mlflow import is_address, metric_name, quietly, sqlite_address
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _VAL_LOSS = "val_loss"
 _EPOCH = "epoch"
 
-Values = dict[int, dict[str, dict[str, float]]]
+MetricHistory = dict[int, dict[str, dict[str, float]]]
 """Step -> dataset -> metric -> value."""
 
 
@@ -49,7 +49,7 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
     if not values:
         names = ", ".join(run.names) or "nothing"
         raise CommandError(
-            plain(f"the run {run_id} has no values of these metrics on these datasets; its metrics are: {names}")
+            escaped(f"the run {run_id} has no values of these metrics on these datasets; its metrics are: {names}")
         )
     per_epoch = run.steps_per_epoch()
     lacking: dict[Need, str] = {
@@ -80,12 +80,12 @@ class _Run:
                 self._client: MlflowClient = MlflowClient(tracking_uri=_address(location))
                 data: Any = self._client.get_run(run_id).data
             except MlflowException as error:
-                raise CommandError(plain(f"the run {run_id} cannot be read: {error}")) from None
+                raise CommandError(escaped(f"the run {run_id} cannot be read: {error}")) from None
         self.names: tuple[str, ...] = tuple(sorted(data.metrics))
 
-    def values(self, wanted: Mapping[str, Sequence[str]]) -> Values:
+    def values(self, wanted: Mapping[str, Sequence[str]]) -> MetricHistory:
         """Return the values of metrics on datasets."""
-        values: Values = {}
+        values: MetricHistory = {}
         for metric, datasets in wanted.items():
             stored = _VAL_LOSS if metric == VALID_LOSS else metric
             for dataset in datasets:
@@ -112,7 +112,7 @@ class _Run:
         return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
 
 
-def _observations(values: Values, per_epoch: int | None) -> Iterator[Observation]:
+def _observations(values: MetricHistory, per_epoch: int | None) -> Iterator[Observation]:
     evaluation = 0
     for step, by_dataset in values.items():
         evaluation += step > 0

@@ -13,7 +13,7 @@ from accmt.cli.arguments import CommandError, MetricArgument, UsageError
 from accmt.config.errors import ConfigError, Problem, did_you_mean
 from accmt.config.rules import RuleSection, read_rules, rule_problems
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.store import VALID_LOSS
 
 _T = TypeVar("_T")
@@ -107,8 +107,8 @@ def _section(path: str, *, whole: bool) -> RuleSection:
     if "rules" not in document:
         keys = [str(key) for key in document]
         near = next((key for key in keys if did_you_mean(key, ["rules"]) != "."), None)
-        there = plain(", ".join(keys)) or "nothing"
-        hint = f"; is '{plain(near)}' a typing error?" if near else f"; the file has: {there}"
+        there = escaped(", ".join(keys)) or "nothing"
+        hint = f"; is '{escaped(near)}' a typing error?" if near else f"; the file has: {there}"
         raise ConfigError([Problem("rules", f"the section is missing{hint}")], name)
     section, problems = rules_of(document)
     problems = [*(_hyperparameter_problems(document) if whole else []), *problems, *rule_problems(section)]

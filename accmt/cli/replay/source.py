@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, Facts, Observation, Reported
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.replay import History, Need
 from accmt.rules.store import VALID_LOSS
 from accmt.tracking.training_file import Description
@@ -54,7 +54,7 @@ def facts_seen(
         if name not in names:
             shown = ", ".join(names) or "none"
             raise CommandError(
-                plain(f"--metric {name} was never reported{did_you_mean(name, names)} The metrics are: {shown}")
+                escaped(f"--metric {name} was never reported{did_you_mean(name, names)} The metrics are: {shown}")
             )
     reported = dict(known.metrics)
     for name, datasets in seen.items():

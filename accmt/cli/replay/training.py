@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.rules import Decision, Observation, Outcome
-from accmt.rules.printable import plain
+from accmt.rules.printable import escaped
 from accmt.rules.replay import History
 from accmt.tracking.journal import DECISIONS, HISTORY, read
 from accmt.tracking.training_file import DamagedDescription, read_description
@@ -53,7 +53,7 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         raise CommandError(f"{folder}: there is no such folder")
     if not (folder / DECISIONS).is_file():
         near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
-        hint = f"; these folders in it are: {plain(', '.join(near[:12]))}" if near else ""
+        hint = f"; these folders in it are: {escaped(', '.join(near[:12]))}" if near else ""
         raise CommandError(f"{folder} is not the folder of a training: it has no {DECISIONS}{hint}")
     return _entries(folder / DECISIONS, Decision.from_json, "a decision")
 
@@ -70,12 +70,12 @@ def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> 
     try:
         entries = read(path)
     except (ValueError, OSError) as error:
-        raise CommandError(plain(error)) from None
+        raise CommandError(escaped(error)) from None
     made = []
     for number, entry in enumerate(entries, 1):
         try:
             made.append(make(entry))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             text = f"{path}, line {number} is not {what}: {type(error).__name__}: {error}"
-            raise CommandError(plain(text)) from None
+            raise CommandError(escaped(text)) from None
     return tuple(made)
