@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from accmt import Callback, ConfigError, FunctionMetric, Metric, load_saving
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 
 
 class Told(Callback):

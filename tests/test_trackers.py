@@ -12,7 +12,7 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from accmt import Callback, ConfigError, Monitor
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.outbox import FOLDER
@@ -165,7 +165,7 @@ def test_a_process_ends_although_its_tracker_does_not(tmp_path):
 import threading, torch
 from accelerate.tracking import GeneralTracker, register_tracker_class
 from accmt import HyperParameters, Trainer
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.sending import SendingLimits

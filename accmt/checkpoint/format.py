@@ -32,6 +32,7 @@ from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
 from accmt.checkpoint.state_types import Count, Written, check_written
+from accmt.checkpoint.stateful import Mismatch
 from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
@@ -102,10 +103,6 @@ class ModelParts:
             name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
             for name, part in self.stateful.items()
         }
-
-
-class Mismatch(RuntimeError):
-    """A checkpoint belongs to another training."""
 
 
 @contextmanager

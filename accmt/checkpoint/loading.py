@@ -9,8 +9,9 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.extra_state import ExtraState
-from accmt.checkpoint.format import Mismatch, differences, shortened_value
+from accmt.checkpoint.format import differences, shortened_value
 from accmt.checkpoint.saved_models import SavedModel, place_of_best
+from accmt.checkpoint.stateful import Mismatch
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import BESIDE, read_weights
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name

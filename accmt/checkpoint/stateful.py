@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
+class Mismatch(RuntimeError):
+    """A checkpoint belongs to another training."""
+
+
 class Stateful(Protocol):
     """Part of a training with a state of its own."""
 

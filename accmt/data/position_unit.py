@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 from accmt.data.indices import makes_plain_batches
 
 _SAMPLES, _BATCHES = "samples", "batches"

@@ -61,7 +61,7 @@ def only_warned(what: str) -> Iterator[None]:
         warn(f"{what}: {reason}")
 
 
-def begin_file() -> None:
+def forget_warnings() -> None:
     """Reset the warnings already given, because another training begins."""
     _said.clear()
 

@@ -10,8 +10,8 @@ import torch
 
 from accmt.checkpoint import state_types as types
 from accmt.checkpoint.checkpointer import Saved
-from accmt.checkpoint.format import Mismatch
 from accmt.checkpoint.state_types import Written, check_written
+from accmt.checkpoint.stateful import Mismatch
 from accmt.config.errors import ConfigError, Problem
 from accmt.data.identity import difference, identify_dataset, order_of
 from accmt.data.loaders import TrainingData

@@ -56,7 +56,10 @@ class Jsonable:
             if field.metadata == INLINE:
                 values[field.name] = kind.from_json(data)
             elif field.metadata != SPARSE or field.name in data:
-                values[field.name] = from_plain(kind, data[field.name])
+                try:
+                    values[field.name] = from_plain(kind, data[field.name])
+                except ValueError as error:
+                    raise ValueError(f"{field.name}: {error}") from None
         return cls(**values)
 
     def __eq__(self, other: object) -> bool:

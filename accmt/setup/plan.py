@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
@@ -23,6 +22,7 @@ from accmt.data.loaders import TrainingData, is_several, training_loader, withou
 from accmt.data.user_loaders import check_alike, whole
 from accmt.data.validation import ValidationData, validation_loaders
 from accmt.display.display import Display, display_of
+from accmt.distributed.collective import agreed
 from accmt.distributed.process_group import join_processes
 from accmt.distributed.strategy import is_deepspeed, shards_model
 from accmt.hyperparameters import ConfigError, Problem
@@ -166,10 +166,7 @@ def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
 
 def agreed_seed() -> int:
     """Return the main process's seed on all processes."""
-    seed = [torch.initial_seed() % 2**31]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(seed)
-    return seed[0]
+    return agreed(torch.initial_seed() % 2**31)
 
 
 def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rules:

@@ -36,7 +36,7 @@ def check_folders(plan: Plan) -> None:
     Raises:
         OSError: If something cannot be written.
     """
-    durable.begin_file()
+    durable.forget_warnings()
     path = plan.model_path
     try:
         str(path.resolve()).encode()

@@ -20,7 +20,7 @@ from accmt.files import durable
 
 @pytest.fixture(autouse=True)
 def begun():
-    durable.begin_file()
+    durable.forget_warnings()
 
 
 def publish_one(target, mark):

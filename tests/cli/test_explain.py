@@ -119,7 +119,7 @@ def test_no_training(explain, tmp_path):
         ("[1]", ", line 2 is not a decision: ValueError: [1] is not an object"),
         ("{}", ", line 2 is not a decision: KeyError: 'step'"),
         ("\0\0\0", ", line 2 is damaged: "),
-        (None, ", line 2 is not a decision: ValueError: 'odd' is not a valid Outcome"),
+        (None, ", line 2 is not a decision: ValueError: verdicts: outcome: 'odd' is not a valid Outcome"),
     ],
 )
 def test_damaged_lines(explain, folder, line, said):

@@ -277,7 +277,7 @@ class TestFolder:
         ("line", "said"),
         [
             ('{"step": 1}', "not an observation: KeyError: 'epoch'"),
-            ('"step": 6', """not an observation: ValueError: step is '6'"""),
+            ('"step": 6', """not an observation: ValueError: step: '6' is not a count"""),
             ("{", "damaged: "),
         ],
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 from accmt.data import loaders as data_of_loop
 from accmt.data.loaders import TrainingData
 from accmt.loop.progress import TrainingPosition

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from accmt import AcceleratorModule, Callback, FunctionMetric, set_seed
 from accmt.checkpoint.checkpoints import NoCheckpoint
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 
 
 class PowerCut(BaseException):

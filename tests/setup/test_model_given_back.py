@@ -9,7 +9,7 @@ from torch import nn
 
 from accmt import AcceleratorModule, ExtendedAcceleratorModule, FunctionMetric
 from accmt.checkpoint.archive import archive_training
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 
 ACCURACY = FunctionMetric("accuracy", lambda values: values.mean(), greater_is_better=True)
 

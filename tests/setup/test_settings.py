@@ -9,7 +9,7 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from accmt import AcceleratorModule, Callback, ConfigError, Trainer, set_seed
-from accmt.checkpoint.format import Mismatch
+from accmt.checkpoint.stateful import Mismatch
 from accmt.hyperparameters.schedulers import SCHEDULERS
 
 QUICK = {"dataloader_num_workers": 0, "disable_model_saving": True, "log_every": None, "quiet": True}

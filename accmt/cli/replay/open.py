@@ -7,7 +7,6 @@ from pathlib import Path
 
 from accmt.cli.arguments import CommandError, UsageError
 from accmt.cli.replay.csv import open_table
-from accmt.cli.replay.mlflow import open_run
 from accmt.cli.replay.source import Source
 from accmt.cli.replay.training import open_training
 from accmt.tracking.journal import DECISIONS, HISTORY
@@ -24,6 +23,8 @@ def open_source(options: argparse.Namespace) -> Source:
     """
     name: str = options.source
     if name.startswith(MLFLOW):
+        from accmt.cli.replay.mlflow import open_run  # slow: it imports pydantic
+
         return open_run(name.removeprefix(MLFLOW), options.tracking_uri, options.metrics, options.datasets)
     _refuse_options_of_mlflow(options)
     path = Path(name)

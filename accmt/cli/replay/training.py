@@ -25,7 +25,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     """
     if not (folder / HISTORY).is_file():
         raise CommandError(f"{folder} is not the folder of a training: it has no {HISTORY}")
-    observations = _entries(folder / HISTORY, _observation, "an observation")
+    observations = _entries(folder / HISTORY, Observation.from_json, "an observation")
     decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
     try:
         description = read_description(folder)
@@ -56,14 +56,6 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         hint = f"; these folders in it are: {escaped(', '.join(near[:12]))}" if near else ""
         raise CommandError(f"{folder} is not the folder of a training: it has no {DECISIONS}{hint}")
     return _entries(folder / DECISIONS, Decision.from_json, "a decision")
-
-
-def _observation(data: Mapping[str, Any]) -> Observation:
-    observation = Observation.from_json(data)
-    for name, value in observation.progress.to_json().items():
-        if isinstance(value, bool) or not isinstance(value, int if name != "elapsed" else int | float):
-            raise ValueError(f"{name} is {value!r}")
-    return observation
 
 
 def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
