@@ -35,9 +35,9 @@ _HEAD = """\
 
 <!-- Written by `bash scripts/faults.sh`, which tries each case as often as shown here; other runs try less. -->
 
-Each row is a case of [tests/faults](../tests/faults). *Tries* says how often it was tried, with random moments, places and
-values drawn from a seed. If a try is meant to hit a certain moment, *hits* counts those that did. Processes really get
-signals, disks are really full, and trackers are really down. The text above each table defines *survived*.
+Each row is a case of [tests/faults](../tests/faults). *Tries* says how often it was tried, with random moments, places
+and values drawn from a seed. If a try is meant to hit a certain moment, *hits* counts those that did. Processes really
+get signals, disks are really full, and trackers are really down. The text above each table defines *survived*.
 
 """
 
