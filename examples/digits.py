@@ -2,8 +2,9 @@
 
     python examples/digits.py [--model-path runs/digits] [--epochs 12]
 
-The digits of scikit-learn (1,797 images of 8 x 8 pixels), evaluated on three sets: clean images, noisy ones, and images
-shifted by one pixel. Run it twice: the second time it finds the checkpoint of the first and has nothing left to do.
+It uses the digits of scikit-learn (1,797 images of 8 x 8 pixels) and evaluates on three sets: clean images, noisy
+images, and images shifted by one pixel. Run it twice: the second run finds the checkpoint of the first and has nothing
+left to do.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from accmt import AcceleratorModule, HyperParameters, Metric, Trainer, set_seed
 
 
 class Digits(AcceleratorModule):
-    """A small network, its loss, and what each metric is computed from."""
+    """A small network with its loss and the arguments of each metric."""
 
     def __init__(self) -> None:
         self.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
@@ -41,7 +42,7 @@ class Accuracy(Metric):
 
 
 def datasets() -> tuple[TensorDataset, dict[str, TensorDataset]]:
-    """Training data, and the three validation sets."""
+    """Return the training data and the three validation sets."""
     images, labels = load_digits(return_X_y=True)
     images, labels = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -58,7 +59,7 @@ def datasets() -> tuple[TensorDataset, dict[str, TensorDataset]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", default="runs/digits", help="where savings and checkpoints go")
+    parser.add_argument("--model-path", default="runs/digits", help="folder for models and checkpoints (%(default)s)")
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""One sentiment classifier, four domains: which model is the best one depends on where you ask.
+"""One sentiment classifier, four domains: which model is best depends on the domain.
 
     python examples/domains.py [--data FOLDER] [--model-path runs/domains] [--epochs 16] [--seed 0]
 
-Trains on tweets, product reviews, film reviews and editorials together (Hutto and Gilbert 2014, see vader_data.py) and
-evaluates on each. Readers found most sentences of editorials neutral, and there the classifier is best early: soon it
-sees feelings where they saw none, while on tweets it goes on getting better. So the rules below keep different epochs,
-and training stops by itself when none of them finds anything better. It takes about a minute on two cores.
+It trains on tweets, product reviews, film reviews and editorials together (Hutto and Gilbert 2014, see vader_data.py)
+and evaluates on each of them. Readers rated most sentences of editorials as neutral, so there the classifier is best
+early: later it sees feelings where they saw none, while on tweets it keeps improving. So the rules below keep models of
+different epochs, and the training stops when none of them improves any more. It takes about a minute on two cores.
 
-If it is interrupted, run it again: it goes on from its last checkpoint.
+If it is interrupted, run it again: it resumes from its last checkpoint.
 """
 
 import argparse
@@ -29,29 +29,29 @@ from vader_data import Rated, rated_texts
 from accmt import AcceleratorModule, HyperParameters, Metric, Optimizer, Trainer, set_seed
 from accmt.metrics import TorchMetric
 
-# Mean ratings up to -1, between, and from 1 on: 31, 33 and 36 per cent of all texts.
+# Mean ratings up to -1, in between, and from 1: 31, 33 and 36 percent of all texts.
 CLASSES = ("negative", "neutral", "positive")
 BUCKETS = 2**15
 RULES = (
-    "best_accuracy",  # the mean of all domains
+    "best_accuracy",  # the mean over all domains
     "best_accuracy@news",
     "best_accuracy@tweets",
-    "best_accuracy@tweets/accuracy@news",  # better at one of the two, and never worse at the other
+    "best_accuracy@tweets/accuracy@news",  # better on one of the two, and not worse on the other
 )
 
 
 def features(text: str) -> Tensor:
-    """The words of a text, its pairs of words and the pieces of its words, each hashed into a bucket; 0 is padding."""
+    """Hash the words of a text, pairs of words and pieces of words into buckets; 0 is padding."""
     words = re.findall(r"[a-z']+|[0-9]+|[^\sa-z0-9]+", text.lower())
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
     pieces = [f"<{word}>"[i : i + n] for word in words for n in (3, 4, 5) for i in range(len(word) + 3 - n)]
-    # crc32 and not hash(), which differs from run to run.
+    # crc32, because hash() differs from run to run.
     buckets = [1 + crc32(feature.encode()) % (BUCKETS - 1) for feature in words + pairs + pieces]
     return torch.tensor(buckets, dtype=torch.long)
 
 
 def split(rows: list[Rated]) -> list[Subset[tuple[Tensor, int]]]:
-    """The training part and the validation part of a domain, the same ones in every run."""
+    """Split a domain into a training part and a validation part, in the same way in every run."""
     samples = [(features(row.text), (row.rating > -1) + (row.rating >= 1)) for row in rows]
     return random_split(samples, [0.75, 0.25], generator=torch.Generator().manual_seed(3))  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ class Accuracy(Metric):
 
 
 def classify(text: str, folder: Path) -> str:
-    """What a saved model makes of a text: its weights are a plain file of PyTorch."""
+    """Classify a text with a saved model, whose weights are a plain PyTorch file."""
     model = Sentiment().model.eval()
     model.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
     return CLASSES[model(features(text)[None]).argmax()]
@@ -113,7 +113,7 @@ def main() -> None:
     trainer.fit(Sentiment(), everything, {domain: validation for domain, (_, validation) in parts.items()})
 
     saving = trainer.best("best_accuracy@news")
-    if saving and os.environ.get("RANK", "0") == "0":  # `accelerate launch` may start several processes: one speaks
+    if saving and os.environ.get("RANK", "0") == "0":  # with several processes, only one prints
         print("\nThe model that is best on news says:")
         for text in ("The committee meets on Thursday.", "A shameful failure.", "Her courage is an inspiration."):
             print(f"  {classify(text, saving.folder):9} {text}")

@@ -1,9 +1,9 @@
-"""The rated texts of the demo: fetched once with pip, kept in a cache folder, and known by their hash at every use.
+"""Rated texts for the demo: fetched once with pip, kept in a cache folder, and verified by hash at every use.
 
-The texts and the ratings that people gave them are those of C.J. Hutto and Eric Gilbert, "VADER: A Parsimonious
-Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014. The source distribution of vaderSentiment 0.5
-(MIT licence) holds them, as an archive within the archive. Nothing is unpacked to the disk: the cache is the one file
-that pip downloads, and the texts are read out of it.
+The texts and their ratings are those of C.J. Hutto and Eric Gilbert, "VADER: A Parsimonious Rule-based Model for
+Sentiment Analysis of Social Media Text", ICWSM 2014. The source distribution of vaderSentiment 0.5 (MIT licence)
+contains them, as an archive within the archive. Nothing is unpacked to the disk: the cache is the file that pip
+downloads, and the texts are read from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES = {
     "movies": "movieReviewSnippets_GroundTruth.txt",
     "news": "nytEditorialSnippets_GroundTruth.txt",
 }
-LARGEST = 32 * 2**20  # bytes, unpacked; the true archive has about 6 million
+LARGEST = 32 * 2**20  # bytes, unpacked; the real archive has about 6 million
 
 Corpus = dict[str, list["Rated"]]
 
@@ -42,13 +42,13 @@ class Rated(NamedTuple):
 
 
 def rated_texts(folder: Path | None = None) -> Corpus:
-    """The rated texts of each domain, fetched into a folder if they are not there yet.
+    """Return the rated texts of each domain, and fetch them into a folder if they are not there yet.
 
     Args:
-        folder: Where the archive lies, or shall lie; by default the user's cache.
+        folder: The folder for the archive; by default the user's cache.
 
     Raises:
-        SystemExit: They are not there and cannot be fetched; its text says what to do.
+        SystemExit: The texts are not there and cannot be fetched; the message says what to do.
     """
     folder = folder or cache_folder()
     archive = folder / ARCHIVE
@@ -63,7 +63,7 @@ def rated_texts(folder: Path | None = None) -> Corpus:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches lie on this system, and in there the one of the examples."""
+    """Return the folder of the examples in the user's cache folder on this system."""
     if sys.platform == "win32":
         caches = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
@@ -74,7 +74,7 @@ def cache_folder() -> Path:
 
 
 def is_known(archive: Path) -> bool:
-    """Whether the archive is there, and is byte for byte the one that this example was written for."""
+    """Return whether the archive exists and is, byte for byte, the one that this example was written for."""
     if not archive.is_file():
         return False
     with archive.open("rb") as file:
@@ -82,12 +82,12 @@ def is_known(archive: Path) -> bool:
 
 
 def fetch(folder: Path) -> None:
-    """Download the archive into a folder with pip, so that the user's index, proxy and certificates hold here too.
+    """Download the archive into a folder with pip, so that the user's index, proxy and certificates are used.
 
     It appears there complete or not at all.
 
     Raises:
-        SystemExit: pip failed; the text holds pip's own words and how to fetch the archive by hand.
+        SystemExit: pip failed; the message contains pip's errors and how to fetch the archive by hand.
     """
     archive = folder / ARCHIVE
     if archive.exists():
@@ -95,7 +95,7 @@ def fetch(folder: Path) -> None:
     print(f"fetching {RELEASE} into {folder}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        # pip runs the setup.py of a source distribution to read its metadata: with the hash it compares first.
+        # pip runs the setup.py of a source distribution to read its metadata; given a hash, it verifies that first.
         requirements = Path(temporary, "requirements.txt")
         requirements.write_text(f"{RELEASE} --hash=sha256:{SHA256}\n", encoding="utf-8")
         options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
@@ -108,11 +108,11 @@ def fetch(folder: Path) -> None:
 
 
 def read_tar(packed: IO[bytes], wanted: Collection[str]) -> dict[str, bytes]:
-    """Some files of a packed tar, by their last name. They are read in memory: no name in the archive becomes a path.
+    """Read some files of a packed tar, by their base names, in memory: no name in the archive becomes a path.
 
     Raises:
-        ValueError: The archive holds what a plain tree of files does not (an absolute name, "..", a link, a device),
-            is larger than `LARGEST`, or lacks a wanted file.
+        ValueError: The archive contains something other than a plain tree of files (an absolute name, "..", a link, a
+            device), is larger than `LARGEST`, or lacks a wanted file.
     """
     contents = {}
     size = 0
@@ -135,10 +135,10 @@ def read_tar(packed: IO[bytes], wanted: Collection[str]) -> dict[str, bytes]:
 
 
 def parse(table: str) -> list[Rated]:
-    """The rows of a table `id<TAB>rating<TAB>text` with lines that end in CRLF.
+    """Parse a table `id<TAB>rating<TAB>text` with lines that end in CRLF.
 
     Raises:
-        ValueError: A line is something else.
+        ValueError: A line has another format.
     """
     rows = []
     for number, line in enumerate(table.removesuffix("\r\n").split("\r\n"), start=1):
@@ -151,7 +151,7 @@ def parse(table: str) -> list[Rated]:
 
 
 def _complaint(stderr: str) -> str:
-    """pip's errors without its warnings, which are one for each retry, as an indented block."""
+    """Return pip's errors as an indented block, without its warnings, of which there is one for each retry."""
     lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
     return "".join(f"\n    {line}" for line in lines)
 

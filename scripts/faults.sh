@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries every fault of tests/faults as often as docs/faults.md tells of, and makes that page anew. Arguments go to pytest.
+# Tries every fault of tests/faults as often as docs/faults.md says, and rewrites that page. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/bootstrap.sh

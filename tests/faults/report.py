@@ -1,6 +1,6 @@
-"""The page of what the fault tests counted: `report.py COUNTS PAGE`, from the files that `--counts` writes.
+"""Writer of the page with the results of the fault tests: `report.py COUNTS PAGE`, from the files of `--counts`.
 
-A group is a file of tests: its docstring is its title and says what "survived" means.
+A group is a file of tests: its docstring is its title and defines "survived".
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ORDER = [
 ]
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy")
 _HEAD = """\
-# What the fault tests counted
+# Results of the fault tests
 
-<!-- Made by `bash scripts/faults.sh`, which tries everything as often as is written here; other runs try less. -->
+<!-- Written by `bash scripts/faults.sh`, which tries each case as often as shown here; other runs try less. -->
 
-Each row is a case of [tests/faults](../tests/faults), tried as often as the column *tries* says, with moments, places
-and values drawn by chance from a seed. Where a try has to hit a moment, *hits* are those that did. Processes are ended
-by real signals, disks are full, and trackers are down; what a row counts as *survived* stands above its table.
+Each row is a case of [tests/faults](../tests/faults). *Tries* says how often it was tried, with random moments, places
+and values drawn from a seed. If a try is meant to hit a certain moment, *hits* counts those that did. Processes really
+get signals, disks are really full, and trackers are really down. The text above each table defines *survived*.
 
 """
 

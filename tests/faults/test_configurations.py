@@ -1,8 +1,8 @@
-"""Configurations that somebody made on purpose
+"""Manipulated configurations
 
-A configuration, as a file or as a dictionary, is a bomb of aliases, nests without end, names things of Python, is cut
-and mixed up, no text at all, or holds values of every kind in every place. It has **survived** if the answer is a
-trainer, or a ConfigError or RuleError that says what is wrong (a *hit*), and nothing was run or written.
+A configuration, as a file or a dictionary, contains a bomb of aliases, endless nesting, names of Python objects, values
+of every kind in every place, or text that is cut, mixed up, or not text at all. It has **survived** if the result is a
+trainer, or a ConfigError or RuleError that says what is wrong (a *hit*), and nothing was executed or written.
 """
 
 import math

@@ -1,11 +1,11 @@
 """Files that are damaged
 
-A training was killed after its fourth checkpoint, and then something happened to its files: bits flipped, files cut
-off, emptied, removed, added, exchanged, or replaced by links and directories. It has **survived** damage to its newest
-checkpoint if the one before was taken, with a warning that gives the reason, what was damaged is left as it was, and
-the training ends bit by bit as one that nothing happened to. Where every checkpoint is damaged it has survived if it
-refuses to start, with the reason for each, and changes nothing. Damage to its journals and its saved models must not
-keep it from going on with the same weights.
+A training was killed after its fourth checkpoint. Then its files are damaged: bits are flipped, files are truncated,
+emptied, removed, added, exchanged, or replaced by links and directories. It has **survived** damage to its newest
+checkpoint if the previous one is used, with a warning that gives the reason, the damaged files are left as they are,
+and the training ends bit by bit as an undisturbed one. If every checkpoint is damaged, it has survived if it refuses to
+start, with the reason for each, and changes nothing. With damaged journals or saved models it must still resume and
+reach the same weights.
 """
 
 import json

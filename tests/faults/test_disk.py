@@ -1,10 +1,10 @@
 """Disks that fail
 
-While a training makes some of its steps, its disk is full, or calls that write, flush or rename fail as those of a
-broken disk do. It has **survived** a step at which a checkpoint or a model could not be written if it goes on with a
-warning, the checkpoint before stays, and it ends bit by bit as one that nothing happened to. Where two checkpoints in
-a row cannot be written, it has survived if it ends with an error, and, started again when the disk is well, ends like
-that as well. Where its folder cannot be written from the beginning, it has to say so before the first step.
+During some steps of a training the disk is full, or calls that write, flush or rename fail as on a broken disk. It has
+**survived** a step at which a checkpoint or a model could not be written if it continues with a warning, the previous
+checkpoint stays, and it ends bit by bit as an undisturbed one. If two checkpoints in a row cannot be written, it has
+survived if it ends with an error and, started again when the disk works, ends in the same way. If its folder cannot be
+written from the beginning, it must say so before the first step.
 """
 
 import json

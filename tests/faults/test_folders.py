@@ -1,10 +1,10 @@
 """Folders with other things in them
 
-Files and folders of others lie in the folder of a training, under names of every kind; the clock is wrong; a second
+The folder of a training contains other files and folders, with names of every kind; the clock is wrong; a second
 training is started in the same folder; the folder itself has an unusual name. It has **survived** if the training is
-killed, goes on, and ends bit by bit as one that nothing happened to, with everything of others as it was; a second
-training is refused as long as the first one lives, and accepted as soon as it was killed, also while processes that
-loaded its data are still there (a *hit*).
+killed, resumes, and ends bit by bit as an undisturbed one, with all other files unchanged; and if a second training is
+refused as long as the first one lives, and accepted as soon as that was killed, even while the processes that loaded
+its data still exist (a *hit*).
 """
 
 import os

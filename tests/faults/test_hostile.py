@@ -1,11 +1,10 @@
-"""Checkpoints that somebody made to do harm
+"""Manipulated checkpoints
 
-In checkpoints that somebody has tampered with, files hold pickles that would execute something, sizes that no memory
-has, names that lead out of the folder, and values of every wrong kind, with a manifest whose hashes fit; and half a
-gigabyte of memory is all there is. It has **survived** if nothing was executed, nothing outside of the folder was read,
-and the training either took the checkpoint before (with a warning), or what was there was harmless (and it ended bit by
-bit like an undisturbed one), or it refused to start with an error that names the checkpoint, before anything of the
-model or the folder was changed.
+Checkpoints contain pickles that would execute something, sizes larger than any memory, names that lead out of the
+folder, or values of every wrong kind, with a manifest whose hashes fit; and the process may use half a gigabyte of
+memory. It has **survived** if nothing was executed and nothing outside of the folder was read, and the training used
+the previous checkpoint (with a warning), or the content was harmless (and it ended bit by bit as an undisturbed one),
+or it refused to start with an error that names the checkpoint, before it changed anything in the model or the folder.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""Saved models that somebody made to do harm
+"""Manipulated saved models
 
-As in checkpoints: pickles, archives that would fill the memory, names that lead out of the folder, and descriptions
-that describe nothing, all with a manifest whose hashes fit. It has **survived** if `accmt.load_saving` executes
-nothing, and refuses them with an error that names the folder, before anything of the model is changed, or loads what
-was harmless.
+As with checkpoints: pickles, archives that would fill the memory, names that lead out of the folder, and descriptions
+of nothing, all with a manifest whose hashes fit. It has **survived** if `accmt.load_saving` executes nothing, and
+either refuses the model with an error that names the folder, before it changes the model in memory, or loads what was
+harmless.
 """
 
 import hashlib

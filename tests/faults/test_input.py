@@ -1,10 +1,10 @@
-"""Texts and names that somebody made on purpose
+"""Manipulated texts and names
 
-Where a rule belongs stands any text, most often a sentence of the language that was broken, and it *hits* if it is a
-rule all the same; a dataset, a metric, a rule or the experiment of a tracker has the name of a path, and it *hits* if a
-training takes it. It has **survived** if the answer is a rule, a training, or a ConfigError or RuleError that says what
-is wrong, and nothing else; if a text took no more function calls than its length allows; and if no file was written
-outside of the folders that are for it.
+Any text is given as a rule, most often a broken sentence of the language; it *hits* if it is a valid rule all the same.
+A dataset, a metric, a rule or the experiment of a tracker has the name of a path; it *hits* if a training accepts it.
+It has **survived** if the result is a rule, a training, or a ConfigError or RuleError that says what is wrong, and
+nothing else; if a text took no more function calls than its length allows; and if no file was written outside of the
+folders meant for it.
 """
 
 import random

@@ -1,11 +1,11 @@
 """Processes that are killed
 
-A training makes a checkpoint at every step, and models are saved and replaced by three rules. Its process is ended by
-SIGKILL, at a moment drawn by chance or at an operation on a file drawn by chance, and started again with other random
-numbers. It has **survived** if every checkpoint and every model that had been reported is there, no directory with the
-name of a checkpoint or a saving is incomplete, and the training ends with the same weights, optimizer, random states,
-history, decisions and savings, bit by bit, as one that nothing happened to. A *hit* is a kill that left something
-unfinished on the disk, or came between a checkpoint and its report.
+A training makes a checkpoint at every step, and three rules save and replace models. Its process is killed by SIGKILL,
+at a random moment or at a random file operation, and started again with other random numbers. It has **survived** if
+every checkpoint and every model that had been reported exists, no directory with the name of a checkpoint or a saved
+model is incomplete, and the training ends with the same weights, optimizer, random states, history, decisions and saved
+models, bit by bit, as an undisturbed one. A *hit* is a kill that left something unfinished on the disk, or came between
+a checkpoint and its report.
 """
 
 import itertools

@@ -1,11 +1,11 @@
-"""Processes that die, stop or fail beside others
+"""Processes of which one dies, stops or fails
 
-Two processes train together. One of them is killed, or stopped for good; it raises an error of its own in a step, an
-evaluation, a metric or a callback, or while the two tell each other what only one of them knows; or it cannot write its
-part of a checkpoint. It has **survived** if the other one ends soon (after a stop: within the time limit that the
-script has set), the first error and no other is shown, no checkpoint is visible that is not complete, and a new start
-ends bit by bit as a training that nothing happened to. Under torchrun nobody starts it by hand. Two trainings that are
-started in one folder at the same moment have survived if exactly one of them trains.
+Two processes train together. One of them is killed or stopped for good; raises an error in a step, an evaluation, a
+metric or a callback, or during an exchange between the two; or cannot write its part of a checkpoint. It has
+**survived** if the other one ends soon (after a stop: within the timeout that the script has set), only the first error
+is shown, no incomplete checkpoint is visible, and a new start ends bit by bit as an undisturbed training. Under
+torchrun, restarts are left to it. Two trainings that are started in one folder at the same moment have survived if
+exactly one of them trains.
 """
 
 from functools import cache

@@ -1,10 +1,10 @@
-"""Signals that end a training, or ask it for a checkpoint
+"""Signals that end a training or request a checkpoint
 
-SIGTERM, SIGUSR1 and Ctrl-C come once or twice, from inside at every moment that a training has, or from outside at a
-random one; to one process or to one of two, to both, to torchrun, or to a process group with the processes that load
-data. It has **survived** if the training ends as the signal has it (or goes on, after SIGUSR1) with a checkpoint of the
-step at which it stood, nothing is left of the signal, and a new start ends bit by bit as a training that nothing
-happened to. A *hit* is a signal that came while the training was under way.
+SIGTERM, SIGUSR1 and Ctrl-C come once or twice: from inside at every kind of moment of a training, or from outside at a
+random one; to one process, to one of two, to both, to torchrun, or to a process group that includes the processes that
+load data. It has **survived** if the training ends as the signal requires (or continues, after SIGUSR1) with a
+checkpoint of the step that it had reached, nothing is left of the signal, and a new start ends bit by bit as an
+undisturbed training. A *hit* is a signal that came during the training.
 """
 
 import os

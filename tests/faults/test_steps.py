@@ -1,9 +1,9 @@
 """Trainings that are killed at every step
 
-A training is killed by SIGKILL before or after each of its optimizer steps in turn, and goes on in a new process with
-other random numbers, in ways that differ in what a checkpoint has to hold. It has **survived** if it ends with the same
-weights, optimizer, random states, history, decisions, savings and state of the rules, bit by bit, as one that nothing
-happened to.
+A training is killed by SIGKILL before or after each of its optimizer steps in turn, and resumed in a new process with
+other random numbers. The cases differ in what a checkpoint has to contain. It has **survived** if it ends with the same
+weights, optimizer, random states, history, decisions, saved models and state of the rules, bit by bit, as an
+undisturbed one.
 """
 
 import random

@@ -1,10 +1,10 @@
 """Trackers that are down
 
-A training tells a real MLflow server of its course. The server is killed and started again, paused, or a proxy in
-front of it hangs up, answers 500, takes its time, or does what it was asked and keeps the answer to itself; and the
-process of the training is killed meanwhile. It has **survived** if nothing was raised, the history and the decisions of
-the training are those of one that nothing happened to, and afterwards, where needed with the help of `accmt sync`,
-every value is in the one run of the server exactly once.
+A training logs to a real MLflow server. The server is killed and started again, or paused, or a proxy in front of it
+hangs up, answers 500, is slow, or does what it was asked and withholds the answer; and the process of the training is
+killed meanwhile. It has **survived** if nothing was raised, the history and the decisions of the training are those of
+an undisturbed one, and afterwards, if needed with the help of `accmt sync`, every value is in the single run of the
+server exactly once.
 """
 
 import itertools
