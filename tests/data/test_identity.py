@@ -66,7 +66,11 @@ def test_the_same_data_again(make):
         (tensors(), tensors(first=1), "the same number of samples, but different ones"),
         (Texts(), Texts(first=1), "the same number of samples, but different ones"),
         (Texts(), ConcatDataset([Texts()]), "a tests.loop.test_identity.Texts then"),
-        (ConcatDataset([Texts(), Texts()]), ConcatDataset([Texts(), Texts(first=7)]), "as many samples"),
+        (
+            ConcatDataset([Texts(), Texts()]),
+            ConcatDataset([Texts(), Texts(first=7)]),
+            "the same number of samples, but different ones",
+        ),
     ],
 )
 def test_other_data(then, now, said):
@@ -153,9 +157,9 @@ def test_a_finished_training_on_other_data_is_refused(folds, capsys):
     assert folds(1, epochs=3) == 2
     capsys.readouterr()
     assert folds(2, resume=True) == 0
-    assert "the training data are not those of the checkpoint: as many samples" in _text(capsys)
+    assert "the training data are not those of the checkpoint: the same number of samples" in _text(capsys)
     assert folds(2, epochs=4) == 2
-    assert "the training data are not those of the checkpoint: as many samples" in _text(capsys)
+    assert "the training data are not those of the checkpoint: the same number of samples" in _text(capsys)
     assert folds(2, epochs=4) == 0
     assert folds(3, resume=False) == 4
 

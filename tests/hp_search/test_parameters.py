@@ -340,7 +340,7 @@ SCHEDULERS = (
         ),
         (
             {"scheduler": {"steps": Scheduler.StepLR}},
-            "scheduler['steps']: StepLR cannot be built without step_size: give it with them, "
+            "scheduler['steps']: StepLR cannot be built without step_size: give it with them, as in "
             "functools.partial(Scheduler.StepLR, step_size=...)",
         ),
     ],

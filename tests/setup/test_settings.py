@@ -254,7 +254,7 @@ def test_every_change_is_said_once_and_an_unchanged_training_says_nothing(fit, s
     fit(hps=changed, **arguments)
     lines = said()
     assert len(lines) == 2
-    assert lines[1].startswith("warning: nothing was done")
+    assert lines[1].startswith("warning: nothing was trained")
 
 
 def test_a_checkpoint_without_a_record_is_continued(fit, tmp_path, said):
@@ -288,7 +288,7 @@ def _rewrite(folder, *changes):
 def test_a_schedule_that_has_ended_is_an_error(fit):
     hps = {"scheduler": "OneCycleLR", "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 8}}
     fit(cut=5, hps=hps, checkpoint_every="1 step")
-    with pytest.raises(ConfigError, match="the schedule ends before step 5, from which the training would continue"):
+    with pytest.raises(ConfigError, match="the schedule ends before step 5, from which the training would resume"):
         fit(hps={**hps, "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 3}})
 
 

@@ -196,7 +196,7 @@ def test_the_folder_of_a_run_stays_in_its_place(waiting, logs, model, tmp_path, 
     waiting(run={"folder": folder})
     status, _, err = sync(model, capfd, "--to", logs)
     assert not any((tmp_path / "victim").iterdir())
-    assert (status, "still waits" in err) == ((0, False) if folder == "~" else (1, True))
+    assert (status, "still waiting" in err) == ((0, False) if folder == "~" else (1, True))
     assert not Path("~").exists()
 
 
