@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MessageParser(argparse.ArgumentParser):
-    """Parser whose messages go through `write`: argparse has one place for them, and it has no public name."""
+    """Parser whose messages go through `write`: argparse prints all messages by one method, which is not public."""
 
     def write(self, message: str, stream: Any) -> None:
         """Write a message; override it to change messages."""
@@ -41,7 +41,7 @@ LAST_RATES = "_last_lr"
 SET_ON_MODELS = ("forward", "_original_forward", "_is_accelerate_prepared")
 # torch and DeepSpeed: names of the attributes that they set on the layers that they shard begin like this.
 SET_ON_SHARDED_LAYERS = ("_fsdp", "ds_")
-# torch and torchdata: attributes of a loader that has begun, with their values before; they have no public reset.
+# torch and torchdata: attributes of a loader that has started, with their initial values; there is no public reset.
 BEGUN_LOADER = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
 
 
@@ -57,22 +57,22 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def unsaved_buffers(module: nn.Module) -> set[str]:
-    """Return the names of a module's own non-persistent buffers, which no public function tells."""
+    """Return the names of a module's own non-persistent buffers; there is no public function for it."""
     return module._non_persistent_buffers_set
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place, which no public function tells."""
+    """Return how often a tensor was changed in place; there is no public function for it."""
     return tensor._version
 
 
 def is_watched(parameter: Tensor) -> bool:
-    """Return whether hooks watch the gradient of a parameter, which no public function tells."""
+    """Return whether hooks watch the gradient of a parameter; there is no public function for it."""
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def offset_of(tensor: Any) -> list[int]:
-    """Return the offset of this process's shard in the full tensor, which no public function tells."""
+    """Return the offset of this process's shard in the full tensor; there is no public function for it."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -80,7 +80,7 @@ def offset_of(tensor: Any) -> list[int]:
 
 
 def schedulers_in(scheduler: Any) -> list[Any]:
-    """Return the schedulers that a scheduler of torch combines, which no public function tells."""
+    """Return the schedulers that a scheduler of torch combines; there is no public function for it."""
     return list(getattr(scheduler, "_schedulers", ()))
 
 
@@ -97,7 +97,7 @@ def end_loader_workers(loader: DataLoader[Any], batches: Any) -> None:
 
 
 def default_store() -> Store:
-    """Return the store through which the processes met; torch has no public access to it.
+    """Return the store of the default process group; torch has no public access to it.
 
     Raises:
         ValueError: There is no process group.
@@ -108,7 +108,7 @@ def default_store() -> Store:
 
 
 def group_timeout(device: torch.device) -> timedelta:
-    """Return the timeout of the process group for a device, which no public function tells."""
+    """Return the timeout of the process group for a device; there is no public function for it."""
     from torch import distributed as dist
 
     assert dist.group.WORLD is not None
@@ -116,7 +116,7 @@ def group_timeout(device: torch.device) -> timedelta:
 
 
 def known_processes() -> int:
-    """Return the number of processes that have joined, 0 before; `PartialState()` would join them."""
+    """Return the number of joined processes, 0 before they join; calling `PartialState()` would join them."""
     from accelerate import PartialState
 
     return int(PartialState._shared_state.get("num_processes", 0))
@@ -138,7 +138,7 @@ def accelerator_marks() -> dict[str, Any]:
 
 @contextmanager
 def unbuilt_deepspeed_operation(name: str) -> Iterator[None]:
-    """Make DeepSpeed believe in the block that an operation cannot be compiled here.
+    """Make DeepSpeed treat an operation as not compilable on this machine, within the block.
 
     It determines on first access which operations can be, and has no setting for one that must not be.
     """
@@ -176,10 +176,10 @@ def validated_launch_arguments(arguments: argparse.Namespace) -> Any:
 
 
 def examples_of(dataset: Any) -> Any:
-    """Return how an iterable dataset of Hugging Face makes its samples, which no public function tells; else None."""
+    """Return how an iterable dataset of Hugging Face makes samples, else None; there is no public function for it."""
     return getattr(dataset, "__dict__", {}).get("_ex_iterable")
 
 
 def shares_of(dataset: Any) -> int:
-    """Return into how many shares an iterable dataset of Hugging Face was split, which no public function tells."""
+    """Return the number of shards of an iterable dataset of Hugging Face; there is no public function for it."""
     return getattr(getattr(dataset, "_distributed", None), "world_size", 1)

@@ -39,7 +39,7 @@ class Callback:
         """Called when the training starts."""
 
     def on_fit_end(self) -> None:
-        """Called when the training has ended, at its full length or because a rule stopped it."""
+        """Called when the training has ended: it is complete, or a rule stopped it."""
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Called before the gradients of a batch are computed; `loss` is the scalar that `training_step` returned."""

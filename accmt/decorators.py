@@ -95,9 +95,9 @@ def _on(name: str, here: Callable[[_Place], bool], function: Callable[..., Any] 
 
 def _decorated(name: str, here: Callable[[_Place], bool], function: Callable[P, T]) -> Callable[P, T | None]:
     if isinstance(function, staticmethod | classmethod):
-        raise TypeError(f"@{name} stands above @{type(function).__name__}: put it below")
+        raise TypeError(f"@{name} is above @{type(function).__name__}: put it below")
     if not callable(function) or isinstance(function, type):
-        raise TypeError(f"@{name}: what is decorated {must_be('a function or a method', function)}")
+        raise TypeError(f"@{name}: the decorated object {must_be('a function or a method', function)}")
     if iscoroutinefunction(function):
 
         @wraps(function)
@@ -126,7 +126,7 @@ def _index(decorator: str, argument: str, given: object) -> int:
 def _place() -> _Place:
     """Return this process's place, from Accelerate if it is initialized, else from the launcher's environment.
 
-    Asking Accelerate earlier would create the process group, whose time and settings are the trainer's to choose.
+    Asking Accelerate earlier would create the process group, which the trainer creates with its own settings.
     """
     from accelerate import PartialState
     from accelerate.state import is_initialized

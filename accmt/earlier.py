@@ -9,7 +9,7 @@ from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 _Parameters = ParamSpec("_Parameters")
 _Self = TypeVar("_Self")
 
-_RULES = 'declare when to save by trainer.register_model_saving("best_valid_loss"{})'
+_RULES = 'declare when to save with trainer.register_model_saving("best_valid_loss"{})'
 _ALWAYS = "leave it out: {}"
 
 ARGUMENTS: Mapping[str, str] = {
@@ -18,8 +18,8 @@ ARGUMENTS: Mapping[str, str] = {
     "model_saving_above": _RULES.format(", saving_above=..."),
     "saving_below": _RULES.format(", saving_below=..."),
     "saving_above": _RULES.format(", saving_above=..."),
-    "checkpoint": _ALWAYS.format("checkpoints lie below model_path"),
-    "checkpoint_path": _ALWAYS.format("checkpoints lie below model_path"),
+    "checkpoint": _ALWAYS.format("checkpoints are always below model_path"),
+    "checkpoint_path": _ALWAYS.format("checkpoints are always below model_path"),
     "hps_file_dir": "give hps_config",
     "hps_file": "give hps_config",
     "track_with": 'give log_with, such as log_with="mlflow"',
@@ -64,7 +64,7 @@ def refuse(name: str) -> NoReturn:
     Raises:
         ImportError: Always; it says what to write now.
     """
-    raise ImportError(f"accmt has no '{name}' any more: {NAMES[name]}", name=f"accmt.{name}")
+    raise ImportError(f"accmt no longer has '{name}': {NAMES[name]}", name=f"accmt.{name}")
 
 
 def answering(
@@ -82,7 +82,7 @@ def answering(
         def construct(self: _Self, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
             for name in kwargs:
                 if name in names:
-                    raise TypeError(f"{type(self).__name__} has no '{name}' any more: {names[name]}")
+                    raise TypeError(f"{type(self).__name__} no longer has '{name}': {names[name]}")
             function(self, *args, **kwargs)
 
         return construct  # type: ignore[return-value]  # `self` is passed by position: it has no name here
@@ -104,4 +104,4 @@ class Gone:
         self._name = f"{owner.__name__}.{name}"
 
     def __get__(self, thing: object, kind: type) -> NoReturn:
-        raise AttributeError(f"there is no {self._name} any more: {self._text}")
+        raise AttributeError(f"{self._name} no longer exists: {self._text}")

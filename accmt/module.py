@@ -36,7 +36,7 @@ class TrainerLink:
 
 
 class _TrainerAttribute:
-    """Descriptor that returns a module's trainer; a module may set an attribute `trainer` of its own instead."""
+    """Descriptor that returns a module's trainer; a module may set its own attribute `trainer` instead."""
 
     def __get__(self, module: AcceleratorModule | None, owner: type[AcceleratorModule]) -> TrainerProtocol:
         return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
@@ -166,7 +166,7 @@ class AcceleratorModule:
             ValueError: If the reduction is unknown, or a tensor has more than one element.
         """
         if reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction is {reduction!r}: it is 'sum' or 'mean'")
+            raise ValueError(f"reduction is {reduction!r}: it must be 'sum' or 'mean'")
         declared = () if self._training_metrics is None else self._training_metrics.names
         for name in values.keys() & set(declared):
             assert self._training_metrics is not None

@@ -331,8 +331,8 @@ class Trainer:
         rules = {known.name: known for known in self._fitted}
         name = rule if rule in rules else canonical_name(rule)
         if name not in rules:
-            known = ", ".join(rules) or "none: nothing was trained yet"
-            raise ValueError(f"there is no rule {rule!r}; there are: {known}")
+            known = ", ".join(rules) or "none, because nothing was trained yet"
+            raise ValueError(f"there is no rule {rule!r}; the rules are: {known}")
         if name not in self.state.model_savings:
             return None
         return best_in(self.model_path / rules[name].folder)
@@ -350,12 +350,12 @@ class Trainer:
             RuntimeError: If no training is running.
         """
         if not isinstance(reason, str):
-            raise TypeError(f"the reason of stop must be a text, not {type(reason).__name__}")
+            raise TypeError(f"the reason of stop must be a string, not {type(reason).__name__}")
         if not reason.strip():
             raise ValueError("the reason of stop is empty: say why the training stops")
         heartbeat = self._heartbeat
         if heartbeat is None:
-            raise RuntimeError("nothing is being trained: stop(...) is for the time while fit(...) runs")
+            raise RuntimeError("nothing is being trained: stop(...) can only be called while fit(...) runs")
         heartbeat.ask_to_stop(reason)
 
     def log_artifact(self, path: str | Path) -> None:

@@ -185,22 +185,22 @@ def test_an_exception_goes_to_the_caller(told):
         (
             lambda: on_main_process(staticmethod(len)),
             TypeError,
-            "@on_main_process stands above @staticmethod: put it below",
+            "@on_main_process is above @staticmethod: put it below",
         ),
         (
             lambda: on_process(0)(classmethod(len)),
             TypeError,
-            "@on_process stands above @classmethod: put it below",
+            "@on_process is above @classmethod: put it below",
         ),
         (
             lambda: on_last_process()(5),
             TypeError,
-            "@on_last_process: what is decorated must be a function or a method, not 5 (int)",
+            "@on_last_process: the decorated object must be a function or a method, not 5 (int)",
         ),
         (
             lambda: on_local_main_process(dict),
             TypeError,
-            "@on_local_main_process: what is decorated must be a function or a method, not <class 'dict'> (type)",
+            "@on_local_main_process: the decorated object must be a function or a method, not <class 'dict'> (type)",
         ),
     ],
 )

@@ -18,7 +18,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_import(name):
-    said = f"accmt has no '{name}' any more: {NAMES[name]}"
+    said = f"accmt no longer has '{name}': {NAMES[name]}"
     statements = [f"from accmt import {name}"]
     if name != "MLFlow":
         statements += [f"import accmt.{name}", f"from accmt.{name} import anything"]
@@ -31,15 +31,15 @@ def test_an_import(name):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"model_saving": "best_valid_loss"}, 'model_saving: is not an argument any more: declare when to save by trainer.register_model_saving("best_valid_loss")'),
-        ({"model_saving_below": 0.1}, 'model_saving_below: is not an argument any more: declare when to save by trainer.register_model_saving("best_valid_loss", saving_below=...)'),
-        ({"checkpoint": "x"}, "checkpoint: is not an argument any more: leave it out: checkpoints lie below model_path"),
-        ({"track_with": "mlflow"}, 'track_with: is not an argument any more: give log_with, such as log_with="mlflow"'),
-        ({"inference_mode": True}, "inference_mode: is not an argument any more: leave it out: evaluations compute no gradients"),
-        ({"callbacks": []}, "callbacks: is not an argument any more: give callback, one or a list"),
-        ({"handlers": "all"}, "handlers: is not an argument any more: give callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception of a Callback"),
-        ({"report_loss_after_eval": True}, "report_loss_after_eval: is not an argument any more: leave it out: log_every says when the training loss is logged"),
-        ({"callbacks": [], "log_with": "mlflow"}, "callbacks: is not an argument any more: give callback, one or a list"),
+        ({"model_saving": "best_valid_loss"}, 'model_saving: is no longer an argument: declare when to save with trainer.register_model_saving("best_valid_loss")'),
+        ({"model_saving_below": 0.1}, 'model_saving_below: is no longer an argument: declare when to save with trainer.register_model_saving("best_valid_loss", saving_below=...)'),
+        ({"checkpoint": "x"}, "checkpoint: is no longer an argument: leave it out: checkpoints are always below model_path"),
+        ({"track_with": "mlflow"}, 'track_with: is no longer an argument: give log_with, such as log_with="mlflow"'),
+        ({"inference_mode": True}, "inference_mode: is no longer an argument: leave it out: evaluations compute no gradients"),
+        ({"callbacks": []}, "callbacks: is no longer an argument: give callback, one or a list"),
+        ({"handlers": "all"}, "handlers: is no longer an argument: give callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception of a Callback"),
+        ({"report_loss_after_eval": True}, "report_loss_after_eval: is no longer an argument: leave it out: log_every says when the training loss is logged"),
+        ({"callbacks": [], "log_with": "mlflow"}, "callbacks: is no longer an argument: give callback, one or a list"),
         ({"epochs": 3}, "epochs: belongs to the hyperparameters: HyperParameters(epochs=...)"),
         ({"patience": -1}, "patience: must be a whole number from 1, not -1 (int); for no patience leave it out"),
     ],
@@ -61,7 +61,7 @@ def test_the_tracker_as_a_class(given):
     lines = str(caught.value).splitlines()
     assert lines[1].startswith("  log_with: must be the name of a tracker")
     assert lines[1].endswith(": give log_with='mlflow'")
-    assert lines[2].startswith("  track_with: is not an argument any more")
+    assert lines[2].startswith("  track_with: is no longer an argument")
 
 
 def test_the_comparator_of_a_metric():
@@ -73,9 +73,9 @@ def test_the_comparator_of_a_metric():
         with pytest.raises(TypeError) as caught:
             kind("name", *more, comparator=">")
         assert str(caught.value) == (
-            f"""{kind.__name__} has no 'comparator' any more: give greater_is_better=True for ">", False for "<\""""
+            f"""{kind.__name__} no longer has 'comparator': give greater_is_better=True for ">", False for "<\""""
         )
-    with pytest.raises(TypeError, match="Own has no 'comparator' any more"):
+    with pytest.raises(TypeError, match="Own no longer has 'comparator'"):
         Own()
     with pytest.raises(TypeError, match="unexpected keyword argument 'comparater'"):
         Metric("name", comparater=">")
@@ -83,7 +83,7 @@ def test_the_comparator_of_a_metric():
 
 def test_a_module_of_a_model_of_transformers():
     said = (
-        "there is no AcceleratorModule.from_hf any more: "
+        "AcceleratorModule.from_hf no longer exists: "
         'give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)'
     )
     with pytest.raises(AttributeError) as caught:

@@ -56,7 +56,7 @@ def test_what_cannot_be_evaluated(trainer, regression, data):
     module = regression()
     del module.model
     for given, text in [
-        ((regression, data(4)), "module: is the class Regression: give an object of it, Regression()"),
+        ((regression, data(4)), "module: is the class Regression: give an instance, Regression()"),
         ((module, data(4)), "Regression: has no model: set self.model to a torch.nn.Module in its constructor"),
         ((regression(), {}), "datasets: is empty: there is nothing to evaluate"),
         ((regression(), {"a": data(0)}), "datasets['a']: is empty"),
@@ -139,12 +139,12 @@ def test_rules_can_ask_for_every_value_whose_direction_is_given(trainer, regress
 
 def test_a_declared_value_that_is_not_computed(trainer, regression, data):
     metric = Several("error", greater_is_better={"mean": False, "median": False}, main_metric="mean")
-    with pytest.raises(KeyError, match="the metric 'error' on '0' computed no 'median'; its direction is declared"):
+    with pytest.raises(KeyError, match="the metric 'error' on '0' did not compute 'median'; its direction is declared"):
         trainer(metrics=metric).fit(regression(), data(20), data(7, 1))
 
 
 def test_directions_that_say_nothing_of_the_main_value():
-    with pytest.raises(ValueError, match="says nothing of its main value 'error', only of 'mean'"):
+    with pytest.raises(ValueError, match="has no entry for its main value 'error', only for 'mean'"):
         Several("error", greater_is_better={"mean": False})
 
 

@@ -94,7 +94,7 @@ def test_log_refuses_what_it_cannot_send(trainer, regression, data):
         def training_step(self, batch):
             self.log({}, 0, reduction="max")
 
-    with pytest.raises(ValueError, match="reduction is 'max': it is 'sum' or 'mean'"):
+    with pytest.raises(ValueError, match="reduction is 'max': it must be 'sum' or 'mean'"):
         trainer().fit(Typo(), data(8))
 
 

@@ -216,7 +216,7 @@ def test_a_continued_training_goes_on_without_a_tracker_that_refuses(trainer, re
     longer.fit(regression(), data(8))
     assert longer.state.global_step == 6
     out = capsys.readouterr().out
-    assert "warning: mine cannot be used: PermissionError: not yours; the training goes on without it\n" in out
+    assert "warning: mine cannot be used: PermissionError: not yours; the training continues without it\n" in out
     assert (
         "warning: mine: not sent yet: 2 values (step 6), the status FINISHED; PermissionError: not yours; "
         f"later: accmt sync {longer.model_path} --to mine --to {Path('logs').absolute()}\n"

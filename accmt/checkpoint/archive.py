@@ -34,7 +34,7 @@ def archive_training(model_path: Path, savings: Iterable[Path]) -> Path | None:
 
 
 def move_to_archive(model_path: Path, paths: Iterable[Path]) -> Path:
-    """Move files and folders of a training into a new `earlier-N` folder beside them, in the given order."""
+    """Move files and folders of a training into a new `earlier-N` folder next to them, in the given order."""
     aside = model_path / f"{EARLIER}{max(_numbers(model_path), default=0) + 1}"
     aside.mkdir()
     for path in paths:
@@ -51,5 +51,5 @@ def _were_forgotten(model_path: Path, journals: Iterable[Path]) -> bool:
 
 
 def _numbers(model_path: Path) -> list[int]:
-    """Return the numbers of the existing `earlier-N` folders; the highest is the newest, whatever the clock says."""
+    """Return the numbers of the existing `earlier-N` folders; the highest is the newest, regardless of the clock."""
     return [int(match[1]) for path in model_path.iterdir() if (match := _NAME.fullmatch(path.name))]

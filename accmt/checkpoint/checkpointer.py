@@ -1,7 +1,7 @@
 """Making checkpoints of a training's stateful parts, and restoring the parts from one.
 
-It knows no training: what follows a checkpoint, such as hooks and warnings, is done by its caller, which gets an
-`CheckpointResult`.
+It knows nothing else of the training: what follows a checkpoint, such as hooks and warnings, is up to its caller,
+which gets a `CheckpointResult`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from accmt.distributed.collective import Failed, everywhere, from_each, on_main
 from accmt.distributed.process_group import side_group
 
 _FOR_NEW_PROCESSES = ("objects",)
-"""Parts that a process takes from the first one if it has none itself, because there were fewer processes."""
+"""Parts that a process copies from the first one if the checkpoint, of fewer processes, has none for it."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class CheckpointResult:
     Attributes:
         step: Its step.
         failure: Why it could not be made; None if it was made.
-        warning: What could not be done beside it, such as deleting older ones; empty if nothing.
+        warning: What failed besides, such as deleting older ones; empty if nothing.
         ends_training: The failure is the second in a row, or one that must not be ignored.
     """
 
@@ -195,7 +195,7 @@ class Checkpointer:
             Name of a part, or "model" -> what differs from the time of the checkpoint, one line each.
 
         Raises:
-            NoCheckpoint: The optimizer rejected its state all the same; neither model nor folder was changed.
+            NoCheckpoint: The optimizer nevertheless rejected its state; neither model nor folder was changed.
         """
         notes: dict[str, Sequence[str]] = {}
         with understood(saved.checkpoint.path):

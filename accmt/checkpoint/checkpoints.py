@@ -82,7 +82,7 @@ class Checkpoints:
                     raise NoCheckpoint(f"{checkpoint.path} cannot be used: {problem}")
                 return checkpoint
         there = ", ".join(str(checkpoint.index) for checkpoint in found) or "none"
-        raise NoCheckpoint(f"there is no checkpoint {index} in {self.folder}; there are: {there}")
+        raise NoCheckpoint(f"there is no checkpoint {index} in {self.folder}; the checkpoints are: {there}")
 
     def next(self, step: int) -> Path:
         """Return the path for the next checkpoint."""

@@ -118,10 +118,10 @@ def mismatches(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     """
     lines = []
     if saved["stage"] != own["stage"]:
-        lines.append(f"it was written by stage {saved['stage']} of ZeRO, and this is stage {own['stage']}")
+        lines.append(f"it was written with ZeRO stage {saved['stage']}, and this training uses stage {own['stage']}")
     if saved["processes"] != own["processes"]:
         lines.append(
             f"it was written by {saved['processes']} processes, and {own['processes']} cannot read it: continue with "
-            f"as many, or convert it with DeepSpeed's deepspeed.checkpoint.ds_to_universal"
+            f"the same number, or convert it with DeepSpeed's deepspeed.checkpoint.ds_to_universal"
         )
     return lines

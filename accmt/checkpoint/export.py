@@ -61,7 +61,7 @@ def export_weights(source: Path, target: Path, dtype: torch.dtype | None = None)
     """Write the weights of a checkpoint or a saved model, every byte of which is verified first.
 
     Args:
-        source: The folder of a checkpoint or a saved model; that of a rule which keeps several stands for the best.
+        source: The folder of a checkpoint or a saved model; the folder of a rule that keeps several means the best.
         target: A file, if its name ends with `.safetensors`, else a folder, with an index if there are several files.
             It appears when it is complete.
         dtype: The dtype to which floating-point weights are converted; None leaves them as they are.
@@ -81,7 +81,7 @@ def export_weights(source: Path, target: Path, dtype: torch.dtype | None = None)
     left_out = [f"not tensors: {', '.join(other)}"] if other else []
     if beside and is_file:
         names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
-        left_out.append(f"trained beside the model: {names} (a folder has them as well, in {BESIDE})")
+        left_out.append(f"trained alongside the model: {names} (a folder as the target has them as well, in {BESIDE})")
         beside = {}
     weights, beside = _converted(weights, dtype), _converted(beside, dtype)
     _write(target, weights, beside, is_file)
@@ -111,7 +111,7 @@ def _verified(source: Path) -> Path:
 
 @contextmanager
 def _understood(place: Path) -> Iterator[None]:
-    """Turn errors of reading in the block into `CannotExport`: the files are undamaged, but hold something else."""
+    """Turn read errors in the block into `CannotExport`: the files are undamaged, but hold something else."""
     try:
         yield
     except CannotExport:
@@ -121,13 +121,13 @@ def _understood(place: Path) -> Iterator[None]:
 
 
 def _read_model(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Return the weights of a saved model, those of the networks beside it, and names of values that are no tensors."""
+    """Return the weights of a saved model, those of the other networks, and names of values that are not tensors."""
     weights, other = _tensors_in(read_weights(place))
     return weights, read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}, other
 
 
 def _read_checkpoint(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Return the weights of a checkpoint, those of the networks beside the model, and names of its other state."""
+    """Return the weights of a checkpoint, those of the networks besides the model, and names of its other state."""
     trainer = read_trainer(place)
     beside = read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}
     if trainer.get("deepspeed") is not None:

@@ -1,6 +1,6 @@
 """State of a module and its callbacks besides the model and the optimizer, as parts of a checkpoint.
 
-State that all processes share (networks beside the model, modes, further optimizers) is written once; the `state_dict`
+State that all processes share (networks besides the model, modes, further optimizers) is written once; the `state_dict`
 of any other object is written by each process, because it may differ between them.
 """
 
@@ -54,7 +54,7 @@ class ExtraState:
         return {**own, **self.found().parameters()}
 
     def networks(self) -> dict[str, Tensor]:
-        """Return the weights of networks beside the model, by attribute path."""
+        """Return the weights of networks besides the model, by attribute path."""
         return {name: value for name, value in self.found().state_dict().items() if isinstance(value, Tensor)}
 
     def trained(self, held: Iterable[Any]) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class ExtraState:
         return [part for part in self.found().stateful.values() if isinstance(part, Optimizer)]
 
     def left_to_trainer(self) -> dict[str, Tensor]:
-        """Return the parameters beside the model that no optimizer in an attribute of the module holds."""
+        """Return the parameters besides the model that no optimizer in an attribute of the module holds."""
         further = self._held_further()
         return {name: value for name, value in self.found().parameters().items() if id(value) not in further}
 
@@ -84,7 +84,7 @@ class ExtraState:
         return {name: _state_of(part) for name, part in self.objects().items()}
 
     def objects(self) -> dict[str, Any]:
-        """Return the objects with a state of their own: attributes, the module itself, callbacks."""
+        """Return the objects that have their own state: attributes, the module itself, callbacks."""
         stateful = self.found().stateful
         named = {f"module.{way}": part for way, part in stateful.items() if not isinstance(part, _SHARED)}
         if has_state(self._module) and not _is_inherited(self._module):
@@ -160,7 +160,7 @@ class ExtraState:
 
 def _loaded(parts: Mapping[str, Any], states: Mapping[str, Any]) -> list[str]:
     notes = [
-        f"the checkpoint has a state of {name}, which is not here: it is left out"
+        f"the checkpoint has a state of {name}, which does not exist here: it is ignored"
         for name in states
         if name not in parts
     ]

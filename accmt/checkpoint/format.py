@@ -1,7 +1,7 @@
 """The files of a checkpoint, and how a model is restored from them.
 
     model.safetensors       the weights
-    modules.safetensors     the weights of networks beside the model, if any
+    modules.safetensors     the weights of networks besides the model, if any
     optimizer.safetensors   tensors of the optimizer, scheduler and gradient scaler, and of a model's extra state
     shards-<rank>.*         the sharded tensors of the model and the optimizer
     trainer.json            the rest of their state, and that of the parts that all processes share
@@ -43,7 +43,7 @@ _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "tr
 _NETWORKS = "modules.safetensors"
 _EXTRA, _BESIDE = "model", "beside"
 _LISTED = 8
-# Shared parts whose state stands in trainer.json key by key; that of any other part stands under its name.
+# Shared parts whose state is stored in trainer.json key by key; the state of any other part is stored under its name.
 _SPREAD = {
     "position": ("position", "settled", "elapsed", "data_seed", "processes", "steps_per_epoch"),
     "records": ("nan_reported", "history", "decisions"),
@@ -87,7 +87,7 @@ class ModelParts:
         model: The model, unwrapped.
         stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
             `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
-        engine: The state of DeepSpeed, in place of model and optimizer, if DeepSpeed is used.
+        engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
         kept: Other state of the module and the callbacks.
     """
 
@@ -120,9 +120,10 @@ def understood(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise NoCheckpoint(
-            f"{folder} cannot be used: its files are undamaged, and hold what no checkpoint does "
+            f"{folder} cannot be used: its files are undamaged, but do not have the content of a checkpoint "
             f"({type(error).__name__}: {escaped(f'{error!s:.200}')})\n"
-            f"Nothing was changed. Delete it to continue from the one before, or start from scratch with resume=False."
+            f"Nothing was changed. Delete it to continue from the checkpoint before it, or start from scratch with "
+            f"resume=False."
         ) from (error if escaped(error, lines=True) == str(error) else None)
 
 
@@ -231,8 +232,8 @@ class ModelState:
         states: Name -> state of optimizer, scheduler and scaler.
         kinds: Name -> their classes at that time.
         weights: The weights, sharded like those here.
-        networks: The weights of networks beside the model.
-        beside: Other state beside the model.
+        networks: The weights of networks besides the model.
+        beside: Other state besides the model.
         notes: What differs from then, one line each.
     """
 

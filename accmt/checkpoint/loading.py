@@ -25,7 +25,7 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
     Args:
         folder: The folder of the rule below `model_path`, such as "model/best_accuracy"; where the rule keeps several
             models, the best of them is loaded; to load another one, give its folder.
-        module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained beside `self.model` are
+        module: An `AcceleratorModule`, or a `torch.nn.Module`. Networks that were trained alongside `self.model` are
             loaded into the AcceleratorModule's attributes of the same names.
 
     Returns:
@@ -59,7 +59,7 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         kept.found().load_state_dict(beside)
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
-        text = f"{place / BESIDE} holds {ways} too, which was trained beside the model: give the AcceleratorModule"
+        text = f"{place / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
         warn(f"{text} to load them")
     return saving
 

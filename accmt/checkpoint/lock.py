@@ -104,9 +104,9 @@ class Lock:
             if not _lock_file(self._file):
                 raise self._refusal()
         except OSError as error:
-            other = "training of another machine" if self._socket is not None else "other training"
+            other = "training on another machine" if self._socket is not None else "other training"
             why = error.strerror
-            warning = f"{self._folder} cannot be locked ({why}): see to it that no {other} works in it"
+            warning = f"{self._folder} cannot be locked ({why}): make sure that no {other} uses it"
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n{_host()}\n{started}\n".encode(), 0)
@@ -140,10 +140,8 @@ class Lock:
         with suppress(OSError), _opened_to_read(self._folder) as file:
             holder = _holder_in(file)
         if holder.is_here:
-            return RuntimeError(f"another training of this process works in {self._folder}: give it another model_path")
-        return RuntimeError(
-            f"another training works in {self._folder} ({holder}): wait for it, or give another model_path"
-        )
+            return RuntimeError(f"another training of this process uses {self._folder}: give it another model_path")
+        return RuntimeError(f"another training uses {self._folder} ({holder}): wait for it, or give another model_path")
 
     def _close(self) -> None:
         _open.discard(self)
@@ -156,7 +154,7 @@ class Lock:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Return the holder of the lock of a folder, without acquiring it; None if nobody holds it.
+    """Return the holder of the lock of a folder, without acquiring it; None if it is not held.
 
     Raises:
         OSError: The holder cannot be determined.
@@ -211,7 +209,7 @@ def _lock_file(file: int, *, unlock: bool = False) -> bool:
 
 
 def _is_locked(file: int) -> bool:
-    """Return whether anybody locks a file, without locking it even for a moment."""
+    """Return whether any process locks a file, without locking it even for a moment."""
     import fcntl
 
     if sys.platform == "linux":

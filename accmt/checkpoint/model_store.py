@@ -28,7 +28,7 @@ class ModelStore:
     Args:
         model_path: The parent of the rules' folders.
         form: Format of the weights.
-        extras: Writes the files beside the weights (configuration, tokenizer) into a folder.
+        extras: Writes the files next to the weights (configuration, tokenizer) into a folder.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ModelStore:
     ) -> None:
         """Publish the model that a verdict saves, replacing the former one.
 
-        `beside` are the weights of the networks that are trained beside it.
+        `beside` are the weights of the networks that are trained alongside it.
         """
         folder = self._model_path / rule.folder
         new = max(verdict.kept, key=lambda kept: kept.evaluation)
@@ -125,7 +125,7 @@ def _update_index(folder: Path, kept: tuple[KeptModel, ...]) -> None:
     os.replace(temporary, folder / INDEX)
     with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
         flush_directory(folder)
-    with only_warned(f"{folder.name} is complete, but what it no longer keeps could not be deleted"):
+    with only_warned(f"{folder.name} is complete, but the models that it no longer keeps could not be deleted"):
         for path in folder.iterdir():
             if KEPT.fullmatch(path.name) and path.name not in names:
                 publish.remove(path)

@@ -71,7 +71,7 @@ class Modes:
                 device = next((one.device for one in (*owner.parameters(), *owner.buffers())), torch.device("cpu"))
                 owner.register_buffer(key, value.to(device), persistent=False)
             elif own is None or self._started["shapes"].get(name) != state["start"]["shapes"].get(name):
-                continue  # the script now creates it otherwise
+                continue  # the script now creates it differently
             elif own.shape == value.shape:
                 own.copy_(value)
             else:
@@ -126,4 +126,4 @@ def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         own, saved = set(mine[kind]), set(theirs[kind])
         lines += [f"{name} was {is_not} at the start and is {is_so}" for name in sorted(own - saved)]
         lines += [f"{name} was {is_so} at the start and is {is_not}" for name in sorted(saved - own)]
-    return lines if len(lines) <= 4 else [*lines[:4], f"... and {len(lines) - 4} more parts that were set otherwise"]
+    return lines if len(lines) <= 4 else [*lines[:4], f"... and {len(lines) - 4} more parts that were set differently"]

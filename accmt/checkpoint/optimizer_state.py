@@ -78,7 +78,7 @@ class NamedOptimizer:
             return Fit(own, [dict(group) for group in saved[_GROUPS]], [] if sizes[0] == sizes[1] else [text])
         fit = _matched(self.optimizer.param_groups, own, saved, {*self._parameters(), *chain(*own)})
         if isinstance(self.optimizer, torch.optim.LBFGS) and fit.groups != [g[_PARAMS] for g in saved[_GROUPS]]:
-            fit.lines.append("LBFGS holds other parameters, or in another order, than in the checkpoint")
+            fit.lines.append("LBFGS holds different parameters, or in a different order, than in the checkpoint")
         return fit
 
     def parameter(self, name: str | int) -> Any:
@@ -139,7 +139,7 @@ def held_by(optimizer: Any) -> list[Any]:
 
 
 def complete(optimizer: Any) -> None:
-    """Add to a loaded state what settings need that were off when it was saved."""
+    """Add to a loaded state the entries of settings that were off when it was saved."""
     for group in optimizer.param_groups:
         for setting, (missing, beside) in _KEPT_FOR.items():
             states = [optimizer.state[one] for one in group[_PARAMS] if one in optimizer.state]
@@ -171,7 +171,9 @@ def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: M
     held, start, saved_names = set(chain(*own)), set(saved[_START]), set(chain(*theirs))
     added = saved_names - held - start
     fit = Fit([list(names) for names in own], [_options(group) for group in groups])
-    fit.lines += [f"the optimizer of the checkpoint holds '{name}', which is not here" for name in added - known]
+    fit.lines += [
+        f"the optimizer of the checkpoint holds '{name}', which does not exist here" for name in added - known
+    ]
     pairs = _pairs(own, theirs)
     for place, other in pairs.items():
         fit.options[place] |= options[other]
@@ -186,10 +188,10 @@ def _matched(groups: Sequence[Mapping[str, Any]], own: list[list[str]], saved: M
             fit.groups.append(new)
             fit.options.append(options[other])
     gone, fresh = start - held - added, held - saved_names
-    fit.notes += [f"the optimizer does not hold {listed(sorted(gone), _LISTED)} any more"] if gone else []
+    fit.notes += [f"the optimizer no longer holds {listed(sorted(gone), _LISTED)}"] if gone else []
     fit.notes += [f"the optimizer now holds {listed(sorted(fresh), _LISTED)} too"] if fresh else []
     if not gone and not fresh and sorted(map(sorted, fit.groups)) != sorted(map(sorted, theirs)):
-        fit.notes.append("the parameters of the optimizer are grouped otherwise than before")
+        fit.notes.append("the parameters of the optimizer are grouped differently than before")
     return fit
 
 

@@ -1,6 +1,6 @@
 """Atomic publishing of a directory: under its name it is complete and verified, or absent.
 
-A directory is written under a temporary name beside its target, every file is hashed and flushed to the disk, a
+A directory is written under a temporary name next to its target, every file is hashed and flushed to the disk, a
 manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
 no half-deleted one is ever visible either. Where a rename is impossible (a directory in a lower layer of an overlay, as
 in container images), it is copied, and its manifest is deleted first, so that the rest does not pass as complete.
@@ -88,7 +88,7 @@ def require_writable(folder: Path) -> None:
 
 
 def temporary_for(target: Path) -> Path:
-    """Create a temporary directory beside a target."""
+    """Create a temporary directory next to a target."""
     temporary = target.parent / _name(TEMPORARY, target.name)
     temporary.mkdir(parents=True)
     return temporary
@@ -182,7 +182,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Clean up after a process that died; call it only while nobody else can publish here.
+    """Clean up after a process that died; call it only while no other process can publish here.
 
     A directory that was renamed away for a replacement that never came is restored.
     """
@@ -240,7 +240,7 @@ def _put(temporary: Path, target: Path) -> None:
     with only_warned(f"{target.name} is complete, but what it replaced could not be deleted"):
         _delete(former)
         if os.path.lexists(former):
-            raise OSError(errno.EBUSY, f"{former.name} is left for the next start")
+            raise OSError(errno.EBUSY, f"{former.name} is left until the next start deletes it")
 
 
 def _replace(temporary: Path, target: Path, former: Path) -> None:

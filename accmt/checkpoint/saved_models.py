@@ -89,7 +89,7 @@ def listed_in(folder: Path) -> list[str]:
         return []
     with _described(folder / INDEX) as data:
         if not all(type(name) is str for name in data["best_first"]):
-            raise ValueError("a name in it is not a text")
+            raise ValueError("a name in it is not a string")
         return list(data["best_first"])
 
 

@@ -3,9 +3,9 @@
 shards-<rank>.safetensors   the shards of a process
 shards-<rank>.json          the tensor of each shard: its full shape, and the offset of the shard
 
-An own format, and not torch's `HuggingFaceStorageWriter`. Measured on two processes with FSDP2 and AdamW on CPUs, 96 MB
-of state each, hashed and flushed: that writer takes 194 MB more of memory while it writes (it serializes a file in
-memory; here 16 MB) and 2.0 s (here 1.3 s, as a file is hashed while the next is written). Its reader gives the same
+This is our own format, not torch's `HuggingFaceStorageWriter`. Measured on two processes with FSDP2 and AdamW on CPUs,
+96 MB of state each, hashed and flushed: that writer takes 194 MB more of memory while it writes (it serializes a file
+in memory; here 16 MB) and 2.0 s (here 1.3 s, as a file is hashed while the next is written). Its reader gives the same
 numbers on 1, 2 and 3 processes, but where a file of shards is missing it reports nothing, and leaves tensors unread.
 """
 
@@ -72,7 +72,7 @@ def read_shards(folder: Path) -> Shards:
         for name, place in read_json(path).items():
             shape = tuple(map(int, place["shape"]))
             if shapes.setdefault(name, shape) != shape:
-                raise ValueError(f"{path.name} gives '{name}' another shape than the other processes")
+                raise ValueError(f"{path.name} gives '{name}' a different shape than the files of the other processes")
             parts.setdefault(name, []).append((path.with_suffix(".safetensors"), list(map(int, place["offset"]))))
     return Shards(parts, shapes)
 
@@ -91,7 +91,7 @@ class _StandIn(Tensor):
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """Locations of the shards of tensors: files and offsets in the full tensor, whose `shapes` these are."""
+    """Locations of the shards of tensors: files and offsets in the full tensor; `shapes` are the full shapes."""
 
     parts: Mapping[str, Sequence[tuple[Path, Sequence[int]]]]
     shapes: Mapping[str, tuple[int, ...]]

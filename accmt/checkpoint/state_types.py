@@ -1,6 +1,6 @@
 """Types of the values in the JSON of a checkpoint, which someone else may have written.
 
-Each part declares its own, as a subclass of `Written`. A key that may be missing is one that checkpoints of earlier
+Each part declares its own, as a subclass of `Written`. Optional keys are those that checkpoints of earlier
 versions lack.
 """
 
@@ -36,7 +36,7 @@ class Written(BaseModel):
 
 
 def check_written(kind: Any, data: Any, place: str = "") -> None:
-    """Check that a piece of JSON, which stands at `place` in its file, is of a given type.
+    """Check that a piece of JSON, found at `place` in its file, is of a given type.
 
     Raises:
         ValueError: It is not; the message says where.

@@ -17,7 +17,7 @@ class Mismatch(RuntimeError):
 
 
 class Stateful(Protocol):
-    """Part of a training with a state of its own."""
+    """Part of a training with its own state."""
 
     def state_dict(self) -> Any:
         """Return the state."""
@@ -43,7 +43,7 @@ class StatefulParts:
 
     Attributes:
         shared: Name -> part that is the same on all processes.
-        ranked: Name -> part that each process has for itself.
+        ranked: Name -> part of which each process has its own.
     """
 
     shared: Mapping[str, Stateful]

@@ -127,14 +127,16 @@ def tensor_problem(tensor: Tensor, *, safe: bool = True) -> str | None:
         safe: Whether it is written as safetensors, not by `torch.save`.
     """
     if is_lazy(tensor):
-        return "without a shape: it gets one in its first forward pass. Make one before fit"
+        return "without a shape: it gets one in its first forward pass. Run one before fit"
     if tensor.is_meta:
-        return "on the meta device: it has no values. Give it some before fit, such as by to_empty and load_state_dict"
+        return (
+            "on the meta device: it has no values. Give it values before fit, such as with to_empty and load_state_dict"
+        )
     if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
         return f"a {kind} tensor, {_CANNOT}. Register it as {_INSTEAD[kind]}"
     if safe and not _holds(tensor.dtype):
-        return f"a tensor of {str(tensor.dtype).removeprefix('torch.')}, {_CANNOT}. Take another dtype"
+        return f"a tensor of {str(tensor.dtype).removeprefix('torch.')}, {_CANNOT}. Use another dtype"
     return None
 
 

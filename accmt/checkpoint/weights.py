@@ -2,7 +2,7 @@
 
     pytorch_model.bin  or  model.safetensors                    one file
     pytorch_model-00001-of-00002.bin, ..., pytorch_model.bin.index.json    several, if larger than `max_shard_size`
-    modules.safetensors                                         weights of networks trained beside the model
+    modules.safetensors                                         weights of networks trained alongside the model
 
 transformers and Accelerate read these names.
 """
@@ -108,7 +108,7 @@ def _read(path: Path, safe: bool) -> dict[str, Any]:
     _refuse_compressed(path)
     weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict):
-        raise ValueError(f"{path.name} holds a {type(weights).__name__} and no weights")
+        raise ValueError(f"{path.name} contains a {type(weights).__name__} instead of weights")
     return weights
 
 
@@ -117,6 +117,6 @@ def _refuse_compressed(path: Path) -> None:
     with ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != ZIP_STORED for entry in entries):
-        raise ValueError(f"{path.name} is compressed: it was not written here")
+        raise ValueError(f"{path.name} is compressed: accmt did not write it")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError(f"{path.name} says that it holds more than it does")
+        raise ValueError(f"{path.name} claims to contain more than it does")

@@ -46,7 +46,7 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
         "--patience",
         type=positive,
         metavar="N",
-        help="evaluations without improvement after which a rule asks to stop; a rule's own patience goes first",
+        help="evaluations without improvement after which a rule asks to stop; a rule's own patience takes precedence",
     )
     parser.add_argument("--config", type=path, metavar="FILE", help="a YAML file with a section 'rules'")
 
@@ -98,7 +98,7 @@ def gpus(text: str) -> tuple[int, ...]:
     if min(numbers) < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers from 0, such as 0,1")
     if repeated := [number for number in numbers if numbers.count(number) > 1]:
-        raise argparse.ArgumentTypeError(f"{text!r} names GPU {repeated[0]} more than once: each GPU takes one process")
+        raise argparse.ArgumentTypeError(f"{text!r} names GPU {repeated[0]} more than once: each GPU runs one process")
     return numbers
 
 

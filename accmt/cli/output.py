@@ -32,7 +32,7 @@ def print_json(entry: Any) -> None:
 
 
 def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:
-    """Write a shell script that starts a program in an environment to stdout, as it is: somebody may run it."""
+    """Write a shell script that starts a program in an environment to stdout, unchanged, because someone may run it."""
     for name, value in environment.items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     sys.stdout.write(shlex.join(program) + "\n")

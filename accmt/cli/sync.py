@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Send what is waiting, and say what was sent and what was not. The exit status is 1 if anything was not.
+    """Send what is waiting, and print what was sent and what was not. The exit status is 1 if anything was not.
 
     Raises:
         CommandError: If there is no training, or it is still running.
@@ -65,12 +65,12 @@ def run(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise CommandError(f"{folder}: there is no such folder")
     if not any((folder / name).exists() for name in _OF_A_TRAINING):
-        raise CommandError(f"{folder} holds no training: there is no {HISTORY} and no {FOLDER} in it")
+        raise CommandError(f"{folder} is not the folder of a training: it has neither {HISTORY} nor {FOLDER}")
     lock = Lock(folder)
     try:
         warning = lock.acquire()
     except RuntimeError:
-        text = f"{folder} is in use: a training sends by itself what waits; when it is over, call this again"
+        text = f"{folder} is in use: the running training sends what waits itself; call this again after it has ended"
         raise CommandError(text) from None
     except OSError as error:
         raise CommandError(f"{folder} cannot be written: {error.strerror or error}") from None
@@ -92,7 +92,7 @@ def _send(folder: Path, seconds: float, allowed: Allowed) -> int:
             status = 1
         sys.stdout.flush()
     if not waited:
-        write(f"{folder}: nothing waits to be sent")
+        write(f"{folder}: nothing is waiting to be sent")
     return status
 
 
@@ -100,11 +100,11 @@ def _told(result: SyncResult) -> list[str]:
     """Print what was sent; return the errors, one line each."""
     delivery, who = result.delivery, f"{result.tracker} at {result.place}"
     if delivery.sent or not (delivery.left or delivery.lost):
-        write(escaped(f"{who}: sent {delivery.sent or 'nothing: nothing waited'}"))
+        write(escaped(f"{who}: sent {delivery.sent or 'nothing: nothing was waiting'}"))
     wrong = [f"{who}: not sent: {reason}" for reason in delivery.refused]
-    wrong += [f"{who}: '{path}' is gone" for path in delivery.lost.artifacts]
+    wrong += [f"{who}: '{path}' no longer exists" for path in delivery.lost.artifacts]
     if delivery.lost:
         wrong.append("; ".join(filter(None, [f"{who}: cannot be sent: {delivery.lost}", delivery.why_lost])))
     if delivery.left:
-        wrong.append("; ".join(filter(None, [f"{who}: still waits: {delivery.left}", delivery.why_left])))
+        wrong.append("; ".join(filter(None, [f"{who}: still waiting: {delivery.left}", delivery.why_left])))
     return wrong

@@ -34,7 +34,7 @@ def read_columns(dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, list[An
         for key in (*first, *dictionary):
             if key not in dictionary or key not in first:
                 having, lacking = (0, index) if key in first else (index, 0)
-                text = f"sample {having} of the batch has '{key}' and sample {lacking} has not"
+                text = f"sample {having} of the batch has '{key}' and sample {lacking} does not"
                 raise ValueError(f"{text}: give all samples the same keys")
     rows = [_row(f"sample {index} of the batch", dictionary) for index, dictionary in enumerate(dictionaries)]
     return {key: [row[key] for row in rows] for key in first}
@@ -136,4 +136,4 @@ def stack(name: str, values: Sequence[Any], advice: str = ALIKE) -> Any:
         tensors = all(isinstance(value, Tensor) for value in values)
         found = [str(tuple(value.shape)) if tensors else type(value).__name__ for value in values]
         what = f"{'shapes' if tensors else 'types'} {listed(list(dict.fromkeys(found)))}"
-        raise ValueError(f"{name} of the batch cannot be put together, found {what}: {advice}") from error
+        raise ValueError(f"{name} of the batch cannot be combined, found {what}: {advice}") from error

@@ -22,7 +22,7 @@ def collate(samples: Sequence[Any], dictionaries: Dictionaries, others: Others) 
         ValueError: There are no samples, or they differ in structure.
     """
     if len(samples) == 0:
-        raise ValueError("the batch has no samples: the dataset or the batch sampler gave an empty list")
+        raise ValueError("the batch has no samples: the dataset or the batch sampler returned an empty list")
     first = samples[0]
     if not is_composed(first):
         return _collate_one("", samples, dictionaries, others)
@@ -86,4 +86,4 @@ def _described(value: Any) -> str:
         return f"a dictionary with {', '.join(map(repr, keys)) or 'no keys'}{question}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"an object of the type {type(value).__name__}"
+    return f"an object of type {type(value).__name__}"

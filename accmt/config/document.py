@@ -1,4 +1,4 @@
-"""Reads a configuration file: its top-level mapping."""
+"""Reading of a configuration file, and of its top-level mapping."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _value(name: str) -> Any:
             raise YamlError(f"is larger than {MAX_BYTES:,} bytes")
         return read_yaml(content.decode("utf-8-sig"))
     except FileNotFoundError:
-        text = f"no such file, seen from {os.getcwd()}"
+        text = f"no such file (the current folder is {os.getcwd()})"
     except IsADirectoryError:
         text = "it is a directory. Give the YAML file in it"
     except UnicodeDecodeError:

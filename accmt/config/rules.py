@@ -89,7 +89,7 @@ class _Reader:
     def _saving(self, place: str, entry: Any) -> SavingRule | None:
         """Read a saving rule: its text, or a mapping with the text and other arguments."""
         if not isinstance(entry, Mapping):
-            return self._parsed(SavingRule.parse, entry, place, "a text, or a mapping with 'rule'")
+            return self._parsed(SavingRule.parse, entry, place, "a string, or a mapping with 'rule'")
         found = len(self.problems)
         self._no_other_keys(entry, RULE_KEYS, place)
         if "rule" not in entry:
@@ -106,7 +106,7 @@ class _Reader:
     def _cadence(self, section: Mapping[Any, Any], key: str, parse: Callable[[str], CadenceRule]) -> CadenceRule | None:
         return None if section.get(key) is None else self._parsed(parse, section[key], f"rules.{key}")
 
-    def _parsed(self, parse: Callable[[str], _T], text: Any, place: str, wanted: str = "a text") -> _T | None:
+    def _parsed(self, parse: Callable[[str], _T], text: Any, place: str, wanted: str = "a string") -> _T | None:
         if not isinstance(text, str):
             self._wrong(place, must_be(wanted, text))
             return None
@@ -141,9 +141,9 @@ def _entries(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _wanted(key: str, value: Any) -> str | None:
     """Return the expected type if the value has another one; its content is checked by the rule."""
     if value is None:
-        return "a text" if key == "rule" else None
+        return "a string" if key == "rule" else None
     if key in ("rule", "name"):
-        return None if isinstance(value, str) else "a text"
+        return None if isinstance(value, str) else "a string"
     if key == "patience":
         return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number from 1"
     return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"

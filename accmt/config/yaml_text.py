@@ -105,7 +105,7 @@ class _Values:
         if self._count > MAX_VALUES:
             raise YamlError(f"has more than {MAX_VALUES:,} values once its aliases are written out")
         if node in self._open:
-            raise YamlError(f"holds a value that contains itself by an alias ({_line(node.start_mark)})")
+            raise YamlError(f"contains a value that contains itself through an alias ({_line(node.start_mark)})")
         if isinstance(node, ScalarNode):
             return _scalar(node)
         self._open.append(node)

@@ -88,15 +88,15 @@ def samples_of(batch: Any, told: int | None, module: AcceleratorModule) -> int:
         raise ValueError(f"{name}.batch_size must return a whole number of samples, or None, not {size!r:.60}")
     if size is None:
         raise ValueError(
-            f"the number of samples in a batch is not known, and mean losses are weighted by it: the loader takes "
-            f"batches as they come, and the shapes in a {type(batch).__name__} do not say it. "
+            f"the number of samples in a batch is unknown, and mean losses are weighted by it: the loader does not "
+            f"make the batches itself, and the shapes in a {type(batch).__name__} do not show it. "
             f"Give {name} a method batch_size(self, batch) that returns it"
         )
     return int(size)
 
 
 def _has_own(module: AcceleratorModule) -> bool:
-    """Return whether the module overrides the method; `self.batch_size = 32` is an attribute of the user's own."""
+    """Return whether the module overrides the method; `self.batch_size = 32` is just an attribute of the user."""
     given = getattr(type(module), "batch_size", None)
     return given is not AcceleratorModule.batch_size and callable(getattr(module, "batch_size", None))
 

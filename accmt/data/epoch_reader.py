@@ -234,10 +234,10 @@ class Reader:
         draws_alike = bool(former and self.workers) or not (own or has_state(self._dataset))
         if former != self.workers and not (draws_alike and self._indices is not None):
             text = f"the training data were loaded by {former} worker(s) and are loaded by {self.workers} now"
-            changes.append(f"{text}: what is drawn at random while they are loaded will not be the same")
+            changes.append(f"{text}: random draws while they are loaded will differ")
         missing = [name for name in state["now"]["generators"] if name not in there]
         if missing:
-            changes.append(f"random generators of the checkpoint are not there: {', '.join(missing)}")
+            changes.append(f"random generators of the checkpoint no longer exist: {', '.join(missing)}")
         return changes
 
     def _states_of_samplers(self) -> list[Any]:
@@ -305,7 +305,7 @@ def _seed_samplers(samplers: Sequence[Any], seeds: Sequence[int]) -> None:
 
 
 def _initial_seed(sampler: Any) -> int | None:
-    """Return the seed of a generator that the user gave to a sampler; None for ours, which nobody seeded."""
+    """Return the seed of a generator that the user gave to a sampler; None for one of ours."""
     generator = getattr(sampler, "generator", None)
     if generator is None or generator.initial_seed() == torch.Generator().initial_seed():
         return None
@@ -319,8 +319,8 @@ def _seed_of_epoch(seed: int, epoch: int) -> int:
 def _needs_seeds(loader: DataLoader[Any]) -> bool:
     """Return whether a stream must be seeded for each batch: not if workers that restart every epoch read all of it
     again, and not if it is a data pipe, which is recognized by its type."""
-    starts_anew = loader.num_workers > 0 and not loader.persistent_workers and not has_state(loader)
-    return not starts_anew and not isinstance(loader.dataset, IterDataPipe)
+    restarts = loader.num_workers > 0 and not loader.persistent_workers and not has_state(loader)
+    return not restarts and not isinstance(loader.dataset, IterDataPipe)
 
 
 def _is_plain(sampler: Any) -> bool:

@@ -78,7 +78,7 @@ def inexact(loader: DataLoader[Any]) -> list[str]:
     if not reasons:
         return []
     listed = "; ".join(reasons)
-    return [f"a training that is continued within an epoch may not be exactly the undisturbed one: {listed}"]
+    return [f"a training that is resumed within an epoch may not match an uninterrupted one exactly: {listed}"]
 
 
 def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
@@ -87,22 +87,22 @@ def _of_generators(loader: DataLoader[Any]) -> Iterator[str]:
     samplers = {"sampler": loader.sampler, "batch_sampler": loader.batch_sampler}
     for name, generator in Generators({**roots, **samplers}):
         if _is_systems(generator):
-            yield f"{name} draws from the operating system"
-        elif _goes_on_in_workers(loader, name.split(".")[0]):
+            yield f"{name} draws random numbers from the operating system"
+        elif _continues_in_workers(loader, name.split(".")[0]):
             yield (
-                f"what {name} draws in workers is in no checkpoint "
+                f"the random state of {name} in workers is not saved in checkpoints "
                 f"(draw from torch, numpy.random or random instead: they are seeded for every batch)"
             )
 
 
-def _goes_on_in_workers(loader: DataLoader[Any], root: str) -> bool:
+def _continues_in_workers(loader: DataLoader[Any], root: str) -> bool:
     """Return whether an object's own random draws are neither part of a state nor repeated."""
     if root not in ("dataset", "collate_fn") or not loader.num_workers:
         return False
-    starts_anew = isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
+    restarts = isinstance(loader.dataset, IterableDataset) and not loader.persistent_workers
     if root == "collate_fn":
-        return not starts_anew or has_state(loader)
-    return not starts_anew and not (has_state(loader) and has_state(loader.dataset))
+        return not restarts or has_state(loader)
+    return not restarts and not (has_state(loader) and has_state(loader.dataset))
 
 
 def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
@@ -110,11 +110,11 @@ def _of_workers(loader: DataLoader[Any]) -> Iterator[str]:
     if loader.num_workers > 1 and not getattr(loader, "in_order", True):
         yield "in_order=False takes batches in the order in which workers happen to finish them"
     if isinstance(dataset, IterableDataset):
-        return  # it is told the epoch, and is read again if its state cannot be reached
+        return  # it receives the epoch, and is read again if its state cannot be reached
     if loader.num_workers and has_state(dataset) and not has_state(loader):
-        yield f"the state of {name} in workers is in no checkpoint (only a StatefulDataLoader reaches it)"
+        yield f"the state of {name} in workers is not saved in checkpoints (only a StatefulDataLoader can save it)"
     if loader.persistent_workers and hasattr(dataset, "set_epoch"):
-        yield f"persistent_workers do not hear of the epochs that {name}.set_epoch is told"
+        yield f"persistent_workers do not receive the epochs that are passed to {name}.set_epoch"
 
 
 def _within(path: str, value: Any, is_searched: bool, seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def difference(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) ->
     if then["length"] != now["length"]:
         return f"{then['length']} samples then and {now['length']} now"
     is_known = then["samples"] is not None and now["samples"] is not None
-    return "as many samples, which are others" if is_known else ""
+    return "the same number of samples, but different ones" if is_known else ""
 
 
 def _digest_of(dataset: Any, length: int, device: torch.device) -> str | None:
@@ -74,7 +74,7 @@ def _digest_of(dataset: Any, length: int, device: torch.device) -> str | None:
         try:
             places = sorted({round(part * (length - 1) / (_READ - 1)) for part in range(_READ)})
             first, second = (_read(dataset, places, seed, device) for seed in (1, 2))
-        except Exception:  # a dataset may raise anything: the training will raise it in its place
+        except Exception:  # a dataset may raise anything: the training will raise it when it reads the data
             return None
         finally:
             generators.restore(states)

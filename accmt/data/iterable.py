@@ -89,8 +89,8 @@ class Stream(IterableDataset[Any]):
         return None if self._pass is None else self._pass.state_dict()
 
     def finish(self) -> None:
-        """Let a dataset that keeps a state reach its end, as a loop over all of it would; one that is longer than its
-        length stays where it is."""
+        """Let a dataset that keeps a state reach its end, as a loop over all of it would; one with more samples than
+        its length stays at its position."""
         if self._pass is not None and self._keeps_state and not self._pass.ended:
             state = copy.deepcopy(self.dataset.state_dict())
             with apart(1):
@@ -153,7 +153,7 @@ class _Pass:
         else:
             dataset.load_state_dict(former)
             self._open()
-            if self._samples is dataset:  # which has just begun again
+            if self._samples is dataset:  # which has just restarted
                 dataset.load_state_dict(former)
         self.read, self.ended = state["read"], state["ended"]
 

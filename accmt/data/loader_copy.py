@@ -1,4 +1,4 @@
-"""Copies of loaders, which are read in the place of those that users give: the latter are never changed."""
+"""Copies of loaders, which are read instead of the users' own, so that those are never changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoaderCopy:
 
     Args:
         loader: The given loader.
-        stream: Read in the place of its dataset.
+        stream: Read instead of its dataset.
 
     Attributes:
         loader: The copy.
@@ -46,7 +46,7 @@ class LoaderCopy:
         return self.loader.num_workers
 
     def request(self, indices: Any) -> None:
-        """Read the batches of these indices, in the place of those from the loader's own sampler."""
+        """Read the batches of these indices, instead of those from the loader's own sampler."""
         vars(self.loader)["sampler" if self.loader.batch_sampler is None else "batch_sampler"] = indices
 
     def seed(self, seed: int) -> None:

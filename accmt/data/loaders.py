@@ -224,9 +224,9 @@ class TrainingData:
         if length != self._first_length:
             raise RuntimeError(
                 f"epoch {epoch} of the training data has {length} batches of this process, and {self._first_length} "
-                f"were counted at first: the steps of the training, its schedules and its rules rest on epochs of one "
-                f"length. Make all epochs as long, or remove __len__ from the sampler or the dataset that changes: "
-                f"then each epoch is read to its end"
+                f"were counted at the start: the steps of the training, its schedules and its rules require epochs "
+                f"of equal length. Make all epochs equally long, or remove __len__ from the sampler or the dataset "
+                f"that changes: then every epoch is read to its end"
             )
 
     def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
@@ -246,7 +246,7 @@ class TrainingData:
             batch: Any = next(batches, END)
             if batch is END:
                 promised = f"{self.batches_per_epoch} batches of this process in each epoch"
-                raise RuntimeError(f"the training data end early: their length stands for {promised}")
+                raise RuntimeError(f"the training data end early: their length promises {promised}")
             yield batch
         if is_last:
             self._reader.finish(batches)

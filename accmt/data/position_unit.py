@@ -56,17 +56,17 @@ def check_move(then: Unit, now: Unit, *, starts_between_batches: bool) -> None:
     """
     why = ""
     if now.counts != then.counts or (now.counts == _BATCHES and now.batch_size != then.batch_size):
-        why = "a batch sampler makes the batches, and nobody else knows which samples its first ones held"
+        why = "a batch sampler makes the batches, and only it knows which samples the first ones contained"
     elif max(now.readers, then.readers) > 1:
-        why = "several workers read the stream, and which samples they have read depends on it"
+        why = "several workers read the stream, and which samples they have read depends on these settings"
     elif not starts_between_batches:
-        why = "the stream can only be read on from the end of a batch"
+        why = "reading of the stream can only resume at the end of a batch"
     if why:
         raise Mismatch(
-            f"the checkpoint was made in the middle of an epoch, with {_in_words(then)}, and there are "
-            f"{_in_words(now)} now: {why}. Nothing was loaded.\n"
-            f"Put it back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
-            f"or start from scratch with resume=False."
+            f"the checkpoint was made in the middle of an epoch, with {_in_words(then)}, and now there "
+            f"are {_in_words(now)}: {why}. Nothing was loaded.\n"
+            f"Restore the previous settings for the rest of the epoch, continue from a checkpoint at the end of an "
+            f"epoch, or start from scratch with resume=False."
         )
 
 

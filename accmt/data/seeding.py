@@ -75,6 +75,6 @@ def restore_at_end(part: Any, state: Mapping[str, Any]) -> None:
 def fewer(skip: int, passed: int) -> RuntimeError:
     """Return the error for data that end before the position to resume from."""
     return RuntimeError(
-        f"the training continues after {skip} batches of an epoch, and the data end after {passed}: "
-        f"they are not those that the checkpoint was made with"
+        f"the training continues after {skip} batches of an epoch, but the data end after {passed}: "
+        f"they are not the data that the checkpoint was made with"
     )

@@ -1,4 +1,4 @@
-"""Every sample once: loaders made by users, whose data may be sharded already.
+"""Checks that every sample is read once: loaders made by users, whose data may be sharded already.
 
 The trainer shards batches across processes, so it needs the same data, in the same order, on each of them. A
 DistributedSampler is replaced by the order that it divides; any other difference is an error before the first step, or
@@ -53,7 +53,7 @@ def whole(loader: Any, name: str) -> DataLoader[Any]:
         return loader if prepared is None else prepared
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDatasetShard) or shares_of(dataset) > 1:
-        raise _problem(name, f"the dataset is a process's shard already: {_ADVICE}")
+        raise _problem(name, f"the dataset is already the shard of one process: {_ADVICE}")
     return _undistributed(loader, processes, name)
 
 

@@ -31,8 +31,8 @@ from accmt.config.errors import ConfigError, Problem
 _PATIENCE = 60.0
 _HELD = (signal.SIGTERM, signal.SIGUSR1)
 ADVICE = (
-    'Put what trains below `if __name__ == "__main__":`, because a process that is not forked runs the script from its '
-    "first line; or load without workers (dataloader_num_workers=0)"
+    'Put the training code below `if __name__ == "__main__":`, because a process that is not forked runs the script '
+    "from its first line; or load without workers (dataloader_num_workers=0)"
 )
 
 

@@ -16,17 +16,17 @@ def gpu_users() -> RenderableType:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Text(f"out of memory; who uses the GPUs cannot be told: {error}", "yellow")
+        return Text(f"out of memory; the processes that use the GPUs cannot be listed: {error}", "yellow")
     try:
         return _table()
     except pynvml.NVMLError as error:
-        return Text(f"out of memory; who uses the GPUs cannot be told: {error}", "yellow")
+        return Text(f"out of memory; the processes that use the GPUs cannot be listed: {error}", "yellow")
     finally:
         pynvml.nvmlShutdown()
 
 
 def _table() -> Table:
-    table = Table(title="Out of memory. Who uses the GPUs", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Out of memory. Processes that use the GPUs", title_justify="left", box=None, pad_edge=False)
     for column in ("gpu", "pid", "user", "memory"):
         table.add_column(column, justify="left" if column == "user" else "right")
     for index in range(pynvml.nvmlDeviceGetCount()):

@@ -24,7 +24,7 @@ _STYLES = {
 
 def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Table:
     """Return a table with one row per evaluation and rule (values, verdict, reason), and the stop if there was one."""
-    table = Table(title="What was decided", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Decisions", title_justify="left", box=None, pad_edge=False)
     for column in ("evaluation", "step", "epoch"):
         table.add_column(column, justify="right")
     for column in ("rule", "values", "verdict", "why"):
@@ -49,7 +49,7 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
 
 def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | None]]) -> Table:
     """Return a table with one row per rule: the values of its best model, the step, the folder."""
-    table = Table(title="What was saved", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Saved models", title_justify="left", box=None, pad_edge=False)
     for column in ("rule", "best values", "step", "folder"):
         table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
     for rule, values, step, folder in rows:

@@ -1,7 +1,7 @@
 """Collectives: actions on all processes, such that all succeed or all know that one failed.
 
-Everything on which processes agree goes through here, except the heartbeat, which waits for nothing. Each function is
-called on all processes, and all must come to it.
+Everything on which processes agree goes through here, except the heartbeat, which waits for nothing. Each function
+must be called on all processes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _described(error: Exception | None) -> str | None:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise the cause of a failure, if it has one, in its place."""
+    """Raise the cause of a failure, if it has one, instead of it."""
     try:
         yield
     except Failed as failure:

@@ -18,7 +18,7 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def settle_buckets(model: nn.Module) -> None:
-    """Make a replicated model arrange its gradients for good, as if they arrived in the reverse order of its
+    """Make a replicated model arrange its gradients permanently, as if they arrived in the reverse order of its
     parameters. Call it on all processes. Neither weights nor gradients change.
 
     Models are left alone if their buckets do not change (`find_unused_parameters`) or are learned from the first step
@@ -53,7 +53,7 @@ def wrap_again(model: DistributedDataParallel) -> None:
         return
     is_training = model.training
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # about arguments, which are the first wrapper's
+        warnings.filterwarnings("ignore", category=FutureWarning)  # about the arguments of the first wrapper
         new = DistributedDataParallel(
             model.module,
             device_ids=model.device_ids,

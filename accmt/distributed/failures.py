@@ -25,9 +25,7 @@ _T = TypeVar("_T")
 _numbers = count(1)
 _PATIENCE = timedelta(seconds=2)
 _OF_BACKENDS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out", re.IGNORECASE)
-_NOTE = (
-    "another process of this training has ended, or has not answered within the time limit: what it printed may say why"
-)
+_NOTE = "another process of this training has ended, or has not answered within the time limit: its output may say why"
 
 
 class PeerFailed(SystemExit):
@@ -56,14 +54,14 @@ class Failures:
         if not _follows(error):
             _asked(lambda: store.set(self._own, ""))
             return
-        # If no process reports an error of its own, one was killed or stopped: one of the others shows that.
+        # If no process reports its own error, one was killed or stopped: one of the others shows that.
         if _asked(lambda: self._is_told(store) or store.add(self._others, 1) > 1):
             raise PeerFailed from None
         if not isinstance(error, Failed):
             error.add_note(_NOTE)
 
     def _is_told(self, store: Store) -> bool:
-        """Return whether a process reports an error of its own, now or soon."""
+        """Return whether a process reports its own error, now or soon."""
         try:
             store.wait([self._own], _PATIENCE)
         except RuntimeError:

@@ -117,7 +117,7 @@ class Heartbeat:
         """Wait, with a timeout, for a pending exchange: a process that has failed may never answer."""
         if self._asked is not None:
             work = self._asked[0]
-            with suppress(RuntimeError):  # nobody needs the answer
+            with suppress(RuntimeError):  # no one needs the answer
                 work.wait(_PATIENCE)
             if not work.is_completed():
                 _unanswered.append((work, self._group))

@@ -46,14 +46,14 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
         atexit.unregister(leave_processes)
         atexit.register(leave_processes)
     if launched > 1 and known_processes() > 1 and not dist.is_initialized():
-        text = "the processes parted after an earlier training: give destroy_after_training=False there"
+        text = "an earlier training destroyed the process group: give that training destroy_after_training=False"
         raise ConfigError([Problem("", text)], "the launch")
     accelerator = _accelerator(mixed_precision)
     if launched > 1 and accelerator.num_processes == 1:
         text = f"{launched} processes were launched, and Accelerate sees one: on CPUs, set ACCELERATE_USE_CPU=true"
         raise ConfigError([Problem("", text)], "the launch")
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU: on CPUs take bf16")], "fit(...)")
+        raise ConfigError([Problem("mixed_precision", "fp16 needs a GPU: on CPUs use bf16")], "fit(...)")
     return accelerator
 
 
@@ -113,7 +113,7 @@ def leave_processes() -> None:
 
 
 def side_group() -> dist.ProcessGroup | None:
-    """Create a group of all processes for work beside their training, on the CPU; None for a single process.
+    """Create a group of all processes for work alongside their training, on the CPU; None for a single process.
 
     Its messages and those of the training do not wait for each other. Its timeout is that of the training's group.
     `leave_side_groups` destroys it.

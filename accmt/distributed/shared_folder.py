@@ -46,5 +46,5 @@ def _see(mark: Path) -> None:
     until = time.monotonic() + _PATIENCE
     while not mark.exists():
         if time.monotonic() > until:
-            raise FileNotFoundError(f"{mark.parent} is another folder there: several machines need one that they share")
+            raise FileNotFoundError(f"{mark.parent} is a different folder there: several machines need a shared one")
         time.sleep(_PAUSE)

@@ -10,7 +10,7 @@ from accmt._compat import default_store
 
 
 class Meeting:
-    """Texts that the processes tell each other about one topic; nobody waits for longer than asked.
+    """Texts that the processes tell each other about one topic; no call waits longer than its timeout.
 
     Raises:
         ValueError: There is no process group.
@@ -23,11 +23,11 @@ class Meeting:
         self._own = self._keys[state.process_index]
 
     def tell(self, text: str) -> None:
-        """Tell the others a text, in place of an earlier one."""
+        """Tell the others a text, replacing an earlier one."""
         self._store.set(self._own, text)
 
     def told(self, patience: timedelta) -> list[str] | None:
-        """Return what all processes tell, in rank order; None if one tells nothing for so long, or is gone."""
+        """Return what all processes tell, in rank order; None if one tells nothing within the timeout, or has ended."""
         try:
             self._store.wait(self._keys, patience)
             return [text.decode() for text in self._store.multi_get(self._keys)]

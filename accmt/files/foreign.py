@@ -1,4 +1,4 @@
-"""Safe access to files that somebody else may have written, and to names in them: neither can escape their folder.
+"""Safe access to files that someone else may have written, and to names in them: neither can escape their folder.
 
 All code that reads from a `model_path` uses these functions. They import nothing heavy.
 """
@@ -52,7 +52,7 @@ def problem_of_content(folder: Path, path: Path) -> str | None:
     bases = (Path(os.path.abspath(folder)), folder.resolve())
     own = next((base for base in bases if path != base and path.is_relative_to(base)), None)
     if own is None or ".." in path.parts:
-        return f"lies outside of {folder}"
+        return f"is outside of {folder}"
     if (link := link_to(own, path)) is not None:
         return f"is reached through a link, {link}" if link != path else "is a link"
     return next((problem for entry in _entries(path) if (problem := _problem_of_entry(entry, path))), None)

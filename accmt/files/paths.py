@@ -19,7 +19,7 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     """
     expanded = os.path.expanduser(path)
     if not _can_be_named(expanded):
-        raise ValueError(f"'{expanded}' holds a character that no path can have: leave it out")
+        raise ValueError(f"'{expanded}' contains a character that paths cannot have: remove it")
     if expanded.startswith("~"):
         name = expanded.partition("/")[0]
         raise ValueError(f"'{expanded}': there is no user {name[1:]}; a folder of this name is './{expanded}'")

@@ -18,7 +18,7 @@ from accmt.distributed.store import Meeting
 from accmt.hp_search.study import TrialOutcome, TrialState
 
 PATIENCE = timedelta(seconds=60)
-"""How much later than this process another may end a trial that both end for one reason."""
+"""Time within which another process may end a trial for the same reason as this one."""
 
 _HERE = "here"
 

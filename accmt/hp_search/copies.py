@@ -20,8 +20,8 @@ from accmt.data.generators import Generators
 from accmt.module import AcceleratorModule
 
 _REMEDY = (
-    "Let it make what cannot be copied in on_fit_start, or give it a method __deepcopy__: one that returns self shares "
-    "it between the trials"
+    "Create what cannot be copied in on_fit_start, or give the class a method __deepcopy__: if it returns self, the "
+    "trials share the object"
 )
 
 

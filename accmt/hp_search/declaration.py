@@ -14,10 +14,10 @@ from accmt.hp_search.space import WARMUP, Choices, Fixed, Parameter, Range, Spac
 from accmt.hyperparameters.schedulers import SCHEDULERS, SchedulerChoice, scheduler_problems
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
-"""Those whose arguments `beta1`, `beta2`, `eps` and `weight_decay` are."""
+"""Optimizers to which the arguments `beta1`, `beta2`, `eps` and `weight_decay` belong."""
 
 NO_SCHEDULER = "none"
-"""The label of a learning rate that stays."""
+"""The label of a constant learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class _Reader:
         if not isinstance(per_epoch, bool):
             self._wrong("step_scheduler_per_epoch", must_be("True or False", per_epoch))
         if parameters["max_steps"] != Fixed(None) and not isinstance(parameters["epochs"], Fixed):
-            self._wrong("epochs", "would be searched in vain, because max_steps replaces it: leave one of them out")
+            self._wrong("epochs", "has no effect, because max_steps replaces it: leave one of them out")
         if self._problems:
             raise ConfigError(self._problems, "set_parameters(...)")
         return Space(parameters, schedulers, optimizer, size, per_epoch)
@@ -133,7 +133,7 @@ class _Reader:
             return {NO_SCHEDULER: None}
         for label, choice in given.items():
             if not isinstance(label, str):
-                self._wrong("scheduler", f"has the label {label!r}: a label is a text")
+                self._wrong("scheduler", f"has the label {label!r}: a label is a string")
             elif choice is not None:
                 self._scheduler(f"scheduler['{label}']", choice)
         return dict(given)
@@ -152,7 +152,7 @@ class _Reader:
         if missing:
             names = ", ".join(missing)
             example = f"functools.partial(Scheduler.{title}, {missing[0]}=...)"
-            self._wrong(place, f"{title} cannot be built without {names}: give it with them, {example}")
+            self._wrong(place, f"{title} cannot be built without {names}: give it with them, as in {example}")
         for problem in problems:
             if "." not in problem.path:
                 self._wrong(place, problem.text)

@@ -89,7 +89,7 @@ class RuleObjective:
         if best is not None:
             return best[0]
         reasons = [verdict.reason for decision in trainer.decisions for verdict in decision.verdicts]
-        why = f": {reasons[-1]}" if reasons else ", for there was no evaluation"
+        why = f": {reasons[-1]}" if reasons else ", because there was no evaluation"
         raise NoValue(f"{self.name} has no value{why}")
 
 
@@ -113,7 +113,7 @@ class FunctionObjective:
 
     def final(self, trainer: TrainerProtocol, last: float | None) -> float:
         if last is None:
-            raise NoValue("best_metric_fn was given nothing, for there was no evaluation")
+            raise NoValue("best_metric_fn was not called, because there was no evaluation")
         if math.isnan(last):
             raise NoValue("best_metric_fn returned nan after the last evaluation")
         return last
@@ -135,7 +135,7 @@ def rule_objective(text: str, given: Direction | None, facts: Facts) -> RuleObje
     objectives = rule.saving.ranking.objectives
     if len(objectives) > 1:
         span = objectives[1].span
-        allowed = "take one of them, or combine them: a sum, a mean, worst(...)"
+        allowed = "use one of them, or combine them: a sum, a mean, worst(...)"
         raise RuleError([RuleProblem("a search has one objective", text, span, allowed)])
     check(Rules((rule,)), facts)
     direction: Direction = "maximize" if direction_of(objectives[0], facts) else "minimize"

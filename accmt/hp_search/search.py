@@ -234,7 +234,7 @@ class HyperParameterSearch:
             facts = facts_of(self._options.metrics, tuple(datasets), Length(1, 1, 1))
             return rule_objective(rule or DEFAULT, said, facts)
         if not datasets:
-            text = "is missing: best_metric_fn is given what evaluations bring"
+            text = "is missing: best_metric_fn needs the values of evaluations"
             raise ConfigError([Problem("val_dataset", text)], PLACE)
         return FunctionObjective(function, direction)
 
@@ -286,7 +286,9 @@ def _constructor_problems(get_module_fn: Any, arguments: Mapping[str, Any]) -> l
     elif not callable(get_module_fn):
         problems.append(Problem("get_module_fn", must_be("a function that makes a module", get_module_fn)))
     if "hps_config" in arguments:
-        problems.append(Problem("hps_config", "the search makes the hyperparameters: declare them with set_parameters"))
+        problems.append(
+            Problem("hps_config", "the search chooses the hyperparameters: declare them with set_parameters")
+        )
     if arguments.get("resume") not in (None, False):
         text = "a trial starts from scratch: to continue a search, "
         text += "give optimize a storage, a study_name and load_if_exists"
@@ -309,13 +311,13 @@ def _check_call(
     """
     problems = []
     if function is not None and not callable(function):
-        hint = ": a rule goes into objective=" if isinstance(function, str) else ""
+        hint = ": a rule belongs in objective=" if isinstance(function, str) else ""
         problems.append(Problem("best_metric_fn", must_be("a function, or None", function) + hint))
     if objective is not None and not isinstance(objective, str):
-        hint = ": a function goes into best_metric_fn=" if callable(objective) else ""
+        hint = ": a function belongs in best_metric_fn=" if callable(objective) else ""
         problems.append(Problem("objective", must_be("a rule, or None", objective) + hint))
     if function is not None and objective is not None:
-        problems.append(Problem("objective", "is given beside best_metric_fn: give one of them"))
+        problems.append(Problem("objective", "is given together with best_metric_fn: give one of them"))
     if direction not in ("minimize", "maximize"):
         problems.append(Problem("direction", must_be("'minimize' or 'maximize'", direction)))
     for name, count in counts.items():

@@ -88,7 +88,7 @@ def study_problems(options: StudyOptions) -> list[Problem]:
         text = f"{options.storage!r} is not the address of a database: a file is 'sqlite:///{options.storage}'"
         problems.append(Problem("storage", text))
     if options.name is not None and (not isinstance(options.name, str) or not options.name):
-        problems.append(Problem("study_name", must_be("a text, or None", options.name)))
+        problems.append(Problem("study_name", must_be("a string, or None", options.name)))
     if not isinstance(options.load_if_exists, bool):
         problems.append(Problem("load_if_exists", must_be("True or False", options.load_if_exists)))
     elif options.load_if_exists and (options.storage is None or options.name is None):
@@ -98,7 +98,7 @@ def study_problems(options: StudyOptions) -> list[Problem]:
         ("pruner", options.pruner, optuna.pruners.BasePruner),
     ):
         if value is not None and not isinstance(value, kind):
-            hint = ": give an object of it, not the class" if isinstance(value, type) else ""
+            hint = ": give an instance, not the class" if isinstance(value, type) else ""
             problems.append(Problem(name, must_be(f"a {name} of Optuna, or None", value) + hint))
     return problems
 

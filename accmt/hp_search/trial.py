@@ -29,7 +29,7 @@ from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.trainer import Trainer
 
 PLACE = "HyperParameterSearch(...)"
-"""Where a mistake is that concerns all trials."""
+"""Source named in the error for a mistake that concerns all trials."""
 
 
 class SameModel(ConfigError):
@@ -62,7 +62,7 @@ class Modules:
         model = getattr(module, "model", None)
         if model is not None:
             if model is self._before():
-                text = "returned the model of the trial before: it has to make a new one each time"
+                text = "returned the model of the previous trial: it must make a new one each time"
                 raise SameModel([Problem("get_module_fn", text)], PLACE)
             self._before = weakref.ref(model)
         return module

@@ -33,7 +33,7 @@ class SignatureArguments:
         return self.takes(name) and self.defaults[name] is _REQUIRED
 
     def awaits(self, name: str) -> bool:
-        """Return whether the argument has no value of its own: it is required, or its default is None."""
+        """Return whether the signature gives the argument no value: it is required, or its default is None."""
         return self.requires(name) or (self.takes(name) and self.defaults[name] is None)
 
 
@@ -67,7 +67,7 @@ class Given:
     name: str
     """The factory's name, such as "AdamW"."""
     path: str
-    """Where the arguments were given: "optim_kwargs" or "scheduler_kwargs"."""
+    """Place where the arguments were given: "optim_kwargs" or "scheduler_kwargs"."""
     values: Mapping[str, Any]
 
     def problem(self, argument: str, text: str) -> Problem:
@@ -79,7 +79,7 @@ def argument_problems(
 ) -> list[Problem]:
     """Check the arguments that were given.
 
-    `extras` are names that accmt accepts beside those of the signature, and checks elsewhere; `filled` are arguments
+    `extras` are names that accmt accepts besides those of the signature, and checks elsewhere; `filled` are arguments
     that the trainer provides if the user does not.
     """
     allowed = [*arguments.defaults, *extras]
@@ -108,7 +108,7 @@ def _subject(given: Given) -> str:
 
 
 def _mistyped(given: Given, argument: str, default: object, value: object) -> list[Problem]:
-    """Report a text or bool in place of a number, or a text in place of a bool: `lr: "1e-3"`, `nesterov: yes`."""
+    """Report a string or bool instead of a number, or a string instead of a bool: `lr: "1e-3"`, `nesterov: yes`."""
     if isinstance(default, bool):
         wanted = "true or false" if isinstance(value, str) else None
     elif isinstance(default, int | float):

@@ -38,7 +38,7 @@ class Catalogue:
         if isinstance(choice, str):
             return self._by_name(choice)
         if isinstance(choice, self.base):
-            raise ValueError(f"must be the class {type(choice).__name__}, not an object of it; the trainer builds it")
+            raise ValueError(f"must be the class {type(choice).__name__}, not an instance of it; the trainer builds it")
         if not callable(choice) or not self._fits(choice):
             raise ValueError(must_be(self.wanted, choice))
         return choice
@@ -87,9 +87,7 @@ class Catalogue:
         module_name, _, attribute = name.rpartition(".")
         module = sys.modules.get(module_name)
         if module is None:
-            raise ValueError(
-                f"{name!r} is in no module that is imported; import {module_name} before, or give the class"
-            )
+            raise ValueError(f"{name!r} is not in an imported module; import {module_name} first, or give the class")
         found = getattr(module, attribute, None)
         if not isinstance(found, type) or not issubclass(found, self.base) or found is self.base:
             raise ValueError(f"{name!r} is not a subclass of {self.base_name}")

@@ -8,10 +8,10 @@
     rules:
       ...
 
-If the level `hps:` exists, other sections belong to the script. It may be left out; then only `rules` may stand
-beside the hyperparameters. Numbers that PyYAML reads as text, such as `1e-3`, also count as numbers in a dictionary.
+If the level `hps:` exists, other sections belong to the script. It may be left out; then only `rules` may be
+next to the hyperparameters. Numbers that PyYAML reads as text, such as `1e-3`, also count as numbers in a dictionary.
 An optimizer or scheduler is a mapping with its `type` and arguments, or a name with the arguments in `optim_kwargs`
-or `scheduler_kwargs` beside it.
+or `scheduler_kwargs` next to it.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _placed(path: str, places: Mapping[str, str]) -> str:
 
 
 def _misplaced(key: object) -> Problem | None:
-    """Report a key beside `hps` that belongs under it, or is probably a misspelled section."""
+    """Report a key next to `hps` that belongs under it, or is probably a misspelled section."""
     if key in _SECTIONS:
         return None
     if key in Fields.model_fields:
-        return Problem(str(key), "stands beside hps, move it under hps")
+        return Problem(str(key), "is next to hps, move it under hps")
     near = isinstance(key, str) and len(key) > 1 and did_you_mean(key, _SECTIONS) != "."
     return Problem(str(key), unknown_key(key, _SECTIONS)) if near else None
 
@@ -188,7 +188,7 @@ def _unfold(fields: dict[Any, Any], key: str, kwargs_key: str) -> list[Problem]:
         return [Problem(f"{key}.type", f"missing. Name the {key}, such as '{_EXAMPLES[key]}'")]
     fields[key] = arguments.pop("type")
     if arguments and fields.get(kwargs_key):
-        text = f"given beside arguments in {key}, move them there or remove them"
+        text = f"given together with arguments in {key}, move them there or remove them"
         return [Problem(kwargs_key, text)]
     if arguments:
         fields[kwargs_key] = arguments

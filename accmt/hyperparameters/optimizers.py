@@ -18,7 +18,7 @@ OptimizerChoice = str | type[torch.optim.Optimizer] | Callable[..., torch.optim.
 
 _NO_TRANSFORMERS = (
     "Adafactor is the one of transformers, which is not installed. Install it (pip install transformers), "
-    "or take torch.optim.Adafactor, which has other arguments"
+    "or use torch.optim.Adafactor, which has other arguments"
 )
 
 
@@ -144,7 +144,7 @@ def extend_optimizer(
         ConfigError: If the optimizer cannot accept more parameters.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
-        text = "LBFGS cannot take in parameters that are unfrozen after its first step: unfreeze them before fit"
+        text = "LBFGS cannot accept parameters that are unfrozen after its first step: unfreeze them before fit"
         raise ConfigError([Problem("optimizer", text)], "the training")
     factory, kwargs = OPTIMIZERS.resolve(choice), dict(kwargs)
     words: list[str] = []
@@ -184,7 +184,7 @@ def _constructed(
     except (TypeError, ValueError, KeyError) as error:
         if not OPTIMIZERS.is_known(choice):
             raise
-        text = f"{OPTIMIZERS.title_of(choice)} refuses them: {error}"
+        text = f"{OPTIMIZERS.title_of(choice)} rejects them: {error}"
         raise ConfigError([Problem("optim_kwargs", text)]) from error
 
 
@@ -195,7 +195,7 @@ def _groups_by_decay(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -
 
 def _no_decay_problems(given: Given, decays: bool) -> list[Problem]:
     if not decays:
-        text = f"{given.name} has no weight_decay, remove it or take another optimizer"
+        text = f"{given.name} has no weight_decay, remove it or use another optimizer"
         return [given.problem("no_decay", text)]
     value = given.values["no_decay"]
     words = [value] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Settings as a checkpoint records them: plain values that are equal exactly if the settings mean the same, and the
+"""Settings as a checkpoint records them: plain values that are equal if and only if the settings mean the same, and the
 description of their changes.
 
 Long values are recorded as a digest, and secrets in URLs are left out.
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def recorded(value: object) -> Any:
-    """Convert a value to JSON; an object without a text of its own becomes its class, and its name if it has one."""
+    """Convert a value to JSON; an object without its own string form becomes its class, and its name if it has one."""
     value = comparable(value)
     if isinstance(value, Mapping):
         return {str(key): "***" if _SECRET.search(str(key)) else recorded(item) for key, item in value.items()}

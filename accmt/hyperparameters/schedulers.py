@@ -146,7 +146,7 @@ def build_scheduler(
     except (TypeError, ValueError, KeyError) as error:
         if not SCHEDULERS.is_known(choice):
             raise
-        text = f"{SCHEDULERS.title_of(choice)} refuses them: {error}"
+        text = f"{SCHEDULERS.title_of(choice)} rejects them: {error}"
         raise ConfigError([Problem("scheduler_kwargs", text)]) from error
     if not isinstance(scheduler, LRScheduler):
         raise ConfigError([Problem("scheduler", must_be(f"a factory of a {SCHEDULERS.base_name}", scheduler))])
@@ -167,7 +167,7 @@ def _warmup_problems(given: Given, warms_up: bool) -> list[Problem]:
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         return [given.problem("warmup_ratio", must_be("a number from 0 to 1", ratio))]
     if given.values.get("num_warmup_steps") is not None:
-        return [given.problem("warmup_ratio", "given beside num_warmup_steps, keep one of them")]
+        return [given.problem("warmup_ratio", "given together with num_warmup_steps, keep one of them")]
     return []
 
 
@@ -201,7 +201,7 @@ def _filled(
 
 
 def _awaited(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that the training fills in: those in the signature without a value of their own.
+    """Return the arguments that the training fills in: those without a value in the signature.
 
     If a signature has all three (OneCycleLR), a total makes epochs and steps_per_epoch unnecessary, and these two make
     a total unnecessary.

@@ -115,7 +115,7 @@ class HyperParameters:
         """Return the problems of `optim_kwargs` and `scheduler_kwargs`, one sentence each; empty if there are none.
 
         They are compared with the signatures of the optimizer and the scheduler: unknown arguments, missing ones that
-        the trainer does not fill in, text in place of a number.
+        the trainer does not fill in, text instead of a number.
         """
         return [str(problem) for problem in self.problems_found()]
 

@@ -33,12 +33,12 @@ def closure_problem(optimizer: Any, module: AcceleratorModule, accelerator: Acce
         return None
     several = f"{type(optimizer).__name__} evaluates the loss several times a step"
     if isinstance(module, ExtendedAcceleratorModule):
-        return f"{several}, and {type(module).__name__} makes its steps by itself: take another optimizer"
+        return f"{several}, and {type(module).__name__} makes its optimizer steps itself: use another optimizer"
     if accelerator.scaler is not None:
         return f'{several}, which the scaled losses of fp16 do not allow: give mixed_precision="bf16", or "no"'
     if accelerator.distributed_type not in (DistributedType.NO, *REPLICATED):
         engine = accelerator.distributed_type.value
-        return f"{several} with all parameters, which {engine} divides: launch without it, or take another optimizer"
+        return f"{several} with all parameters, which {engine} shards: launch without it, or use another optimizer"
     return None
 
 

@@ -34,7 +34,7 @@ from accmt.rules.store import VALID_LOSS
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything an evaluation needs; false without validation data.
+    """Parts of an evaluation; false without validation data.
 
     Attributes:
         module: The module, which knows its Accelerator and its state.
@@ -101,7 +101,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def inference(module: AcceleratorModule, model: nn.Module) -> Iterator[None]:
-    """Switch the model and the networks beside it to evaluation mode in the block.
+    """Switch the model and the other networks to evaluation mode in the block.
 
     Replicas use the buffers (such as running statistics) of the main process, because that is the model that is saved.
     """
@@ -184,7 +184,7 @@ def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Me
     for name in metric.directions:
         if name not in computed:
             how = "give main_metric=..." if name == metric.main_metric else "its direction is declared"
-            raise KeyError(f"the metric '{metric.name}' on '{key}' computed no '{name}'; {how}")
+            raise KeyError(f"the metric '{metric.name}' on '{key}' did not compute '{name}'; {how}")
     for name, value in computed.items():
         if name in values:
             raise ValueError(f"two metrics on '{key}' computed '{name}'; '{metric.name}' is the second of them")

@@ -28,7 +28,7 @@ class Busy(RuntimeError):
 
 @dataclass(slots=True)
 class Activity:
-    """Training, evaluation or search that has the process to itself.
+    """Training, evaluation or search that occupies the process.
 
     Attributes:
         kind: The method that was called.
@@ -66,7 +66,7 @@ def exclusive(kind: Kind) -> Iterator[Activity | None]:
         The enclosing training or search; None if there is none.
 
     Raises:
-        Busy: Another activity has the process.
+        Busy: Another activity occupies the process.
     """
     mine = Activity(kind)
     with _mutex:
@@ -106,19 +106,19 @@ def _problem(outer: Activity, inner: Activity) -> str | None:
     name = _NAMES[outer.kind]
     if outer.thread is not inner.thread:
         return (
-            f"{name} runs in another thread of this process ({outer.thread.name}), and they would share the random "
-            f"state and the state of Accelerate. Wait for it to end, or use a process for each"
+            f"{name} runs in another thread of this process ({outer.thread.name}), and the two would share the random "
+            f"state and the state of Accelerate. Wait for it to end, or use a separate process for each"
         )
     if outer.kind == inner.kind == "evaluate":
         return (
-            "an evaluation has called it, for hooks are called in evaluations that a callback makes, too. "
-            "Leave it out in those"
+            "it was called in an evaluation: hooks are also called in evaluations that a callback makes. Do "
+            "not call it in those"
         )
     if (outer.kind, inner.kind) not in _MAY_HOLD:
         return (
-            f"{name} is under way, which has called it (in a callback or a method of its module), and they would share "
-            f"the random state and the state of Accelerate. Call it when {outer.kind} has returned, or in a process "
-            f"of its own"
+            f"{name} is running and has called it (in a callback or a method of its module), and the two would share "
+            f"the random state and the state of Accelerate. Call it when {outer.kind} has returned, or in a separate "
+            f"process"
         )
     if outer.kind != "fit":
         return None
@@ -126,7 +126,7 @@ def _problem(outer: Activity, inner: Activity) -> str | None:
         return "the training is being prepared. Call it in a callback, from on_fit_start on, or before fit"
     if outer.is_evaluating:
         return (
-            "an evaluation of the training is under way, and they would share the state of metrics. "
+            "an evaluation of the training is running, and the two would share the state of metrics. "
             "Call it in on_evaluation_end, or in a hook outside of evaluations"
         )
     return None

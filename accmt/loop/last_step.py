@@ -49,7 +49,7 @@ class LastStep:
     """Recorder of the steps of a run, which can restore the run to the last complete one.
 
     Args:
-        reading: The reading of the training data: it cannot be turned back, so its recorded state is kept for the
+        reading: The reading of the training data: it cannot be rewound, so its recorded state is kept for the
             checkpoint.
     """
 
@@ -104,7 +104,7 @@ class LastStep:
         step = 0 if note is None else note.step
         changed = note is not None and note.versions != list(_versions(run))
         if not self._is_shared(f"{step} {note is not None and note.is_settled} {changed}"):
-            raise Unknown("not all processes came to an end in the same step")
+            raise Unknown("not all processes ended in the same step")
         if note is None or step == run.checkpointer.last_step:
             return False
         if changed:
@@ -155,7 +155,7 @@ def _optimizer(run: Run) -> Any:
 
 
 def _networks(run: Run) -> list[nn.Module]:
-    """Return the model and the networks beside it."""
+    """Return the model and the other networks."""
     model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
     return [model, *(() if kept is None else kept.found().networks.values())]
 

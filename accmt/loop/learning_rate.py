@@ -1,9 +1,9 @@
 """The settings of the optimizer and the schedule of its learning rate, across resumes.
 
 Settings come from the script, state from the checkpoint. An unchanged schedule continues from its state, bit by bit,
-including what a callback did to the rates by hand. One that has changed, in its arguments, its initial learning rate or
-the length that it was built for, is rebuilt and stepped to the current position, so that each further step has the rate
-of an uninterrupted training with the present settings.
+including changes that a callback made to the rates. One that has changed, in its arguments, its initial learning rate
+or the length that it was built for, is rebuilt and stepped to the current position, so that each further step has the
+rate of an uninterrupted training with the present settings.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Schedule:
                 for _ in range(steps):
                     self.scheduler.step()  # type: ignore[union-attr]
         except ValueError as error:
-            text = f"the schedule ends before step {steps}, from which the training would continue: {error}"
+            text = f"the schedule ends before step {steps}, from which the training would resume: {error}"
             raise ConfigError([Problem("scheduler_kwargs", text)], "fit(...)") from error
 
     def _adopt(

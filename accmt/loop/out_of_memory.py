@@ -24,7 +24,7 @@ def clean_caches() -> None:
     """Free unused memory: all of it on a device, only recent garbage in main memory.
 
     A full garbage collection can take as long as a small training; if no device memory depends on it, it is left to
-    Python's own schedule.
+    Python's collector.
     """
     if torch.accelerator.is_available():
         clear_device_cache(garbage_collection=True)

@@ -70,7 +70,7 @@ class TrainingPosition:
     Attributes:
         is_settled: The work due at this step is done.
         moved: The position was restored in another unit, because batches differ now.
-        passed_end: The rest of the restored epoch holds no whole batch, so that the next epoch follows.
+        passed_end: The rest of the restored epoch has less than one batch, so that the next epoch follows.
     """
 
     def __init__(self, data: TrainingData, epochs: int, max_steps: int | None) -> None:
@@ -188,12 +188,12 @@ class TrainingPosition:
         notes, length, processes = [], self._data.steps_per_epoch, self._data.unit.processes
         if state["steps_per_epoch"] != length:
             notes.append(
-                f"an epoch had {state['steps_per_epoch']} steps and has {length} now: the count of steps continues"
+                f"an epoch had {state['steps_per_epoch']} steps and now has {length}: the count of steps continues"
             )
         if state["processes"] != processes:
             notes.append(
                 f"the number of processes was {state['processes']} and is {processes}: "
-                f"the training continues from the same sample, but not bit by bit"
+                f"the training continues from the same sample, but the results will not be bit-identical"
             )
         return notes
 

@@ -79,7 +79,7 @@ class Records:
         self.decisions[:] = self._read_decisions()
         notes: list[str] = []
         if self.history.lines < state["history"]:
-            text = f"the history holds {self.history.lines} evaluations of {state['history']}: the rest is lost"
+            text = f"the history has {self.history.lines} of {state['history']} evaluations left: the rest is lost"
             notes.append(text)
         if len(self.decisions) < state["decisions"]:
             text = f"{len(self.decisions)} of {state['decisions']} decisions can be read: the rest is lost"

@@ -1,4 +1,4 @@
-"""Use of the user's objects that leaves them as they were."""
+"""Use of the user's objects that leaves them unchanged."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class LoopOptions:
 
 
 class Steps(Protocol):
-    """Recorder of each complete step, if a checkpoint is to be made of it when the next one fails."""
+    """Recorder of each complete step, if a checkpoint must be made of it when the next one fails."""
 
     def note(self, run: Run, *, is_settled: bool) -> None:
         """Record a step, before or after (`is_settled`) the work due at it is done."""
@@ -87,7 +87,7 @@ class Run:
         heartbeat: Events that do not depend on the step count.
         timetable: When something may be due.
         random: The random states at the start of the epoch, and of the checkpoint.
-        last_step: The last complete step, kept if a checkpoint is to be made of it when the next one fails.
+        last_step: The last complete step, kept if a checkpoint must be made of it when the next one fails.
     """
 
     options: LoopOptions

@@ -38,7 +38,7 @@ from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
 
-_NOTE = "in the trial evaluation before the first step (sanity_check=False leaves it out)"
+_NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
 # Errors that cannot come from having few samples.
 _CERTAIN = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
@@ -68,7 +68,9 @@ def try_out(evaluation: Evaluation) -> list[str]:
     ):
         for key, loader in evaluation.loaders.items():
             if any(everywhere(partial(_is_read_once, loader))):
-                warnings.append(f"the validation data of '{key}' can be read only once: they are not tried beforehand")
+                warnings.append(
+                    f"the validation data of '{key}' can be read only once: they are not part of the sanity check"
+                )
                 continue
             with _told():
                 warnings += _try_dataset(silent, key, taken)
@@ -189,7 +191,7 @@ def _untaken(outputs: Mapping[str, Any], taken: Collection[str], key: str) -> It
         if name != "loss" and name not in taken:
             known = f"The metrics are {', '.join(sorted(taken))}" if taken else "The trainer has no metrics"
             near = did_you_mean(str(name), taken) if taken else "."
-            yield f"validation_step returns '{name}' for '{key}', and no metric takes it{near} {known}"
+            yield f"validation_step returns '{name}' for '{key}', and no metric uses it{near} {known}"
 
 
 @contextmanager

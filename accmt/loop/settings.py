@@ -57,7 +57,7 @@ class Settings:
         settings: Setting -> value, flat.
         data: The training data.
         schedule: The schedule of the learning rate.
-        insists: The user asks to resume whatever the data are.
+        insists: The user asks to resume with any data.
     """
 
     def __init__(self, settings: Mapping[str, Any], data: TrainingData, schedule: Schedule, *, insists: bool) -> None:
@@ -117,10 +117,10 @@ class Settings:
 
 
 _OTHER_ORDER = (
-    "the checkpoint was made in the middle of an epoch, and the samplers of the training data are others now "
+    "the checkpoint was made in the middle of an epoch, and the samplers of the training data are different now "
     "(shuffle_train, sampler, or those of get_train_dataloader): samples would be trained on twice, or never. "
     "Nothing was loaded.\n"
-    "Put them back for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
+    "Restore them for the rest of the epoch, continue from a checkpoint at the end of an epoch, "
     "or start from scratch with resume=False."
 )
 
@@ -128,8 +128,8 @@ _OTHER_ORDER = (
 def _finished_on(other: str) -> ConfigError:
     """Return the error for a training that would do nothing, and return a model trained on other data."""
     text = (
-        f"holds a training that is finished, on other data ({other}): nothing would be trained. "
+        f"contains a finished training on other data ({other}): nothing would be trained. "
         f"Give another model_path to train on these, resume=False to start from scratch here, "
-        f"or resume=True (or more epochs) to continue that training all the same"
+        f"or resume=True (or more epochs) to continue that training anyway"
     )
     return ConfigError([Problem("model_path", text)], "fit(...)")

@@ -60,7 +60,7 @@ class EngineState:
 
 
 class PublicState:
-    """State of a training as users see it; the engine's patience in it is the engine's to restore."""
+    """State of a training as users see it; the engine restores its own patience."""
 
     def __init__(self, state: TrainingState, engine: RuleEngine) -> None:
         self._state = state
@@ -145,7 +145,7 @@ class Reading:
         warn: Reports, once, that the state cannot be written.
 
     Attributes:
-        recorded: The state at the last complete step, if the training is back there; it is the one to write then.
+        recorded: The state at the last complete step, if the training was restored to it; then that state is written.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Reading:
             pack(state)
         except TypeError as error:
             if self._warn is not None:
-                text = f"the state of the training data {error}: a continued training will not be exactly the same"
+                text = f"the state of the training data {error}: a resumed training will not match exactly"
                 self._warn(text)
             self._warn = None
             return None
@@ -199,7 +199,7 @@ def tracker_part(module: AcceleratorModule) -> Part:
 
 
 def objects_part(kept: ExtraState) -> Part:
-    """Return callbacks and other objects with a state of their own. It is restored once they exist, by `begin`."""
+    """Return callbacks and other objects that have their own state. It is restored once they exist, by `begin`."""
 
     def load(state: Mapping[str, Any] | None) -> None:
         if state is not None:  # an earlier version wrote none

@@ -1,4 +1,4 @@
-"""Timetable of a training: at which steps, and when between them, the loop has to look up from its steps."""
+"""Timetable of a training: at which steps, and when between them, the loop has to do more than steps."""
 
 from __future__ import annotations
 

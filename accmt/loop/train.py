@@ -154,7 +154,7 @@ def _settle(run: Run) -> Stop | None:
 
 
 def _stop_before(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
-    """Return the stop requested at this step, by a condition or by the script, whatever an evaluation may bring."""
+    """Return the stop requested at this step, by a condition or by the script, regardless of a later evaluation."""
     stop = ask(run, progress, is_logged=is_logged)
     if stop is None:
         return _requested(run) if run.heartbeat.is_stopped else None

@@ -97,8 +97,8 @@ class Trained:
             return
         if is_deepspeed(self._accelerator):
             raise RuntimeError(
-                "parameters were frozen or unfrozen, and DeepSpeed divides those that are trained among the processes "
-                "before the first step: freeze them before fit, or launch without DeepSpeed"
+                "parameters were frozen or unfrozen, and DeepSpeed shards the trained parameters before "
+                "the first step: freeze them before fit, or launch without DeepSpeed"
             )
         self._required = required
         self._take_in()
@@ -171,7 +171,7 @@ class Trained:
             ids = {id(parameter) for parameter in new}
             names = [name for name, value in self._model.named_parameters() if id(value) in ids]
             warn(
-                f"{_listed(names)} of the model require a gradient, and the optimizer of get_optimizer does not hold "
+                f"{_listed(names)} of the model require a gradient, but the optimizer of get_optimizer does not hold "
                 f"them: they are not trained. Add them: optimizer.add_param_group(...)"
             )
 

@@ -11,7 +11,7 @@ _GIGABYTE = 1e9
 
 
 def begin_measuring(monitor: Monitor, device: torch.device) -> str | None:
-    """Begin the interval of the first measurement, and return what will not be measured, None if all will be."""
+    """Begin the interval of the first measurement, and return what cannot be measured; None if everything can."""
     if monitor.cpu_utilization:
         psutil.cpu_percent()
     if not monitor.gpu_utilization:

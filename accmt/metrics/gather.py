@@ -1,4 +1,4 @@
-"""Gatherers: collect the arguments of one metric over one dataset and turn them into values.
+"""Gatherers, which collect the arguments of one metric over one dataset and turn them into values.
 
 Each process keeps its own batches. At the end of the dataset the main process gathers the others' batches, once, and
 sorts all into the order of the dataset, so that a value does not depend on the number of processes.

@@ -57,7 +57,7 @@ class Metric:
         self.do_checks = do_checks
         self.cast = _dtype(cast)
         if pad is not None and not isinstance(pad, int | float):
-            raise ValueError(f"pad of '{name}' is a number, or None, not {pad!r}")
+            raise ValueError(f"pad of '{name}' must be a number, or None, not {pad!r}")
         self.pad = pad
 
     @property
@@ -137,10 +137,10 @@ def _directions(name: str, main: str, greater_is_better: bool | Mapping[str, boo
     given = greater_is_better if isinstance(greater_is_better, Mapping) else {main: greater_is_better}
     wrong = [value for value in given.values() if not isinstance(value, bool)]
     if wrong:
-        raise ValueError(f"greater_is_better of '{name}' is True or False, not {wrong[0]!r}")
+        raise ValueError(f"greater_is_better of '{name}' must be True or False, not {wrong[0]!r}")
     if main not in given:
         listed = ", ".join(map(repr, given)) or "nothing"
-        raise ValueError(f"greater_is_better of '{name}' says nothing of its main value '{main}', only of {listed}")
+        raise ValueError(f"greater_is_better of '{name}' has no entry for its main value '{main}', only for {listed}")
     return {main: given[main], **{str(output): value for output, value in given.items() if output != main}}
 
 

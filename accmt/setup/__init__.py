@@ -1,1 +1,1 @@
-"""From the arguments of `Trainer` and `fit` to a run: checks, options, the model made ready, resume."""
+"""From the arguments of `Trainer` and `fit` to a run: checks, options, preparing the model, resuming."""

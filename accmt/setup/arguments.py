@@ -102,7 +102,7 @@ class ArgumentCheck:
     def _text(self, name: str) -> str:
         value = self._given[name]
         if not isinstance(value, str) or not value:
-            self._wrong(name, must_be("a text", value))
+            self._wrong(name, must_be("a string", value))
         return str(value)
 
     def _callable(self, name: str) -> Callable[..., Any] | None:
@@ -115,7 +115,7 @@ class ArgumentCheck:
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
         if not isinstance(text, str):
-            self._wrong(name, must_be("a text", text))
+            self._wrong(name, must_be("a string", text))
             return None
         try:
             return parse(text)
@@ -164,9 +164,9 @@ class ArgumentCheck:
         cadence = cadence if self._flag("enable_checkpointing") else None
         in_background, on_exception = self._flag("checkpoint_async"), self._flag("checkpoint_on_exception")
         if in_background and cadence is None:
-            self._wrong("checkpoint_async", "there are no checkpoints to write: they are switched off")
+            self._wrong("checkpoint_async", "checkpoints are disabled: leave it out, or enable them")
         if on_exception and cadence is None:
-            self._wrong("checkpoint_on_exception", "there are no checkpoints to make: they are switched off")
+            self._wrong("checkpoint_on_exception", "checkpoints are disabled: leave it out, or enable them")
         trusts = self._flag("trust_checkpoint")
         return CheckpointOptions(cadence, most if many else 1, resume, in_background, trusts, on_exception)
 
@@ -208,7 +208,7 @@ class ArgumentCheck:
         """Return the evaluation cadence, or None if the arguments do not give one."""
         steps, text = self._whole("evaluate_every_n_steps", none=True), self._given["evaluate_every"]
         if steps is not None and text is not None:
-            self._wrong("evaluate_every", "is given beside evaluate_every_n_steps: give one of them")
+            self._wrong("evaluate_every", "is given together with evaluate_every_n_steps: give one of them")
         if text is None and steps is None:
             return None
         parse = partial(CadenceRule.parse, evaluates=True)
@@ -218,7 +218,7 @@ class ArgumentCheck:
         collate, train, val = map(self._callable, ("collate_fn", "collate_fn_train", "collate_fn_val"))
         for name, given in (("collate_fn_train", train), ("collate_fn_val", val)):
             if collate is not None and given is not None:
-                self._wrong(name, "is given beside collate_fn: give collate_fn, or one for each")
+                self._wrong(name, "is given together with collate_fn: give collate_fn, or one for each")
         return DataOptions(
             batch_size=config.hps.train_batch_size if config else 1,
             eval_batch_size=config.hps.eval_batch_size if config else 1,
@@ -370,9 +370,9 @@ class ArgumentCheck:
         for name, direction in (given or {}).items():
             place = f"training_metrics[{name!r}]"
             if not isinstance(name, str) or not name.strip():
-                self._wrong(place, "its name must be a text, as it is given to self.log")
+                self._wrong(place, "its name must be a string, as it is passed to self.log")
             elif name in (TRAIN_LOSS, VALID_LOSS):
-                self._wrong(place, "the name is taken by a loss, which rules know anyway")
+                self._wrong(place, "the name is reserved for a loss, which rules know anyway")
             if direction not in ("min", "max"):
                 self._wrong(place, must_be('"min" or "max", for which way is better', direction))
         return {str(name): direction == "max" for name, direction in (given or {}).items()}
@@ -397,7 +397,7 @@ class ArgumentCheck:
         listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
         for callback in listed:
             if not isinstance(callback, Callback):
-                hint = ": give an object of it, not the class" if isinstance(callback, type) else ""
+                hint = ": give an instance, not the class" if isinstance(callback, type) else ""
                 self._wrong("callback", f"{must_be('a Callback', callback)}{hint}")
             elif sum(other is callback for other in listed) > 1:
                 self._wrong("callback", f"{type(callback).__name__} is given twice, and would be called twice")
@@ -427,7 +427,7 @@ def _log_interval(given: Any) -> StepInterval | None:
 
 def _how_to_wrap(metric: Any) -> str:
     if isinstance(metric, type) and issubclass(metric, Metric):
-        return ": give an object of it, not the class"
+        return ": give an instance, not the class"
     if type(metric).__module__.startswith("torchmetrics"):
         return ': wrap it, TorchMetric("name", metric)'
     return ': wrap it, FunctionMetric("name", function, greater_is_better=...)' if callable(metric) else ""

@@ -69,7 +69,7 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
 
 def _kind_problems(module: Any) -> list[Problem]:
     if isinstance(module, type) and issubclass(module, AcceleratorModule):
-        text = f"is the class {module.__name__}: give an object of it, {module.__name__}()"
+        text = f"is the class {module.__name__}: give an instance, {module.__name__}()"
         return [Problem("module", text)]
     if not isinstance(module, AcceleratorModule):
         return [Problem("module", f"must be an AcceleratorModule, not {type(module).__name__}")]
@@ -115,7 +115,9 @@ def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem
         text = f"needs a method gradient_checkpointing_enable, and {type(model).__name__} has none"
         problems.append(Problem("gradient_checkpointing", text))
     if options.accumulation > 1 and isinstance(module, ExtendedAcceleratorModule):
-        text = "an ExtendedAcceleratorModule accumulates by itself: leave it out, and step where self.state says so"
+        text = (
+            "an ExtendedAcceleratorModule accumulates gradients itself: leave it out, and step where self.state says so"
+        )
         problems.append(Problem("grad_accumulation_steps", text))
     return problems
 
@@ -151,7 +153,7 @@ def _no_datasets(listed: Sequence[Any]) -> str:
         return "is an empty list: give a dataset, or None"
     kind = type(next(item for item in listed if not _is_a_dataset(item))).__name__
     return (
-        f"is a list, which stands for several datasets, and holds a {kind}, which is not one. "
+        f"is a list, which means several datasets, but it contains a {kind}, which is not one. "
         f"If these are the samples of one dataset, give it a key: {{'dev': [...]}}"
     )
 
@@ -160,11 +162,15 @@ def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
     if isinstance(dataset, DataLoader):
         return [Problem(name, "is a DataLoader: give its dataset, or return the loader from the module's hook")]
     if isinstance(dataset, type):
-        return [Problem(name, f"is the class {dataset.__name__}: give an object of it")]
+        return [Problem(name, f"is the class {dataset.__name__}: give an instance")]
     if isinstance(dataset, IterableDataset):
         return []
     if isinstance(dataset, tuple) and any(isinstance(item, Tensor) or hasattr(item, "__array__") for item in dataset):
-        return [Problem(name, "is a tuple of arrays, whose samples lie in all of them: give TensorDataset(*tensors)")]
+        return [
+            Problem(
+                name, "is a tuple of arrays, whose samples are spread over all of them: give TensorDataset(*tensors)"
+            )
+        ]
     if hasattr(dataset, "iloc"):
         return [
             Problem(name, f"is a {type(dataset).__name__}, whose items are its columns: give a dataset of its rows")
@@ -183,7 +189,7 @@ def _metric_problems(
         if key is not None and datasets and key not in datasets:
             known = ", ".join(datasets)
             problems.append(
-                Problem("metrics", f"'{key}' is not a dataset{did_you_mean(key, datasets)} There are: {known}")
+                Problem("metrics", f"'{key}' is not a dataset{did_you_mean(key, datasets)} The datasets are: {known}")
             )
     directions: dict[str, bool] = {}
     problems += _shared_states(metrics)
@@ -196,7 +202,7 @@ def _metric_problems(
                 )
             for name, greater in metric.directions.items():
                 if name in seen or name in (VALID_LOSS, "train_loss", "loss"):
-                    what = "is given twice" if name in seen else "has a name that is taken by the losses"
+                    what = "is given twice" if name in seen else "has a name that is reserved for the losses"
                     problems.append(Problem("metrics", f"'{name}' {what} (dataset '{key}')"))
                 if directions.setdefault(name, greater) != greater:
                     text = f"'{name}' is better in different directions on different datasets"

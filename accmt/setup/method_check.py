@@ -71,7 +71,7 @@ def function_problems(place: str, function: Any, arguments: Sequence[str]) -> li
     if not callable(function):
         return [Problem(place, f"is not a function: it is called with ({', '.join(arguments)})")]
     if isinstance(function, type) and any("__call__" in vars(kind) for kind in function.__mro__):
-        return [Problem(place, f"is the class {function.__name__}: give an object of it")]
+        return [Problem(place, f"is the class {function.__name__}: give an instance")]
     problem = _of_signature(function, arguments)
     return [] if problem is None else [Problem(place, problem)]
 
@@ -124,9 +124,9 @@ def _method_problems(thing: Any, base: type, name: str) -> list[Problem]:
 def _of_signature(function: Callable[..., Any], arguments: Sequence[str]) -> str | None:
     """Return why a function cannot be called with these positional arguments, or None if it can."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return "is asynchronous, and nobody would await it"
+        return "is asynchronous, and the trainer would not await it"
     if inspect.isgeneratorfunction(function):
-        return "has a yield, and nobody would read from it"
+        return "contains a yield, and the trainer would not iterate over it"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -139,7 +139,7 @@ def _of_signature(function: Callable[..., Any], arguments: Sequence[str]) -> str
     places = {name: place for place, name in enumerate(arguments)}
     for place, name in enumerate(list(signature.parameters)[: len(arguments)]):
         if places.get(name, place) != place:
-            return f"takes {_written(signature)}, and {called}: the order is another one"
+            return f"takes {_written(signature)}, and {called}: the order differs"
     return None
 
 

@@ -124,7 +124,7 @@ def _enable_checkpointing(model: Any, kwargs: dict[str, Any] | None) -> None:
 
 
 def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any) -> None:
-    """Move networks and parameters beside the model to the device, set the trained networks to training mode, and
+    """Move networks and parameters besides the model to the device, set the trained networks to training mode, and
     broadcast the main process's values to all."""
     found = place_beside(module, model)
     held = set(map(id, held_by(optimizer)))
@@ -137,7 +137,7 @@ def _prepare_beside(module: AcceleratorModule, model: nn.Module, optimizer: Any)
 
 
 def place_beside(module: AcceleratorModule, model: nn.Module) -> Attributes:
-    """Move networks and parameters that a module has beside its model to its device."""
+    """Move networks and parameters that a module has besides its model to its device."""
     found = attributes_of(module, model)
     for network in found.networks.values():
         network.to(module.accelerator.device)

@@ -62,7 +62,7 @@ def _require_kind(method: str, given: Any, wanted: str, names: Sequence[str]) ->
         ConfigError: If it cannot.
     """
     if isinstance(given, type) or not all(hasattr(given, name) for name in names):
-        raise ConfigError([Problem(method, f"what it returns {must_be(wanted, given)}")], "fit(...)")
+        raise ConfigError([Problem(method, f"its return value {must_be(wanted, given)}")], "fit(...)")
 
 
 def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:
@@ -101,7 +101,7 @@ def check_scheduler(scheduler: Any | None, options: Options, facts: Facts) -> No
         text = "there is no scheduler" if scheduler is None else f"{name} does not follow a metric"
         problems.append(Problem("scheduler_metric", f"is given, and {text}: leave it out"))
     elif not follows and scheduler is not None and (required := required_in_step(scheduler)):
-        text = f"{name}.step needs {', '.join(required)}, and is called without: take another scheduler"
+        text = f"{name}.step needs {', '.join(required)}, and is called without: use another scheduler"
         problems.append(Problem("scheduler", text))
     elif followed is not None:
         followed.check(facts)

@@ -35,7 +35,7 @@ def check_beside(
     *,
     is_ours: bool,
 ) -> None:
-    """Check that the networks and parameters beside a module's model are trained as they should be.
+    """Check that the networks and parameters besides a module's model are trained as they should be.
 
     Args:
         options: The options.
@@ -60,14 +60,14 @@ def check_beside(
     trained = listed([name for name, value in beside.items() if id(value) in held], _LISTED)
     if trained and accelerator.distributed_type not in PLAIN:
         engine = accelerator.distributed_type.value
-        text = f"{trained} are not part of self.model, which alone {engine} divides: put them into self.model"
+        text = f"{trained} are not part of self.model, and {engine} shards only self.model: move them into self.model"
         problems.append(Problem(owner, text))
     of_others = {name: value for name, value in beside.items() if id(value) in further - held}
     alone = listed([name for name, value in of_others.items() if value.requires_grad], _LISTED)
     if alone and accelerator.num_processes > 1:
         text = (
-            f"{alone} are not part of self.model, and an optimizer in an attribute trains them, so that no process "
-            f"hears of the gradients of the others: put them into self.model, or into the optimizer that "
+            f"{alone} are not part of self.model, and an optimizer in an attribute trains them, so that their "
+            f"gradients are not averaged over the processes: move them into self.model, or into the optimizer that "
             f"get_optimizer returns"
         )
         problems.append(Problem(owner, text))
@@ -75,7 +75,7 @@ def check_beside(
     if held - known and (options.checkpoint.enabled or not options.saving.disabled):
         text = (
             f"{type(optimizer).__name__} holds {len(held - known)} parameters that are neither in self.model nor in "
-            f"an attribute of {owner}: they would be in no checkpoint and in no saved model. Make them an attribute"
+            f"an attribute of {owner}: they would be missing from checkpoints and saved models. Make them an attribute"
         )
         problems.append(Problem("get_optimizer", text))
     if problems:
@@ -123,7 +123,7 @@ def _of_saved_extra(state: Mapping[str, Any], *, safe: bool) -> Iterator[Problem
             file.seek(0)
             torch.load(file, weights_only=True)
         except Exception as error:
-            text = f"'{name}' could not be read again from a saved model: {str(error).strip().splitlines()[0]:.200}"
+            text = f"'{name}' could not be read back from a saved model: {str(error).strip().splitlines()[0]:.200}"
             yield Problem("model", text)
 
 

@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def log_every(self) -> int | str | None:
-        """The steps between two logs, as readers are told them: -1 for every epoch, or the text of a cadence."""
+        """The steps between two logs, as recorded for readers: -1 for every epoch, or the text of a cadence."""
         if self.rules.log is not None:
             return self.rules.log.text
         interval = self.options.loop.log
@@ -138,7 +138,7 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
     if loader is None:
         if dataset is None:
             raise ConfigError(
-                [Problem("train_dataset", "is missing, and get_train_dataloader gave no loader")], "fit(...)"
+                [Problem("train_dataset", "is missing, and get_train_dataloader returned no loader")], "fit(...)"
             )
         _check_sampler(options.data.sampler, dataset)
         collate = module.collate_fn_train or options.data.collate_train
@@ -155,9 +155,9 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
 def _check_sampler(sampler: Any, dataset: Dataset[Any]) -> None:
     problem = None
     if sampler is not None and isinstance(dataset, IterableDataset):
-        problem = "an IterableDataset brings its own order: leave the sampler out"
+        problem = "an IterableDataset has its own order: leave the sampler out"
     elif is_several(sampler) and not all(isinstance(item, Sampler) for item in sampler):
-        problem = "a list of samplers must hold nothing else"
+        problem = "a list of samplers must contain only samplers"
     elif sampler is not None and (isinstance(sampler, type) or not hasattr(sampler, "__iter__")):
         problem = must_be("a sampler, a list of samplers, or a list of indices", sampler)
     if problem is not None:
@@ -224,5 +224,5 @@ def _check_engine(options: Options, accelerator: Accelerator) -> None:
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
     if options.checkpoint.on_exception and (is_deepspeed(accelerator) or shards_model(accelerator)):
-        text = "what a failed step leaves of a model that processes divide is no whole model: leave it out"
+        text = "a failed step of a sharded model does not leave a complete model: leave it out"
         raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")

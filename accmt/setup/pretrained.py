@@ -1,4 +1,4 @@
-"""Models of transformers: a module made from a name or path, and the files that belong beside saved weights.
+"""Models of transformers: a module made from a name or path, and the files that belong next to saved weights.
 
 transformers is imported only when one of its models is used.
 """
@@ -66,7 +66,9 @@ class PretrainedModule(AcceleratorModule):
         if isinstance(loss, Tensor):
             return loss
         if isinstance(outputs, tuple):
-            raise ValueError(f"{self._class} gave a tuple, where the loss has no name: leave out return_dict=False")
+            raise ValueError(
+                f"{self._class} returned a tuple, in which the loss has no name: leave out return_dict=False"
+            )
         reason = "has no head that uses them" if "labels" in arguments else "needs 'labels' in its batches"
         raise ValueError(f"{self._class} computed no loss: it {reason}; the batch has {_listed(arguments)}")
 
@@ -74,7 +76,7 @@ class PretrainedModule(AcceleratorModule):
         """Return (logits, labels), the arguments of every metric."""
         logits = getattr(outputs, "logits", None)
         if logits is None or "labels" not in arguments:
-            what = f"{self._class} gave no 'logits'" if logits is None else "the batch has no 'labels'"
+            what = f"{self._class} returned no 'logits'" if logits is None else "the batch has no 'labels'"
             text = f"metrics get the logits of the model and the labels of the batch, and {what}"
             raise ValueError(f"{text}: leave the metrics out, or write an AcceleratorModule")
         return logits, arguments["labels"]
@@ -110,7 +112,7 @@ def notes_of(module: AcceleratorModule) -> tuple[str, ...]:
 
 
 def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> Callable[[Path], None]:
-    """Return a function that writes into a folder what `from_pretrained` needs beside the weights of the model.
+    """Return a function that writes into a folder what `from_pretrained` needs next to the weights of the model.
 
     That is its configuration and, if they exist, its generation settings, its custom code, and the tokenizer of the
     collator.
@@ -146,7 +148,7 @@ def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> 
 
 
 def check_extras(module: AcceleratorModule, options: Options) -> None:
-    """Check before the training that the files beside the weights can be written.
+    """Check before the training that the files next to the weights can be written.
 
     Raises:
         ConfigError: If they cannot. transformers rejects, for example, generation settings that have no effect.
@@ -197,14 +199,14 @@ def _class(transformers: Any, path: str, kind: str | type | None, kwargs: Mappin
     """Return the class to load with; by default the one that the model was saved as."""
     if isinstance(kind, type):
         if not hasattr(kind, "from_pretrained"):
-            _refuse("module", f"{kind.__name__} is no class of models: it has no from_pretrained")
+            _refuse("module", f"{kind.__name__} is not a model class: it has no from_pretrained")
         return kind
     if kind is None:
         config = _config(transformers, path, kwargs)
         kind = next(iter(config.architectures or ()), None)
         give = f'give a class, ("{path}", "{_EXAMPLE}")'
         if kind is None:
-            _refuse("module", f"the configuration of '{path}' does not say of which class its model is: {give}")
+            _refuse("module", f"the configuration of '{path}' does not name the class of its model: {give}")
         own = {entry.rpartition(".")[2]: name for name, entry in (getattr(config, "auto_map", None) or {}).items()}
         found = getattr(transformers, own.get(kind, kind), None)
         if not _is_ours(transformers, found):
@@ -247,7 +249,7 @@ def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]
         _refuse_loading(chosen.__name__, path, kwargs, error)
     model, info = loaded if ours else (loaded, {})
     if not isinstance(model, nn.Module):
-        _refuse("module", f"{chosen.__name__}.from_pretrained gave no model, but a {type(model).__name__}")
+        _refuse("module", f"{chosen.__name__}.from_pretrained returned a {type(model).__name__} instead of a model")
     if ours:
         _check_loss(model, path)
     return model, _new_weights(model, path, info, kwargs)
@@ -276,13 +278,14 @@ def _new_weights(model: nn.Module, path: str, info: Mapping[str, Any], kwargs: M
     other = {name: (tuple(theirs), tuple(mine)) for name, theirs, mine in info.get("mismatched_keys", ())}
     if other and not kwargs.get("ignore_mismatched_sizes"):
         lines = [f"{name} has the shape {theirs} there and {mine} here" for name, (theirs, mine) in other.items()]
-        text = f"does not fit to {kind}; with ignore_mismatched_sizes=True such weights start anew"
+        text = f"does not match {kind}; with ignore_mismatched_sizes=True such weights are newly initialized"
         _refuse("module", "\n    ".join([f"'{path}' {text}:", *shortened_value(sorted(lines))]))
     if names and not names - missing:
-        _refuse("module", f"'{path}' holds none of the weights of {kind}: give the class that it was saved as")
+        _refuse("module", f"'{path}' contains none of the weights of {kind}: give the class that it was saved as")
     reasons = {"are not in": missing, "have another shape in": other}
     return [
-        f"{len(new)} of {len(names)} weights of {kind} {reason} '{path}' and start anew: {_listed(sorted(new))}"
+        f"{len(new)} of {len(names)} weights of {kind} {reason} '{path}' and are newly initialized: "
+        f"{_listed(sorted(new))}"
         for reason, new in reasons.items()
         if new
     ]
@@ -322,15 +325,15 @@ def _refuse_loading(kind: str, path: str, kwargs: Mapping[str, Any], error: Exce
     if isinstance(error, OSError) and not Path(path).exists():
         absent = f"there is no folder '{path}'{_sibling(path)}"
         if constants.HF_HUB_OFFLINE or kwargs.get("local_files_only"):
-            text = "Offline it would have to be the name of a model in the cache of Hugging Face, and none there has it"
+            text = "Offline, only models in the cache of Hugging Face can be loaded, and it is not there"
             _refuse("module", f"{absent} {text}: check it, or load it once online", error)
-        text = "No model of this name could be loaded from Hugging Face either"
+        text = "Hugging Face has no model of this name that could be loaded either"
         _refuse("module", f"{absent} {text}: {str(error).splitlines()[0]}", error)
     _refuse("module", f"{kind}.from_pretrained('{path}') failed: {type(error).__name__}: {error}", error)
 
 
 def _sibling(path: str) -> str:
-    """Return a suggestion of the nearest folder beside a path that does not exist, to end a sentence."""
+    """Return a suggestion of the nearest folder next to a path that does not exist, to end a sentence."""
     parent = Path(path).parent
     names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     return did_you_mean(Path(path).name, names)

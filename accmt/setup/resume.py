@@ -41,20 +41,22 @@ def check_folders(plan: Plan) -> None:
     try:
         str(path.resolve()).encode()
     except UnicodeEncodeError:
-        raise OSError(errno.EILSEQ, "its name is no text, and what is written there could not be read again") from None
+        raise OSError(
+            errno.EILSEQ, "its name is not valid text, and what is written there could not be read back"
+        ) from None
     folders = [path / FOLDER] if plan.options.checkpoint.enabled else []
     folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
     for place in (path / FOLDER, path / OUTBOX, *(path / rule.folder for rule in plan.rules.savings)):
         if place.is_symlink():
             raise OSError(
-                errno.ELOOP, f"its {place.name} is a link: everything of a training lies in its folder itself"
+                errno.ELOOP, f"its {place.name} is a link: a training keeps all of its files in its own folder"
             )
     for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
         publish.require_writable(folder)
         durable.flush_directory(folder)  # warn before the first step if this folder cannot be flushed
     for rule in plan.rules.savings if plan.rules.writes else ():
         if rule.keep == 1 and _holds_other_things(path / rule.folder):
-            text = f"its '{rule.folder}' is not what a rule has saved, and the rule '{rule.name}' would replace it"
+            text = f"its '{rule.folder}' was not saved by a rule, and the rule '{rule.name}' would replace it"
             raise OSError(errno.EEXIST, f"{text}: move it away, or give the rule another name", str(path / rule.folder))
     for name in JOURNALS:
         if os.path.lexists(path / name) and ((path / name).is_symlink() or not (path / name).is_file()):
@@ -121,7 +123,7 @@ def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
     aside = from_main(lambda: _cleared(plan, run))
     run.records.history.lines = run.records.decision_log.lines = 0
     plan.position.stopwatch.set(0.0)
-    return [] if aside is None else [f"what the earlier training left is now in {aside}"]
+    return [] if aside is None else [f"the files of the earlier training were moved to {aside}"]
 
 
 def _cleared(plan: Plan, run: Run) -> Path | None:
@@ -147,7 +149,7 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
     notes += [*said["model"], *said["records"], *said["position"]]
     if plan.options.checkpoint.goes_back:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
-        notes += [] if later is None else [f"the later checkpoints are now in {later}"]
+        notes += [] if later is None else [f"the later checkpoints were moved to {later}"]
     notes += from_main(lambda: _describe(plan, rules))
     return notes + _settle_savings(run)
 
@@ -164,7 +166,7 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     try:
         former = read_description(plan.model_path)
     except DamagedDescription as error:
-        former, notes = None, [f"what was changed before is not known any more: {error}"]
+        former, notes = None, [f"earlier changes of the settings are not known: {error}"]
     said = (*(former.changes if former is not None else ()), *changes)
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every, said))
     return notes
@@ -198,10 +200,10 @@ def _settle_savings(run: Run) -> list[str]:
         kept = run.engine.states[rule.name].kept
         there = from_main(partial(run.savings.existing, rule, kept, run.position.evaluation))
         if run.engine.keep_only(rule.name, there):
-            notes.append(f"models that '{rule.name}' saved are not in their folder any more: it forgets them")
+            notes.append(f"models that '{rule.name}' saved are no longer in their folder: the rule forgets them")
         aside = None if kept else from_main(partial(run.savings.archive_former, rule, run.position.step))
         if aside is not None:
-            notes.append(f"the models that an earlier '{rule.name}' saved are now in {aside}")
+            notes.append(f"the models that an earlier '{rule.name}' saved were moved to {aside}")
     remembered = {name for name, state in run.engine.states.items() if state.kept}
     run.state.model_savings = {k: values for k, values in run.state.model_savings.items() if k in remembered}
     return notes

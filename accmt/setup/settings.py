@@ -14,7 +14,7 @@ from accmt.module import AcceleratorModule
 from accmt.setup.options import Options
 
 NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs")
-"""Arguments that are no settings by themselves: where a training lies, and what they hold is compared one by one."""
+"""Arguments not compared as settings: the folder of the training, and those whose contents are compared one by one."""
 
 
 def configuration(options: Options, module: AcceleratorModule) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def after_training(run: Run, stop: Stop | None, model_path: Path) -> list[Render
         where = shortened(run.records.decision_log.path)
         parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
     rows = [_saved(run, rule, model_path) for rule in run.engine.rules.savings]
-    why = "the training has run its length" if stop is None else f"stopped: {stop.reason}"
+    why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
     return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {run.position.step} steps"), "bold")]
 
 
@@ -58,8 +58,8 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     position, hps = plan.position, plan.options.hps
     if stop is not None:
         return (
-            f"nothing was done: the training stops where it is, at step {position.step}: {stop.reason}. "
-            f"Change what stops it to continue, or give resume=False to start from scratch"
+            f"nothing was trained: the training is stopped at step {position.step}: {stop.reason}. "
+            f"To continue, change what stops it, or give resume=False to start from scratch"
         )
     given, done = ("max_steps", hps.max_steps), position.step
     if hps.max_steps is None:
@@ -68,7 +68,7 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
     wanted_more = "steps (max_steps)" if name == "max_steps" else name
     return (
-        f"nothing was done:{more} the training is finished already, after {_epochs(position.epoch)} and "
+        f"nothing was trained:{more} the training is already finished, after {_epochs(position.epoch)} and "
         f"{position.step} step{'s' * (position.step != 1)}. Give more {wanted_more} to continue, "
         f"or resume=False to start from scratch"
     )
@@ -102,7 +102,7 @@ def _facts(plan: Plan) -> dict[str, str]:
 
 
 def _directions(facts: Facts) -> str:
-    """List the metrics by direction; a metric not reported on all datasets gets the names of its own."""
+    """List the metrics by direction; a metric not reported on all datasets is followed by the names of its datasets."""
     words: dict[bool | None, list[str]] = {}
     for name, metric in facts.metrics.items():
         on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"

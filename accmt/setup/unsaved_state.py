@@ -43,8 +43,8 @@ def unsaved(module: Any, callbacks: Sequence[Any], kept: ExtraState) -> list[str
         return []
     those = ", ".join(dict.fromkeys(listed))
     return [
-        f"changed while the training runs, and in no checkpoint: {those}. A continued training starts with the first "
-        f"value; to keep it, give the class state_dict() and load_state_dict(state)"
+        f"changed during the training, but not saved in checkpoints: {those}. A resumed training starts with their "
+        f"initial values; to keep the changes, give the class state_dict() and load_state_dict(state)"
     ]
 
 

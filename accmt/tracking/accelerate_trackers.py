@@ -147,10 +147,10 @@ class AccelerateTracker:
 
 
 class TensorBoardTracker(AccelerateTracker):
-    """TensorBoard: a new training gets a folder of its own, and a resumed one continues in its folder.
+    """TensorBoard: a new training gets its own folder, and a resumed one continues in its folder.
 
     There TensorBoard hides values logged after the checkpoint, as they are logged again. Artifacts are copied to the
-    folder `artifacts` beside the values.
+    folder `artifacts` next to the values.
     """
 
     def __init__(self, beginning: Beginning, arguments: Mapping[str, Any]) -> None:
@@ -259,5 +259,5 @@ def _run_to_continue(name: str, run: Any) -> dict[str, Any] | None:
     allowed = TOOLS[name].continued if name in TOOLS else ()
     kinds = isinstance(run, Mapping) and all(type(value) in (str, bool) for value in run.values())
     if not kinds or set(run) != set(allowed):
-        raise ValueError(f"{name} cannot continue the run {run!r:.100}: no training writes such a thing down")
+        raise ValueError(f"{name} cannot continue the run {run!r:.100}: a training does not write this")
     return dict(run)

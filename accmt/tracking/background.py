@@ -20,7 +20,7 @@ LIMITS = SendingLimits()
 
 
 class BackgroundTrackers:
-    """Trackers that are sent everything from threads of their own.
+    """Trackers that are sent everything from their own threads.
 
     The methods never raise, and wait only for artifacts and at the end, no longer than for the slowest tracker. An
     entry is in the outbox, on the disk, when the call returns. What remains unsent at the end is one warning for each
@@ -57,7 +57,9 @@ class BackgroundTrackers:
             try:
                 numbers[str(name)] = float(value)
             except Exception:
-                self._warn_once(f"value {name}", f"{self._names}: '{name}' is no number at step {step}: it is not sent")
+                self._warn_once(
+                    f"value {name}", f"{self._names}: '{name}' is not a number at step {step}: it is not sent"
+                )
         if numbers and (number := self._whole(step)) is not None:
             self._put(Logged(numbers, number, self._stamp()))
 
@@ -164,7 +166,7 @@ class BackgroundTrackers:
         with suppress(Exception):
             if int(step) == step:
                 return int(step)
-        self._warn_once("step", f"{self._names}: the step {step!r} is no whole number: its values are not sent")
+        self._warn_once("step", f"{self._names}: the step {step!r} is not a whole number: its values are not sent")
         return None
 
     def _warn_once(self, kind: str, text: str) -> None:

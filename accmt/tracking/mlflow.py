@@ -138,10 +138,10 @@ class MlflowTracker:
             self._delete_others(self._client.get_run(self._run_id).info.experiment_id)
 
     def _check_artifacts(self) -> None:
-        """Check that the artifacts of a store in a local folder lie in that folder.
+        """Check that the artifacts of a store in a local folder are in that folder.
 
         Raises:
-            ValueError: They lie elsewhere on this disk.
+            ValueError: They are elsewhere on this disk.
         """
         if self._folder is None:
             return
@@ -266,7 +266,7 @@ def mlflow_tracker_for(recipient: Recipient, arguments: Mapping[str, Any], run: 
     unknown = sorted(set(arguments) - set(RUN_ARGUMENTS))
     if unknown or not isinstance(run, str | None) or _RUN.fullmatch(recipient.training) is None:
         what = f"its arguments {', '.join(unknown)}" if unknown else "what it says of the run"
-        raise ValueError(f"{what}: no training writes such a thing down")
+        raise ValueError(f"{what}: a training does not write this")
     return MlflowTracker(
         *(recipient.location, recipient.experiment, recipient.parameters, run, recipient.training),
         **{"start_time": recipient.began, **arguments},

@@ -6,9 +6,10 @@
                                {"status": "FINISHED", "time": 1764000001800}
     outbox/mlflow-0f3a....json {"recipient": {"tracker": "mlflow", ...}, "part": 1, "offset": 187, "run": "4567", ...}
 
-Lines are only appended, each by one write; each process begins a part of its own, and the files of the recipients are
-replaced atomically, so that a process may be killed at any moment. A part is deleted when all its recipients were sent
-it, and the folder when nothing waits. Only the main process of a training has an outbox, under the lock of its folder.
+Lines are only appended, each by one write; each process begins its own part, and the files of the recipients are
+replaced atomically, so that a process may be killed at any moment. A part is deleted when it was sent to all its
+recipients, and the folder when nothing waits. Only the main process of a training has an outbox, under the lock of its
+folder.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class Outbox:
         return [part for part in self._parts if part.number >= first and name in part.recipients]
 
     def save(self, reader: OutboxReader) -> None:
-        """Write how far a recipient was sent the journal, if something of it is on the disk, and delete what was sent.
+        """Record how much of the journal a recipient was sent, if any of it is on the disk, and delete what was sent.
 
         An error is ignored: a later process may send some entries again, and some trackers detect the duplicates.
         """
@@ -222,7 +223,7 @@ class Outbox:
         part.end += len(lines)
 
     def _begin_part(self, recipients: dict[str, Resumption | None]) -> None:
-        """Begin a part of the journal, after the files of all readers, so that they are known to who finds it."""
+        """Begin a part of the journal, after the files of all readers, so that whatever finds it knows them."""
         if self._locked < 0:
             self._open()
             for reader in self._readers:
@@ -318,7 +319,7 @@ class Outbox:
 
 
 class OutboxReader:
-    """Everything that waits for one tracker, in order; entries are read, and then settled as sent or lost.
+    """Reader of what waits for one tracker, in order; entries are read, and then settled as sent or lost.
 
     Attributes:
         name: Name of the recipient.

@@ -73,7 +73,7 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True)
 class SentPosition:
-    """How far a recipient was sent the journal.
+    """How much of the journal a recipient was sent.
 
     Attributes:
         recipient: The recipient.

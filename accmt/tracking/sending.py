@@ -47,7 +47,7 @@ class SendingLimits:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Everything that was given to a tracker.
+    """Fate of what was given to a tracker.
 
     Attributes:
         sent: What was sent.
@@ -116,7 +116,9 @@ class Sender:
         """
         self.work()
         if not self._tried.wait(self.limits.start if may_be_late else None):
-            self._warn_once("down", f"{self.name} does not answer yet: the training starts, and it is told later")
+            self._warn_once(
+                "down", f"{self.name} does not answer yet: the training starts, and its values are sent later"
+            )
         if self.refusal is not None:
             raise self.refusal
 
@@ -142,7 +144,7 @@ class Sender:
         if not self._given[artifact].wait(max(0.0, patience)):
             self._is_slow = True
             path = artifact.path
-            self._warn(f"{self.name}: '{path}' is not sent yet: leave it as it is while the training goes on")
+            self._warn(f"{self.name}: '{path}' is not sent yet: do not change it while the training runs")
 
     def close(self) -> None:
         """Have everything sent without pauses, and do not wait for it."""
@@ -266,7 +268,7 @@ class Sender:
             merged = {name: value for entry in values for name, value in entry.values.items()}
             failure = self._call(partial(tracker.log, merged, first.step))
         if failure is not None and not isinstance(failure, Unreachable):
-            self._warn_once("values", f"{self.name}: the tracker takes no values: {_reason(failure)}")
+            self._warn_once("values", f"{self.name}: the tracker rejects the values: {_reason(failure)}")
         return self._settle(len(group), failure)
 
     def _send_artifact(self, tracker: Tracker, artifact: Artifact) -> bool:
@@ -276,13 +278,13 @@ class Sender:
             self._warn(f"{self.name}: not sent, as it waits since an earlier process: '{path}' {why}")
             return self._keep(artifact)
         if not (path.is_dir() if artifact.is_folder else path.is_file()):
-            self._warn(f"{self.name}: '{path}' is gone: it cannot be sent any more")
-            self._refused = f"'{path}' is gone"
+            self._warn(f"{self.name}: '{path}' no longer exists: it cannot be sent")
+            self._refused = f"'{path}' no longer exists"
             return self._settle(1, FileNotFoundError())
         failure = self._call(partial(tracker.log_artifacts if artifact.is_folder else tracker.log_artifact, path))
         if failure is None or isinstance(failure, Unreachable):
             return self._settle(1, failure)
-        self._warn_once(_reason(failure), f"{self.name}: the tracker takes no artifact '{path}': {_reason(failure)}")
+        self._warn_once(_reason(failure), f"{self.name}: the tracker rejects the artifact '{path}': {_reason(failure)}")
         return self._settle(1, failure) if isinstance(failure, NoArtifacts) else self._keep(artifact)
 
     def _keep(self, artifact: Artifact) -> bool:
@@ -311,7 +313,9 @@ class Sender:
                 call()
             except Unreachable as error:
                 self._outage = _reason(error)
-                self._warn_once("down", f"{self.name} does not answer, the training goes on without: {self._outage}")
+                self._warn_once(
+                    "down", f"{self.name} does not answer, the training continues without it: {self._outage}"
+                )
                 if is_last or self._is_abandoned:
                     return error
                 self._closing.wait(min(pause, self.limits.pause))

@@ -66,7 +66,7 @@ def start_trackers(
             BackgroundTrackers(model_path, outbox, senders, warn, later).close("FAILED")
             raise ConfigError([Problem("log_with", rejection)], "fit(...)") from _cause(sender)
         if rejection is not None:
-            warn(f"{rejection}; the training goes on without it")
+            warn(f"{rejection}; the training continues without it")
         senders.append(sender)
     return BackgroundTrackers(model_path, outbox, senders, warn, later)
 

@@ -26,7 +26,7 @@ from accmt.tracking.trust import ENVIRONMENT, Allowed, destination_of, names_of,
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What became of that which waited for a tracker, and the place of the tracker, without password."""
+    """Result of sending what waited for a tracker, and the place of the tracker, without password."""
 
     tracker: str
     place: str
@@ -99,7 +99,7 @@ def _not_named(position: SentPosition, left: EntryCount) -> str:
         nobody = f"neither the command line nor {ENVIRONMENT} names"
     arguments = f"; the arguments of its run: {json.dumps(recipient.arguments)}" if recipient.arguments else ""
     return (
-        f"{recipient.tracker} at {masked(recipient.location)}: still waits: {left or 'nothing'}; it is not sent, as "
+        f"{recipient.tracker} at {masked(recipient.location)}: still waiting: {left or 'nothing'}; it is not sent, as "
         f"{nobody} this place: if it is yours, add {options}{arguments}"
     )
 

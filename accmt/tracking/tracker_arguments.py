@@ -24,9 +24,9 @@ from accmt.tracking.mlflow import RUN_ARGUMENTS, STORE, is_address
 
 _ALSO = {TENSORBOARD: "tensorboardX"}
 _WANTED: dict[str, tuple[type, str]] = {
-    "run_name": (str, "a text"),
+    "run_name": (str, "a string"),
     "tags": (Mapping, "a dictionary"),
-    "description": (str, "a text"),
+    "description": (str, "a string"),
     "start_time": (int, "a whole number of milliseconds since 1970"),
 }
 
@@ -154,14 +154,14 @@ def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[
         return answer
     for name in taken:
         if name in TOOLS and key in TOOLS[name].ours:
-            return Problem(key, f"{name} is given {TOOLS[name].ours[key]} for it: give that")
+            return Problem(key, f"{name} gets it from {TOOLS[name].ours[key]}: give that instead")
     allowed = [*own, *(argument for accepted in taken.values() for argument in accepted or ())]
     return Problem(key, f"unknown argument{did_you_mean(key, allowed)}")
 
 
 def _without_tracker(key: str, own: Iterable[str]) -> Problem:
     if key in (*RUN_ARGUMENTS, *known_trackers()):
-        return Problem(key, "is for a tracker, and none is asked for: give log_with")
+        return Problem(key, "is for a tracker, and there is none: give log_with")
     if (answer := _answer(key)) is not None:
         return answer
     return Problem(key, f"unknown argument{did_you_mean(key, own)}")
@@ -170,7 +170,7 @@ def _without_tracker(key: str, own: Iterable[str]) -> Problem:
 def _answer(key: str) -> Problem | None:
     """Explain an argument of earlier versions, or one that belongs to the hyperparameters; None for others."""
     if key in ARGUMENTS:
-        return Problem(key, f"is not an argument any more: {ARGUMENTS[key]}")
+        return Problem(key, f"is no longer an argument: {ARGUMENTS[key]}")
     if key in _HYPERPARAMETERS:
         return Problem(key, f"belongs to the hyperparameters: HyperParameters({key}=...)")
     return None

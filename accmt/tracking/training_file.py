@@ -1,4 +1,4 @@
-"""Description of a training: its metrics, length and rules, in `training.json` beside its history.
+"""Description of a training: its metrics, length and rules, in `training.json` next to its history.
 
 It is written before the first step and whenever the training is resumed. With it and the history, the decisions can be
 replayed, also with other rules. Does not import torch.
@@ -129,7 +129,7 @@ def read_description(folder: Path) -> Description | None:
     except NotAFile as error:
         raise DamagedDescription(f"{path} cannot be read: {error.strerror}") from None
     except RuleError as error:
-        raise DamagedDescription(f"{path} cannot be read, a rule in it is refused:\n{error}") from None
+        raise DamagedDescription(f"{path} cannot be read, because a rule in it is not valid:\n{error}") from None
     except (ValueError, RecursionError) as error:
         raise DamagedDescription(f"{path} cannot be read: {escaped(error)}") from None
     except (KeyError, TypeError, AttributeError) as error:

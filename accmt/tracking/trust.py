@@ -1,6 +1,6 @@
-"""Checks of what may be sent, and where to, from an outbox that somebody else may have written.
+"""Checks of what may be sent, and where to, from an outbox that someone else may have written.
 
-A destination is used only if the caller names it, and an artifact is sent if it lies in the folder of the training.
+A destination is used only if the caller names it, and an artifact is sent if it is in the folder of the training.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_none_at_all(checkpoints):
     assert checkpoints.next(7).name == "checkpoint-0001-step-7"
     with pytest.raises(NoCheckpoint) as caught:
         checkpoints.at(1)
-    assert str(caught.value) == f"there is no checkpoint 1 in {checkpoints.folder}; there are: none"
+    assert str(caught.value) == f"there is no checkpoint 1 in {checkpoints.folder}; the checkpoints are: none"
     checkpoints.prune(1)
 
 
@@ -92,7 +92,7 @@ def test_by_index(checkpoints):
     assert checkpoints.at(1).step == 10
     with pytest.raises(NoCheckpoint) as caught:
         checkpoints.at(3)
-    assert str(caught.value) == f"there is no checkpoint 3 in {checkpoints.folder}; there are: 1, 2"
+    assert str(caught.value) == f"there is no checkpoint 3 in {checkpoints.folder}; the checkpoints are: 1, 2"
     path = checkpoints.all()[0].path
     damage(path)
     with pytest.raises(NoCheckpoint) as caught:

@@ -420,7 +420,7 @@ def test_state_that_nothing_saves_is_named_once(trainer, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("warning:") == 1
     named = "Averaging.mean, Carrying.seen, Carrying.best, Carrying.total, Doing.optimizer."
-    assert f"warning: changed while the training runs, and in no checkpoint: {named}" in shown
+    assert f"warning: changed during the training, but not saved in checkpoints: {named}" in shown
 
 
 def test_names_do_not_depend_on_a_wrapper(trainer, tmp_path):
@@ -446,4 +446,4 @@ def test_what_the_script_freezes_now_is_the_scripts(fit, capsys):
     assert not module.model.a.weight.requires_grad
     shown = " ".join(capsys.readouterr().out.split())
     assert "model.a.bias was trained at the start and is frozen" in shown
-    assert "the optimizer does not hold model.a.bias, model.a.weight any more" in shown
+    assert "the optimizer no longer holds model.a.bias, model.a.weight" in shown

@@ -131,7 +131,7 @@ def test_the_state_of_an_optimizer_goes_by_name(tmp_path):
     grouped, turned = make(groups=2, seed=1), make(scheduler=None, seed=1)
     turned.stateful["optimizer"] = AdamW([*turned.model.parameters()][::-1], lr=0.1)
     turned.stateful["scheduler"] = StepLR(turned.stateful["optimizer"], 2)
-    note = "the parameters of the optimizer are grouped otherwise than before"
+    note = "the parameters of the optimizer are grouped differently than before"
     for other, expected in ((grouped, [note]), (turned, [])):
         assert load(tmp_path, other, trainer) == expected
         for mine, theirs in zip(first.model.parameters(), other.model.parameters(), strict=True):

@@ -84,8 +84,7 @@ def refused(folder):
 def test_second_process_is_refused_and_told_who_holds_it(tmp_path, held):
     process = held()
     assert refused(tmp_path) == (
-        f"another training works in {tmp_path} ({said_by(tmp_path, process.pid)}): "
-        "wait for it, or give another model_path"
+        f"another training uses {tmp_path} ({said_by(tmp_path, process.pid)}): wait for it, or give another model_path"
     )
 
 
@@ -130,7 +129,7 @@ def test_twice_in_one_process_is_refused(tmp_path):
     link = tmp_path.parent / "link"
     link.symlink_to(tmp_path)
     for path in (tmp_path, tmp_path / "sub" / "..", link):
-        assert refused(path) == f"another training of this process works in {tmp_path}: give it another model_path"
+        assert refused(path) == f"another training of this process uses {tmp_path}: give it another model_path"
     lock.release()
     lock.release()
     lock.acquire()
@@ -142,8 +141,7 @@ def test_forked_child_is_refused_while_its_parent_works_and_not_afterwards(tmp_p
     lock = Lock(tmp_path)
     lock.acquire()
     assert in_child(lambda: refused(tmp_path)) == (
-        f"another training works in {tmp_path} ({said_by(tmp_path, os.getpid())}): "
-        "wait for it, or give another model_path"
+        f"another training uses {tmp_path} ({said_by(tmp_path, os.getpid())}): wait for it, or give another model_path"
     )
     assert in_child(lambda: str(lock.release())) == "None"
     assert "another training" in in_child(lambda: refused(tmp_path)), "a child gave the lock of its parent away"
@@ -202,7 +200,7 @@ def test_it_holds_whatever_the_process_does_with_the_folder(tmp_path):
         for folder in folders.values()
     ]
     for what, second in zip(folders, tries, strict=True):
-        assert f"another training works in {folders[what]} (process " in second.communicate()[1], what
+        assert f"another training uses {folders[what]} (process " in second.communicate()[1], what
     for lock in locks:
         lock.release()
     assert [holder_of(folder) for folder in folders.values()] == [None] * len(folders)
@@ -239,7 +237,7 @@ def test_a_file_system_without_locks_is_a_warning_and_on_the_same_machine_it_hol
         monkeypatch.setattr(fcntl, name, fails)
     lock = Lock(tmp_path)
     assert lock.acquire() == (
-        f"{tmp_path} cannot be locked (No locks available): see to it that no training of another machine works in it"
+        f"{tmp_path} cannot be locked (No locks available): make sure that no training on another machine uses it"
     )
     assert holder_of(tmp_path).is_here
     assert "another training of this process" in refused(tmp_path)

@@ -109,7 +109,7 @@ def test_special_values_keep_their_bits(tmp_path):
     [
         (
             torch.ones(2, dtype=torch.complex128),
-            "a tensor of complex128, which safetensors cannot hold. Take another dtype",
+            "a tensor of complex128, which safetensors cannot hold. Use another dtype",
         ),
         (
             torch.ones(2).to_sparse(),

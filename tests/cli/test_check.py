@@ -321,4 +321,4 @@ class TestConfig:
         monkeypatch.chdir(tmp_path)
         status, _, err = check("--config", "no.yaml")
         assert status == 1
-        assert err == f"1 mistake in no.yaml:\n  no such file, seen from {tmp_path}\n"
+        assert err == f"1 mistake in no.yaml:\n  no such file (the current folder is {tmp_path})\n"

@@ -299,8 +299,8 @@ def test_what_else_lies_there(look, folder):
         ".old-best_accuracy@dev-0123abcd  0 bytes  replaced: the next training deletes it",
         ".old-gone-0123abcd  0 bytes  the next training renames it to gone",
         "first save/.tmp-evaluation-0001-step-1-0123abcd  0 bytes  half-written: the next training deletes it",
-        "checkpoints/checkpoint-3-step-1  0 bytes  not the name of a checkpoint: no training touches it",
-        "checkpoints/x  5 bytes  not the name of a checkpoint: no training touches it",
+        "checkpoints/checkpoint-3-step-1  0 bytes  not the name of a checkpoint: trainings ignore it",
+        "checkpoints/x  5 bytes  not the name of a checkpoint: trainings ignore it",
     ]
     assert ", earlier trainings 7.7 kB, other 5 bytes)\n" in out
 
@@ -309,7 +309,7 @@ def test_many_other_things_are_counted(look, folder):
     for number in range(50):
         (folder / "checkpoints" / f"note-{number}").touch()
     out = look(folder)[1]
-    assert out.count("no training touches it") == 20
+    assert out.count("trainings ignore it") == 20
     assert "\nand 30 more\n" in out
 
 
@@ -355,12 +355,12 @@ def test_a_file_or_nothing_in_the_place_of_the_checkpoints(look, folder):
     checkpoints.symlink_to("gone")
     status, out, _ = look(folder)
     assert status == 1
-    assert "\ncheckpoints cannot be used: it is a link, and a training that finds one here is refused\n" in out
+    assert "\ncheckpoints cannot be used: it is a link, with which no training can start\n" in out
     checkpoints.unlink()
     checkpoints.symlink_to("away")
     status, out, _ = look(folder)
     assert status == 1
-    assert "\ncheckpoints cannot be used: it is a link, and a training that finds one here is refused\n" in out
+    assert "\ncheckpoints cannot be used: it is a link, with which no training can start\n" in out
     checkpoints.unlink()
     (folder / "away").rename(checkpoints)
     (folder.parent / "link").symlink_to(folder)

@@ -32,7 +32,7 @@ def test_a_training_at_work(look, folder):
     with holder:
         assert holder.stdout.readline() == "held\n"
         status, out, _ = look(folder)
-        with pytest.raises(RuntimeError, match="another training works"):
+        with pytest.raises(RuntimeError, match="another training uses"):
             Lock(folder).acquire()
         holder.stdin.write("\n")
     assert (status, holder.returncode) == (0, 0)
@@ -49,7 +49,7 @@ def test_a_training_of_this_process_keeps_its_lock(look, folder):
         other = subprocess.run([sys.executable, "-c", HOLDS, folder], capture_output=True, text=True, check=False)
     finally:
         lock.release()
-    assert "another training works in" in other.stderr
+    assert "another training uses" in other.stderr
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)])
@@ -210,11 +210,15 @@ def unprivileged():
             0,
             "\ncheckpoints cannot be used: Permission denied\ncannot tell which checkpoint a resume continues from: ",
         ),
-        ("checkpoints", 0o444, f"{THIRD}   300              0 bytes  unreadable: you may not read all of it\n"),
-        (f"checkpoints/{THIRD}", 0, "unreadable: you may not read all of it\n"),
-        (f"checkpoints/{THIRD}/trainer.json", 0, "unreadable: you may not read all of it\n"),
+        (
+            "checkpoints",
+            0o444,
+            f"{THIRD}   300              0 bytes  unreadable: you have no permission to read all of it\n",
+        ),
+        (f"checkpoints/{THIRD}", 0, "unreadable: you have no permission to read all of it\n"),
+        (f"checkpoints/{THIRD}/trainer.json", 0, "unreadable: you have no permission to read all of it\n"),
         ("lowest", 0, "\nlowest cannot be read: Permission denied\n"),
-        ("best_accuracy@dev", 0o444, "unreadable: you may not read all of it\n"),
+        ("best_accuracy@dev", 0o444, "unreadable: you have no permission to read all of it\n"),
         ("lowest/index.json", 0, "\nlowest/index.json cannot be read: PermissionError\n"),
     ],
 )

@@ -48,7 +48,7 @@ def explain(capsys):
 
 
 TABLE = """\
-What was decided
+Decisions
 evaluation  step  epoch  rule           values  verdict  why
          1    10      1  best_accuracy  0.5     saved    0.5 is the first, saved
                          high           0.5     blocked  blocked by saving_above 1
@@ -85,7 +85,7 @@ def test_whoever_reads_may_stop_reading(folder):
     line = (folder / "decisions.jsonl").read_text().splitlines(keepends=True)[0]
     (folder / "decisions.jsonl").write_text(line * 5000)
     explained = subprocess.Popen([COMMAND, "explain", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert explained.stdout.readline() == b"What was decided\n"
+    assert explained.stdout.readline() == b"Decisions\n"
     explained.stdout.close()
     assert explained.stderr.read() == b""
     explained.stderr.close()

@@ -104,10 +104,10 @@ WRONG_CALLS = [
     ("--strat ddp --config a.yaml train.py", "--strat and --config both say how to train: give one of them"),
     (
         "--cpu --strat fsdp2-bf16 train.py",
-        "fsdp2-bf16 needs GPUs: on CPUs, Accelerate would train as ddp does. Take --strat ddp",
+        "fsdp2-bf16 needs GPUs: on CPUs, Accelerate would train as ddp does. Use --strat ddp",
     ),
-    ("--cpu --strat ddp-fp16 train.py", "ddp-fp16: fp16 needs a GPU: on CPUs take bf16"),
-    ("--cpu --strat deepspeed-1-fp16 train.py", "deepspeed-1-fp16: fp16 needs a GPU: on CPUs take bf16"),
+    ("--cpu --strat ddp-fp16 train.py", "ddp-fp16: fp16 needs a GPU: on CPUs use bf16"),
+    ("--cpu --strat deepspeed-1-fp16 train.py", "deepspeed-1-fp16: fp16 needs a GPU: on CPUs use bf16"),
     ("--node-rank 0 train.py", "--node-rank needs --nodes: how many machines take part"),
     ("--master a train.py", "--master needs --nodes: how many machines take part"),
     ("--nodes 3 --master a train.py", "--nodes 3 needs --node-rank: which of them this machine is, 0 to 2"),
@@ -137,11 +137,11 @@ WRONG_CALLS = [
     ("--gpus 0,x train.py", "argument --gpus: '0,x' is not a list of GPU numbers from 0, such as 0,1"),
     ("--gpus 0, train.py", "argument --gpus: '0,' is not a list of GPU numbers from 0, such as 0,1"),
     ("--gpus=-1 train.py", "argument --gpus: '-1' is not a list of GPU numbers from 0, such as 0,1"),
-    ("--gpus 1,0,1 train.py", "argument --gpus: '1,0,1' names GPU 1 more than once: each GPU takes one process"),
-    ("--gpus 0,1 --cpu train.py", "--gpus does not go with --cpu, which asks for CPUs: take one of them"),
+    ("--gpus 1,0,1 train.py", "argument --gpus: '1,0,1' names GPU 1 more than once: each GPU runs one process"),
+    ("--gpus 0,1 --cpu train.py", "--gpus cannot be combined with --cpu, which selects CPUs: use one of them"),
     (
         "--gpus 0,1 -N 3 train.py",
-        "-N is 3, and --gpus names 2: each GPU takes one process. Leave out -N, or name as many",
+        "-N is 3, and --gpus names 2: each GPU runs one process. Leave out -N, or name as many",
     ),
 ]
 
@@ -159,10 +159,10 @@ def test_options_behind_the_script_are_its_own_and_unknown_ones_before_it_are_re
 def test_scripts_that_are_not_there(launch, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = {
-        ("trian.py",): f"there is no script trian.py, seen from {tmp_path}, did you mean 'train.py'?",
-        ("other.sh",): f"there is no script other.sh, seen from {tmp_path}.",
+        ("trian.py",): f"there is no script trian.py (the current folder is {tmp_path}), did you mean 'train.py'?",
+        ("other.sh",): f"there is no script other.sh (the current folder is {tmp_path}).",
         ("empty",): "empty is a directory without a __main__.py",
-        ("-m", "projekt.train"): f"there is no module 'projekt', seen from {tmp_path}",
+        ("-m", "projekt.train"): f"there is no module 'projekt' (the current folder is {tmp_path})",
     }
     for arguments, text in cases.items():
         assert launch("--cpu", *arguments) == (1, "", f"{text}\n")
@@ -172,14 +172,14 @@ def test_scripts_that_are_not_there(launch, tmp_path):
 
 
 def test_machines_without_enough_gpus(launch, there_are, monkeypatch):
-    none = (1, "", "no NVIDIA GPU was found here: take --cpu to train on CPUs\n")
+    none = (1, "", "no NVIDIA GPU was found here: use --cpu to train on CPUs\n")
     assert launch("train.py") == none
     assert launch("-N", 2, "--strat", "fsdp2", "train.py") == none
     there_are(4)
-    few = "there are 4 GPUs here, and 5 processes need one each: take -N 4, or --cpu\n"
+    few = "there are 4 GPUs here, and 5 processes need one each: use -N 4, or --cpu\n"
     assert launch("-N", 5, "train.py") == (1, "", few)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    few = "there is 1 GPU here, and 2 processes need one each: take -N 1, or --cpu\n"
+    few = "there is 1 GPU here, and 2 processes need one each: use -N 1, or --cpu\n"
     assert launch("-N", 2, "--strat", "deepspeed-2", "train.py") == (1, "", few)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert launch("train.py") == none
@@ -233,10 +233,10 @@ def test_gpus_that_are_chosen(launch, there_are, monkeypatch, visible, gpus, cho
 
 def test_gpus_that_cannot_be_chosen(launch, there_are, tmp_path, monkeypatch):
     (tmp_path / "file.yaml").write_text("distributed_type: MULTI_CPU\n")
-    text = "accmt launch: error: --gpus does not go with file.yaml, which asks for CPUs: take one of them\n"
+    text = "accmt launch: error: --gpus cannot be combined with file.yaml, which selects CPUs: use one of them\n"
     assert launch("--gpus", "0", "--config", "file.yaml", "train.py") == (2, "", text)
     (tmp_path / "file.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
-    none = (1, "", "no NVIDIA GPU was found here: take --cpu to train on CPUs\n")
+    none = (1, "", "no NVIDIA GPU was found here: use --cpu to train on CPUs\n")
     assert launch("--gpus", "0", "--config", "file.yaml", "train.py") == none
     there_are(4)
     text = "there are 4 GPUs here, counted from 0: --gpus cannot name 4\n"
@@ -245,7 +245,9 @@ def test_gpus_that_cannot_be_chosen(launch, there_are, tmp_path, monkeypatch):
     text = "there is 1 GPU here, counted from 0: --gpus cannot name 2\n"
     assert launch("--gpus", "2", "train.py") == (1, "", text)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    text = "accmt launch: error: --gpus does not go with ACCELERATE_USE_CPU, which asks for CPUs: take one of them\n"
+    text = (
+        "accmt launch: error: --gpus cannot be combined with ACCELERATE_USE_CPU, which selects CPUs: use one of them\n"
+    )
     assert launch("--gpus", "0", "train.py") == (2, "", text)
 
 
@@ -264,11 +266,11 @@ def test_deepspeed_that_is_not_installed(launch, without_deepspeed):
     assert launch("--cpu", "--strat", "deepspeed-2", "--print", "train.py")[0] == 0
 
 
-NOT_BY_TORCHRUN = "which torchrun cannot start: take `accelerate launch --config_file`"
+NOT_BY_TORCHRUN = "which torchrun cannot start: use `accelerate launch --config_file`"
 FILES = [
     (
         "hps: {epochs: 3}",
-        "distributed_type: is missing or not a text. Is this a file of `accelerate config`? There it is MULTI_GPU, "
+        "distributed_type: is missing or not a string. Is this a file of `accelerate config`? There it is MULTI_GPU, "
         "FSDP or the like",
     ),
     (
@@ -286,8 +288,8 @@ FILES = [
     ),
     (
         "distributed_type: DEEPSPEED\nnum_machines: 2\ndeepspeed_config: {deepspeed_multinode_launcher: pdsh}",
-        "deepspeed_config.deepspeed_multinode_launcher: is pdsh, which starts all machines from one. Make it standard, "
-        "and call accmt launch on each",
+        "deepspeed_config.deepspeed_multinode_launcher: is pdsh, which starts all machines from one. Set it to "
+        "standard, and call accmt launch on each",
     ),
 ]
 
@@ -299,14 +301,14 @@ def test_files_that_cannot_be_used(launch, tmp_path, text, problem):
 
 
 def test_a_file_that_is_not_there(launch, tmp_path):
-    text = f"1 mistake in none.yaml:\n  no such file, seen from {tmp_path}\n"
+    text = f"1 mistake in none.yaml:\n  no such file (the current folder is {tmp_path})\n"
     assert launch("--config", "none.yaml", "train.py") == (1, "", text)
 
 
 FILES_AND_CALLS = [
-    ("FSDP", ["--cpu"], 2, "file.yaml needs GPUs: on CPUs, Accelerate would train as ddp does. Take --strat ddp"),
-    ("MULTI_XPU", ["--cpu"], 2, "file.yaml is MULTI_XPU, which does not go with --cpu"),
-    ("MULTI_CPU\nmixed_precision: fp16", [], 2, "file.yaml: fp16 needs a GPU: on CPUs take bf16"),
+    ("FSDP", ["--cpu"], 2, "file.yaml needs GPUs: on CPUs, Accelerate would train as ddp does. Use --strat ddp"),
+    ("MULTI_XPU", ["--cpu"], 2, "file.yaml is MULTI_XPU, which cannot be combined with --cpu"),
+    ("MULTI_CPU\nmixed_precision: fp16", [], 2, "file.yaml: fp16 needs a GPU: on CPUs use bf16"),
     (
         "MULTI_GPU\nnum_processes: 3\nnum_machines: 2\nmachine_rank: 1\nmain_process_ip: a",
         [],
@@ -437,7 +439,7 @@ def test_a_file_with_what_the_call_says_instead(launch, tmp_path, there_are):
     arguments = ["-N", 1, "--nodes", 2, "--node-rank", 1, "--master", "a:5", "--print", "train.py"]
     place = "--nnodes=2 --node-rank=1 --master-addr=a --master-port=5 --nproc-per-node=1"
     assert launch("--config", "file.yaml", *arguments)[1].endswith(f"\ntorchrun {place} train.py\n")
-    few = "there are 4 GPUs here, and 5 processes need one each: take -N 4, or --cpu\n"
+    few = "there are 4 GPUs here, and 5 processes need one each: use -N 4, or --cpu\n"
     assert launch("--config", "file.yaml", "-N", 5, "train.py") == (1, "", few)
 
 
@@ -498,7 +500,7 @@ def test_strats(capsys, there_are, monkeypatch):
     assert main(["strats"]) == 0
     output = capsys.readouterr().out
     rows = [re.split(r"  +", line) for line in output.splitlines()[: len(STRATEGIES) + 1]]
-    assert rows[0] == ["strategy", "what it is", "take it when", "needs"]
+    assert rows[0] == ["strategy", "what it is", "use it when", "needs"]
     needs = {row[0]: row[3] for row in rows[1:]}
     assert needs.keys() == STRATEGIES.keys()
     assert needs["ddp"] == "GPUs, or --cpu"

@@ -369,7 +369,7 @@ class TestTable:
         status, out, err = replay(write(TABLE), "--rule", "accuracy@dev", "--patience", "1", "--metric", "accuracy:max")
         assert (status, err) == (0, "")
         assert out == (
-            "What was decided\n"
+            "Decisions\n"
             "evaluation  step  epoch  rule               values  verdict     why\n"
             "         1    10      1  best_accuracy@dev  0.5     saved       0.5 is the first, saved\n"
             "         2    20      2  best_accuracy@dev  0.7     saved       0.7 beats 0.5, saved\n"

@@ -143,8 +143,9 @@ def test_networks_beside_the_model(fitted, weights, tmp_path):
     for source in (newest(folder), folder / "best_valid_loss"):
         status, _, err = weights(source, tmp_path / f"{source.name}.safetensors")
         assert status == 0
-        assert (
-            err == "not written: trained beside the model: critic (a folder has them as well, in modules.safetensors)\n"
+        assert err == (
+            "not written: trained alongside the model: critic "
+            "(a folder as the target has them as well, in modules.safetensors)\n"
         )
         assert weights(source, tmp_path / source.name)[::2] == (0, "")
         written = read_tensors(tmp_path / source.name / "modules.safetensors")

@@ -325,7 +325,7 @@ SAMPLES = [
     ([[1, 2, 3]], "a list of 3"),
     ([(1, 2)], "a tuple of 2"),
     ([{}], "a dictionary with no keys"),
-    (["a text"], "an object of the type str"),
+    (["a text"], "an object of type str"),
 ]
 
 
@@ -340,7 +340,7 @@ def test_samples_without_ids(tokenizer, given, found):
 
 
 def test_forcing_one_output_needs_ids_in_the_first_element(tokenizer):
-    with pytest.raises(ValueError, match="but sample 0 of the batch is an object of the type int"):
+    with pytest.raises(ValueError, match="but sample 0 of the batch is an object of type int"):
         DataCollatorForLanguageModeling(tokenizer, force_one_output=True)([(1, {"input_ids": [5]})])
 
 

@@ -125,16 +125,16 @@ ADVICE = "make them alike, give torch_stack=False, or pad sequences of labels wi
     [
         (
             [(x(5), [1, 2]), (x(5), [1])],
-            f"element 1 of the samples of the batch cannot be put together, found shapes (2,), (1,): {ADVICE}",
+            f"element 1 of the samples of the batch cannot be combined, found shapes (2,), (1,): {ADVICE}",
         ),
         (
             [{**LONG, "labels": [1] * 4}, {**SHORT, "labels": [1] * 3}],
-            f"'labels' of the batch cannot be put together, found shapes (4,), (3,): {ADVICE}",
+            f"'labels' of the batch cannot be combined, found shapes (4,), (3,): {ADVICE}",
         ),
         (
             [torch.ones(2)],
             "DataCollatorForLongestSequence needs samples that are a dictionary with 'input_ids', or a tuple with one "
-            "in it, but sample 0 of the batch is an object of the type Tensor",
+            "in it, but sample 0 of the batch is an object of type Tensor",
         ),
         (
             [{"ids": [1], "mask": [1]}],
@@ -146,7 +146,7 @@ ADVICE = "make them alike, give torch_stack=False, or pad sequences of labels wi
             "DataCollatorForLongestSequence needs samples that are a dictionary with 'input_ids', or a tuple with one "
             "in it, but sample 0 of the batch is a tuple of 2",
         ),
-        ([], "the batch has no samples: the dataset or the batch sampler gave an empty list"),
+        ([], "the batch has no samples: the dataset or the batch sampler returned an empty list"),
     ],
 )
 def test_samples_that_do_not_fit_together(tokenizer, given, text):

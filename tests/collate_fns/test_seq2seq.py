@@ -225,14 +225,14 @@ def test_it_can_be_pickled(tokenizer):
 
 
 BAD = [
-    ([], "the batch has no samples: the dataset or the batch sampler gave an empty list"),
+    ([], "the batch has no samples: the dataset or the batch sampler returned an empty list"),
     (
         [{"input_ids": [1], "labels": [1]}, {"input_ids": [1]}],
-        "sample 0 of the batch has 'labels' and sample 1 has not: give all samples the same keys",
+        "sample 0 of the batch has 'labels' and sample 1 does not: give all samples the same keys",
     ),
     (
         [{"input_ids": [1]}, {"input_ids": [1], "labels": [1]}],
-        "sample 1 of the batch has 'labels' and sample 0 has not: give all samples the same keys",
+        "sample 1 of the batch has 'labels' and sample 0 does not: give all samples the same keys",
     ),
     (
         [{"input_ids": [1]}, {"inputs_ids": [1]}],
@@ -250,7 +250,7 @@ BAD = [
     (
         [(1, {"input_ids": [1]}), (1, torch.ones(2))],
         "the samples of the batch differ: element 1 of sample 0 is a dictionary with 'input_ids', "
-        "element 1 of sample 1 is an object of the type Tensor",
+        "element 1 of sample 1 is an object of type Tensor",
     ),
     (
         [{"input_ids": [1]}, {"input_ids": "two words"}],
@@ -276,15 +276,15 @@ BAD = [
     ),
     (
         [{"input_ids": [1], "spans": [1, 2]}, {"input_ids": [1], "spans": [1, 2, 3]}],
-        "'spans' of the batch cannot be put together, found shapes (2,), (3,): make them alike",
+        "'spans' of the batch cannot be combined, found shapes (2,), (3,): make them alike",
     ),
     (
         [{"input_ids": [1], "note": None}, {"input_ids": [1], "note": "a"}],
-        "'note' of the batch cannot be put together, found types NoneType, str: make them alike",
+        "'note' of the batch cannot be combined, found types NoneType, str: make them alike",
     ),
     (
         [({"input_ids": [1]}, torch.ones(1)), ({"input_ids": [1]}, torch.ones(2))],
-        "element 1 of the samples of the batch cannot be put together, found shapes (1,), (2,): make them alike",
+        "element 1 of the samples of the batch cannot be combined, found shapes (1,), (2,): make them alike",
     ),
 ]  # fmt: skip
 

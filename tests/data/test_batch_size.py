@@ -169,7 +169,7 @@ def test_what_nobody_knows_is_asked_for(trainer, make):
         def batch_size(self, batch):
             return len(batch[1])
 
-    text = "the number of samples in a batch is not known, and mean losses are weighted by it"
+    text = "the number of samples in a batch is unknown, and mean losses are weighted by it"
     with pytest.raises(ValueError, match=text):
         trainer().evaluate(Own(valid=make), {"0": pairs()})
     stepped = Own(make)

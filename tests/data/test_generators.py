@@ -27,9 +27,9 @@ from accmt.checkpoint.serialization import pack, unpack
 from accmt.data.generators import Generators, generators_of, inexact
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
-PREFIX = "a training that is continued within an epoch may not be exactly the undisturbed one: "
+PREFIX = "a training that is resumed within an epoch may not match an uninterrupted one exactly: "
 ADVICE = (
-    "draws in workers is in no checkpoint "
+    "in workers is not saved in checkpoints "
     "(draw from torch, numpy.random or random instead: they are seeded for every batch)"
 )
 
@@ -88,31 +88,34 @@ def of_torchdata(*arguments, **given):
 
 persistent = {"num_workers": 1, "persistent_workers": True}
 INEXACT = {
-    "generator in a worker": (lambda: DataLoader(Own(), num_workers=1), f"what dataset.random {ADVICE}"),
+    "generator in a worker": (lambda: DataLoader(Own(), num_workers=1), f"the random state of dataset.random {ADVICE}"),
     "below wrappers": (
         lambda: DataLoader(Subset(ConcatDataset([Samples(), Own()]), [0, 9]), num_workers=1),
-        f"what dataset.dataset.datasets.1.random {ADVICE}",
+        f"the random state of dataset.dataset.datasets.1.random {ADVICE}",
     ),
     "of a function": (
         lambda: DataLoader(Samples(), num_workers=1, collate_fn=Mask(torch.Generator())),
-        f"what collate_fn.generator {ADVICE}",
+        f"the random state of collate_fn.generator {ADVICE}",
     ),
     "of a function of torchdata's": (
         lambda: of_torchdata(KeepingStream(), num_workers=1, collate_fn=Mask(torch.Generator())),
-        f"what collate_fn.generator {ADVICE}",
+        f"the random state of collate_fn.generator {ADVICE}",
     ),
-    "that outlives epochs": (lambda: DataLoader(OwnStream(), **persistent), f"what dataset.random {ADVICE}"),
+    "that outlives epochs": (
+        lambda: DataLoader(OwnStream(), **persistent),
+        f"the random state of dataset.random {ADVICE}",
+    ),
     "of the operating system": (
         lambda: DataLoader(Own(random.SystemRandom())),
-        "dataset.random draws from the operating system",
+        "dataset.random draws random numbers from the operating system",
     ),
     "state in a worker": (
         lambda: DataLoader(Keeping(), num_workers=1),
-        "the state of Keeping in workers is in no checkpoint (only a StatefulDataLoader reaches it)",
+        "the state of Keeping in workers is not saved in checkpoints (only a StatefulDataLoader can save it)",
     ),
     "epochs that are not heard of": (
         lambda: DataLoader(Told(), **persistent),
-        "persistent_workers do not hear of the epochs that Told.set_epoch is told",
+        "persistent_workers do not receive the epochs that are passed to Told.set_epoch",
     ),
     "order of workers": (
         lambda: DataLoader(Samples(), num_workers=2, in_order=False),
@@ -120,7 +123,7 @@ INEXACT = {
     ),
     "two reasons": (
         lambda: DataLoader(Own(), num_workers=2, in_order=False),
-        f"what dataset.random {ADVICE}; "
+        f"the random state of dataset.random {ADVICE}; "
         "in_order=False takes batches in the order in which workers happen to finish them",
     ),
 }
@@ -166,7 +169,7 @@ def test_it_is_said_once_before_the_first_step(trainer, regression, data, capsys
 
     trainer(enable_checkpointing=enabled, dataloader_num_workers=1).fit(regression(), OfData())
     text = " ".join(capsys.readouterr().out.split())
-    assert text.count(PREFIX + f"what dataset.random {ADVICE}") == count
+    assert text.count(PREFIX + f"the random state of dataset.random {ADVICE}") == count
 
 
 def draws(holder):

@@ -63,10 +63,14 @@ def test_the_same_data_again(make):
     ("then", "now", "said"),
     [
         (tensors(), tensors(count=21), "20 samples then and 21 now"),
-        (tensors(), tensors(first=1), "as many samples, which are others"),
-        (Texts(), Texts(first=1), "as many samples, which are others"),
+        (tensors(), tensors(first=1), "the same number of samples, but different ones"),
+        (Texts(), Texts(first=1), "the same number of samples, but different ones"),
         (Texts(), ConcatDataset([Texts()]), "a tests.loop.test_identity.Texts then"),
-        (ConcatDataset([Texts(), Texts()]), ConcatDataset([Texts(), Texts(first=7)]), "as many samples"),
+        (
+            ConcatDataset([Texts(), Texts()]),
+            ConcatDataset([Texts(), Texts(first=7)]),
+            "the same number of samples, but different ones",
+        ),
     ],
 )
 def test_other_data(then, now, said):
@@ -146,23 +150,23 @@ def test_a_finished_training_on_other_data_is_refused(folds, capsys):
     with pytest.raises(ConfigError) as caught:
         folds(2)
     assert str(caught.value).split("\n  ")[1] == (
-        "model_path: holds a training that is finished, on other data (as many samples, which are others): nothing "
-        "would be trained. Give another model_path to train on these, resume=False to start from scratch here, "
-        "or resume=True (or more epochs) to continue that training all the same"
+        "model_path: contains a finished training on other data (the same number of samples, but different ones): "
+        "nothing would be trained. Give another model_path to train on these, resume=False to start from scratch here, "
+        "or resume=True (or more epochs) to continue that training anyway"
     )
     assert folds(1, epochs=3) == 2
     capsys.readouterr()
     assert folds(2, resume=True) == 0
-    assert "the training data are not those of the checkpoint: as many samples" in _text(capsys)
+    assert "the training data are not those of the checkpoint: the same number of samples" in _text(capsys)
     assert folds(2, epochs=4) == 2
-    assert "the training data are not those of the checkpoint: as many samples" in _text(capsys)
+    assert "the training data are not those of the checkpoint: the same number of samples" in _text(capsys)
     assert folds(2, epochs=4) == 0
     assert folds(3, resume=False) == 4
 
 
 def test_a_stopped_training_on_other_data_is_refused(folds):
     assert folds(1, epochs=5, stop_when="epoch >= 1") == 2
-    with pytest.raises(ConfigError, match="holds a training that is finished, on other data"):
+    with pytest.raises(ConfigError, match="contains a finished training on other data"):
         folds(2, epochs=5, stop_when="epoch >= 1")
     assert folds(1, epochs=5, stop_when="epoch >= 2") == 2
 

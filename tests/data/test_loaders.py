@@ -258,8 +258,8 @@ def test_fewer_data_than_the_checkpoint_knows_is_an_error(kind):
     with pytest.raises(RuntimeError) as caught:
         batches_of(data, skip=3)
     assert str(caught.value) == (
-        "the training continues after 3 batches of an epoch, and the data end after 2: "
-        "they are not those that the checkpoint was made with"
+        "the training continues after 3 batches of an epoch, but the data end after 2: "
+        "they are not the data that the checkpoint was made with"
     )
 
 
@@ -387,7 +387,7 @@ def test_data_that_end_before_their_length_are_an_error(trainer, regression, dat
         def __iter__(self):
             return (data(20)[i] for i in range(10))
 
-    expected = "the training data end early: their length stands for 5 batches of this process in each epoch"
+    expected = "the training data end early: their length promises 5 batches of this process in each epoch"
     with pytest.raises(RuntimeError, match=expected):
         trainer(grad_accumulation_steps=accumulation).fit(regression(), Short(20))
 
@@ -457,13 +457,13 @@ class Own(Numbers):
         (
             lambda: DataLoader(Own(21), 4, num_workers=1),
             [
-                "the training data were loaded by 0 worker(s) and are loaded by 1 now: what is drawn at random while "
-                "they are loaded will not be the same"
+                "the training data were loaded by 0 worker(s) and are loaded by 1 now: random draws while "
+                "they are loaded will differ"
             ],
         ),
         (
             lambda: DataLoader(Numbers(21), 4),
-            ["random generators of the checkpoint are not there: dataset.random"],
+            ["random generators of the checkpoint no longer exist: dataset.random"],
         ),
     ],
 )

@@ -74,8 +74,8 @@ memory = TensorDataset(torch.zeros(8, 2), torch.zeros(8, 1))
 """
 START = "import multiprocessing\nmultiprocessing.set_start_method('{method}', force=True)\n"
 ADVICE = (
-    'Put what trains below `if __name__ == "__main__":`, because a process that is not forked runs the script from its '
-    "first line; or load without workers (dataloader_num_workers=0)"
+    'Put the training code below `if __name__ == "__main__":`, because a process that is not forked runs the script '
+    "from its first line; or load without workers (dataloader_num_workers=0)"
 )
 
 

@@ -46,7 +46,7 @@ DECISIONS = [
 
 
 def test_decisions():
-    assert lines_of(decision_table(DECISIONS))[0] == "What was decided"
+    assert lines_of(decision_table(DECISIONS))[0] == "Decisions"
     assert lines_of(decision_table(DECISIONS))[1].split() == (
         ["evaluation", "step", "epoch", "rule", "values", "verdict", "why"]
     )
@@ -70,7 +70,7 @@ def test_decisions_of_one_rule():
 
 
 def test_nothing_was_decided():
-    assert lines_of(decision_table([]))[0] == "What was decided"
+    assert lines_of(decision_table([]))[0] == "Decisions"
     assert words_of(decision_table([])) == []
 
 
@@ -88,7 +88,7 @@ def test_savings():
             ("best_recall", {}, 0, None),
         ]
     )
-    assert lines_of(table)[0] == "What was saved"
+    assert lines_of(table)[0] == "Saved models"
     assert words_of(table) == [
         ["best_accuracy", "accuracy 0.9", "10", "models/best_accuracy"],
         ["best_f1", "f1 0.123457, params 3", "20", "models/best_f1"],

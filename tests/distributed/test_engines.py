@@ -179,7 +179,7 @@ def test_deepspeed_refuses_another_number_of_processes(cut_short):
 def test_another_engine_is_refused_before_anything_is_loaded(cut_short):
     folder = cut_short("deepspeed-2")
     ran = run("deepspeed-3", folder)
-    assert "it was written by stage 2 of ZeRO, and this is stage 3" in ran.stderr
+    assert "it was written with ZeRO stage 2, and this training uses stage 3" in ran.stderr
     ran = run("ddp", folder)
     assert "it was written with DeepSpeed: launch as before" in ran.stderr
 

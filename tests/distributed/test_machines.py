@@ -145,6 +145,6 @@ def test_folders_that_are_not_shared_are_refused_before_the_first_step(machines,
         folder.parent.mkdir()
     machines.launch(tmp_path / "model", folders=folders)
     assert 0 not in machines.ends(120)
-    assert "is another folder there: several machines need one that they share" in printed(tmp_path / "model")
+    assert "is a different folder there: several machines need a shared one" in printed(tmp_path / "model")
     assert not (folders[0] / "checkpoints").exists()
     assert not folders[1].exists()

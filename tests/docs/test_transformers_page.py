@@ -58,7 +58,7 @@ def test_new_weights_are_told(ran):
     _, printed, _ = ran
     text = " ".join(printed.split())
     of = "weights of BertForSequenceClassification are not in"
-    assert f"{of} '{NAME}' and start anew: classifier.bias, classifier.weight" in text
+    assert f"{of} '{NAME}' and are newly initialized: classifier.bias, classifier.weight" in text
 
 
 def test_a_saving_has_the_files_that_the_page_lists(ran):

@@ -137,7 +137,7 @@ def test_two_trainings(tally, trial, workers):
             before = tree(tried.path)
             second = tried.start()
             assert second.end() == 1
-            assert f"another training works in {tried.path} (process {first.pid} on " in second.printed()
+            assert f"another training uses {tried.path} (process {first.pid} on " in second.printed()
             assert "): wait for it, or give another model_path" in second.printed()
             assert tree(tried.path) == before
             first.kill()
@@ -164,7 +164,7 @@ def test_the_name_of_the_folder(tally, trial):
             first = killed.start({"kind": "die", "at": at})
             if name == NO_TEXT:
                 assert first.end() == 1
-                assert "cannot be written: its name is no text, and what is written there" in first.printed()
+                assert "cannot be written: its name is not valid text, and what is written there" in first.printed()
                 assert STARTED not in first.printed()
                 continue
             assert first.end() == -9

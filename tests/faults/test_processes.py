@@ -188,7 +188,7 @@ def test_two_trainings_at_the_same_moment(tally, trial):
                 twice.wait_for(did="wait")
                 loser = next(rank for rank, child in enumerate(launch.children) if not child.is_running())
                 assert launch.ends(loser) == [1]
-                assert f"another training works in {twice.path} (process " in launch.children[loser].printed()
+                assert f"another training uses {twice.path} (process " in launch.children[loser].printed()
                 (twice.folder / "go").touch()
                 assert launch.ends(1 - loser) == [0], launch.shown()
             assert len(twice.noted(did="wait")) == 1

@@ -130,7 +130,7 @@ def test_a_server_that_is_killed_and_started_again(server, client, folder, check
     out, err = capfd.readouterr()
     assert err == ""
     why = f"no connection to http://{server.address}"
-    assert f"warning: mlflow does not answer, the training goes on without: {why}\n" in out
+    assert f"warning: mlflow does not answer, the training continues without it: {why}\n" in out
     assert f", the status FINISHED; {why}; later: accmt sync {path} --to {server.address}\n" in out
     server.start()
     assert main(syncing(path)) == 0
@@ -140,7 +140,7 @@ def test_a_server_that_is_killed_and_started_again(server, client, folder, check
     check(path)
     assert status_of(client, path) == "FINISHED"
     assert main(syncing(path)) == 0
-    assert capfd.readouterr().out == f"{path}: nothing waits to be sent\n"
+    assert capfd.readouterr().out == f"{path}: nothing is waiting to be sent\n"
 
 
 @pytest.mark.parametrize("thaws", [6, tracked.STEPS + 1, None])
@@ -215,7 +215,7 @@ def test_a_server_that_was_never_there_in_a_training_has_one_run_of_it(proxy, cl
     assert main(syncing(path)) == 1
     err = capfd.readouterr().err
     assert err == (
-        f"mlflow at {proxy.address}: still waits: 59 values (steps 0 to 8), the status FINISHED; "
+        f"mlflow at {proxy.address}: still waiting: 59 values (steps 0 to 8), the status FINISHED; "
         f"no connection to http://{proxy.address}\n"
     )
     proxy.mode = "well"
@@ -252,7 +252,7 @@ def test_artifacts_wait_as_values_do(proxy, client, folder, check, monkeypatch, 
     status = main(syncing(path))
     err = capfd.readouterr().err
     if mode == "500":
-        assert (status, f"'{gone}' is gone\n" in err) == (1, True)
+        assert (status, f"'{gone}' no longer exists\n" in err) == (1, True)
     check(path)
     [run] = client.search_runs([client.get_experiment_by_name(path.name).experiment_id])
     assert notes.name in [file.path for file in client.list_artifacts(run.info.run_id)]

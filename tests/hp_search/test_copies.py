@@ -173,8 +173,8 @@ def test_what_cannot_be_copied_is_named_before_the_first_trial(regression, data)
     with pytest.raises(ConfigError) as caught:
         searching.optimize(n_trials=1)
     remedy = (
-        "Let it make what cannot be copied in on_fit_start, or give it a method __deepcopy__: one that returns self "
-        "shares it between the trials"
+        "Create what cannot be copied in on_fit_start, or give the class a method __deepcopy__: if it returns self, "
+        "the trials share the object"
     )
     said = "cannot be copied, and each trial needs its own: TypeError: cannot pickle '_thread.lock' object. "
     assert str(caught.value) == (

@@ -147,8 +147,8 @@ def test_a_training_without_evaluations_has_no_value(search):
     searching = tuned(search(evaluate_every="100 steps", eval_when_finish=False))
     studies = [searching.optimize(n_trials=1), searching.optimize(lambda metrics: 1.0, n_trials=1)]
     assert [study.trials[0].user_attrs["error"] for study in studies] == [
-        "NoValue: valid_loss has no value, for there was no evaluation",
-        "NoValue: best_metric_fn was given nothing, for there was no evaluation",
+        "NoValue: valid_loss has no value, because there was no evaluation",
+        "NoValue: best_metric_fn was not called, because there was no evaluation",
     ]
 
 
@@ -161,7 +161,7 @@ def test_the_evaluation_before_the_first_step_counts_for_nothing(search, witness
 
 
 NEEDS_A_STUDY = "load_if_exists: needs storage and study_name: they say which study to continue"
-PRUNER = "<class 'optuna.pruners._median.MedianPruner'> (ABCMeta): give an object of it, not the class"
+PRUNER = "<class 'optuna.pruners._median.MedianPruner'> (ABCMeta): give an instance, not the class"
 
 
 @pytest.mark.parametrize(
@@ -169,18 +169,18 @@ PRUNER = "<class 'optuna.pruners._median.MedianPruner'> (ABCMeta): give an objec
     [
         (
             {"objective": "best_error", "best_metric_fn": len},
-            ["objective: is given beside best_metric_fn: give one of them"],
+            ["objective: is given together with best_metric_fn: give one of them"],
         ),
         (
             {"objective": len},
             [
                 "objective: must be a rule, or None, not <built-in function len> (builtin_function_or_method): "
-                "a function goes into best_metric_fn="
+                "a function belongs in best_metric_fn="
             ],
         ),
         (
             {"best_metric_fn": "best_error"},
-            ["best_metric_fn: must be a function, or None, not 'best_error' (str): a rule goes into objective="],
+            ["best_metric_fn: must be a function, or None, not 'best_error' (str): a rule belongs in objective="],
         ),
         ({"direction": "max"}, ["direction: must be 'minimize' or 'maximize', not 'max' (str)"]),
         ({"n_trials": 0}, ["n_trials: must be a whole number from 1, not 0 (int)"]),
@@ -202,7 +202,7 @@ PRUNER = "<class 'optuna.pruners._median.MedianPruner'> (ABCMeta): give an objec
                 "not 3 (int)"
             ],
         ),
-        ({"study_name": ""}, ["study_name: must be a text, or None, not '' (str)"]),
+        ({"study_name": ""}, ["study_name: must be a string, or None, not '' (str)"]),
         ({"load_if_exists": 1}, ["load_if_exists: must be True or False, not 1 (int)"]),
         ({"load_if_exists": True, "study_name": "a"}, [NEEDS_A_STUDY]),
         ({"load_if_exists": True, "storage": "sqlite:///x.db"}, [NEEDS_A_STUDY]),
@@ -247,14 +247,14 @@ def test_a_direction_that_contradicts(search, witness, close, direction, objecti
             "a search has one objective\n"
             "    best_error/valid_loss\n"
             "               ^^^^^^^^^^\n"
-            "  take one of them, or combine them: a sum, a mean, worst(...)",
+            "  use one of them, or combine them: a sum, a mean, worst(...)",
         ),
         (
             "best_error then valid_loss",
             "a search has one objective\n"
             "    best_error then valid_loss\n"
             "                    ^^^^^^^^^^\n"
-            "  take one of them, or combine them: a sum, a mean, worst(...)",
+            "  use one of them, or combine them: a sum, a mean, worst(...)",
         ),
         (
             "best_eror@0",
@@ -286,5 +286,5 @@ def test_validation_data_are_needed(search, regression, data):
         searching.optimize(len)
     assert str(caught.value) == (
         "1 mistake in HyperParameterSearch(...):\n"
-        "  val_dataset: is missing: best_metric_fn is given what evaluations bring"
+        "  val_dataset: is missing: best_metric_fn needs the values of evaluations"
     )

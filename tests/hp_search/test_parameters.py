@@ -311,7 +311,7 @@ SCHEDULERS = (
         ({"train_batch_size": [8, 16, 8]}, "train_batch_size: has the choice 8 more than once"),
         (
             {"epochs": [1, 3], "max_steps": 100},
-            "epochs: would be searched in vain, because max_steps replaces it: leave one of them out",
+            "epochs: has no effect, because max_steps replaces it: leave one of them out",
         ),
         ({"optimizer": "adamw"}, "optimizer: must be 'AdamW' or 'Adam', not 'adamw' (str), did you mean 'AdamW'?"),
         ({"optimizer": "SGD"}, "optimizer: must be 'AdamW' or 'Adam', not 'SGD' (str)"),
@@ -325,7 +325,7 @@ SCHEDULERS = (
         ),
         ({"step_scheduler_per_epoch": 1}, "step_scheduler_per_epoch: must be True or False, not 1 (int)"),
         ({"scheduler": {}}, "scheduler: is empty: give the schedulers to choose from, {label: scheduler}"),
-        ({"scheduler": {1: "Constant"}}, "scheduler: has the label 1: a label is a text"),
+        ({"scheduler": {1: "Constant"}}, "scheduler: has the label 1: a label is a string"),
         (
             {"scheduler": {"a": "Constnt"}},
             f"scheduler['a']: unknown scheduler 'Constnt', did you mean 'Constant'? Allowed are {SCHEDULERS}, "
@@ -340,7 +340,7 @@ SCHEDULERS = (
         ),
         (
             {"scheduler": {"steps": Scheduler.StepLR}},
-            "scheduler['steps']: StepLR cannot be built without step_size: give it with them, "
+            "scheduler['steps']: StepLR cannot be built without step_size: give it with them, as in "
             "functools.partial(Scheduler.StepLR, step_size=...)",
         ),
     ],

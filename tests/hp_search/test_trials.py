@@ -179,7 +179,7 @@ def test_one_model_for_all_trials_is_refused(search, regression, witness):
         three_epochs(search(lambda: module)).optimize(n_trials=3)
     assert str(caught.value) == (
         "1 mistake in HyperParameterSearch(...):\n"
-        "  get_module_fn: returned the model of the trial before: it has to make a new one each time"
+        "  get_module_fn: returned the model of the previous trial: it must make a new one each time"
     )
     assert len(witness.trainings) == 1
 
@@ -189,7 +189,7 @@ def test_one_model_for_all_trials_is_refused(search, regression, witness):
     [
         (
             {"hps_config": {"epochs": 3}},
-            ["hps_config: the search makes the hyperparameters: declare them with set_parameters"],
+            ["hps_config: the search chooses the hyperparameters: declare them with set_parameters"],
         ),
         (
             {"resume": True},
@@ -208,7 +208,7 @@ def test_one_model_for_all_trials_is_refused(search, regression, witness):
         (
             {"pacience": 3, "log_every": 0, "hps_config": {}},
             [
-                "hps_config: the search makes the hyperparameters: declare them with set_parameters",
+                "hps_config: the search chooses the hyperparameters: declare them with set_parameters",
                 "pacience: unknown argument, did you mean 'patience'?",
                 "log_every: must be a whole number from 1, -1 for every epoch, or None, not 0 (int)",
             ],

@@ -106,10 +106,10 @@ def test_all_mistakes_of_a_file_are_told_at_once(write):
         "...",
     ) == (
         "8 mistakes in hps.yaml:\n"
-        "  epochs: stands beside hps, move it under hps\n"
+        "  epochs: is next to hps, move it under hps\n"
         "  rulez: unknown key, did you mean 'rules'? Allowed are hps, rules\n"
         "  rules: must be a mapping, not ['best_accuracy'] (list)\n"
-        "  hps.optim_kwargs: given beside arguments in optimizer, move them there or remove them\n"
+        "  hps.optim_kwargs: given together with arguments in optimizer, move them there or remove them\n"
         "  hps.scheduler.type: missing. Name the scheduler, such as 'type: LinearWithWarmup'\n"
         f"  hps.epoch: unknown key, did you mean 'epochs'? Allowed are {FIELDS}\n"
         "  hps.batch_size: must be a whole number of at least 1, or two of them (training, evaluation), "
@@ -149,7 +149,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(write):
         ("\na: !mine 1", "the file has a value with the tag '!mine', which cannot be read here (line 2)"),
         ("a: !!int one", "the file has a value with the tag '!!int', which cannot be read here (line 1)"),
         ("a: " + "9" * 5000, "the file has a number with too many digits (line 1)"),
-        ("rules: &a [*a]", "the file holds a value that contains itself by an alias (line 1)"),
+        ("rules: &a [*a]", "the file contains a value that contains itself through an alias (line 1)"),
         ("rules: " + "[" * 32 + "]" * 32, "the file is nested more than 32 levels deep (line 1)"),
         ("rules: " + "[" * 50_000, "the file is nested more than 32 levels deep (line 1)"),
         (
@@ -179,7 +179,7 @@ def test_limits_are_inclusive(write):
 
 def test_sources_that_are_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal("gone.yaml") == f"1 mistake in gone.yaml:\n  no such file, seen from {tmp_path}"
+    assert refusal("gone.yaml") == f"1 mistake in gone.yaml:\n  no such file (the current folder is {tmp_path})"
     assert refusal(tmp_path) == f"1 mistake in {tmp_path}:\n  it is a directory. Give the YAML file in it"
     assert refusal("epochs: 1\nbatch_size: 2") == (
         "1 mistake in hps_config:\n  must be the path of a YAML file or a dict, not the text of a file. "

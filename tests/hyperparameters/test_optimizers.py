@@ -208,7 +208,7 @@ def test_a_factory_may_have_a_no_decay_of_its_own():
         (
             "SparseAdam",
             {"no_decay": ["bias"]},
-            "optim_kwargs.no_decay: SparseAdam has no weight_decay, remove it or take another optimizer",
+            "optim_kwargs.no_decay: SparseAdam has no weight_decay, remove it or use another optimizer",
         ),
         (
             "AdamW",
@@ -250,7 +250,7 @@ def test_problems_of_factories():
 
 def test_what_the_optimizer_itself_refuses():
     assert refusal(optimizer="SGD", optim_kwargs={"lr": -1.0}) == (
-        "1 mistake in HyperParameters:\n  optim_kwargs: SGD refuses them: Invalid learning rate: -1.0"
+        "1 mistake in HyperParameters:\n  optim_kwargs: SGD rejects them: Invalid learning rate: -1.0"
     )
 
 
@@ -279,7 +279,7 @@ def test_adafactor_without_transformers(monkeypatch):
     monkeypatch.delitem(sys.modules, "transformers.optimization", raising=False)
     said = (
         "Adafactor is the one of transformers, which is not installed. Install it (pip install transformers), "
-        "or take torch.optim.Adafactor, which has other arguments"
+        "or use torch.optim.Adafactor, which has other arguments"
     )
     assert HyperParameters(optimizer="Adafactor").problems() == [f"optimizer: {said}"]
     with pytest.raises(ImportError) as raised:

@@ -235,7 +235,7 @@ def test_factories_get_what_they_name():
         (
             "LinearWithWarmup",
             {"warmup_ratio": 0.1, "num_warmup_steps": 3},
-            ["scheduler_kwargs.warmup_ratio: given beside num_warmup_steps, keep one of them"],
+            ["scheduler_kwargs.warmup_ratio: given together with num_warmup_steps, keep one of them"],
         ),
         (
             "LinearWithWarmup",
@@ -298,11 +298,11 @@ def test_problems_of_optimizer_and_scheduler_together():
 def test_what_the_scheduler_itself_refuses():
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
     assert refusal("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0}, optimizer=adagrad) == (
-        "1 mistake in HyperParameters:\n  scheduler_kwargs: CyclicLR refuses them: optimizer must support momentum or "
+        "1 mistake in HyperParameters:\n  scheduler_kwargs: CyclicLR rejects them: optimizer must support momentum or "
         "beta1 with `cycle_momentum` option enabled"
     )
     assert refusal("PolynomialDecayWithWarmup", {"num_warmup_steps": 0, "lr_end": 0.5}) == (
-        "1 mistake in HyperParameters:\n  scheduler_kwargs: PolynomialDecayWithWarmup refuses them: lr_end must be "
+        "1 mistake in HyperParameters:\n  scheduler_kwargs: PolynomialDecayWithWarmup rejects them: lr_end must be "
         "below the learning rate of the optimizer (0.5), not 0.5"
     )
 
@@ -311,7 +311,7 @@ def test_an_optimizer_without_a_learning_rate():
     pytest.importorskip("transformers")
     optimizer = HyperParameters(optimizer="Adafactor").build_optimizer(nn.Linear(2, 2).named_parameters())
     assert refusal("LinearWithWarmup", {"warmup_ratio": 0.1}, optimizer=optimizer) == (
-        "1 mistake in HyperParameters:\n  scheduler_kwargs: LinearWithWarmup refuses them: the optimizer has no "
+        "1 mistake in HyperParameters:\n  scheduler_kwargs: LinearWithWarmup rejects them: the optimizer has no "
         "learning rate to schedule (lr is None), give lr in optim_kwargs"
     )
 

@@ -130,7 +130,7 @@ def test_batch_sizes_refused(value):
         ("torch.nn.Linear", "'torch.nn.Linear' is not a subclass of torch.optim.Optimizer"),
         ("torch.optim.Adan", "'torch.optim.Adan' is not a subclass of torch.optim.Optimizer"),
         ("os.system", "'os.system' is not a subclass of torch.optim.Optimizer"),
-        ("sys.modules.nothing", "is in no module that is imported; import sys.modules before, or give the class"),
+        ("sys.modules.nothing", "is not in an imported module; import sys.modules first, or give the class"),
     ],
 )
 def test_optimizers_refused(value, said):
@@ -140,7 +140,8 @@ def test_optimizers_refused(value, said):
 def test_an_optimizer_that_is_built_already_is_refused():
     built = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     assert message(optimizer=built) == (
-        "1 mistake in HyperParameters:\n  optimizer: must be the class SGD, not an object of it; the trainer builds it"
+        "1 mistake in HyperParameters:\n"
+        "  optimizer: must be the class SGD, not an instance of it; the trainer builds it"
     )
 
 
@@ -148,7 +149,7 @@ def test_naming_a_module_does_not_import_it():
     assert "wave" not in sys.modules
     assert message(scheduler="wave.Wave") == (
         "1 mistake in HyperParameters:\n"
-        "  scheduler: 'wave.Wave' is in no module that is imported; import wave before, or give the class"
+        "  scheduler: 'wave.Wave' is not in an imported module; import wave first, or give the class"
     )
     assert "wave" not in sys.modules
 

@@ -188,6 +188,6 @@ def test_the_error_of_the_training_goes_before_that_of_its_last_checkpoint(
 def test_without_checkpoints_there_is_nothing_to_write(trainer):
     for off in ({"enable_checkpointing": False}, {"checkpoint_every": None}):
         with pytest.raises(
-            ConfigError, match="checkpoint_async: there are no checkpoints to write: they are switched off"
+            ConfigError, match="checkpoint_async: checkpoints are disabled: leave it out, or enable them"
         ):
             trainer(checkpoint_async=True, **off)

@@ -173,7 +173,7 @@ def test_what_stop_refuses(fit):
     training = fit(Slow(), epochs=1)
     with pytest.raises(RuntimeError, match="nothing is being trained"):
         training.stop("now")
-    with pytest.raises(TypeError, match="must be a text, not int"):
+    with pytest.raises(TypeError, match="must be a string, not int"):
         training.stop(3)
     with pytest.raises(ValueError, match="is empty"):
         training.stop(" ")
@@ -271,8 +271,8 @@ def test_a_training_metric_that_is_not_logged_is_said(fit, capsys):
         ({"training_metrics": ["kl"]}, "training_metrics: must be a dictionary"),
         ({"training_metrics": {"kl": "lower"}}, 'must be "min" or "max", for which way is better'),
         ({"training_metrics": {"kl": True}}, 'must be "min" or "max", for which way is better'),
-        ({"training_metrics": {"train_loss": "min"}}, "is taken by a loss"),
-        ({"training_metrics": {3: "min"}}, "its name must be a text"),
+        ({"training_metrics": {"train_loss": "min"}}, "is reserved for a loss"),
+        ({"training_metrics": {3: "min"}}, "its name must be a string"),
         ({"log_every": "2 evaluations"}, "logs cannot be counted in evaluations"),
         ({"log_every": "10 secnds"}, "unknown unit 'secnds'"),
         ({"log_every": "0.5"}, "a unit is missing"),

@@ -56,7 +56,7 @@ def test_a_dataset_that_is_gone_counts_no_more(scored):
     assert "note: the rule 'best_accuracy' runs over other datasets: it starts fresh" in shown
     assert [decision.verdicts[0].values[0] for decision in training.decisions[2:]] == pytest.approx([0.6, 0.55])
     assert verdicts(training) == ["saved", "not better", "saved", "not better"]
-    assert "the models that an earlier 'best_accuracy' saved are now in" in shown
+    assert "the models that an earlier 'best_accuracy' saved were moved to" in shown
     aside = json.loads((training.model_path / "earlier-1" / "best_accuracy" / "saving.json").read_text())
     assert aside["values"]["accuracy"] == pytest.approx(0.7)
 
@@ -125,7 +125,7 @@ def test_what_is_not_written_is_not_called_saved(scored):
     assert replayed(training)[0] == recorded(training)
     assert not (training.model_path / "best_accuracy").exists()
     training, shown = scored({"dev": [0.7, 0.6]}, "best_accuracy", offset=2)
-    assert "models that 'best_accuracy' saved are not in their folder any more: it forgets them" in shown
+    assert "models that 'best_accuracy' saved are no longer in their folder: the rule forgets them" in shown
     assert verdicts(training)[2:] == ["saved", "not better"]
     assert (training.model_path / "best_accuracy" / "pytorch_model.bin").is_file()
 
@@ -135,7 +135,7 @@ def test_models_that_were_deleted_are_forgotten(scored):
     kept = training.decisions[-1].verdicts[0].kept
     shutil.rmtree(training.model_path / "best_accuracy" / kept[0].folder)
     training, shown = scored({"dev": [0.6]}, "best_accuracy keep 2", offset=3)
-    assert "models that 'best_accuracy' saved are not in their folder any more" in shown
+    assert "models that 'best_accuracy' saved are no longer in their folder" in shown
     assert verdicts(training)[-1] == "saved"
     assert training.best("best_accuracy").values == {"accuracy": pytest.approx(0.7)}
 
@@ -143,7 +143,7 @@ def test_models_that_were_deleted_are_forgotten(scored):
 def test_the_models_of_a_changed_rule_are_put_aside(scored):
     training, _ = scored({"dev": [0.9, 0.6, 0.7]}, "best_accuracy keep 3")
     training, shown = scored({"dev": [0.5]}, "best_accuracy", offset=3)
-    assert "the models that an earlier 'best_accuracy' saved are now in" in shown
+    assert "the models that an earlier 'best_accuracy' saved were moved to" in shown
     aside = training.model_path / "earlier-1" / "best_accuracy"
     assert len([path for path in aside.iterdir() if path.is_dir()]) == 3
     assert training.best("best_accuracy").values == {"accuracy": pytest.approx(0.5)}
@@ -152,7 +152,7 @@ def test_the_models_of_a_changed_rule_are_put_aside(scored):
 def test_a_start_anew_overwrites_no_model(scored):
     scored({"dev": [0.9]}, "best_accuracy", "best_accuracy@dev")
     training, shown = scored({"dev": [0.1]}, "best_accuracy", resume=False)
-    assert "note: what the earlier training left is now in" in shown
+    assert "note: the files of the earlier training were moved to" in shown
     aside = training.model_path / "earlier-1"
     names = {path.name for path in aside.iterdir()}
     assert names == {

@@ -71,8 +71,8 @@ def test_a_training_in_another_thread_is_refused_and_the_first_is_as_alone(train
     for error, training in refused:
         assert isinstance(error, Busy)
         assert str(error) == (
-            "fit cannot start: a training runs in another thread of this process (MainThread), and they would share "
-            "the random state and the state of Accelerate. Wait for it to end, or use a process for each"
+            "fit cannot start: a training runs in another thread of this process (MainThread), and the two would share "
+            "the random state and the state of Accelerate. Wait for it to end, or use a separate process for each"
         )
         assert training.state.global_step == 0
         assert not training.model_path.exists()
@@ -121,16 +121,16 @@ def test_a_training_in_a_hook_of_another_is_refused_and_changes_nothing(trained,
     seen = []
 
     def nested(callback):
-        with pytest.raises(Busy, match=r"fit cannot start: a training is under way, which has called it .*") as raised:
+        with pytest.raises(Busy, match=r"fit cannot start: a training is running and has called it .*") as raised:
             callback.trainer.fit(callback.module, data(8))
         seen.append(str(raised.value))
-        with pytest.raises(Busy, match=r"optimize cannot start: a training is under way"):
+        with pytest.raises(Busy, match=r"optimize cannot start: a training is running"):
             HyperParameterSearch(regression, data(8), data(4), dataloader_num_workers=0).optimize(n_trials=1)
 
     training, module = trained("outer", callback=Calls(hook, nested))
     assert torch.equal(weights(alone), weights(module))
     assert training.state.global_step == 8
-    assert seen[0].endswith("Call it when fit has returned, or in a process of its own")
+    assert seen[0].endswith("Call it when fit has returned, or in a separate process")
 
 
 HOOKS = [
@@ -184,13 +184,13 @@ def test_an_evaluation_in_the_middle_of_another_is_refused(trained, data, hook):
     def nested(callback):
         callback.trainer.evaluate(callback.module, data(4))
 
-    with pytest.raises(Busy, match="an evaluation of the training is under way, and they would share the state"):
+    with pytest.raises(Busy, match="an evaluation of the training is running, and the two would share the state"):
         trained(callback=Calls(hook, nested))
 
 
 def test_an_evaluation_that_calls_itself_is_refused(trained, data):
     """The hook is called for the evaluation that it makes, too."""
-    with pytest.raises(Busy, match="evaluate cannot start: an evaluation has called it, for hooks are called"):
+    with pytest.raises(Busy, match="evaluate cannot start: it was called in an evaluation: hooks are also called"):
         trained(
             callback=Calls("on_evaluation_end", lambda callback: callback.trainer.evaluate(callback.module, data(4)))
         )

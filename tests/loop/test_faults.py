@@ -77,7 +77,7 @@ def test_a_tracker_that_fails_is_one_warning(trainer, regression, data, monkeypa
     training = trainer(log_with="mlflow")
     training.fit(regression(), data(8), data(4))
     assert training.state.finished
-    assert capsys.readouterr().out.count("the tracker takes no values: ConnectionError: refused") == 1
+    assert capsys.readouterr().out.count("the tracker rejects the values: ConnectionError: refused") == 1
 
 
 def test_a_start_anew_is_never_taken_for_the_earlier_training(trainer, regression, data):
@@ -112,6 +112,6 @@ def test_changed_data_is_said(trainer, regression, data, capsys):
     capsys.readouterr()
     longer = trainer(epochs=4)
     longer.fit(regression(), data(16))
-    assert "an epoch had 2 steps and has 4 now" in capsys.readouterr().out
+    assert "an epoch had 2 steps and now has 4" in capsys.readouterr().out
     history = (longer.model_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [2, 4, 8, 12]

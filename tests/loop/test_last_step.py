@@ -140,7 +140,7 @@ def test_where_it_continues_is_said(fit, capsys):
 
 
 def test_it_needs_checkpoints(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint_on_exception: there are no checkpoints to make"):
+    with pytest.raises(ValueError, match="checkpoint_on_exception: checkpoints are disabled"):
         Trainer({"epochs": 1}, tmp_path / "m", checkpoint_every=None, checkpoint_on_exception=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -292,8 +292,8 @@ def test_a_module_that_steps_by_itself_is_refused(lbfgs, data):
     with pytest.raises(ConfigError) as raised:
         training.fit(Own(), data(8))
     assert str(raised.value) == (
-        "1 mistake in fit(...):\n  optimizer: LBFGS evaluates the loss several times a step, and Own makes its steps "
-        "by itself: take another optimizer"
+        "1 mistake in fit(...):\n  optimizer: LBFGS evaluates the loss several times a step, and Own makes its "
+        "optimizer steps itself: use another optimizer"
     )
     assert not training.model_path.exists()
 
@@ -308,8 +308,8 @@ def test_a_module_that_steps_by_itself_is_refused(lbfgs, data):
         ),
         (
             {"scaler": None, "distributed_type": DistributedType.FSDP},
-            "LBFGS evaluates the loss several times a step with all parameters, which FSDP divides: launch without "
-            "it, or take another optimizer",
+            "LBFGS evaluates the loss several times a step with all parameters, which FSDP shards: launch without "
+            "it, or use another optimizer",
         ),
         ({"scaler": None, "distributed_type": DistributedType.MULTI_GPU}, None),
         ({"scaler": None, "distributed_type": DistributedType.NO}, None),

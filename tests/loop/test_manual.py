@@ -144,8 +144,8 @@ def test_accumulation_is_the_module_s_own(trainer, data):
         trainer(grad_accumulation_steps=2).fit(Manual(), data(8))
     assert str(caught.value) == (
         "1 mistake in fit(...):\n"
-        "  grad_accumulation_steps: an ExtendedAcceleratorModule accumulates by itself: "
-        "leave it out, and step where self.state says so"
+        "  grad_accumulation_steps: an ExtendedAcceleratorModule accumulates gradients "
+        "itself: leave it out, and step where self.state says so"
     )
 
 

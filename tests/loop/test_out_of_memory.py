@@ -98,9 +98,9 @@ def test_twice_is_told_shown_and_raised(trainer, regression, data, capsys, error
     assert told.hooks == ["on_cuda_out_of_memory"]
     shown = capsys.readouterr().out
     if torch.cuda.is_available():
-        assert "Out of memory. Who uses the GPUs" in shown
+        assert "Out of memory. Processes that use the GPUs" in shown
     else:
-        assert "out of memory; who uses the GPUs cannot be told: NVML Shared Library Not Found" in shown
+        assert "out of memory; the processes that use the GPUs cannot be listed: NVML Shared Library Not Found" in shown
 
 
 @pytest.mark.proves("Trainer(safe_steps)")
@@ -109,7 +109,7 @@ def test_without_safe_steps_once_is_enough(trainer, regression, data, capsys):
     with pytest.raises(torch.OutOfMemoryError):
         trained(trainer, module, data, "unsafe", safe_steps=False)
     assert type(module).calls == 2
-    assert "who uses the GPUs" not in capsys.readouterr().out
+    assert "use the GPUs" not in capsys.readouterr().out
 
 
 def test_another_error_is_not_tried_again(trainer, regression, data):

@@ -157,11 +157,11 @@ NEEDED = (
             "step_scheduler_per_epoch: ReduceLROnPlateau steps after each evaluation, which comes every 1 step: "
             "leave it out",
         ),
-        ({}, Positional, "scheduler: Positional.step needs number, and is called without: take another scheduler"),
+        ({}, Positional, "scheduler: Positional.step needs number, and is called without: use another scheduler"),
         (
             {},
             lambda optimizer: [ReduceLROnPlateau(optimizer)],
-            "get_scheduler: what it returns must be one scheduler, or None, not [<torch.optim....> (list)",
+            "get_scheduler: its return value must be one scheduler, or None, not [<torch.optim....> (list)",
         ),
     ],
 )

@@ -360,7 +360,7 @@ def test_nothing_to_resume_from(trainer, regression, data, resume, text):
 @pytest.mark.proves("Trainer(resume)")
 def test_unknown_index(trainer, regression, data):
     trainer(multiple_checkpoints=True).fit(regression(), data(8))
-    with pytest.raises(NoCheckpoint, match=r"there is no checkpoint 7 in .*; there are: 1, 2"):
+    with pytest.raises(NoCheckpoint, match=r"there is no checkpoint 7 in .*; the checkpoints are: 1, 2"):
         trainer(multiple_checkpoints=True, resume=7).fit(regression(), data(8))
 
 

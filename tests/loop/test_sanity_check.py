@@ -63,7 +63,7 @@ class Doubled(Metric):
         (None, accuracy(fail(AttributeError("no"))), (AttributeError, "no")),
         (None, accuracy(lambda p, t: p), (ValueError, "a metric is one number")),
         (None, accuracy(lambda p, t: "high"), (TypeError, "computed 'accuracy' as a str")),
-        (None, Doubled("accuracy"), (KeyError, "computed no 'accuracy'; give main_metric")),
+        (None, Doubled("accuracy"), (KeyError, "did not compute 'accuracy'; give main_metric")),
         (
             None,
             TorchMetric("accuracy", torchmetrics.classification.MulticlassAccuracy(2)),
@@ -77,9 +77,7 @@ def test_a_mistake_is_found_before_the_first_step(trainer, gives, metrics, error
     with pytest.raises(error[0], match=error[1]) as caught:
         training.fit(module, DATA, {"dev": DATA})
     assert module.steps == 0
-    assert "in the trial evaluation before the first step (sanity_check=False leaves it out)" in (
-        caught.value.__notes__
-    )
+    assert "in the trial evaluation before the first step (sanity_check=False skips it)" in (caught.value.__notes__)
 
 
 def test_it_can_be_left_out(trainer):
@@ -114,7 +112,7 @@ def test_what_fails_on_few_samples_alone_is_a_warning(trainer, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         *(
-            f"warning: validation_step returns '{name}' for '{key}', and no metric takes it. The metrics are accuracy"
+            f"warning: validation_step returns '{name}' for '{key}', and no metric uses it. The metrics are accuracy"
             for key in ("dev", "test")
             for name in ("f1", "recall")
         ),
@@ -122,8 +120,8 @@ def test_what_fails_on_few_samples_alone_is_a_warning(trainer, capsys):
         line
         for key in ("dev", "test")
         for line in (
-            f"warning: validation_step returns 'f1' for '{key}', and no metric takes it. The metrics are accuracy",
-            f"warning: validation_step returns 'recall' for '{key}', and no metric takes it. The metrics are accuracy",
+            f"warning: validation_step returns 'f1' for '{key}', and no metric uses it. The metrics are accuracy",
+            f"warning: validation_step returns 'recall' for '{key}', and no metric uses it. The metrics are accuracy",
             f"warning: the metric 'accuracy' cannot be computed on one batch of '{key}' "
             "(ValueError: one class only), with 2 batches it can",
         )
@@ -271,7 +269,7 @@ def test_streams(trainer, capsys):
     assert stream.epoch == 1
     assert [set(values) for values in training.state.additional_metrics.values()] == [{"valid_loss", "accuracy"}] * 2
     assert capsys.readouterr().out == (
-        "warning: the validation data of 'dev' can be read only once: they are not tried beforehand\n"
+        "warning: the validation data of 'dev' can be read only once: they are not part of the sanity check\n"
     )
 
 

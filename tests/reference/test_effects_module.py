@@ -212,7 +212,7 @@ def test_on_one_process_each_reduction_is_the_value_itself(trainer, regression, 
     training = trainer(epochs=1, log_with="told", log_every=1)
     module = Logging(regression, {"tensor": torch.tensor(2.0)}, **options)
     if refused:
-        with pytest.raises(ValueError, match="reduction is 'max': it is 'sum' or 'mean'"):
+        with pytest.raises(ValueError, match="reduction is 'max': it must be 'sum' or 'mean'"):
             training.fit(module, data(4))
     else:
         training.fit(module, data(4))

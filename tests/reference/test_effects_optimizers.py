@@ -62,7 +62,7 @@ BESIDE = {
     "amsgrad": {"betas": (0.5, 0.2)},
 }
 # How something is computed, not what: the result is that of the default. Some need a GPU, or parameters that are no
-# leaves, and torch refuses them here; a training ends with the same error then.
+# leaves, and torch rejects them here; a training ends with the same error then.
 MANNERS = ("foreach", "fused", "capturable", "differentiable")
 
 

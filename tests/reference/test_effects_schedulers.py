@@ -193,7 +193,7 @@ def test_a_training_that_starts_anew_starts_at_the_beginning(train, name):
     given = NEEDED.get(name, {})
     with pytest.raises(ConfigError) as caught:
         train(name, {**given, "last_epoch": 4})
-    assert f"scheduler_kwargs: {name} refuses them: " in str(caught.value)
+    assert f"scheduler_kwargs: {name} rejects them: " in str(caught.value)
     assert "initial_lr" in str(caught.value)
     assert train(name, {**given, "last_epoch": -1}) == [pytest.approx(v, rel=1e-12) for v in by_hand(name, given)]
 

@@ -21,7 +21,7 @@ def constructor(match, error=ConfigError, **arguments):
     ("arguments", "text"),
     [
         ({"pacience": 3}, "pacience: unknown argument, did you mean 'patience'?"),
-        ({"run_name": "x"}, "run_name: is for a tracker, and none is asked for: give log_with"),
+        ({"run_name": "x"}, "run_name: is for a tracker, and there is none: give log_with"),
         ({"patience": 0}, "patience: must be a whole number from 1, not 0 (int)"),
         (
             {"patience": {"best_accuracy": "3"}},
@@ -46,7 +46,7 @@ def constructor(match, error=ConfigError, **arguments):
         ),
         (
             {"collate_fn": list, "collate_fn_val": list},
-            "collate_fn_val: is given beside collate_fn: give collate_fn, or one for each",
+            "collate_fn_val: is given together with collate_fn: give collate_fn, or one for each",
         ),
         (
             {"monitor": {"grad_nrm": True}},
@@ -59,11 +59,11 @@ def constructor(match, error=ConfigError, **arguments):
         ),
         (
             {"callback": Callback},
-            "callback: must be a Callback, not <class 'accmt.callbacks.Callback'> (type): give an object of it, not the class",
+            "callback: must be a Callback, not <class 'accmt.callbacks.Callback'> (type): give an instance, not the class",
         ),
         (
             {"evaluate_every": "2 steps", "evaluate_every_n_steps": 3},
-            "evaluate_every: is given beside evaluate_every_n_steps: give one of them",
+            "evaluate_every: is given together with evaluate_every_n_steps: give one of them",
         ),
         (
             {"evaluate_every_n_steps": -3},
@@ -174,7 +174,7 @@ def test_modules(refused, regression, data):
         data(4),
     )
     refused(
-        "1 mistake in fit(...):\n  module: is the class Regression: give an object of it, Regression()",
+        "1 mistake in fit(...):\n  module: is the class Regression: give an instance, Regression()",
         regression,
         data(4),
     )
@@ -227,7 +227,7 @@ def test_samplers_and_batches_that_cannot_work(refused, regression, data):
         sampler=3,
     )
     refused(
-        "1 mistake in fit(...):\n  sampler: a list of samplers must hold nothing else",
+        "1 mistake in fit(...):\n  sampler: a list of samplers must contain only samplers",
         regression(),
         dataset,
         sampler=[RandomSampler(dataset), 3],
@@ -274,7 +274,7 @@ def test_metrics(refused, regression, data):
         FunctionMetric("error", abs, greater_is_better=False),
     )
     refused(
-        "1 mistake in fit(...):\n  metrics: 'dve' is not a dataset, did you mean 'dev'? There are: dev, test",
+        "1 mistake in fit(...):\n  metrics: 'dve' is not a dataset, did you mean 'dev'? The datasets are: dev, test",
         regression(),
         data(4),
         {"dev": data(4), "test": data(4)},
@@ -374,7 +374,7 @@ class TestFirstEvaluation:
             def compute(self, predictions, targets):
                 return {"accuracy": 1.0}
 
-        text = "the metric 'error' on 'dev' computed no 'error'; give main_metric=..."
+        text = "the metric 'error' on 'dev' did not compute 'error'; give main_metric=..."
         self.fails(trainer, regression(), data, text, KeyError, Other("error"))
 
     def test_a_metric_that_is_no_number(self, trainer, regression, data):
@@ -422,15 +422,15 @@ def test_a_training_within_a_step_of_another(trainer, regression, data):
         def training_step(self, batch):
             trainer().fit(regression(), data(4))
 
-    with pytest.raises(RuntimeError, match="fit cannot start: a training is under way, which has called it"):
+    with pytest.raises(RuntimeError, match="fit cannot start: a training is running and has called it"):
         trainer().fit(Nested(), data(4))
 
 
 def test_best_of_an_unknown_rule(trainer, regression, data):
     training = trainer(epochs=1)
-    with pytest.raises(ValueError, match="there are: none: nothing was trained yet"):
+    with pytest.raises(ValueError, match="the rules are: none, because nothing was trained yet"):
         training.best("best_valid_loss")
     training.fit(regression(), data(4), data(4))
-    with pytest.raises(ValueError, match="there is no rule 'best_vaild_loss'; there are: best_valid_loss"):
+    with pytest.raises(ValueError, match="there is no rule 'best_vaild_loss'; the rules are: best_valid_loss"):
         training.best("best_vaild_loss")
     assert training.best("valid_loss").step == 1

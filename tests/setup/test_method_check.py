@@ -63,15 +63,15 @@ def collate(samples):
     ("methods", "problem"),
     [
         ({"training_step": training_step_of_two}, "Mine.training_step: takes (batch, batch_idx), and it is called with (batch): define training_step(self, batch)"),
-        ({"training_step": asynchronous}, "Mine.training_step: is asynchronous, and nobody would await it: define training_step(self, batch)"),
+        ({"training_step": asynchronous}, "Mine.training_step: is asynchronous, and the trainer would not await it: define training_step(self, batch)"),
         ({"training_step": None}, "Mine.training_step: is not a method: define training_step(self, batch)"),
         ({"validation_step": validation_step_of_one}, "Mine.validation_step: takes (batch), and it is called with (key, batch): define validation_step(self, key, batch)"),
-        ({"validation_step": validation_step_turned_around}, "Mine.validation_step: takes (batch, key), and it is called with (key, batch): the order is another one: define validation_step(self, key, batch)"),
-        ({"validation_step": validation_step_of_lightning}, "Mine.validation_step: takes (batch, batch_idx), and it is called with (key, batch): the order is another one: define validation_step(self, key, batch)"),
+        ({"validation_step": validation_step_turned_around}, "Mine.validation_step: takes (batch, key), and it is called with (key, batch): the order differs: define validation_step(self, key, batch)"),
+        ({"validation_step": validation_step_of_lightning}, "Mine.validation_step: takes (batch, batch_idx), and it is called with (key, batch): the order differs: define validation_step(self, key, batch)"),
         ({"get_optimizer": scheduler_of_one}, "Mine.get_optimizer: takes (optimizer), and it is called with (): define get_optimizer(self)"),
         ({"get_scheduler": scheduler_of_one}, "Mine.get_scheduler: takes (optimizer), and it is called with (optimizer, steps_per_epoch, epochs): define get_scheduler(self, optimizer, steps_per_epoch, epochs)"),
-        ({"get_scheduler": scheduler_turned_around}, "Mine.get_scheduler: takes (optimizer, epochs, steps_per_epoch), and it is called with (optimizer, steps_per_epoch, epochs): the order is another one: define get_scheduler(self, optimizer, steps_per_epoch, epochs)"),
-        ({"get_train_dataloader": yielding}, "Mine.get_train_dataloader: has a yield, and nobody would read from it: define get_train_dataloader(self, dataset)"),
+        ({"get_scheduler": scheduler_turned_around}, "Mine.get_scheduler: takes (optimizer, epochs, steps_per_epoch), and it is called with (optimizer, steps_per_epoch, epochs): the order differs: define get_scheduler(self, optimizer, steps_per_epoch, epochs)"),
+        ({"get_train_dataloader": yielding}, "Mine.get_train_dataloader: contains a yield, and the trainer would not iterate over it: define get_train_dataloader(self, dataset)"),
         ({"get_validation_dataloader": training_step_of_two}, "Mine.get_validation_dataloader: takes (batch, batch_idx), and it is called with (dataset): define get_validation_dataloader(self, dataset)"),
         ({"collate_fn_train": collate}, "Mine.collate_fn_train: takes (), and it is called with (samples)"),
         ({"collate_fn_val": 3}, "Mine.collate_fn_val: is not a function: it is called with (samples)"),
@@ -86,7 +86,7 @@ def test_a_method_of_a_module_that_cannot_be_called(methods, problem):
     [
         ({"on_epoch_end": training_step_of_two}, "Mine.on_epoch_end: takes (batch, batch_idx), and it is called with (): define on_epoch_end(self)"),
         ({"on_before_training_step": lambda self: None}, "Mine.on_before_training_step: takes (), and it is called with (batch): define on_before_training_step(self, batch)"),
-        ({"on_fit_end": yielding}, "Mine.on_fit_end: has a yield, and nobody would read from it: define on_fit_end(self)"),
+        ({"on_fit_end": yielding}, "Mine.on_fit_end: contains a yield, and the trainer would not iterate over it: define on_fit_end(self)"),
     ],
 )  # fmt: skip
 def test_a_hook_that_cannot_be_called(methods, problem):
@@ -119,7 +119,7 @@ def test_they_are_errors_before_the_first_step(trainer, data):
         training.evaluate(wrong(), data(4))
     for function, text in [
         (lambda: None, r"takes \(\)"),
-        (torch.nn.Linear, "is the class Linear: give an object of it"),
+        (torch.nn.Linear, "is the class Linear: give an instance"),
     ]:
         with pytest.raises(ConfigError, match=text):
             trainer(collate_fn=function)

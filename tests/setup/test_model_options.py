@@ -152,7 +152,7 @@ def test_mixed_precision_without_a_launcher(trainer, data):
 def test_fp16_without_a_gpu(trainer, data):
     with pytest.raises(ConfigError) as caught:
         trainer(mixed_precision="fp16").fit(Dtypes(), data(8))
-    assert str(caught.value) == "1 mistake in fit(...):\n  mixed_precision: fp16 needs a GPU: on CPUs take bf16"
+    assert str(caught.value) == "1 mistake in fit(...):\n  mixed_precision: fp16 needs a GPU: on CPUs use bf16"
     trainer("after").fit(Dtypes(), data(8))
 
 

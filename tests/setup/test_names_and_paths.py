@@ -96,7 +96,7 @@ def test_what_others_have_is_not_replaced_by_a_model(trainer, regression, data, 
     (mine / "text" if kind == "a folder" else mine).write_text("precious")
     training = trainer(tmp_path, epochs=1)
     training.register_model_saving("train_loss", name="mine")
-    with pytest.raises(ConfigError, match="its 'mine' is not what a rule has saved"):
+    with pytest.raises(ConfigError, match="its 'mine' was not saved by a rule"):
         training.fit(regression(), data(8))
     assert (mine / "text" if kind == "a folder" else mine).read_text() == "precious"
 
@@ -160,7 +160,7 @@ def test_a_home_of_nobody(home, arguments):
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 @pytest.mark.parametrize("argument", ["model_path", "logging_dir"])
 def test_a_name_that_no_path_can_have(home, argument, name):
-    with pytest.raises(ConfigError, match=f"{argument}: .*holds a character that no path can have"):
+    with pytest.raises(ConfigError, match=f"{argument}: .*contains a character that paths cannot have"):
         Trainer(HPS, **{"model_path": "m", "log_with": "tensorboard", argument: name})
 
 

@@ -254,7 +254,7 @@ def test_every_change_is_said_once_and_an_unchanged_training_says_nothing(fit, s
     fit(hps=changed, **arguments)
     lines = said()
     assert len(lines) == 2
-    assert lines[1].startswith("warning: nothing was done")
+    assert lines[1].startswith("warning: nothing was trained")
 
 
 def test_a_checkpoint_without_a_record_is_continued(fit, tmp_path, said):
@@ -288,7 +288,7 @@ def _rewrite(folder, *changes):
 def test_a_schedule_that_has_ended_is_an_error(fit):
     hps = {"scheduler": "OneCycleLR", "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 8}}
     fit(cut=5, hps=hps, checkpoint_every="1 step")
-    with pytest.raises(ConfigError, match="the schedule ends before step 5, from which the training would continue"):
+    with pytest.raises(ConfigError, match="the schedule ends before step 5, from which the training would resume"):
         fit(hps={**hps, "scheduler_kwargs": {"max_lr": 0.1, "total_steps": 3}})
 
 
@@ -391,7 +391,7 @@ def test_a_stream_of_one_worker_goes_on(fit, workers):
 def test_another_order_is_refused_within_an_epoch(fit):
     fit(cut=2, checkpoint_every="1 step")
     for changed in ({"shuffle_train": False}, {"sampler": list(range(16))}):
-        with pytest.raises(Mismatch, match="the samplers of the training data are others now"):
+        with pytest.raises(Mismatch, match="the samplers of the training data are different now"):
             fit(**changed)
     assert len(fit(hps={"epochs": 1}).module.seen) == 8
     assert fit(shuffle_train=False).module.seen == list(range(16))
@@ -400,13 +400,13 @@ def test_another_order_is_refused_within_an_epoch(fit):
 def test_fewer_epochs_and_a_finished_training_are_said(fit, said):
     fit()
     for hps, text in (
-        ({}, "the training is finished already, after 2 epochs and 8 steps. Give more epochs to continue"),
-        ({"epochs": 1}, "epochs is 1, and 2 are done: the training is finished already"),
-        ({"max_steps": 5}, "max_steps is 5, and 8 are done: the training is finished already"),
+        ({}, "the training is already finished, after 2 epochs and 8 steps. Give more epochs to continue"),
+        ({"epochs": 1}, "epochs is 1, and 2 are done: the training is already finished"),
+        ({"max_steps": 5}, "max_steps is 5, and 8 are done: the training is already finished"),
     ):
         assert fit(hps=hps).seen == []
         [line] = said()
-        assert line.startswith("warning: nothing was done: ")
+        assert line.startswith("warning: nothing was trained: ")
         assert text in line
         assert line.endswith("or resume=False to start from scratch")
     assert len(fit(hps={"max_steps": 9}).seen) == 1
@@ -417,6 +417,6 @@ def test_a_stop_that_holds_at_once_is_said_with_its_reason(fit, said):
     fit()
     assert fit(stop_when="step >= 4", hps={"epochs": 4}).seen == []
     assert said()[-1] == (
-        "warning: nothing was done: the training stops where it is, at step 8: the condition 'step >= 4' holds. "
-        "Change what stops it to continue, or give resume=False to start from scratch"
+        "warning: nothing was trained: the training is stopped at step 8: the condition 'step >= 4' holds. "
+        "To continue, change what stops it, or give resume=False to start from scratch"
     )

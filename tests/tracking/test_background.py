@@ -161,9 +161,9 @@ def test_a_refusal_is_one_warning_and_the_rest_is_sent(begun, recorder, batch_re
     assert batch_recorder.calls[-1] == ("close", "FINISHED")
     assert sorted(warned) == [
         "recorder2: not sent: 4 values (steps 2 to 4); ValueError: bad batch",
-        "recorder2: the tracker takes no values: ValueError: bad batch",
+        "recorder2: the tracker rejects the values: ValueError: bad batch",
         "recorder: not sent: 4 values (steps 1 to 3), the status FINISHED; PermissionError: not yours",
-        "recorder: the tracker takes no values: ValueError: bad value",
+        "recorder: the tracker rejects the values: ValueError: bad value",
     ]
 
 
@@ -184,7 +184,7 @@ def test_while_it_is_unreachable_the_same_is_tried_again(begun, recorder, warned
     wait_for(lambda: len(recorder.calls) == 2)
     tracker.close("FINISHED")
     assert recorder.calls == [("log", {"loss": 1.0}, 1), ("log", {"loss": 2.0}, 2), ("close", "FINISHED")]
-    assert warned == ["recorder does not answer, the training goes on without: no route"]
+    assert warned == ["recorder does not answer, the training continues without it: no route"]
 
 
 def test_unreachable_to_the_end(begun, recorder, warned, waiting):
@@ -194,7 +194,7 @@ def test_unreachable_to_the_end(begun, recorder, warned, waiting):
         tracker.log({"loss": step}, step)
     tracker.close("KILLED")
     assert warned == [
-        "recorder does not answer, the training goes on without: no route",
+        "recorder does not answer, the training continues without it: no route",
         "recorder: not sent yet: 3 values (steps 1 to 3), the status KILLED; no route; later: accmt sync X",
     ]
     assert waiting() == "3 values (steps 1 to 3), the status KILLED"
@@ -227,7 +227,7 @@ def test_a_tracker_that_hangs_is_left_behind(begun, recorder, warned, waiting, t
     tracker.log({"loss": 3}, 3)
     end = "1 artifact, the status FINISHED; it did not answer in time; later: accmt sync X"
     assert warned == [
-        f"recorder: '{tmp_path / 'notes.txt'}' is not sent yet: leave it as it is while the training goes on",
+        f"recorder: '{tmp_path / 'notes.txt'}' is not sent yet: do not change it while the training runs",
         f"recorder: not sent yet: 2 values (steps 1 to 2), {end}",
         f"recorder: not sent yet: 3 values (steps 1 to 3), {end}",
     ]
@@ -279,7 +279,7 @@ def test_after_the_end_things_are_sent_at_once(begun, recorder, warned, waiting,
     recorder.failures = [OSError("gone")]
     tracker.log_artifact(tmp_path / "notes.txt")
     assert warned == [
-        f"recorder: the tracker takes no artifact '{tmp_path / 'notes.txt'}': OSError: gone",
+        f"recorder: the tracker rejects the artifact '{tmp_path / 'notes.txt'}': OSError: gone",
         "recorder: not sent yet: 1 artifact; OSError: gone; later: accmt sync X",
     ]
     tracker.log({"loss": 2}, 10)
@@ -303,7 +303,7 @@ def test_artifacts_that_are_not_there_not_taken_or_gone(begun, recorder, warned,
     assert warned[:2] + warned[3:4] == [
         f"recorder: there is no file '{tmp_path / 'nots.txt'}' to send",
         f"recorder: there is no folder '{path}' to send",
-        f"recorder: the tracker takes no artifact '{path}': no place",
+        f"recorder: the tracker rejects the artifact '{path}': no place",
     ]
     assert "'None' cannot be sent" in warned[2]
     assert waiting() == "1 artifact, the status FINISHED"
@@ -312,8 +312,8 @@ def test_artifacts_that_are_not_there_not_taken_or_gone(begun, recorder, warned,
     warned.clear()
     begun(recorder).close("FINISHED")
     assert recorder.calls == [("close", "FINISHED"), ("close", "FINISHED")]
-    gone = f"'{path}' is gone"
-    assert warned == [f"recorder: {gone}: it cannot be sent any more", f"recorder: not sent: 1 artifact; {gone}"]
+    gone = f"'{path}' no longer exists"
+    assert warned == [f"recorder: {gone}: it cannot be sent", f"recorder: not sent: 1 artifact; {gone}"]
     assert waiting() is None
 
 
@@ -345,10 +345,10 @@ def test_what_is_no_number_is_left_out(begun, recorder, warned):
     tracker.close("FINISHED")
     assert recorder.calls == [("log", {"loss": 1.0}, 1), ("log", {"loss": 1.0}, 2), ("close", "FINISHED")]
     assert warned == [
-        "recorder: 'text' is no number at step 1: it is not sent",
-        "recorder: 'two' is no number at step 1: it is not sent",
-        "recorder: 'none' is no number at step 1: it is not sent",
-        "recorder: the step 2.5 is no whole number: its values are not sent",
+        "recorder: 'text' is not a number at step 1: it is not sent",
+        "recorder: 'two' is not a number at step 1: it is not sent",
+        "recorder: 'none' is not a number at step 1: it is not sent",
+        "recorder: the step 2.5 is not a whole number: its values are not sent",
     ]
 
 
@@ -383,7 +383,7 @@ def test_a_tracker_that_begins_late_is_told_everything(begun, recorder, warned):
         return recorder
 
     tracker = begun(begins_late, limits=SendingLimits(interval=0.01, start=0.0), run="former", may_be_late=True)
-    assert warned == ["recorder does not answer yet: the training starts, and it is told later"]
+    assert warned == ["recorder does not answer yet: the training starts, and its values are sent later"]
     assert tracker.state()["recorder"]["run"] == "former"
     tracker.log({"loss": 1}, 1)
     may_begin.set()
@@ -450,7 +450,7 @@ def test_a_full_disk_and_a_dead_tracker_lose_the_oldest_and_say_so(begun, record
     assert len(tracker._outbox._readers[0].memory) <= 10
     tracker.close("FINISHED")
     assert sorted(warned) == [
-        "recorder does not answer, the training goes on without: no route",
+        "recorder does not answer, the training continues without it: no route",
         f"recorder: not sent: 30 values (steps 1 to 30), the status FINISHED; {FULL}",
         SAID,
     ]

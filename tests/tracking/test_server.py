@@ -210,6 +210,6 @@ def test_a_deleted_run_does_not_end_the_training(server, runs, mlflow, trainer, 
     training.fit(regression(), data(16), data(4))
     assert training.state.finished
     out = capsys.readouterr().out
-    assert out.count("warning: mlflow: the tracker takes no values: ") == 1
+    assert out.count("warning: mlflow: the tracker rejects the values: ") == 1
     assert "must be in the 'active' state" in out
     assert "warning: mlflow: not sent: " in out

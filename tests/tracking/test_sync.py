@@ -99,7 +99,7 @@ def test_all_of_a_run_that_was_never_begun(waiting, runs, store, model, tmp_path
     assert (run.info.status, run.info.start_time, run.info.end_time) == ("FAILED", 1_000, 2_000)
     assert sorted(file.path for file in client.list_artifacts(run.info.run_id)) == ["notes.txt", "w.bin"]
     assert not (model / FOLDER).exists()
-    assert sync(model, capfd) == (0, f"{model}: nothing waits to be sent\n", "")
+    assert sync(model, capfd) == (0, f"{model}: nothing is waiting to be sent\n", "")
     assert len(runs("never begun")[1]) == 1
 
 
@@ -152,9 +152,10 @@ def test_an_artifact_that_is_gone_is_said_once(waiting, runs, store, model, tmp_
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 1 value (step 1), the status FINISHED\n")
     assert err == (
-        f"mlflow at {store}: '{gone}' is gone\nmlflow at {store}: cannot be sent: 1 artifact; '{gone}' is gone\n"
+        f"mlflow at {store}: '{gone}' no longer exists\nmlflow at {store}: cannot be sent: 1 artifact; '{gone}' no "
+        f"longer exists\n"
     )
-    assert sync(model, capfd) == (0, f"{model}: nothing waits to be sent\n", "")
+    assert sync(model, capfd) == (0, f"{model}: nothing is waiting to be sent\n", "")
 
 
 def test_a_value_that_is_refused_is_said_once(waiting, runs, store, model, capfd):
@@ -174,7 +175,8 @@ def test_what_does_not_answer_keeps_what_waits(waiting, model, capfd, mlflow):
     for _ in range(2):
         assert sync(model, capfd) == (
             *(1, ""),
-            f"mlflow at {plain}: still waits: 2 values (steps 1 to 2), the status FINISHED; no connection to {plain}\n",
+            f"mlflow at {plain}: still waiting: 2 values (steps 1 to 2), the status FINISHED; no connection to "
+            f"{plain}\n",
         )
 
 
@@ -187,7 +189,7 @@ def test_a_server_that_hangs_has_a_bounded_time(server, waiting, model, capfd):
         server.thaw()
     assert (status, out) == (1, "")
     assert err == (
-        f"mlflow at {server.address}: still waits: 2 values (steps 1 to 2), the status FINISHED; "
+        f"mlflow at {server.address}: still waiting: 2 values (steps 1 to 2), the status FINISHED; "
         "it did not answer in time\n"
     )
     expected = f"mlflow at {server.address}: sent 2 values (steps 1 to 2), the status FINISHED\n"
@@ -200,7 +202,7 @@ def test_several_trackers_and_one_of_them_cannot(waiting, runs, store, model, ca
     status, out, err = sync(model, capfd)
     assert (status, out) == (1, f"mlflow at {store}: sent 1 value (step 1), the status FINISHED\n")
     assert err == (
-        f"mine at {store}: still waits: 2 values (steps 1 to 2), the status FINISHED; "
+        f"mine at {store}: still waiting: 2 values (steps 1 to 2), the status FINISHED; "
         "ValueError: 'mine' is a tracker that the training registered: continue the training\n"
     )
     assert [str(left) for left in waiting_in(model).values() if left] == [
@@ -283,7 +285,9 @@ sys.stdin.read()
     command = [sys.executable, "-c", program, str(model)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        expected = f"{model} is in use: a training sends by itself what waits; when it is over, call this again\n"
+        expected = (
+            f"{model} is in use: the running training sends what waits itself; call this again after it has ended\n"
+        )
         assert sync(model, capfd) == (1, "", expected)
         process.communicate()
     assert [str(left) for left in waiting_in(model).values()] == ["1 value (step 1)"]
@@ -294,7 +298,7 @@ def test_where_there_is_no_training(tmp_path, capfd):
     empty.mkdir()
     assert sync(missing, capfd) == (1, "", f"{missing}: there is no such folder\n")
     assert not missing.exists()
-    expected = f"{empty} holds no training: there is no history.jsonl and no outbox in it\n"
+    expected = f"{empty} is not the folder of a training: it has neither history.jsonl nor outbox\n"
     assert sync(empty, capfd) == (1, "", expected)
     assert not list(empty.iterdir())
 

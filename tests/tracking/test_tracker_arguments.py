@@ -88,19 +88,19 @@ def test_an_argument_for_one_tracker_goes_before_that_for_all():
         ("mlflow", {"flush_secs": 1}, "flush_secs: unknown argument."),
         ("tensorboard", {"flush_sec": 1}, "flush_sec: unknown argument, did you mean 'flush_secs'?"),
         ("tensorboard", {"tags": {}}, "tags: unknown argument."),
-        ("tensorboard", {"log_dir": "x"}, "log_dir: tensorboard is given logging_dir for it: give that"),
+        ("tensorboard", {"log_dir": "x"}, "log_dir: tensorboard gets it from logging_dir: give that instead"),
         ("mlflow", {"mlflow": {"tag": {}}}, "mlflow.tag: unknown argument, did you mean 'tags'?"),
         ("mlflow", {"mlflow": 3}, "mlflow: unknown argument."),
         ("mlflow", {"tags": ["a"]}, "tags: must be a dictionary, not ['a'] (list)"),
-        ("mlflow", {"run_name": 3}, "run_name: must be a text, not 3 (int)"),
+        ("mlflow", {"run_name": 3}, "run_name: must be a string, not 3 (int)"),
         (
             "mlflow",
             {"start_time": "now"},
             "start_time: must be a whole number of milliseconds since 1970, not 'now' (str)",
         ),
         ("mine", {"colour": "red"}, "colour: unknown argument, did you mean 'color'?"),
-        (None, {"run_name": "x"}, "run_name: is for a tracker, and none is asked for: give log_with"),
-        (None, {"tensorboard": {}}, "tensorboard: is for a tracker, and none is asked for: give log_with"),
+        (None, {"run_name": "x"}, "run_name: is for a tracker, and there is none: give log_with"),
+        (None, {"tensorboard": {}}, "tensorboard: is for a tracker, and there is none: give log_with"),
         (None, {"pacience": 1}, "pacience: unknown argument, did you mean 'patience'?"),
         (3, {}, "log_with: must be the name of a tracker, a list of names, or None, not 3 (int)"),
         ([None], {}, "log_with: must be the name of a tracker, a list of names, or None, not None"),
@@ -166,4 +166,4 @@ def test_a_tracker_that_takes_anything_is_given_anything(monkeypatch):
     assert chosen("mine", mine={"pacience": 1}) == {"mine": {"pacience": 1}}
     monkeypatch.setattr(module, "import_module", broken)
     assert chosen("tensorboard", zzz=1) == {"tensorboard": {"zzz": 1}}
-    assert refused("tensorboard", log_dir="x") == ["log_dir: tensorboard is given logging_dir for it: give that"]
+    assert refused("tensorboard", log_dir="x") == ["log_dir: tensorboard gets it from logging_dir: give that instead"]

@@ -72,7 +72,7 @@ def test_the_former_one_stays_when_writing_fails(tmp_path, monkeypatch):
         ({"metrics": {"a": {}}}, " does not describe a training: KeyError: 'datasets'"),
         (
             {"rules": {"save": [], "stop_when": ["a <"], "evaluate_every": None, "checkpoint_every": None}},
-            " cannot be read, a rule in it is refused:\nsomething is missing at the end\n",
+            " cannot be read, because a rule in it is not valid:\nsomething is missing at the end\n",
         ),
     ],
 )

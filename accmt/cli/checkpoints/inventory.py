@@ -142,7 +142,7 @@ def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) ->
     folder = model_path / FOLDER
     try:
         if folder.is_symlink():
-            raise OSError(0, "it is a link, and a training that finds one here is refused")
+            raise OSError(0, "it is a link, with which no training can start")
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return
@@ -158,7 +158,7 @@ def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) ->
         if name.startswith(_UNFINISHED):
             yield _leftover(folder / name)
         elif os.path.lexists(folder / name):
-            yield _beside("other", folder / name, "not the name of a checkpoint: no training touches it")
+            yield _beside("other", folder / name, "not the name of a checkpoint: trainings ignore it")
 
 
 def _models_in(folder: Path, inspect: Callable[..., Finding | None]) -> list[Finding]:
@@ -238,7 +238,7 @@ def _inspect(
             state = TOO_NEW
             problem = f"it was written by a newer accmt (schema {facts['schema']}): update accmt to resume from it"
         if problem is not None and not _may_be_read(path):
-            state, problem = UNREADABLE, "you may not read all of it"
+            state, problem = UNREADABLE, "you have no permission to read all of it"
         return Finding(kind, path, _size_of(path), _written(path), state, problem, facts, is_intact)
 
     return _unchanged(partial(_identity, path), inspect)

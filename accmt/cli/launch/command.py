@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.print:
         complain(f"accmt launch: {launch}")
     if not launch.is_script_itself:
-        # -P: a user's file beside the script, such as random.py, must not shadow a module that the launcher imports.
+        # -P: a user's file next to the script, such as random.py, must not shadow a module that the launcher imports.
         how = json.dumps([launch.source, launch.configuration, launch.environment, options.print])
         _become(["-P", "-m", "accmt.cli.launch.launcher", how, *command])
     elif options.print:
@@ -103,11 +103,11 @@ def _check_script(script: str, is_module: bool) -> None:
         places = [os.getcwd(), *sys.path[1:]]
         finders = (BuiltinImporter.find_spec, FrozenImporter.find_spec, lambda name: PathFinder.find_spec(name, places))
         if not any(find(top) for find in finders):
-            raise CommandError(f"there is no module '{top}', seen from {os.getcwd()}")
+            raise CommandError(f"there is no module '{top}' (the current folder is {os.getcwd()})")
         return
     path = Path(script)
     if path.is_dir() and not (path / "__main__.py").exists():
         raise CommandError(f"{script} is a directory without a __main__.py")
     if not path.exists():
         near = did_you_mean(path.name, (file.name for file in path.parent.glob("*.py")))
-        raise CommandError(f"there is no script {script}, seen from {os.getcwd()}{near}")
+        raise CommandError(f"there is no script {script} (the current folder is {os.getcwd()}){near}")

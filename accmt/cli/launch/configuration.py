@@ -26,7 +26,7 @@ class LaunchCommand:
     Attributes:
         source: The strategy or file that says how.
         configuration: Accelerate's configuration: that of the source, with what the call and this machine add.
-        environment: Variables of the processes, beside those that the configuration means.
+        environment: Variables of the processes, besides those that the configuration sets.
         is_script_itself: True for one process that needs no other variables.
     """
 
@@ -105,19 +105,19 @@ def _problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     kind, place = document.get("distributed_type"), document.get("compute_environment", "LOCAL_MACHINE")
     if not isinstance(kind, str):
         text = "Is this a file of `accelerate config`? There it is MULTI_GPU, FSDP or the like"
-        yield Problem("distributed_type", f"is missing or not a text. {text}")
+        yield Problem("distributed_type", f"is missing or not a string. {text}")
     if kind == "XLA" or place != "LOCAL_MACHINE":
         key, value = ("distributed_type", kind) if kind == "XLA" else ("compute_environment", place)
-        yield Problem(key, f"is {value}, which torchrun cannot start: take `accelerate launch --config_file`")
+        yield Problem(key, f"is {value}, which torchrun cannot start: use `accelerate launch --config_file`")
     for key, least in (("num_processes", 1), ("num_machines", 1), ("machine_rank", 0)):
         value = document.get(key, least)
         is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not is_whole and (key, value) != ("num_processes", -1):  # by which Accelerate leaves it to the call
+        if not is_whole and (key, value) != ("num_processes", -1):  # -1: Accelerate leaves it to the caller
             yield Problem(key, must_be(f"a whole number from {least}", value))
     section = document.get("deepspeed_config")
     launcher = section.get("deepspeed_multinode_launcher", "standard") if isinstance(section, Mapping) else "standard"
     if document.get("num_machines", 1) != 1 and launcher != "standard":
-        text = f"is {launcher}, which starts all machines from one. Make it standard, and call accmt launch on each"
+        text = f"is {launcher}, which starts all machines from one. Set it to standard, and call accmt launch on each"
         yield Problem("deepspeed_config.deepspeed_multinode_launcher", text)
 
 
@@ -158,13 +158,13 @@ def _is_on_cpus(source: str, options: argparse.Namespace, given: Mapping[str, An
         return False
     if options.gpus is not None:
         asking = "--cpu" if options.cpu else "ACCELERATE_USE_CPU" if by_environment else source
-        raise UsageError(f"--gpus does not go with {asking}, which asks for CPUs: take one of them")
+        raise UsageError(f"--gpus cannot be combined with {asking}, which selects CPUs: use one of them")
     if kind == "FSDP":
-        raise UsageError(f"{source} needs GPUs: on CPUs, Accelerate would train as ddp does. Take --strat ddp")
+        raise UsageError(f"{source} needs GPUs: on CPUs, Accelerate would train as ddp does. Use --strat ddp")
     if options.cpu and kind not in (*_DDP, "DEEPSPEED"):
-        raise UsageError(f"{source} is {kind}, which does not go with --cpu")
+        raise UsageError(f"{source} is {kind}, which cannot be combined with --cpu")
     if given.get("mixed_precision") == "fp16":
-        raise UsageError(f"{source}: fp16 needs a GPU: on CPUs take bf16")
+        raise UsageError(f"{source}: fp16 needs a GPU: on CPUs use bf16")
     return True
 
 
@@ -177,7 +177,7 @@ def _processes(options: argparse.Namespace, given: Mapping[str, Any], on_cpus: b
     """
     total, machines, named = given.get("num_processes", -1), given["num_machines"], len(options.gpus or ())
     if named and options.processes not in (None, named):
-        text = "each GPU takes one process. Leave out -N, or name as many"
+        text = "each GPU runs one process. Leave out -N, or name as many"
         raise UsageError(f"-N is {options.processes}, and --gpus names {named}: {text}")
     asked: int = named or options.processes or max(total // machines, 0)
     if not (named or options.processes) and total > 0 and total % machines:
@@ -201,9 +201,9 @@ def _check_gpus(count: int, processes: int, last: int) -> None:
         CommandError: There are not.
     """
     if count == 0:
-        raise CommandError("no NVIDIA GPU was found here: take --cpu to train on CPUs")
+        raise CommandError("no NVIDIA GPU was found here: use --cpu to train on CPUs")
     found = "there is 1 GPU here" if count == 1 else f"there are {count} GPUs here"
     if last >= count:
         raise CommandError(f"{found}, counted from 0: --gpus cannot name {last}")
     if processes > count:
-        raise CommandError(f"{found}, and {processes} processes need one each: take -N {count}, or --cpu")
+        raise CommandError(f"{found}, and {processes} processes need one each: use -N {count}, or --cpu")

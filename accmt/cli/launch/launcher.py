@@ -1,6 +1,6 @@
 """The process that `accmt launch` becomes: torchrun, in the environment that a configuration of Accelerate means.
 
-Left alone, torchrun exits with 1 and a traceback of its own, whatever a rank's exit status. It also sends signals to
+By itself, torchrun exits with status 1 and its own traceback, whatever a rank's exit status. It also sends signals to
 data-loading workers, without which no training reaches its checkpoint, and after 30 seconds kills ranks that are still
 writing one. So signals are caught here, sent to the ranks only and waited for, and this process exits with the status
 of the script.
@@ -31,7 +31,7 @@ from accmt.cli.output import complain, write_shell
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PASSED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
-# Torchrun requires a signal to handle. Nobody sends this one by accident.
+# Torchrun requires a signal to handle. This one is not sent by accident.
 _LEFT_TO_TORCHRUN = "SIGURG"
 _SAID_BY_TORCHRUN = ("failed (exitcode:", "Sending process ")
 # Seconds that the other ranks get after a signal ended one: the main rank may still be sending to its trackers.
@@ -135,7 +135,7 @@ def _torchrun_options(configuration: Mapping[str, Any], port: int) -> list[str]:
     """Return the options of torchrun: how many processes start here, and where those of all machines meet."""
     machines = configuration["num_machines"]
     count = f"--nproc-per-node={configuration['num_processes'] // machines}"
-    if machines == 1:  # with the address, nobody looks up the name of this machine
+    if machines == 1:  # given the address, the name of this machine is not resolved
         return [f"--master-port={port}" if port else "--standalone", "--local-addr=127.0.0.1", count]
     rank, host = configuration["machine_rank"], configuration["main_process_ip"]
     return [f"--nnodes={machines}", f"--node-rank={rank}", f"--master-addr={host}", f"--master-port={port}", count]
@@ -175,7 +175,7 @@ def _outcome(failures: Mapping[int, Any], signals: ForwardedSignals) -> int:
 def _in_words(rank: int, code: int) -> str:
     if code >= 0:
         return f"rank {rank} ended with status {code}"
-    names = {number.value: number.name for number in signal.Signals}  # those of real-time signals are missing
+    names = {number.value: number.name for number in signal.Signals}  # real-time signals have no names
     return f"rank {rank} was ended by {names.get(-code, f'signal {-code}')}"
 
 

@@ -1,6 +1,6 @@
 """Strategies for training on several processes, and `accmt strats`, which lists them.
 
-A strategy is a file in `strategies/`: a configuration of Accelerate, headed by what it is and when to take it.
+A strategy is a file in `strategies/`: a configuration of Accelerate, headed by what it is and when to use it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).with_name("strategies")
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A strategy: what it is, when to take it, and its file."""
+    """A strategy: what it is, when to use it, and its file."""
 
     name: str
     what: str
@@ -35,7 +35,7 @@ def strategies() -> list[Strategy]:
     found = []
     for path in sorted(_FOLDER.glob("*.yaml"), key=lambda path: path.stem):
         what, when, *_ = path.read_text(encoding="utf-8").splitlines()
-        found.append(Strategy(path.stem, what.removeprefix("# "), when.removeprefix("# Take it when "), path))
+        found.append(Strategy(path.stem, what.removeprefix("# "), when.removeprefix("# Use it when "), path))
     return found
 
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the strategies, and what this machine has for them."""
     count, deepspeed = len(visible_gpus()), installed("deepspeed")
-    rows = [("strategy", "what it is", "take it when", "needs")]
+    rows = [("strategy", "what it is", "use it when", "needs")]
     rows += [(each.name, each.what, each.when, _needs(each.name, deepspeed)) for each in strategies()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

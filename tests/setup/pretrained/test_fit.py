@@ -44,7 +44,7 @@ def test_arguments_of_from_pretrained(fitted, tiny, transformers, assert_same, c
     assert_same(loaded, model)
     printed = " ".join(capsys.readouterr().out.split())
     assert "warning: 2 of 41 weights of BertForSequenceClassification are not in '" in printed
-    assert "/base' and start anew: classifier.bias, classifier.weight" in printed
+    assert "/base' and are newly initialized: classifier.bias, classifier.weight" in printed
     assert not caplog.records
 
 

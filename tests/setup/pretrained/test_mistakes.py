@@ -31,12 +31,12 @@ def test_paths_without_a_model(tiny, tmp_path, monkeypatch):
     assert refused(tiny.folder / "brt") == f"module: there is no folder '{tiny.folder}/brt', did you mean 'bert'?"
     assert refused("./some/thing") == "module: there is no folder './some/thing'."
     assert refused("gpt") == (
-        "module: there is no folder 'gpt', did you mean 'gpt2'? Offline it would have to be the name of a model in the "
-        "cache of Hugging Face, and none there has it: check it, or load it once online"
+        "module: there is no folder 'gpt', did you mean 'gpt2'? Offline, only models in the cache of Hugging "
+        "Face can be loaded, and it is not there: check it, or load it once online"
     )
     assert refused(("owner/nosuch", GIVE)) == (
-        "module: there is no folder 'owner/nosuch'. Offline it would have to be the name of a model in the cache of "
-        "Hugging Face, and none there has it: check it, or load it once online"
+        "module: there is no folder 'owner/nosuch'. Offline, only models in the cache of Hugging Face can "
+        "be loaded, and it is not there: check it, or load it once online"
     )
     assert refused("bert/config.json") == (
         "module: 'bert/config.json' is a file: give the folder that save_pretrained wrote"
@@ -58,15 +58,15 @@ def test_classes_that_do_not_fit(tiny, transformers, monkeypatch):
         f"'{GIVE}'? For example {GIVE}"
     )
     assert refused(("bert", "BertTokenizer")).startswith("module: 'BertTokenizer' is not a model class of transformers")
-    assert refused(("bert", nn.Linear)) == "module: Linear is no class of models: it has no from_pretrained"
+    assert refused(("bert", nn.Linear)) == "module: Linear is not a model class: it has no from_pretrained"
     assert refused(("bert", transformers.BertConfig)) == (
-        "module: BertConfig.from_pretrained gave no model, but a BertConfig"
+        "module: BertConfig.from_pretrained returned a BertConfig instead of a model"
     )
     assert refused("base") == (
         f'module: BertModel computes no loss, because it has no head: give a class that has one, ("base", "{GIVE}")'
     )
     assert refused(("bert", "GPT2LMHeadModel")) == (
-        "module: 'bert' holds none of the weights of GPT2LMHeadModel: give the class that it was saved as"
+        "module: 'bert' contains none of the weights of GPT2LMHeadModel: give the class that it was saved as"
     )
     assert refused(("bert", "AutoModelForCTC")).startswith("module: AutoModelForCTC.from_pretrained('bert') failed: ")
     assert refused(("bert", GIVE, 3)) == (
@@ -79,7 +79,7 @@ def test_classes_that_do_not_fit(tiny, transformers, monkeypatch):
 @pytest.mark.parametrize(
     ("architectures", "text"),
     [
-        (None, "the configuration of 'some' does not say of which class its model is"),
+        (None, "the configuration of 'some' does not name the class of its model"),
         (["Nosuch"], "'some' was saved as Nosuch, which is not a model class of transformers"),
     ],
 )
@@ -102,8 +102,8 @@ def test_arguments_that_do_not_fit(tiny, regression, monkeypatch):
         "did you mean 'val_dataset'?"
     )
     assert refused(("bert", GIVE), {"num_labels": 5}) == (
-        "module: 'bert' does not fit to BertForSequenceClassification; "
-        "with ignore_mismatched_sizes=True such weights start anew:\n"
+        "module: 'bert' does not match BertForSequenceClassification; "
+        "with ignore_mismatched_sizes=True such weights are newly initialized:\n"
         "    classifier.bias has the shape (3,) there and (5,) here\n"
         "    classifier.weight has the shape (3, 8) there and (5, 8) here"
     )
@@ -160,8 +160,8 @@ def test_metrics_of_what_there_is_not(trainer, tiny, accuracy):
     training = trainer(metrics=accuracy(), collate_fn=tiny.collate)
     places = [{"input_ids": [5, 6], "start_positions": 0, "end_positions": 1}] * 4
     text = (
-        "metrics get the logits of the model and the labels of the batch, and BertForQuestionAnswering gave no "
-        "'logits': leave the metrics out, or write an AcceleratorModule"
+        "metrics get the logits of the model and the labels of the batch, and BertForQuestionAnswering returned "
+        "no 'logits': leave the metrics out, or write an AcceleratorModule"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}\n"):
         training.fit((tiny.folder / "base", "AutoModelForQuestionAnswering"), places, {"dev": places})
@@ -169,6 +169,6 @@ def test_metrics_of_what_there_is_not(trainer, tiny, accuracy):
 
 def test_outputs_without_names(trainer, tiny):
     training = trainer(collate_fn=tiny.collate)
-    text = "BertForSequenceClassification gave a tuple, where the loss has no name: leave out return_dict=False"
+    text = "BertForSequenceClassification returned a tuple, in which the loss has no name: leave out return_dict=False"
     with pytest.raises(ValueError, match=f"^{text}\n"):
         training.fit(tiny.folder / "bert", tiny.texts(4), return_dict=False)
