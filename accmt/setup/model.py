@@ -111,6 +111,8 @@ def configure(accelerator: Accelerator, batch_size: int, norm_limit: float | Non
     config["gradient_accumulation_steps"] = 1  # the loop divides the loss
     config["gradient_clipping"] = 0.0 if norm_limit is None else norm_limit
     config["managed_gradient_accumulation"] = is_managed
+    # Otherwise Accelerate replaces an offloaded optimizer by an Adam of DeepSpeed, without most of its arguments.
+    config["zero_force_ds_cpu_optimizer"] = False
     if not is_managed:
         config["zero_optimization"]["overlap_comm"] = False  # cannot be combined
 

@@ -1,6 +1,6 @@
 """A training that the tests launch under an engine: `engines.py ENGINE FOLDER [key=value ...]`.
 
-ENGINE is ddp, fsdp2 or deepspeed-0 to -3; all on CPUs. By FSDP2 Accelerate shares a model out on accelerators only: it
+ENGINE is ddp, fsdp2, deepspeed-0 to -3 or deepspeed-2-offload; all on CPUs. By FSDP2 Accelerate shares a model out on accelerators only: it
 is told here that there are some.
 """
 
@@ -19,7 +19,9 @@ cut, seed, by_hand = arguments.pop("cut", None), arguments.pop("seed", 0), argum
 count, dtype = arguments.pop("validation", 13), arguments.pop("dtype", None)
 
 if engine.startswith("deepspeed-"):
-    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[-1]}
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": engine.split("-")[1]}
+    if engine.endswith("-offload"):
+        os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu"
 else:
     os.environ["ACCELERATE_USE_CPU"] = "true"
 if engine == "fsdp2":
