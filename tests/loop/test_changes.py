@@ -99,7 +99,7 @@ def test_a_stop_between_evaluations_holds(trainer, regression, data, capsys):
     again, shown = train()
     assert again.state.global_step == 3
     assert "stopped: the condition 'train_loss < 0.5' holds, after 3 steps" in shown
-    # In the table, in the warning that nothing was done, and in the last line.
+    # In the table, in the warning that nothing was trained, and in the last line.
     assert shown.count("the condition 'train_loss < 0.5' holds") == 3
     assert replayed(again)[0] == recorded(again)
 
