@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
         CommandError: If there is no training, or it is still running.
     """
     folder = Path(options.model_path)
+    if folder.is_file():
+        raise CommandError(f"{folder} is a file: give the model_path of a training, a folder")
     if not folder.is_dir():
         raise CommandError(f"{folder}: there is no such folder")
     if not any((folder / name).exists() for name in _OF_A_TRAINING):

@@ -218,6 +218,12 @@ class Reader:
         }
         return copy.deepcopy(state)
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that the generators that exist accept their states, and leave them unchanged."""
+        if state["processes"] == self._processes:  # otherwise they are not restored
+            for moment in filter(None, (state["start"], state["now"])):
+                self._generators.check(moment["generators"])
+
     def restore(self, state: Mapping[str, Any], *, moved: bool) -> list[str]:
         """Make the next `read` resume from a state; see `TrainingData.restore`."""
         if len(state["seeds"]) == len(self._seeds):

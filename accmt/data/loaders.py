@@ -181,12 +181,13 @@ class TrainingData:
         return self._reader.state(at_end=self._is_last) if self._ahead is None else dict(self._ahead)
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Check that it is a result of `state`.
+        """Check that it is a result of `state`, of data with the same random generators.
 
         Raises:
-            ValueError: It is not.
+            ValueError, TypeError, RuntimeError, KeyError: It is not.
         """
         check_written(ReaderState, state, "data.reading")
+        self._reader.check(state)
 
     def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:
         """Make the next `windows` resume from a state, at the position where it was taken.

@@ -41,7 +41,7 @@ def after_training(run: Run, stop: Stop | None, model_path: Path) -> list[Render
         parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
     rows = [_saved(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
-    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {run.position.step} steps"), "bold")]
+    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {_steps(run.position.step)}"), "bold")]
 
 
 def _saved(run: Run, rule: SavingRule, model_path: Path) -> tuple[str, Mapping[str, float], int, Path | None]:
@@ -69,7 +69,7 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     wanted_more = "steps (max_steps)" if name == "max_steps" else name
     return (
         f"nothing was trained:{more} the training is already finished, after {_epochs(position.epoch)} and "
-        f"{position.step} step{'s' * (position.step != 1)}. Give more {wanted_more} to continue, "
+        f"{_steps(position.step)}. Give more {wanted_more} to continue, "
         f"or resume=False to start from scratch"
     )
 
@@ -87,7 +87,7 @@ def _facts(plan: Plan) -> dict[str, str]:
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
         "device": f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}",
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
-        "length": f"{steps} steps, {_epochs(position.total_epochs)}",
+        "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
     }
     if plan.facts.metrics:
         facts["metrics"] = _directions(plan.facts)
@@ -109,6 +109,10 @@ def _directions(facts: Facts) -> str:
         words.setdefault(metric.greater_is_better, []).append(name + on)
     said = {True: "higher is better", False: "lower is better", None: "without direction"}
     return "; ".join(f"{', '.join(words[greater])}: {text}" for greater, text in said.items() if greater in words)
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
 
 
 def _epochs(count: int | None) -> str:

@@ -346,3 +346,11 @@ def test_a_module_that_steps_by_itself_logs_too(fit):
     training = fit(Extended(), training_metrics={"kl": "min"}, validation=True)
     assert read(training.model_path / "history.jsonl")[0]["training"] == {"kl": 2.0}
     assert json.loads((training.model_path / "training.json").read_text())["training_metrics"] == {"kl": False}
+
+
+def test_one_step_is_told_in_the_singular(trainer, regression, data, capsys):
+    trainer(max_steps=1).fit(regression(), data(8))
+    shown = capsys.readouterr().out
+    assert "1 step, 1 epoch" in shown
+    assert "after 1 step\n" in shown.replace(" \n", "\n")
+    assert "1 steps" not in shown

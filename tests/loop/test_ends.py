@@ -118,7 +118,7 @@ def test_nothing_is_held_after_a_failure_before_the_first_step(trainer, regressi
         @tracker.setter
         def tracker(self, tracker):
             self._tracker = tracker
-            if type(tracker).__name__ == "BackgroundTracker":
+            if type(tracker).__name__ == "BackgroundTrackers":
                 raise RuntimeError("while it is put together")
 
     folder = str(trainer("warm").model_path / "logs")

@@ -456,6 +456,26 @@ def test_a_checkpoint_that_cannot_be_read_is_said_and_not_what_fails_then(traine
         training.fit(regression(), data(8))
 
 
+class Drawing(Augmented):
+    """Draws from a generator of its own."""
+
+    def __init__(self, dataset, own):
+        super().__init__(dataset)
+        self.own = own
+
+
+def test_a_generator_of_another_kind_is_refused_before_anything_is_loaded(trainer, regression, data):
+    trainer(epochs=1).fit(regression(), Drawing(data(8), torch.Generator()))
+    module = regression()
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    with pytest.raises(NoCheckpoint, match="Nothing was changed"):
+        trainer(epochs=2).fit(module, Drawing(data(8), np.random.default_rng(0)))
+    assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+    again = trainer(epochs=2)
+    again.fit(regression(), Drawing(data(8), torch.Generator()))
+    assert again.state.global_step == 4
+
+
 def test_changed_rules_are_said(trainer, regression, data, capsys):
     first = trainer()
     first.register_model_saving("best_valid_loss")

@@ -301,6 +301,9 @@ def test_where_there_is_no_training(tmp_path, capfd):
     expected = f"{empty} is not the folder of a training: it has neither history.jsonl nor outbox\n"
     assert sync(empty, capfd) == (1, "", expected)
     assert not list(empty.iterdir())
+    file = empty / "history.jsonl"
+    file.touch()
+    assert sync(file, capfd) == (1, "", f"{file} is a file: give the model_path of a training, a folder\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--timeout", "0"], ["--timeout", "soon"], ["--timeout"], ["--time", "5"]])
