@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.text import Text
 
 from accmt.display.gpu_users import gpu_users
@@ -15,8 +17,12 @@ from accmt.rules import Stop
 from accmt.tracking.tracker import Status
 
 
-def supervise(run: Run) -> Stop | None:
+def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     """Train, report an exception to the callbacks once, and raise it again.
+
+    Args:
+        run: The run.
+        prepare: Called before the training; its exceptions are reported as well.
 
     Returns:
         Why a rule or a condition stopped the training; None if it ran to its end.
@@ -25,6 +31,7 @@ def supervise(run: Run) -> Stop | None:
     position, display = run.position, run.display
     display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
     try:
+        prepare()
         stop = train(run)
         run.records.flush()
         status = "FINISHED"

@@ -78,7 +78,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
             try:
                 start = run.position.step
                 with signals.watched():
-                    stop = supervise(run)
+                    stop = supervise(run, lambda: _identify_data(plan, run))
                 if run.resumed and run.position.step == start:
                     warn(nothing_done(plan, stop))
             finally:
@@ -88,6 +88,12 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
         plan.close()
         plan.accelerator.free_memory()
         lock.release()
+
+
+def _identify_data(plan: Plan, run: Run) -> None:
+    """Find what identifies the training data, if checkpoints will record it; a resumed training has done so."""
+    if plan.options.checkpoint.enabled and not run.resumed:
+        plan.settings.know_data(run.device)
 
 
 def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:

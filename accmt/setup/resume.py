@@ -96,9 +96,10 @@ def begin_training(plan: Plan, run: Run, checkpoint: Checkpoint | None) -> list[
         ConfigError: It is the end of a training on other data, or the current settings cannot continue from it.
         NoCheckpoint: Its contents are not those of a checkpoint; neither model nor folder was changed.
     """
-    if checkpoint is not None or plan.options.checkpoint.enabled:
-        plan.settings.know_data(run.device)
-    return _start_from_scratch(plan, run) if checkpoint is None else _continue(plan, run, checkpoint)
+    if checkpoint is None:
+        return _start_from_scratch(plan, run)
+    plan.settings.know_data(run.device)
+    return _continue(plan, run, checkpoint)
 
 
 def _found(plan: Plan) -> Checkpoint | None:

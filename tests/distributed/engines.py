@@ -1,7 +1,7 @@
 """A training that the tests launch under an engine: `engines.py ENGINE FOLDER [key=value ...]`.
 
-ENGINE is ddp, fsdp2, deepspeed-0 to -3 or deepspeed-2-offload; all on CPUs. By FSDP2 Accelerate shares a model out on accelerators only: it
-is told here that there are some.
+ENGINE is ddp, fsdp2, deepspeed-0 to -3 or deepspeed-2-offload; all on CPUs. With FSDP2, Accelerate shards a model on
+accelerators only: it is told here that there are some.
 """
 
 import json
