@@ -21,6 +21,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.timetable import StepInterval, Timetable
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
+from accmt.notices import warn
 from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.tracker import Tracker
@@ -155,10 +156,10 @@ class Run:
             self.state.num_checkpoints_made -= 1
             if outcome.ends_training:
                 raise outcome.failure
-            self.display.warn(f"no checkpoint at step {outcome.step}: {outcome.failure}")
+            warn(f"no checkpoint at step {outcome.step}: {outcome.failure}")
             return
         if outcome.warning:
-            self.display.warn(outcome.warning)
+            warn(outcome.warning)
         if self.options.monitor.checkpoint:
             self.tracker.log({"checkpoint": float(self.state.num_checkpoints_made)}, outcome.step)
         self.hooks.on_save_checkpoint()

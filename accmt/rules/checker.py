@@ -108,7 +108,7 @@ def _no_rule(key: object, names: set[str]) -> RuleProblem:
     ordered = sorted(names)
     near = nearest(key, ordered) if isinstance(key, str) else None
     allowed = f"the rules of this training: {listed(ordered)}"
-    return RuleProblem(f"patience is given for {key!r}, which is not a rule", allowed=allowed, suggestion=near)
+    return RuleProblem(f"patience is given for {key!r}, which is no rule", allowed=allowed, suggestion=near)
 
 
 def clashes(savings: tuple[SavingRule, ...]) -> Iterator[RuleProblem]:

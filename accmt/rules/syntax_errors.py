@@ -57,10 +57,10 @@ _HABITS = (
     ),
     _habit("after 'is' stands 'nan'", "the 'not' stands in front: not accuracy is nan", here="not", when="nan"),
     _habit("after 'is' stands 'nan'", "other values are compared: accuracy == 1", here=_WORD, when="nan"),
-    _habit("'=>' is not a comparison", "write '>='", here="=>"),
-    _habit("'=<' is not a comparison", "write '<='", here="=<"),
-    _habit("'<>' is not a comparison", "write '!='", here=">", before="(?P<at><)"),
-    _habit("'===' is not a comparison", "write '=='", here="=", before="(?P<at>==)"),
+    _habit("'=>' is no comparison", "write '>='", here="=>"),
+    _habit("'=<' is no comparison", "write '<='", here="=<"),
+    _habit("'<>' is no comparison", "write '!='", here=">", before="(?P<at><)"),
+    _habit("'===' is no comparison", "write '=='", here="=", before="(?P<at>==)"),
     _habit(
         "a saving rule ranks models, it compares no values",
         "a condition stands after 'if': best_accuracy if accuracy > 0.5",
@@ -69,7 +69,7 @@ _HABITS = (
         unless="value",
     ),
     _habit("comparisons are not chained", "write a < b and b < c", here=_COMPARED, unless="value cadence NUMBER NAME"),
-    _habit("a single '=' is not a comparison", "write '=='", here="="),
+    _habit("a single '=' is no comparison", "write '=='", here="="),
     _habit(
         "cadences are not joined by '{here}'",
         "join them by 'or': 1 epoch or 500 steps",

@@ -45,6 +45,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
 from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
+from accmt.notices import warn
 from accmt.rules import RuleEngine
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -66,7 +67,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     prepared = prepare(module, plan.optimizer, options.model, through_wrapper=options.step.through_wrapper)
     assert plan.parts.kept is not None
     for text in unsaved(module, options.callbacks, plan.parts.kept) if options.checkpoint.enabled else ():
-        plan.display.warn(text)
+        warn(text)
     every = plan.log_every
     module._log_every, module._logged = every if every != -1 else plan.data.steps_per_epoch or "epoch", None
     hooks, engine = Hooks(options.callbacks, state), RuleEngine(plan.rules, plan.facts)
@@ -77,7 +78,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
-    reading = Reading(plan.data, generators, position, plan.display.warn)
+    reading = Reading(plan.data, generators, position, warn)
     records = Records(plan.model_path, writes=accelerator.is_main_process)
     random = RandomStates(accelerator.device, position)
     stateful = StatefulParts(

@@ -187,7 +187,7 @@ def _tracker(plan: Plan, saved: Saved | None) -> Tracker:
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)
         unmeasured = begin_measuring(options.loop.monitor, PartialState().device) if tracking.trackers else None
         if unmeasured is not None:
-            plan.display.warn(unmeasured)
+            warn(unmeasured)
 
     from_main(start)
     return started[0]

@@ -297,7 +297,7 @@ class TestPatience:
         assert [rule.patience for rule in assign_patience(self.RULES, {key: 3, "other": 4})] == [3, 7, 4]
 
     def test_a_key_that_is_no_rule(self):
-        with pytest.raises(RuleError, match="patience is given for 'f1', which is not a rule"):
+        with pytest.raises(RuleError, match="patience is given for 'f1', which is no rule"):
             assign_patience(self.RULES, {"f1": 3})
 
 

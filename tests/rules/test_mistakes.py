@@ -83,7 +83,7 @@ def register(*texts, **options):
 BESIDE = [
     (
         patience({"best_acuracy": 2}, "accuracy", "f1@test"),
-        """patience is given for 'best_acuracy', which is not a rule
+        """patience is given for 'best_acuracy', which is no rule
   the rules of this training: best_accuracy, best_f1@test
   did you mean 'best_accuracy'?""",
     ),
@@ -99,7 +99,7 @@ BESIDE = [
     ),
     (
         patience({3: 2, "f1": 1.5}, "accuracy", "f1"),
-        """patience is given for 3, which is not a rule
+        """patience is given for 3, which is no rule
   the rules of this training: best_accuracy, best_f1
 
 the patience of 'f1' is 1.5

@@ -261,7 +261,7 @@ def test_a_model_path_that_is_a_file(tmp_path):
 
 
 def test_a_configuration_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nofile.yaml: there is no such file"):
+    with pytest.raises(ConfigError, match=r"nofile.yaml: no such file"):
         Trainer(str(tmp_path / "nofile.yaml"), tmp_path / "model")
     (tmp_path / "hps.yaml").write_text("epochs: x\n")
     with pytest.raises(ConfigError, match=r"hps.yaml: epochs: must be a whole number"):
