@@ -122,6 +122,6 @@ def mismatches(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     if saved["processes"] != own["processes"]:
         lines.append(
             f"it was written by {saved['processes']} processes, and {own['processes']} cannot read it: continue with "
-            f"the same number, or convert it with DeepSpeed's deepspeed.checkpoint.ds_to_universal"
+            f"the same number, or take the weights out of it with accmt weights and start a new training from them"
         )
     return lines

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of the command."""
     parser.description = (
         "Send the values, artifacts and final status that a training could not send while it was running. What cannot\n"
-        "be sent now is kept, and nothing is sent twice if you call this again. The exit status is 1 if something was\n"
-        "not sent. Data are sent only to places that you name here, and files only from MODEL_PATH unless you name\n"
+        "be sent now is kept for the next call; MLflow gets nothing twice. The exit status is 1 if something was not\n"
+        "sent. Data are sent only to places that you name here, and files only from MODEL_PATH unless you name\n"
         "others."
     )
     parser.epilog = """examples:
