@@ -11,7 +11,7 @@ ruff format --check .
 ruff check .
 mypy
 lint-imports
-all=(python -m pytest -n 2 --dist loadgroup --durations=15)
+all=(python -m pytest -n 3 --dist loadgroup --durations=15)
 case "$*" in
 "") exec "${all[@]}" ;;
 --full) "${all[@]}" --full --cov --cov-report= && coverage report --fail-under=90 ;;

