@@ -1,4 +1,4 @@
-"""Private names of other libraries, each with the reason for its use.
+"""Private names of other libraries, each with a reason. If none is given, no public name does the same.
 
 No other file uses one, and `tests/test_compat.py` checks for each that it is still there and does what is relied on.
 Libraries are imported only by the functions that need them, so that the command line can use this file.
@@ -41,7 +41,7 @@ LAST_RATES = "_last_lr"
 SET_ON_MODELS = ("forward", "_original_forward", "_is_accelerate_prepared")
 # torch and DeepSpeed: names of the attributes that they set on the layers that they shard begin like this.
 SET_ON_SHARDED_LAYERS = ("_fsdp", "ds_")
-# torch and torchdata: attributes of a loader that has started, with their initial values; there is no public reset.
+# torch and torchdata: attributes of a loader that has started, with their initial values. Neither has a public reset.
 BEGUN_LOADER = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
 
 
@@ -57,22 +57,22 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def unsaved_buffers(module: nn.Module) -> set[str]:
-    """Return the names of a module's own non-persistent buffers; there is no public function for it."""
+    """Return the names of a module's own non-persistent buffers."""
     return module._non_persistent_buffers_set
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; there is no public function for it."""
+    """Return how often a tensor was changed in place."""
     return tensor._version
 
 
 def is_watched(parameter: Tensor) -> bool:
-    """Return whether hooks watch the gradient of a parameter; there is no public function for it."""
+    """Return whether hooks watch the gradient of a parameter."""
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def offset_of(tensor: Any) -> list[int]:
-    """Return the offset of this process's shard in the full tensor; there is no public function for it."""
+    """Return the offset of this process's shard in the full tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -80,7 +80,7 @@ def offset_of(tensor: Any) -> list[int]:
 
 
 def schedulers_in(scheduler: Any) -> list[Any]:
-    """Return the schedulers that a scheduler of torch combines; there is no public function for it."""
+    """Return the schedulers that a scheduler of torch combines."""
     return list(getattr(scheduler, "_schedulers", ()))
 
 
@@ -100,7 +100,7 @@ def default_store() -> Store:
     """Return the store of the default process group; torch has no public access to it.
 
     Raises:
-        ValueError: There is no process group.
+        ValueError: The process group is not initialized.
     """
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -108,7 +108,7 @@ def default_store() -> Store:
 
 
 def group_timeout(device: torch.device) -> timedelta:
-    """Return the timeout of the process group for a device; there is no public function for it."""
+    """Return the timeout of the process group for a device."""
     from torch import distributed as dist
 
     assert dist.group.WORLD is not None
@@ -169,17 +169,17 @@ def is_auto_class(found: type) -> bool:
 
 
 def validated_launch_arguments(arguments: argparse.Namespace) -> Any:
-    """Fill in the arguments of `accelerate launch`, as its command does; it has no public function for it."""
+    """Fill in the arguments of `accelerate launch`, as its command does."""
     from accelerate.commands.launch import _validate_launch_command
 
     return _validate_launch_command(arguments)
 
 
 def examples_of(dataset: Any) -> Any:
-    """Return how an iterable dataset of Hugging Face makes samples, else None; there is no public function for it."""
+    """Return how an iterable dataset of Hugging Face makes samples, else None."""
     return getattr(dataset, "__dict__", {}).get("_ex_iterable")
 
 
 def shares_of(dataset: Any) -> int:
-    """Return the number of shards of an iterable dataset of Hugging Face; there is no public function for it."""
+    """Return the number of shards of an iterable dataset of Hugging Face."""
     return getattr(getattr(dataset, "_distributed", None), "world_size", 1)

@@ -6,7 +6,9 @@ a global that DeepSpeed itself does not write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copyreg
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ class DeepSpeedState:
 
     def write(self, folder: Path) -> list[Path]:
         """Write the state into a folder and return the files of this process. Must be called on all processes."""
-        with without_information():
+        with without_information(), _enums_by_value():
             self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
         rank = PartialState().process_index
         if rank == 0:  # conversion scripts, which DeepSpeed's package has too
@@ -82,6 +84,19 @@ class DeepSpeedState:
             path, _ = self._engine.load_checkpoint(str(place.parent), tag=_TAG, load_lr_scheduler_states=False)
         if path is None:
             raise RuntimeError(f"DeepSpeed did not find its part of the checkpoint in {place}")
+
+
+@contextmanager
+def _enums_by_value() -> Iterator[None]:
+    """Pickle DeepSpeed's enum by its value, as most versions of Python do: 3.11.0 to 3.11.2 would name `getattr`, which
+    `check_files` rejects."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
+    try:
+        yield
+    finally:
+        del copyreg.dispatch_table[ZeroStageEnum]
 
 
 def check_files(folder: Path) -> None:

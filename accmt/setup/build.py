@@ -81,24 +81,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     reading = Reading(plan.data, generators, position, warn)
     records = Records(plan.model_path, writes=accelerator.is_main_process)
     random = RandomStates(accelerator.device, position)
-    stateful = StatefulParts(
-        shared={
-            "position": position,
-            "engine": EngineState(engine),
-            "state": PublicState(state, engine),
-            "records": records,
-            "tracker": tracker_part(module),
-            "configuration": plan.settings,
-        },
-        ranked={
-            "losses": stepper.losses,
-            "training": stepper.metrics,
-            "random": random,
-            "gradients": Part(stepper.gradients, stepper.check_gradients, stepper.take_up),
-            "data": reading,
-            "objects": objects_part(plan.parts.kept),
-        },
-    )
+    stateful = _stateful(plan, state, engine, stepper, reading, records, random)
     kind, checkpoint = Checkpointer if options.checkpoint.enabled else CheckpointReader, options.checkpoint
     checkpointer = kind(
         Checkpoints(plan.model_path), parts, stateful, checkpoint.keep, in_background=checkpoint.in_background
@@ -120,6 +103,37 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading) if checkpoint.on_exception else NoLastStep(),
+    )
+
+
+def _stateful(
+    plan: Plan,
+    state: TrainingState,
+    engine: RuleEngine,
+    stepper: Stepper,
+    reading: Reading,
+    records: Records,
+    random: RandomStates,
+) -> StatefulParts:
+    """Return what a checkpoint holds besides the model and its optimizer, by the names in its files."""
+    assert plan.parts.kept is not None
+    return StatefulParts(
+        shared={
+            "position": plan.position,
+            "engine": EngineState(engine),
+            "state": PublicState(state, engine),
+            "records": records,
+            "tracker": tracker_part(plan.module),
+            "configuration": plan.settings,
+        },
+        ranked={
+            "losses": stepper.losses,
+            "training": stepper.metrics,
+            "random": random,
+            "gradients": Part(stepper.gradients, stepper.check_gradients, stepper.take_up),
+            "data": reading,
+            "objects": objects_part(plan.parts.kept),
+        },
     )
 
 

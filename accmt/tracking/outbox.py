@@ -19,16 +19,24 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accmt.files.durable import LOCKED
-from accmt.files.foreign import MIB, NotAFile, open_regular, read_bytes
+from accmt.files.foreign import NotAFile, open_regular, read_bytes
 from accmt.rules import reserved_names as names
 from accmt.rules.printable import escaped
+from accmt.tracking.journal_parts import (
+    CHUNK,
+    LONGEST_LINE,
+    JournalPart,
+    append_whole,
+    complete_lines,
+    created_part,
+    lock_file,
+)
 from accmt.tracking.records import (
     SCHEMA,
     Entry,
@@ -52,19 +60,6 @@ _LOCK = "lock"
 _PART = re.compile(r"[0-9]{4,}\.jsonl")
 _EARLIER = re.compile(r".+-[0-9]{4,}\.jsonl", re.DOTALL)
 _LARGE = 1 << 20
-_CHUNK = 1 << 14
-_LONGEST_LINE = 16 * MIB
-
-
-@dataclass(slots=True)
-class _Part:
-    """Part of the journal. A killed process may have left an incomplete line before `end`."""
-
-    number: int
-    path: Path
-    recipients: dict[str, Resumption | None]
-    start: int
-    end: int
 
 
 class Outbox:
@@ -90,7 +85,7 @@ class Outbox:
         self.trouble: OSError | None = None
         self._folder = model_path / FOLDER
         self._readers: list[OutboxReader] = []
-        self._parts: list[_Part] = []
+        self._parts: list[JournalPart] = []
         self._stored: dict[str, SentPosition | None] = {}
         self._locked = self._writer = -1
         if os.path.lexists(self._folder):
@@ -149,7 +144,7 @@ class Outbox:
         if entries:
             self._append(b"".join(map(to_line, entries)), [reader])
 
-    def parts_for(self, name: str, first: int) -> list[_Part]:
+    def parts_for(self, name: str, first: int) -> list[JournalPart]:
         """Return the parts of the journal for a recipient, in order, from a number on."""
         return [part for part in self._parts if part.number >= first and name in part.recipients]
 
@@ -201,7 +196,7 @@ class Outbox:
             part.path.unlink(missing_ok=True)
             self._parts.remove(part)
 
-    def _is_needed(self, part: _Part) -> bool:
+    def _is_needed(self, part: JournalPart) -> bool:
         positions = [self._stored.get(name) for name in part.recipients]
         return any(position is None or position.part <= part.number for position in positions)
 
@@ -216,7 +211,7 @@ class Outbox:
             self._begin_part(wanted)
         part = self._parts[-1]
         try:
-            _write(self._writer, lines)
+            append_whole(self._writer, lines)
         except OSError:
             os.ftruncate(self._writer, part.end)
             raise
@@ -235,11 +230,11 @@ class Outbox:
         number = self._next_number()
         path = self._folder / f"{number:04d}.jsonl"
         line = to_line(PartHeader(SCHEMA, recipients))
-        writer = _created(path, line)
+        writer = created_part(path, line)
         if self._writer >= 0:
             os.close(self._writer)
         self._writer = writer
-        self._parts.append(_Part(number, path, recipients, len(line), len(line)))
+        self._parts.append(JournalPart(number, path, recipients, len(line), len(line)))
 
     def _next_number(self) -> int:
         positions = [position.part for position in self._stored.values() if position is not None]
@@ -263,7 +258,7 @@ class Outbox:
         except NotAFile as error:
             text = str(error.strerror).replace("it ", f"cannot be used: its {_LOCK} ", 1)
             raise NotAFile(error.errno, text, str(self._folder)) from None
-        if not _lock(file):
+        if not lock_file(file):
             os.close(file)
             raise OSError(errno.EAGAIN, "is in use by another process", str(self._folder))
         self._locked = file
@@ -291,15 +286,15 @@ class Outbox:
         try:
             if path.suffix == ".json":
                 self._stored[path.stem] = None
-                position = position_from(read_bytes(path, _LONGEST_LINE))
+                position = position_from(read_bytes(path, LONGEST_LINE))
                 if position.recipient.name != path.stem:
                     raise ValueError("its recipient belongs into another file")
                 self._stored[path.stem] = position
             elif _PART.fullmatch(path.name):
                 size = path.lstat().st_size
-                line, start = next(_lines(path, 0, size), (b"", 0))
+                line, start = next(complete_lines(path, 0, size), (b"", 0))
                 if start:
-                    self._parts.append(_Part(int(path.stem), path, header_from(line).recipients, start, size))
+                    self._parts.append(JournalPart(int(path.stem), path, header_from(line).recipients, start, size))
                 else:
                     path.unlink()  # a process was killed when it began this part
         except (OSError, ValueError) as error:
@@ -313,7 +308,7 @@ class Outbox:
         """Replace the file of a recipient atomically."""
         path = self._file_of(reader.name)
         temporary = self._folder / f"{names.TEMPORARY}{path.name}"
-        os.close(_created(temporary, position_line(reader.position, reader.recipient_line)))
+        os.close(created_part(temporary, position_line(reader.position, reader.recipient_line)))
         os.replace(temporary, path)
         self._stored[reader.name] = reader.position
 
@@ -451,7 +446,7 @@ class OutboxReader:
             self._ahead.extend(found)
             return bool(found)
 
-    def _entries(self, part: _Part, offset: int) -> tuple[list[tuple[Entry, int]], int, int]:
+    def _entries(self, part: JournalPart, offset: int) -> tuple[list[tuple[Entry, int]], int, int]:
         """Read some waiting entries of a part, each with the offset after it.
 
         Returns:
@@ -463,7 +458,7 @@ class OutboxReader:
         found: list[tuple[Entry, int]] = []
         damaged, start = 0, max(offset, part.start)
         try:
-            for line, end in _lines(part.path, start, part.end):
+            for line, end in complete_lines(part.path, start, part.end):
                 try:
                     entry = entry_from(line)
                     entry = replace(entry, resumption=own) if isinstance(entry, Logged) else entry
@@ -471,7 +466,7 @@ class OutboxReader:
                         found.append((entry, end))
                 except ValueError:
                     damaged += 1
-                if end - start >= _CHUNK:
+                if end - start >= CHUNK:
                     return found, damaged, end
         except ValueError:
             damaged += 1
@@ -486,57 +481,3 @@ def _is_logged_again(entry: Entry, resumption: Resumption) -> bool:
 
 def _values_in(entry: Entry) -> int:
     return len(entry.values) if isinstance(entry, Logged) else 0
-
-
-def _lines(path: Path, position: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the complete lines from an offset on, each with the offset after it.
-
-    Raises:
-        ValueError: A line is longer than that of a journal can be.
-    """
-    file = open_regular(path)
-    try:
-        rest = b""
-        while position < end and (chunk := os.pread(file, min(max(_CHUNK, len(rest)), end - position), position)):
-            *lines, rest = (rest + chunk).split(b"\n")
-            position += len(chunk)
-            if len(rest) > _LONGEST_LINE:
-                raise ValueError(f"a line in it is longer than {_LONGEST_LINE:,} bytes")
-            place = position - len(rest) - sum(len(line) + 1 for line in lines)
-            for line in lines:
-                place += len(line) + 1
-                yield line, place
-    finally:
-        os.close(file)
-
-
-def _created(path: Path, content: bytes) -> int:
-    """Create a file that only its owner may read, and return it open for appending.
-
-    Raises:
-        OSError: It could not be written; it was removed.
-    """
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        _write(file, content)
-    except OSError:
-        path.unlink()
-        os.close(file)
-        raise
-    return file
-
-
-def _write(file: int, content: bytes) -> None:
-    if os.write(file, content) != len(content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def _lock(file: int) -> bool:
-    """Lock a file for this process; False if another process has. Without support for locks, always True."""
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in LOCKED
-    return True
