@@ -6,6 +6,8 @@ import errno
 import shutil
 from pathlib import Path
 
+from rich.filesize import decimal
+
 
 def require_space(folder: Path, size: int) -> None:
     """Check before writing that a disk has enough free space. Quotas are not considered.
@@ -22,8 +24,5 @@ def require_space(folder: Path, size: int) -> None:
     except OSError:
         return  # writing into the folder reports what is wrong with it
     if total and free < size:  # some file systems report a size of 0
-        raise OSError(errno.ENOSPC, f"{_readable(size)} are needed and {_readable(free)} are free", str(folder))
+        raise OSError(errno.ENOSPC, f"{decimal(size)} are needed and {decimal(free)} are free", str(folder))
 
-
-def _readable(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"

@@ -112,6 +112,11 @@ class ExtraState:
         here = {name: value for name, value in own.items() if _way(name) in ways}
         return here, as_expected({name: value for name, value in weights.items() if _way(name) in ways}, here)
 
+    def problems(self, states: Mapping[str, Any]) -> list[str]:
+        """List where states of optimizers in attributes, as far as those exist by now, are not of them, one line each."""
+        parts = ((part, states.get(way)) for way, part in self._further().items() if isinstance(part, NamedOptimizer))
+        return [line for part, state in parts if state is not None for line in part.problems(state)]
+
     def restore(self, weights: Mapping[str, Tensor], shared: Mapping[str, Any]) -> None:
         """Load the weights of existing networks, which must fit, and defer the rest to `begin`.
 

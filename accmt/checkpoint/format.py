@@ -31,6 +31,7 @@ from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
+from accmt.checkpoint.state_check import plain_problems
 from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.checkpoint.stateful import Mismatch
 from accmt.checkpoint.tensor_files import Files, read_tensors
@@ -264,7 +265,8 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
             raise ValueError(f"the buffer {name} is {value!r:.100}")
     networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
     if parts.kept is not None:
-        _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
+        lines = differences(*parts.kept.differing(networks), of="module")
+        _refuse(folder, "another module", lines + parts.kept.problems(beside["attributes"] if beside else {}))
     weights: dict[str, Tensor] = {}
     if parts.engine is None:
         weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
@@ -353,6 +355,11 @@ def _compare_parts(
         if kinds.get(name, kind) != kind:
             lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
     notes: list[str] = []
+    for name, part in stateful.items() if not lines else ():
+        if isinstance(part, NamedOptimizer):
+            lines += part.problems(states[name])
+        elif name in states and kinds.get(name) == _kinds(stateful)[name]:
+            lines += plain_problems(name, part, states[name])
     if not lines and isinstance(stateful.get("optimizer"), NamedOptimizer):
         fit = stateful["optimizer"].fit(states["optimizer"])
         lines, notes = fit.lines, fit.notes

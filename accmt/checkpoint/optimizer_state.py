@@ -8,6 +8,7 @@ restored; those that the script now leaves out are not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accmt.checkpoint.state_check import entries_problems, options_problems
 from accmt.rules.errors import listed
 
 _STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
@@ -80,6 +82,21 @@ class NamedOptimizer:
         if isinstance(self.optimizer, torch.optim.LBFGS) and fit.groups != [g[_PARAMS] for g in saved[_GROUPS]]:
             fit.lines.append("LBFGS holds different parameters, or in a different order, than in the checkpoint")
         return fit
+
+    def problems(self, saved: Any) -> list[str]:
+        """List where a saved state is not one that this optimizer writes, one line each."""
+        lines = _layout_problems(saved)
+        if lines or not _is_named(saved):
+            return lines
+        options = {name: _options(group) for group in saved[_GROUPS] for name in group[_PARAMS]}
+        for group in saved[_GROUPS]:
+            lines += options_problems(self.optimizer, _options(group))
+        for name, entries in saved[_STATE].items():
+            if name not in options:
+                lines.append(f"the optimizer of the checkpoint has a state of {name}, which it does not hold")
+            elif not lines and (parameter := self.parameter(name)) is not None:
+                lines += entries_problems(self.optimizer, options[name], name, parameter, entries)
+        return lines
 
     def parameter(self, name: str | int) -> Any:
         """Return the parameter with a name, or with a number in an older checkpoint; None if there is none."""
@@ -146,6 +163,24 @@ def complete(optimizer: Any) -> None:
             for state in states if group.get(setting) else ():
                 if beside in state and missing not in state:
                     state[missing] = torch.zeros_like(state[beside])
+
+
+def _layout_problems(saved: Any) -> list[str]:
+    """List where a state is not laid out like those that are written by name; by number, the optimizer checks it."""
+    if not isinstance(saved, Mapping):
+        return [f"the state of the optimizer is {saved!r:.100} in the checkpoint"]
+    if not _is_named(saved):
+        return []
+    groups, start, state = saved.get(_GROUPS), saved[_START], saved.get(_STATE)
+    if not isinstance(state, Mapping):
+        return [f"the state of the optimizer has no '{_STATE}' in the checkpoint"]
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
+        return [f"the '{_GROUPS}' of the optimizer are {groups!r:.100} in the checkpoint"]
+    for names in (start, *(group.get(_PARAMS) for group in groups)):
+        if not isinstance(names, list) or not all(type(name) is str for name in names):
+            return [f"a list of parameters of the optimizer is {names!r:.100} in the checkpoint"]
+    twice = [name for name, count in Counter(chain(*(group[_PARAMS] for group in groups))).items() if count > 1]
+    return [f"the optimizer of the checkpoint holds {name} twice" for name in twice]
 
 
 def _is_named(saved: Mapping[str, Any]) -> bool:
