@@ -7,7 +7,7 @@ which gets a `CheckpointResult`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -56,7 +56,7 @@ class Saved:
     Attributes:
         checkpoint: The checkpoint.
         model: The state of the model.
-        shared, ranked: Name -> state of a part; None where an earlier version wrote none.
+        shared, ranked: Name -> state of a part.
     """
 
     checkpoint: Checkpoint
@@ -179,10 +179,9 @@ class Checkpointer:
         with understood(folder):
             trainer = contents.read_trainer(folder)
             written, own = contents.shared_states(trainer), contents.read_ranked(folder, rank)
-            shared = {name: written.get(name) for name in self.parts.shared}
             names = self.parts.ranked if own is not None else _FOR_NEW_PROCESSES
             own = contents.read_ranked(folder, 0) if own is None else own
-            ranked = {} if own is None else {name: own.get(name) for name in names}
+            shared, ranked = _states(written, self.parts.shared), _states(own or {}, names)
             for parts, states in ((self.parts.shared, shared), (self.parts.ranked, ranked)):
                 for name, state in states.items():
                     parts[name].check(state)
@@ -251,6 +250,18 @@ class Checkpointer:
             outcome.ends_training = self._failed or not isinstance(outcome.failure, Failed)
         self._failed = outcome.failure is not None
         return outcome
+
+
+def _states(written: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the states of parts.
+
+    Raises:
+        ValueError: One is missing.
+    """
+    for name in names:
+        if name not in written:
+            raise ValueError(f"{name} is missing")
+    return {name: written[name] for name in names}
 
 
 class CheckpointReader(Checkpointer):

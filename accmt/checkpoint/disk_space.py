@@ -25,4 +25,3 @@ def require_space(folder: Path, size: int) -> None:
         return  # writing into the folder reports what is wrong with it
     if total and free < size:  # some file systems report a size of 0
         raise OSError(errno.ENOSPC, f"{decimal(size)} are needed and {decimal(free)} are free", str(folder))
-

@@ -113,7 +113,7 @@ class ExtraState:
         return here, as_expected({name: value for name, value in weights.items() if _way(name) in ways}, here)
 
     def problems(self, states: Mapping[str, Any]) -> list[str]:
-        """List where states of optimizers in attributes, as far as those exist by now, are not of them, one line each."""
+        """List where states are not those of the optimizers in attributes that exist by now, one line each."""
         parts = ((part, states.get(way)) for way, part in self._further().items() if isinstance(part, NamedOptimizer))
         return [line for part, state in parts if state is not None for line in part.problems(state)]
 

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
@@ -32,12 +31,12 @@ from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
 from accmt.checkpoint.state_check import plain_problems
-from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.checkpoint.stateful import Mismatch
 from accmt.checkpoint.tensor_files import Files, read_tensors
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
 from accmt.files.json_io import as_json, read_json
+from accmt.rules.codec import Count, from_plain
 from accmt.rules.printable import escaped
 
 _MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -54,30 +53,46 @@ _PREFIXES = {"objects": "object", "gradients": "gradient"}
 _RANDOM = ("now", "epoch")
 
 
-class _Listed(Written):
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    schema: Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
     frozen: list[str]
     evaluating: list[str]
     shapes: dict[str, list[Count]]
 
 
-class _Modes(Written):
+@dataclass(frozen=True, slots=True)
+class _Modes:
     now: _Listed
     start: _Listed
     buffers: dict[str, Any]
 
 
-class _Beside(Written):
+@dataclass(frozen=True, slots=True)
+class _Beside:
     modes: _Modes
     extra: dict[str, Any]
     attributes: dict[str, Any]
 
 
-class _Model(Written):
+@dataclass(frozen=True, slots=True)
+class _DeepSpeed:
+    stage: Count
+    processes: Count
+    shapes: dict[str, list[Count]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
     parts: dict[str, Any]
     kinds: dict[str, str]
     model: dict[str, Any]
-    beside: Annotated[_Beside | None, BeforeValidator(lambda value: None if value == {} else value)] = None
-    deepspeed: dict[str, Any] | None = None
+    beside: _Beside
+    deepspeed: _DeepSpeed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +103,19 @@ class ModelParts:
         model: The model, unwrapped.
         stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
             `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
-        engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
         kept: Other state of the module and the callbacks.
+        engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
     """
 
     model: nn.Module
     stateful: Mapping[str, Any]
+    kept: ExtraState
     engine: DeepSpeedState | None = None
-    kept: ExtraState | None = None
 
     def named(self) -> dict[str, Any]:
         """Return the stateful parts, each optimizer with its state keyed by parameter name."""
-        parameters = (self.kept or ExtraState(None, self.model)).parameters
         return {
-            name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
+            name: NamedOptimizer(part, self.kept.parameters) if isinstance(part, torch.optim.Optimizer) else part
             for name, part in self.stateful.items()
         }
 
@@ -140,12 +154,11 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
     """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
     own = {name: part.state_dict() for name, part in parts.named().items()}
-    beside = {} if parts.kept is None else parts.kept.shared()
-    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **own})
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: parts.kept.shared(), **own})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards
-    networks = {} if parts.kept is None else parts.kept.networks()
+    networks = parts.kept.networks()
     model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
     head |= {"deepspeed": _described(parts.engine), "versions": {"torch": str(torch.__version__)}}
@@ -189,9 +202,8 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     Raises:
         Mismatch: It was written by a newer version of accmt.
     """
-    trainer: dict[str, Any] = read_json(folder / _TRAINER)
-    if type(trainer["schema"]) is not int:
-        raise ValueError(f"{trainer['schema']!r:.100} is not a schema")
+    trainer: dict[str, Any] = read_json(folder / _TRAINER, dict[str, Any])
+    from_plain(_Versioned, trainer)
     if trainer["schema"] > SCHEMA:
         raise Mismatch(
             f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
@@ -201,7 +213,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 
 def shared_states(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states of the parts that all processes share, by name, without those that an earlier version lacks."""
+    """Return the states of the parts that all processes share, by name."""
     spread = {key for keys in _SPREAD.values() for key in keys}
     states = {name: state for name, state in trainer.items() if name not in spread}
     for name, keys in _SPREAD.items():
@@ -211,14 +223,13 @@ def shared_states(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_ranked(folder: Path, rank: int) -> dict[str, Any] | None:
     """Read the states of the parts of one process, by name; None if the checkpoint has no process of this rank."""
-    if not (folder / f"process-{rank}.json").is_file():
+    if rank and not (folder / f"process-{rank}.json").is_file():
         return None
     tensors: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in read_tensors(folder / f"rng-{rank}.safetensors").items():
         group, _, key = name.partition(".")
         tensors[group][key] = value
-    process = read_json(folder / f"process-{rank}.json")
-    check_written(dict[str, Any], process)
+    process = read_json(folder / f"process-{rank}.json", dict[str, Any])
     states = {name: unpack(state, tensors[_PREFIXES.get(name, name)]) for name, state in process.items()}
     random = {moment: tensors[moment] for moment in _RANDOM}
     return {**states, "random": random, "gradients": tensors["gradient"]}
@@ -253,26 +264,26 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
     Raises:
         Mismatch: The model, the optimizer or the scheduler differs.
     """
-    check_written(_Model, trainer)
-    _compare_engines(folder, parts.engine, trainer.get("deepspeed"))
+    from_plain(_Model, trainer)
+    _compare_engines(folder, parts.engine, trainer["deepspeed"])
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
-    states, beside = unpack(trainer["parts"], tensors), unpack(trainer.get("beside", {}), tensors)
+    states, beside = unpack(trainer["parts"], tensors), unpack(trainer["beside"], tensors)
     named = parts.named()
-    notes = _compare_parts(folder, named, states, trainer["kinds"])
-    for name, value in (beside["modes"]["buffers"] if beside else {}).items():
+    for name, value in beside["modes"]["buffers"].items():
         if not isinstance(value, Tensor):
             raise ValueError(f"the buffer {name} is {value!r:.100}")
     networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
-    if parts.kept is not None:
-        lines = differences(*parts.kept.differing(networks), of="module")
-        _refuse(folder, "another module", lines + parts.kept.problems(beside["attributes"] if beside else {}))
+    lines = differences(*parts.kept.differing(networks), of="module")
+    _refuse(folder, "another module", lines + parts.kept.problems(beside["attributes"]))
     weights: dict[str, Tensor] = {}
     if parts.engine is None:
         weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
         own = by_plain_name(parts.model, parts.model.state_dict())
         weights = as_expected(weights, own)
         _refuse(folder, "another model", differences(own, weights))
+    notes = _compare_parts(folder, named, states, trainer["kinds"])
+    if parts.engine is None:
         if "optimizer" in states:
             states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
         weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
@@ -285,8 +296,7 @@ def load_model(parts: ModelParts, saved: ModelState) -> None:
         parts.engine.load(saved.folder)
     for name, part in parts.named().items():  # before the model: these can still reject a state, the model cannot
         part.load_state_dict(saved.states.get(name))
-    if parts.kept is not None and saved.beside:  # a checkpoint of an earlier version has none
-        parts.kept.restore(saved.networks, saved.beside)
+    parts.kept.restore(saved.networks, saved.beside)
     if parts.engine is None:
         parts.model.load_state_dict(by_own_name(parts.model, saved.weights))
 

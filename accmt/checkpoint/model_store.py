@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,14 +11,21 @@ from torch import Tensor
 from accmt.checkpoint import publish
 from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.disk_space import require_space
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, DamagedModel, SavedModel, best_in, listed_in
+from accmt.checkpoint.saved_models import (
+    DESCRIPTION,
+    INDEX,
+    KEPT,
+    Description,
+    KeptList,
+    SavedModel,
+    best_in,
+    listed_in,
+)
 from accmt.checkpoint.tensor_files import size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
-from accmt.files.durable import flush_directory, only_warned
-from accmt.files.json_io import read_json, write_json
+from accmt.files.durable import flush_directory, only_warned, replace_file
+from accmt.files.json_io import DamagedFile, as_json, read_json, write_json
 from accmt.rules import KeptModel, SavingRule, Verdict
-from accmt.rules.codec import to_text
-from accmt.rules.reserved_names import TEMPORARY
 
 
 class ModelStore:
@@ -65,10 +71,9 @@ class ModelStore:
             if beside:
                 write_tensors(temporary / BESIDE, beside)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
-            values = dict(zip(names, map(to_text, new.values), strict=True))
-            about = {"schema": 1, "rule": rule.name, "text": str(rule.saving), "values": values}
-            place = {"step": new.step, "epoch": epoch, "evaluation": new.evaluation}
-            write_json(temporary / DESCRIPTION, {**about, **place})
+            values = dict(zip(names, new.values, strict=True))
+            about = Description(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
+            write_json(temporary / DESCRIPTION, about.to_json())
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
 
@@ -95,11 +100,11 @@ class ModelStore:
         A model that this rule saved after this step, before the training was interrupted, is not archived.
         """
         folder = self._model_path / rule.folder
-        with suppress(DamagedModel):  # a damaged one is archived too, never overwritten
+        with suppress(DamagedFile):  # a damaged one is archived too, never overwritten
             saved = self.best(rule)
             if saved is None:
                 return None
-            if saved.step > step and read_json(saved.folder / DESCRIPTION).get("text") == str(rule.saving):
+            if saved.step > step and read_json(saved.folder / DESCRIPTION, Description).text == str(rule.saving):
                 return None
         return move_to_archive(self._model_path, [folder])
 
@@ -112,17 +117,14 @@ def _is_readable(read: Callable[[Path], object], folder: Path) -> bool:
     """Return whether there is something in a folder that can be read."""
     try:
         return bool(read(folder))
-    except (FileNotFoundError, NotADirectoryError, DamagedModel):
+    except (FileNotFoundError, NotADirectoryError, DamagedFile):
         return False
 
 
 def _update_index(folder: Path, kept: tuple[KeptModel, ...]) -> None:
     """Write the list of kept models, best first, then delete those that are no longer kept."""
-    names = [entry.folder for entry in kept]
-    temporary = folder / f"{TEMPORARY}{INDEX}"
-    write_json(temporary, {"schema": 1, "best_first": names})
-    publish.describe([temporary])
-    os.replace(temporary, folder / INDEX)
+    names = tuple(entry.folder for entry in kept)
+    replace_file(folder / INDEX, as_json(KeptList(1, names).to_json()))
     with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
         flush_directory(folder)
     with only_warned(f"{folder.name} is complete, but the models that it no longer keeps could not be deleted"):

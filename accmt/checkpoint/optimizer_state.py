@@ -99,7 +99,7 @@ class NamedOptimizer:
         return lines
 
     def parameter(self, name: str | int) -> Any:
-        """Return the parameter with a name, or with a number in an older checkpoint; None if there is none."""
+        """Return the parameter with a name, or with a number where the state is not by name; None if there is none."""
         held = held_by(self.optimizer)
         if isinstance(name, int) or name.isdecimal():
             return held[int(name)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,12 +18,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from accmt.files.durable import flush_directory, flush_file, only_warned
 from accmt.files.foreign import is_file, is_folder
+from accmt.files.json_io import DamagedFile, read_json, write_json
 from accmt.rules import reserved_names as names
+from accmt.rules.codec import Count, Jsonable
 from accmt.rules.printable import escaped
 
 MANIFEST = names.MANIFEST
@@ -36,15 +38,28 @@ REPLACED = names.REPLACED
 _UNIQUE = 8
 _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.DOTALL)
 
-FileEntry = dict[str, Any]
-
 _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # about 100,000 files
 _THREADS = 4
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
 _EXCHANGE = 2
 _AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and SHA-256, in hexadecimal, of a published file."""
+
+    size: Count
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(Jsonable):
+    """Content of a manifest: the other files of a directory by their relative names."""
+
+    schema: Literal[1]
+    files: Mapping[str, FileEntry]
 
 
 @contextmanager
@@ -117,7 +132,7 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
     if MANIFEST in files:
         raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
     manifest = temporary / MANIFEST
-    manifest.write_text(json.dumps({"schema": 1, "files": files}, indent=1), encoding="utf-8")
+    write_json(manifest, Manifest(1, files).to_json(), indent=1)
     flush_file(manifest)
     for folder in _folders(temporary):
         flush_directory(folder)
@@ -137,12 +152,9 @@ def folder_problem(folder: Path, *, read: bool = True) -> str | None:
     if manifest.stat().st_size > _LONGEST_MANIFEST:
         return f"its {MANIFEST} is too long to be one"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except _UNREADABLE as error:
-        return f"its {MANIFEST} cannot be read: {type(error).__name__}"
-    try:
-        problem = next(_differences(folder, expected, read), None)
+        problem = next(_differences(folder, read_json(manifest, Manifest).files, read), None)
+    except DamagedFile as error:
+        return f"its {MANIFEST} cannot be read: {error.reason}"
     except OSError as error:
         problem = f"it cannot be read: {error}"
     return None if problem is None else escaped(problem)
@@ -221,7 +233,7 @@ def _describe(path: Path) -> FileEntry:
     if not is_file(path):
         raise ValueError(f"{path.name} is not a regular file: only those can be published")
     flush_file(path)
-    return {"size": path.stat().st_size, "sha256": hash_of(path)}
+    return FileEntry(path.stat().st_size, hash_of(path))
 
 
 def _put(temporary: Path, target: Path) -> None:
@@ -306,13 +318,13 @@ def _contents(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def _differences(folder: Path, expected: Mapping[str, tuple[int, str]], read: bool) -> Iterator[str]:
+def _differences(folder: Path, expected: Mapping[str, FileEntry], read: bool) -> Iterator[str]:
     found = _contents(folder)
     found.pop(MANIFEST, None)
     yield from (f"{name} is missing" for name in sorted(expected.keys() - found.keys()))
     yield from (f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys()))
     for name, path in found.items():
-        size, _ = expected[name]
+        size = expected[name].size
         if not is_file(path):
             yield f"{name} is not a regular file"
         elif path.stat().st_size != size:
@@ -320,5 +332,5 @@ def _differences(folder: Path, expected: Mapping[str, tuple[int, str]], read: bo
     if read:
         with ThreadPoolExecutor(_THREADS, "hash") as pool:
             for name, found_hash in zip(found, pool.map(hash_of, found.values()), strict=True):
-                if found_hash != expected[name][1]:
+                if found_hash != expected[name].sha256:
                     yield f"{name} is damaged: its content does not match its hash"

@@ -1,19 +1,17 @@
-"""Reading of the models that rules saved, the counterpart of `model_store`. Does not import torch."""
+"""Models that rules saved, as they are described on the disk; `model_store` writes them. Does not import torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from accmt.files.foreign import NotAFile, is_file, is_folder
+from accmt.files.foreign import is_file, is_folder
 from accmt.files.json_io import read_json
 from accmt.rules import reserved_names as names
-from accmt.rules.codec import count_from, from_text
-from accmt.rules.printable import escaped
+from accmt.rules.codec import Count, Jsonable
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
@@ -21,8 +19,33 @@ INDEX = names.SAVINGS
 KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
 
 
-class DamagedModel(ValueError):
-    """The description of a saved model cannot be read; the message names the file and the reason."""
+@dataclass(frozen=True, slots=True)
+class Description(Jsonable):
+    """Content of the file that describes a saved model.
+
+    Attributes:
+        rule, text: The name and the text of the rule that chose it.
+        values: Objective -> value when it was saved.
+        step: The optimizer step, counted from the start of the training.
+        epoch: Completed epochs.
+        evaluation: The number of the evaluation.
+    """
+
+    schema: Literal[1]
+    rule: str
+    text: str
+    values: Mapping[str, float]
+    step: Count
+    epoch: Count
+    evaluation: Count
+
+
+@dataclass(frozen=True, slots=True)
+class KeptList(Jsonable):
+    """Content of the list of the models that a rule keeps: the names of their folders, best first."""
+
+    schema: Literal[1]
+    best_first: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +72,17 @@ class SavedModel:
 
         Raises:
             FileNotFoundError: There is none.
-            DamagedModel: Its description cannot be read.
+            DamagedFile: Its description cannot be read.
         """
-        with _described(folder / DESCRIPTION) as data:
-            if type(data["rule"]) is not str:
-                raise ValueError(f"its rule is {data['rule']!r:.100}")
-            values = {name: from_text(value) for name, value in data["values"].items()}
-            return cls(data["rule"], values, count_from(data["step"]), count_from(data["epoch"]), folder)
+        about = read_json(folder / DESCRIPTION, Description)
+        return cls(about.rule, about.values, about.step, about.epoch, folder)
 
 
 def best_in(folder: Path) -> SavedModel | None:
     """Return the model in the folder of a rule, the best if it keeps several; None if there is none.
 
     Raises:
-        DamagedModel: Its description cannot be read.
+        DamagedFile: Its description cannot be read.
     """
     place = place_of_best(folder)
     return None if place is None else SavedModel.read(place)
@@ -72,25 +92,23 @@ def place_of_best(folder: Path) -> Path | None:
     """Return the folder of the best model of a rule; None if there is none.
 
     Raises:
-        DamagedModel: The list of its models cannot be read.
+        DamagedFile: The list of its models cannot be read.
     """
     names = filter(KEPT.fullmatch, listed_in(folder))
     place = next((path for name in names if is_folder(path := folder / name)), folder)
     return place if is_file(place / DESCRIPTION) else None
 
 
-def listed_in(folder: Path) -> list[str]:
+def listed_in(folder: Path) -> tuple[str, ...]:
     """List the names of the models that a rule keeps, best first; none if it keeps one, in the folder itself.
 
     Raises:
-        DamagedModel: The list cannot be read.
+        DamagedFile: The list cannot be read.
     """
     if not is_file(folder / INDEX):
-        return []
-    with _described(folder / INDEX) as data:
-        if not all(type(name) is str for name in data["best_first"]):
-            raise ValueError("a name in it is not a string")
-        return list(data["best_first"])
+        return ()
+    kept: KeptList = read_json(folder / INDEX, KeptList)
+    return kept.best_first
 
 
 def savings_in(model_path: Path) -> list[Path]:
@@ -101,14 +119,3 @@ def savings_in(model_path: Path) -> list[Path]:
 def is_saving(folder: Path) -> bool:
     """Return whether a folder holds models that a rule saved."""
     return is_file(folder / DESCRIPTION) or is_file(folder / INDEX)
-
-
-@contextmanager
-def _described(path: Path) -> Iterator[Any]:
-    """Read a description, and turn errors of reading and of the block into `DamagedModel`."""
-    try:
-        yield read_json(path)
-    except NotAFile as error:
-        raise DamagedModel(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedModel(f"{path} cannot be read: {type(error).__name__}: {escaped(error)}") from None

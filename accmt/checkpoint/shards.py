@@ -25,8 +25,17 @@ from torch import Tensor, nn
 from accmt._compat import offset_of
 from accmt.checkpoint.tensor_files import Files, aliases_of
 from accmt.files.json_io import as_json, read_json
+from accmt.rules.codec import Count, to_plain
 
 _NAME = "shards-{rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Shape of a full tensor, and the offset of a shard in it."""
+
+    shape: tuple[Count, ...]
+    offset: list[Count]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -55,7 +64,7 @@ def shard_files(rank: int, files: Mapping[str, Mapping[str, Tensor]]) -> Files:
             if is_sharded(tensor) and _is_first_replica(tensor):
                 key = _key(file, name)
                 parts[key], offset = _local(tensor)
-                places[key] = {"shape": list(tensor.shape), "offset": offset}
+                places[key] = to_plain(_Place(tuple(tensor.shape), offset))
     name = _NAME.format(rank=rank)
     return {f"{name}.safetensors": parts, f"{name}.json": as_json(places)} if parts else {}
 
@@ -64,16 +73,15 @@ def read_shards(folder: Path) -> Shards:
     """Find the shards that all processes wrote into a folder.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: They do not belong together, or are not described as such.
+        ValueError: They do not belong together, or are not described as such.
     """
     parts: dict[str, list[tuple[Path, list[int]]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob(_NAME.format(rank="*") + ".json")):
-        for name, place in read_json(path).items():
-            shape = tuple(map(int, place["shape"]))
-            if shapes.setdefault(name, shape) != shape:
+        for name, place in read_json(path, dict[str, _Place]).items():
+            if shapes.setdefault(name, place.shape) != place.shape:
                 raise ValueError(f"{path.name} gives '{name}' a different shape than the files of the other processes")
-            parts.setdefault(name, []).append((path.with_suffix(".safetensors"), list(map(int, place["offset"]))))
+            parts.setdefault(name, []).append((path.with_suffix(".safetensors"), place.offset))
     return Shards(parts, shapes)
 
 

@@ -102,10 +102,10 @@ def _is_alike(here: Any, saved: Any) -> bool:
 
 
 def _are_alike(here: Any, saved: Any) -> bool:
-    """Compare each value; there may be more or fewer where all are numbers, such as one for each parameter group."""
-    if all(map(_is_number, here)) and isinstance(here, list):
-        return all(map(_is_number, saved))
-    return len(here) == len(saved) and all(map(_is_alike, here, saved))
+    """Compare each value; a list may be longer, such as one with a value for each parameter group."""
+    if isinstance(here, tuple) and len(here) != len(saved):
+        return False
+    return all(map(_is_alike, [*here, *here[-1:] * len(saved)], saved))
 
 
 def _is_number(value: Any) -> bool:

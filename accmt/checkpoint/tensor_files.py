@@ -15,6 +15,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from accmt.rules.codec import from_plain
+
 _ALIASES = "aliases"
 _CANNOT = "which safetensors cannot hold"
 _INSTEAD = {
@@ -77,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def aliases_of(file: Any) -> dict[str, str]:
     """Return name -> the name under which it was written, for the tied weights in an open file."""
-    aliases: dict[str, str] = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+    aliases: dict[str, str] = from_plain(dict[str, str], json.loads((file.metadata() or {}).get(_ALIASES, "{}")))
     return aliases
 
 

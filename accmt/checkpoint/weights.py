@@ -41,6 +41,13 @@ class WeightsFormat:
     max_shard_size: str = "10GB"
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Content of the index of several files: weight -> name of its file."""
+
+    weight_map: dict[str, str]
+
+
 def write_weights(folder: Path, weights: Mapping[str, Any], form: WeightsFormat) -> None:
     """Write a state dict."""
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
@@ -79,7 +86,7 @@ def _read_all(folder: Path) -> dict[str, Any]:
             return _read(single, safe)
         if index.is_file():
             weights: dict[str, Any] = {}
-            for file in sorted(set(read_json(index)["weight_map"].values())):
+            for file in sorted(set(read_json(index, _Index).weight_map.values())):
                 if Path(file).name != file:
                     raise ValueError(f"{index} names '{file}', which is not in its folder")
                 weights |= _read(folder / file, safe)

@@ -24,7 +24,6 @@ from torch.utils.data import (
 )
 
 from accmt.checkpoint.object_state import has_state
-from accmt.checkpoint.state_types import Written
 from accmt.data.generators import Generators
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import Indices, Rest, rest_of, without_first
@@ -40,14 +39,16 @@ _PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
 _SAMPLER = "sampler"
 
 
-class Moment(Written):
+@dataclass(frozen=True, slots=True)
+class Moment:
     """State at a moment: at the start of an epoch, or at the position where it was taken."""
 
     generators: dict[str, Any]
     samplers: list[Any] | None
 
 
-class ReaderState(Written):
+@dataclass(frozen=True, slots=True)
+class ReaderState:
     """Types of the state returned by `Reader.state`, for states read from a file.
 
     `course` is the state of a stream that this process reads itself.

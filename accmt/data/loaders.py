@@ -16,13 +16,13 @@ from accelerate import PartialState
 from accelerate.data_loader import get_sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
-from accmt.checkpoint.state_types import check_written
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import length_of
 from accmt.data.position_unit import Unit, check_move
 from accmt.data.seeding import END
 from accmt.data.workers import ADVICE, forks, main_is_unguarded
+from accmt.rules.codec import from_plain_at
 
 Collate = Callable[[list[Any]], Any]
 
@@ -186,7 +186,7 @@ class TrainingData:
         Raises:
             ValueError, TypeError, RuntimeError, KeyError: It is not.
         """
-        check_written(ReaderState, state, "data.reading")
+        from_plain_at("data.reading", ReaderState, state)
         self._reader.check(state)
 
     def restore(self, state: Mapping[str, Any], *, moved: bool = False) -> list[str]:

@@ -1,14 +1,16 @@
-"""Flushing to disk; where a file system cannot flush, one warning says what may be lost."""
+"""Replacing of files, and flushing to disk; where a file system cannot flush, one warning says what may be lost."""
 
 from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accmt.notices import warn
+from accmt.rules.reserved_names import TEMPORARY
 
 # Errors by which a file system or sandbox says that it cannot flush. All others, such as EIO and ENOSPC, are faults.
 # A folder may be writable and yet not be opened for reading.
@@ -19,6 +21,32 @@ _CANNOT_FOLDERS = _CANNOT | {errno.EBADF, errno.EISDIR, errno.EACCES}
 LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 
 _said: set[str] = set()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name; at the end of the block its file replaces `path`; on an error it is deleted."""
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file that replaces a former one: a reader, also after a crash, finds one of them, complete.
+
+    It survives a power cut once `flush_directory` is called for its folder.
+
+    Raises:
+        OSError: It could not be written; the former one stays.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        flush(file.fileno(), path)
 
 
 def flush_file(path: Path) -> None:

@@ -157,7 +157,7 @@ def _optimizer(run: Run) -> Any:
 def _networks(run: Run) -> list[nn.Module]:
     """Return the model and the other networks."""
     model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
-    return [model, *(() if kept is None else kept.found().networks.values())]
+    return [model, *kept.found().networks.values()]
 
 
 def _buffers(run: Run) -> Iterator[tuple[str, Tensor]]:

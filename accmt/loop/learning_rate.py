@@ -93,15 +93,12 @@ class Schedule:
         if self._loads and self.scheduler is not None and state:
             self.scheduler.load_state_dict(state)
 
-    def prepare(
-        self, then: Mapping[str, Any] | None, state: Mapping[str, Any], kind: str, count: ResumedAt
-    ) -> list[str]:
+    def prepare(self, then: Mapping[str, Any], state: Mapping[str, Any], count: ResumedAt) -> list[str]:
         """Detect changes since a checkpoint, and step a changed schedule to the current position. Loads nothing yet.
 
         Args:
-            then: The record of the checkpoint; None if its version kept none.
+            then: The record of the checkpoint.
             state: The state of its scheduler.
-            kind: The class of its scheduler, "" for none.
             count: The current position.
 
         Returns:
@@ -113,15 +110,13 @@ class Schedule:
         if self._length() != self._built_for:
             self._reset()
             self._build()
-        former = then["groups"] if then is not None else []
-        matched = [_counterpart(place, self._groups, former) for place in range(len(self._groups))]
-        if then is not None:
-            self._changes = [
-                _changed(configured, group["settings"], other)
-                for configured, group, other in zip(self._configured, self._groups, matched, strict=True)
-            ]
-        was = then["schedule"] if then is not None else None
-        has_changed = was != self._described if then is not None else kind != self.kind
+        matched = [_counterpart(place, self._groups, then["groups"]) for place in range(len(self._groups))]
+        self._changes = [
+            _changed(configured, group["settings"], other)
+            for configured, group, other in zip(self._configured, self._groups, matched, strict=True)
+        ]
+        was = then["schedule"]
+        has_changed = was != self._described
         changed = {name for change in self._changes for name in change}
         has_changed |= _cycles(self.scheduler) and not changed.isdisjoint(_CYCLED)
         self._loads = not has_changed

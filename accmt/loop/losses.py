@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.checkpoint import state_types as types
-from accmt.checkpoint.state_types import Written, check_written
-from accmt.rules.codec import from_text, to_text
+from accmt.rules.codec import Count, from_plain_at, from_text, to_text
 
 _UNIT = "samples"
 
 
-class _State(Written):
-    unit: str = ""
-    sum: types.Number
-    count: types.Count
-    log: types.Interval
-    evaluation: types.Interval
+@dataclass(frozen=True, slots=True)
+class _State:
+    unit: Literal["samples"]
+    sum: float
+    count: Count
+    log: tuple[float, Count]
+    evaluation: tuple[float, Count]
 
 
 class LossMeter:
@@ -33,15 +33,13 @@ class LossMeter:
 
     Args:
         device: The device of this process.
-        batch_size: The size of a batch; earlier checkpoints counted batches, not samples.
         looks: Keep the interval of looks too, in its own sum, so that looks do not affect the rounding of the others.
     """
 
-    def __init__(self, device: torch.device, batch_size: int = 1, *, looks: bool = False) -> None:
+    def __init__(self, device: torch.device, *, looks: bool = False) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sum = torch.zeros((), dtype=dtype, device=device)
         self._count = 0
-        self._batch_size = batch_size
         self._looked = torch.zeros_like(self._sum) if looks else None
         self._looked_count = 0
         self._log = _IntervalLoss()
@@ -86,15 +84,14 @@ class LossMeter:
 
     def check(self, state: Any) -> None:
         """Check that it is a state of losses."""
-        check_written(_State, state, "losses")
+        from_plain_at("losses", _State, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Restore the sums."""
-        scale = 1 if state.get("unit") == _UNIT else self._batch_size
-        self._sum.fill_(from_text(state["sum"]) * scale)
-        self._count = state["count"] * scale
-        self._log.load_state_dict(state["log"], scale)
-        self._evaluation.load_state_dict(state["evaluation"], scale)
+        self._sum.fill_(from_text(state["sum"]))
+        self._count = state["count"]
+        self._log.load_state_dict(state["log"])
+        self._evaluation.load_state_dict(state["evaluation"])
         return []
 
     def _read(self) -> None:
@@ -130,5 +127,5 @@ class _IntervalLoss:
     def state_dict(self) -> list[float | str]:
         return [to_text(self._sum), self._count]
 
-    def load_state_dict(self, data: list[Any], scale: int) -> None:
-        self._sum, self._count = from_text(data[0]) * scale, data[1] * scale
+    def load_state_dict(self, data: list[Any]) -> None:
+        self._sum, self._count = from_text(data[0]), data[1]

@@ -5,40 +5,43 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.data.loaders import TrainingData, Window
 from accmt.data.position_unit import Unit
 from accmt.rules import Progress
+from accmt.rules.codec import SPARSE, Count, Finite, from_plain
 
 COUNTERS = ("step", "epoch", "batch", "step_in_epoch", "evaluation", "samples_before")
 
 
-class _Unit(Written):
+@dataclass(frozen=True, slots=True)
+class _Unit:
     counts: Literal["samples", "batches"]
     batch_size: Count | None
     processes: Count
     readers: Count
 
 
-class _Counters(Written):
+@dataclass(frozen=True, slots=True)
+class _Counters:
     step: Count
     epoch: Count
     batch: Count
     step_in_epoch: Count
     evaluation: Count
     samples_before: Count
-    place: Count = 0
-    unit: _Unit | None = None
-    ended_epoch: bool = False
+    place: Count
+    unit: _Unit
+    ended_epoch: bool = field(default=False, metadata=SPARSE)
 
 
-class _State(Written):
+@dataclass(frozen=True, slots=True)
+class _State:
     position: _Counters
-    settled: bool = True
-    elapsed: float
+    settled: bool
+    elapsed: Finite
     data_seed: int
     processes: Count
     steps_per_epoch: Count | None
@@ -176,13 +179,13 @@ class TrainingPosition:
 
     def check(self, state: Any) -> None:
         """Check that the training can resume from a state: also that its data can be read from there."""
-        check_written(_State, state)
-        copy(self).restore(state["position"], state["processes"])
+        from_plain(_State, state)
+        copy(self).restore(state["position"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Restore a position, and return what differs from then, one line each."""
-        self.restore(state["position"], state["processes"])
-        self.is_settled = state.get("settled", True)
+        self.restore(state["position"])
+        self.is_settled = state["settled"]
         self.stopwatch.set(state["elapsed"])
         self._data.seed = state["data_seed"]
         notes, length, processes = [], self._data.steps_per_epoch, self._data.unit.processes
@@ -197,22 +200,19 @@ class TrainingPosition:
             )
         return notes
 
-    def restore(self, data: Mapping[str, Any], processes: int) -> None:
+    def restore(self, data: Mapping[str, Any]) -> None:
         """Restore the counters: at the same sample, even if batches differ now.
 
         Args:
             data: The counters in a state.
-            processes: The world size at that time.
 
         Raises:
             Mismatch: The data cannot be read from that position.
         """
         for name in COUNTERS:
             setattr(self, name, data[name])
-        # Earlier checkpoints record how many batches were read, but not their size.
-        then = Unit(**data["unit"]) if "unit" in data else replace(self._data.unit, processes=processes)
-        place = data["place"] if "place" in data else self.batch * then.size
-        self.batch, self.offset = self._data.locate(place, then)
+        then = Unit(**data["unit"])
+        self.batch, self.offset = self._data.locate(data["place"], then)
         self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
         self.ended_epoch = data.get("ended_epoch", False)
         if self.ended_epoch and per_epoch is not None:

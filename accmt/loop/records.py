@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accmt.checkpoint.state_types import Count, Written, check_written
 from accmt.rules import Decision
+from accmt.rules.codec import Count, from_plain
 from accmt.tracking import journal
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal
 
 
-class _State(Written):
+@dataclass(frozen=True, slots=True)
+class _State:
     nan_reported: list[str]
     history: Count
     decisions: Count
@@ -69,7 +71,7 @@ class Records:
 
     def check(self, state: Any) -> None:
         """Check that it is a state of records."""
-        check_written(_State, state)
+        from_plain(_State, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Cut the journals to the lines that they had, and return which of these are lost, one line each."""

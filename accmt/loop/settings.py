@@ -4,13 +4,12 @@ restored, because settings are the script's."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from accmt.checkpoint import state_types as types
 from accmt.checkpoint.checkpointer import Saved
-from accmt.checkpoint.state_types import Written, check_written
 from accmt.checkpoint.stateful import Mismatch
 from accmt.config.errors import ConfigError, Problem
 from accmt.data.identity import difference, identify_dataset, order_of
@@ -20,29 +19,34 @@ from accmt.hyperparameters.recorded import changes
 from accmt.loop.learning_rate import ResumedAt, Schedule
 from accmt.loop.progress import TrainingPosition
 from accmt.rules import RuleEngine
+from accmt.rules.codec import Count, from_plain_at
 
 
-class _Group(Written):
+@dataclass(frozen=True, slots=True)
+class _Group:
     parameters: str
     settings: dict[str, Any]
 
 
-class _Schedule(Written):
+@dataclass(frozen=True, slots=True)
+class _Schedule:
     per_epoch: bool
-    length: list[types.Count | None] | None
+    length: list[Count | None] | None
     kind: str
     state: dict[str, Any]
     functions: list[Any]
     parts: list[Any]
 
 
-class _Data(Written):
+@dataclass(frozen=True, slots=True)
+class _Data:
     type: str
-    length: types.Count | None
+    length: Count | None
     samples: str | None
 
 
-class _State(Written):
+@dataclass(frozen=True, slots=True)
+class _State:
     settings: dict[str, Any]
     data: _Data | None
     order: list[Any]
@@ -78,8 +82,8 @@ class Settings:
         return {**record, **self._schedule.record()}
 
     def check(self, state: Any) -> None:
-        """Check that it is a record; earlier checkpoints have none."""
-        check_written(_State | None, state, "configuration")
+        """Check that it is a record."""
+        from_plain_at("configuration", _State, state)
 
     def load_state_dict(self, state: Any) -> list[str]:
         """Restore nothing."""
@@ -99,18 +103,17 @@ class Settings:
             Mismatch, ConfigError: The training cannot be continued with the current settings or data.
         """
         then = saved.shared["configuration"]
-        lines = [] if then is None else changes(then["settings"], self._settings)
+        lines = changes(then["settings"], self._settings)
         said = {line.split(" was ")[0] for line in lines}
-        other = "" if then is None else difference(then["data"], self._identity)
+        other = difference(then["data"], self._identity)
         progress = position.progress(saved.shared["position"]["elapsed"])
         if other and not self._insists and (position.is_finished or engine.standing_stop(progress) is not None):
             raise _finished_on(other)
-        if then is not None and position.is_within_epoch and not other and then["order"] != self._order:
+        if position.is_within_epoch and not other and then["order"] != self._order:
             raise Mismatch(_OTHER_ORDER)
         count = ResumedAt(position.step, position.epoch, position.passed_end, position.is_finished)
-        former = None if then is None else {"groups": then["groups"], "schedule": then["schedule"]}
-        state, kind = saved.model.states.get("scheduler") or {}, saved.model.kinds.get("scheduler", "")
-        for line in self._schedule.prepare(former, state, kind, count):
+        state = saved.model.states.get("scheduler") or {}
+        for line in self._schedule.prepare(then, state, count):
             if line.split(" was ")[0].split(" of parameter group ")[0] not in said:
                 lines.append(line)
         return lines + ([f"the training data are not those of the checkpoint: {other}"] if other else [])

@@ -14,12 +14,12 @@ from torch import Tensor
 from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.rng import check_random_state, random_state, set_random_state
 from accmt.checkpoint.serialization import pack, unpack
-from accmt.checkpoint.state_types import Written, check_written
 from accmt.data.generators import Generators
 from accmt.data.loaders import TrainingData
 from accmt.loop.progress import TrainingPosition
 from accmt.module import AcceleratorModule
 from accmt.rules import RuleEngine
+from accmt.rules.codec import from_plain_at
 from accmt.states import TrainingState
 from accmt.tracking.tracker import check_state
 
@@ -130,7 +130,8 @@ class RandomStates:
         return []
 
 
-class _Reading(Written):
+@dataclass(frozen=True, slots=True)
+class _Reading:
     reading: dict[str, Any]
     generators: dict[str, Any]
 
@@ -175,7 +176,7 @@ class Reading:
         return state
 
     def check(self, state: Any) -> None:
-        check_written(_Reading | None, state, "data")
+        from_plain_at("data", _Reading | None, state)
         if state is not None:
             self._data.check(state["reading"])
             self._generators.check(state["generators"])
@@ -192,7 +193,7 @@ def tracker_part(module: AcceleratorModule) -> Part:
     """Return the runs of the trackers. They are started with the state, before the other parts are restored."""
 
     def check(state: Any) -> None:
-        check_written(dict[str, Any], state, "tracker")
+        from_plain_at("tracker", dict[str, Any], state)
         check_state(state)
 
     return Part(lambda: module.tracker.state(), check, lambda state: None)
@@ -201,8 +202,4 @@ def tracker_part(module: AcceleratorModule) -> Part:
 def objects_part(kept: ExtraState) -> Part:
     """Return callbacks and other objects that have their own state. It is restored once they exist, by `begin`."""
 
-    def load(state: Mapping[str, Any] | None) -> None:
-        if state is not None:  # an earlier version wrote none
-            kept.restore_own(state)
-
-    return Part(kept.own, lambda state: check_written(dict[str, Any] | None, state, "objects"), load)
+    return Part(kept.own, lambda state: from_plain_at("objects", dict[str, Any], state), kept.restore_own)

@@ -10,9 +10,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch import distributed as dist
 
-from accmt.checkpoint import state_types as types
-from accmt.checkpoint.state_types import check_written
-from accmt.rules.codec import from_text, to_text
+from accmt.rules.codec import Count, from_plain_at, from_text, to_text
 
 
 class TrainingMetrics:
@@ -63,12 +61,12 @@ class TrainingMetrics:
         return self._evaluation.state_dict()
 
     def check(self, state: Any) -> None:
-        """Check that it is a state of training metrics; earlier checkpoints have none."""
-        check_written(dict[str, types.Interval] | None, state, "training")
+        """Check that it is a state of training metrics."""
+        from_plain_at("training", dict[str, tuple[float, Count]], state)
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> list[str]:
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Restore the sums of the names that are still declared."""
-        self._evaluation.load_state_dict(state or {})
+        self._evaluation.load_state_dict(state)
         return []
 
 

@@ -49,7 +49,6 @@ def check_beside(
     Raises:
         ConfigError: If they are not.
     """
-    assert parts.kept is not None
     owner, kept = type(module).__name__, parts.kept
     everything = kept.parameters()
     beside = kept.found().parameters()
@@ -129,7 +128,6 @@ def _of_saved_extra(state: Mapping[str, Any], *, safe: bool) -> Iterator[Problem
 
 def _of_states(parts: ModelParts) -> Iterator[Problem]:
     """Report problems of a checkpoint's parts other than the weights of the model."""
-    assert parts.kept is not None
     kept = parts.kept
     for part, has, lacks in kept.half():
         yield Problem(type(part).__name__, f"has {has} and no {lacks}: a checkpoint needs both")

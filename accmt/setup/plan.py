@@ -210,7 +210,6 @@ def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, opti
     def extend(added: Sequence[nn.Parameter]) -> None:
         hps.extend_optimizer(optimizer, model.named_parameters(), added)
 
-    assert parts.kept is not None
     return Beside(parts.kept.parameters, parts.kept.left_to_trainer, extend if is_ours else None)
 
 

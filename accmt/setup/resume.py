@@ -19,6 +19,7 @@ from accmt.checkpoint.publish import MANIFEST, REPLACED
 from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, savings_in
 from accmt.distributed.collective import from_main
 from accmt.files import durable
+from accmt.files.json_io import DamagedFile
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import EngineState
 from accmt.loop.utilization import begin_measuring
@@ -27,7 +28,7 @@ from accmt.setup.plan import Plan
 from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker
-from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
+from accmt.tracking.training_file import Description, read_description, write_description
 
 
 def check_folders(plan: Plan) -> None:
@@ -166,7 +167,7 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     notes: list[str] = []
     try:
         former = read_description(plan.model_path)
-    except DamagedDescription as error:
+    except DamagedFile as error:
         former, notes = None, [f"earlier changes of the settings are not known: {error}"]
     said = (*(former.changes if former is not None else ()), *changes)
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every, said))

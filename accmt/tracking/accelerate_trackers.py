@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from accmt.files.durable import replacing
 from accmt.files.foreign import below
 from accmt.tracking.records import Recipient
 from accmt.tracking.tracker import Beginning, NoArtifacts, Status, Tracker, plain_parameters
@@ -239,13 +239,8 @@ def _unused(location: Path, name: str) -> str:
 
 def _copy(source: str | Path, target: str | Path) -> None:
     """Copy a file, replacing the target, even if that is a link."""
-    temporary = Path(target).with_name(f".tmp-{uuid.uuid4().hex[:12]}")
-    try:
+    with replacing(Path(target)) as temporary:
         shutil.copy2(source, temporary)
-        os.replace(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _run_to_continue(name: str, run: Any) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accmt.files.durable import replacing
 from accmt.files.foreign import NotAFile, open_regular, read_bytes
 from accmt.rules import reserved_names as names
 from accmt.rules.printable import escaped
@@ -307,9 +308,8 @@ class Outbox:
     def _replace(self, reader: OutboxReader) -> None:
         """Replace the file of a recipient atomically."""
         path = self._file_of(reader.name)
-        temporary = self._folder / f"{names.TEMPORARY}{path.name}"
-        os.close(created_part(temporary, position_line(reader.position, reader.recipient_line)))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            os.close(created_part(temporary, position_line(reader.position, reader.recipient_line)))
         self._stored[reader.name] = reader.position
 
 

@@ -6,28 +6,71 @@ replayed, also with other rules. Does not import torch.
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from accmt.files.durable import flush, flush_directory
-from accmt.files.foreign import MIB, NotAFile, read_bytes
-from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
+from accmt.files.durable import flush_directory, replace_file
+from accmt.files.json_io import DamagedFile, as_json, read_json
+from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
 from accmt.rules import reserved_names as names
-from accmt.rules.codec import from_text, to_text
-from accmt.rules.printable import escaped
+from accmt.rules.codec import Jsonable
 
 TRAINING = names.TRAINING
-SCHEMA = 1
-_LARGEST = 64 * MIB
 
 
-class DamagedDescription(ValueError):
-    """A `training.json` cannot be read; the message names the file and the reason."""
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    rule: str
+    name: str | None
+    patience: int | None
+    saving_below: float | None
+    saving_above: float | None
+
+    @classmethod
+    def of(cls, rule: SavingRule) -> _Saving:
+        return cls(rule.text, rule.given_name, rule.patience, rule.saving_below, rule.saving_above)
+
+    def parsed(self) -> SavingRule:
+        limits = {"saving_below": self.saving_below, "saving_above": self.saving_above}
+        return SavingRule.parse(self.rule, name=self.name, patience=self.patience, **limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    writes: bool
+    save: tuple[_Saving, ...]
+    checkpoint_every: str | None
+    evaluate_every: str | None
+    stop_when: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rules: Rules) -> _Rules:
+        checkpoint, evaluate = (None if rule is None else rule.text for rule in (rules.checkpoint, rules.evaluate))
+        stops = tuple(stop.text for stop in rules.stop_when)
+        return cls(rules.writes, tuple(map(_Saving.of, rules.savings)), checkpoint, evaluate, stops)
+
+    def parsed(self) -> Rules:
+        evaluate, checkpoint = (
+            None if text is None else CadenceRule.parse(text) for text in (self.evaluate_every, self.checkpoint_every)
+        )
+        stops = tuple(map(StopCondition.parse, self.stop_when))
+        return Rules(tuple(saving.parsed() for saving in self.save), stops, evaluate, checkpoint, self.writes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content(Jsonable):
+    """Content of the file."""
+
+    schema: Literal[1]
+    datasets: tuple[str, ...]
+    metrics: Mapping[str, Reported]
+    training_metrics: Mapping[str, bool | None]
+    length: Length
+    log_every: int | str | None
+    changes: tuple[str, ...]
+    rules: _Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,53 +89,6 @@ class Description:
     log_every: int | str | None
     changes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        facts, rules = self.facts, self.rules
-        return {
-            "schema": SCHEMA,
-            "datasets": list(facts.datasets),
-            "metrics": {name: _reported(metric) for name, metric in facts.metrics.items()},
-            "training_metrics": dict(facts.training),
-            "length": asdict(facts.length),
-            "log_every": self.log_every,
-            "changes": list(self.changes),
-            "rules": {
-                "writes": rules.writes,
-                "save": [_saving(rule) for rule in rules.savings],
-                "checkpoint_every": None if rules.checkpoint is None else rules.checkpoint.text,
-                "evaluate_every": None if rules.evaluate is None else rules.evaluate.text,
-                "stop_when": [stop.text for stop in rules.stop_when],
-            },
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Description:
-        """Parse the content of a `training.json`.
-
-        Raises:
-            ValueError: It has another format, or a rule in it cannot be parsed.
-            KeyError, TypeError, AttributeError: A field is missing, or has another type.
-        """
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"it has the format {data.get('schema')!r}, not {SCHEMA}")
-        rules = data["rules"]
-        metrics = {
-            name: Reported(tuple(metric["datasets"]), metric["greater_is_better"])
-            for name, metric in data["metrics"].items()
-        }
-        return cls(
-            Rules(
-                tuple(_read_saving(entry) for entry in rules["save"]),
-                tuple(StopCondition.parse(text) for text in rules["stop_when"]),
-                _cadence(rules["evaluate_every"]),
-                _cadence(rules["checkpoint_every"]),
-                rules["writes"],
-            ),
-            Facts(metrics, tuple(data["datasets"]), Length(**data["length"]), dict(data.get("training_metrics", {}))),
-            data["log_every"],
-            tuple(data["changes"]),
-        )
-
 
 def write_description(folder: Path, description: Description) -> None:
     """Write the file of a training atomically: it is on the disk when this returns, else the former one still is.
@@ -100,18 +96,10 @@ def write_description(folder: Path, description: Description) -> None:
     Raises:
         OSError: It could not be written.
     """
-    text = json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n"
-    path = folder / TRAINING
-    temporary = path.with_name(f"{names.TEMPORARY}{TRAINING}-{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            flush(file.fileno(), path)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    facts = description.facts
+    rest = (facts.length, description.log_every, description.changes, _Rules.of(description.rules))
+    content = _Content(1, facts.datasets, facts.metrics, facts.training, *rest)
+    replace_file(folder / TRAINING, as_json(content.to_json(), indent=2) + "\n")
     flush_directory(folder)
 
 
@@ -119,44 +107,14 @@ def read_description(folder: Path) -> Description | None:
     """Read the description of the training in a folder; None if there is no such file.
 
     Raises:
-        DamagedDescription: The file cannot be read.
+        DamagedFile: The file cannot be read.
     """
     path = folder / TRAINING
     if not path.is_file():
         return None
+    content: _Content = read_json(path, _Content)
+    facts = Facts(content.metrics, content.datasets, content.length, content.training_metrics)
     try:
-        return Description.from_json(json.loads(read_bytes(path, _LARGEST).decode("utf-8")))
-    except NotAFile as error:
-        raise DamagedDescription(f"{path} cannot be read: {error.strerror}") from None
-    except RuleError as error:
-        raise DamagedDescription(f"{path} cannot be read, because a rule in it is not valid:\n{error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedDescription(f"{path} cannot be read: {escaped(error)}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        text = f"{path} does not describe a training: {type(error).__name__}: {escaped(error)}"
-        raise DamagedDescription(text) from None
-
-
-def _reported(metric: Reported) -> dict[str, Any]:
-    return {"datasets": list(metric.datasets), "greater_is_better": metric.greater_is_better}
-
-
-def _saving(rule: SavingRule) -> dict[str, Any]:
-    limits = {"saving_below": rule.saving_below, "saving_above": rule.saving_above}
-    return {
-        "rule": rule.text,
-        "name": rule.given_name,
-        "patience": rule.patience,
-        **{key: None if value is None else to_text(value) for key, value in limits.items()},
-    }
-
-
-def _read_saving(entry: Mapping[str, Any]) -> SavingRule:
-    below, above = (None if entry[key] is None else from_text(entry[key]) for key in ("saving_below", "saving_above"))
-    return SavingRule.parse(
-        entry["rule"], name=entry["name"], patience=entry["patience"], saving_below=below, saving_above=above
-    )
-
-
-def _cadence(text: str | None) -> CadenceRule | None:
-    return None if text is None else CadenceRule.parse(text)
+        return Description(content.rules.parsed(), facts, content.log_every, content.changes)
+    except ValueError as error:
+        raise DamagedFile(path, f"a rule in it is not valid:\n{error}") from None

@@ -17,24 +17,40 @@ from typing import Any, TypeVar
 
 from accmt.checkpoint import lock, publish
 from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, Checkpoints
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT
-from accmt.files.json_io import read_json
-from accmt.rules.codec import count_from, from_text, to_text
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, Description, KeptList
+from accmt.files.json_io import DamagedFile, read_json
+from accmt.rules.codec import Count
 from accmt.rules.reserved_names import EARLIER
-from accmt.tracking.training_file import DamagedDescription, read_description
+from accmt.tracking.training_file import read_description
 
 COMPLETE, VERIFIED, UNLISTED = "complete", "verified", "not listed"
 DAMAGED, UNREADABLE, TOO_NEW, MISSING = "damaged", "unreadable", "too new", "missing"
 
 _TRAINER = "trainer.json"
-_ODD = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_ODD = (OSError, ValueError)
 _UNFINISHED = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
 _EARLIER = re.compile(rf"{EARLIER}[0-9]+")
 _KINDS = ("checkpoint", "saving", "earlier", "leftover", "other", "problem")
 _TRIES = 5
-_LARGEST_COUNT = 10**15
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Versioned:
+    schema: Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    epoch: Count
+    step_in_epoch: Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Trainer:
+    position: _Position
+    steps_per_epoch: Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +201,7 @@ def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> Iterator[F
         listed = _best_first(folder) if INDEX in names else []
     except _ODD as error:
         unlisted = COMPLETE  # it is not known which ones are listed
-        yield Finding("problem", folder, problem=f"{folder.name}/{INDEX} cannot be read: {type(error).__name__}")
+        yield Finding("problem", folder, problem=f"{folder.name}/{INDEX} cannot be read: {_reason(error)}")
     for rank, name in enumerate(listed, 1):
         missing = Finding("saving", folder / name, state=MISSING, problem=f"{INDEX} lists it, but it does not exist")
         yield inspect_model(folder / name, rank) or replace(missing, facts={"rank": rank, "about": None})
@@ -195,7 +211,7 @@ def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> Iterator[F
 
 
 def _best_first(folder: Path) -> list[str]:
-    names = list(dict.fromkeys(map(str, read_json(folder / INDEX)["best_first"])))
+    names = list(dict.fromkeys(read_json(folder / INDEX, KeptList).best_first))
     if not all(map(KEPT.fullmatch, names)):
         raise ValueError("a name in it is not that of a saved model")
     return names
@@ -204,7 +220,7 @@ def _best_first(folder: Path) -> list[str]:
 def _was_model(folder: Path) -> bool:
     """Return whether a manifest says that a saved model was written here."""
     try:
-        return DESCRIPTION in read_json(folder / publish.MANIFEST)["files"]
+        return DESCRIPTION in read_json(folder / publish.MANIFEST, publish.Manifest).files
     except _ODD:
         return False
 
@@ -213,7 +229,7 @@ def _inspect(
     kind: str,
     path: Path,
     description: str,
-    facts_in: Callable[[Any], Mapping[str, Any]],
+    facts_in: Callable[[Path], Mapping[str, Any]],
     verify: bool,
     tell: Callable[[str], None],
 ) -> Finding | None:
@@ -229,9 +245,9 @@ def _inspect(
             problem = f"it cannot be read: {error.strerror}"
         is_intact = problem is None
         try:
-            facts = facts_in(read_json(path / description))
+            facts = facts_in(path / description)
         except _ODD as error:
-            problem = problem or f"its {description} cannot be read: {type(error).__name__}"
+            problem = problem or f"its {description} cannot be read: {_reason(error)}"
         if problem is not None:
             state = DAMAGED
         elif facts.get("schema", 0) > SCHEMA:
@@ -244,27 +260,23 @@ def _inspect(
     return _unchanged(partial(_identity, path), inspect)
 
 
-def _checkpoint_facts(data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _reason(error: Exception) -> object:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+
+
+def _checkpoint_facts(path: Path) -> Mapping[str, Any]:
     """Return schema and epoch: the completed epochs, the steps done in the next one, and its length, if known."""
-    schema = _count(data["schema"])
+    schema: int = read_json(path, _Versioned).schema
     if schema > SCHEMA:
         return {"schema": schema}
-    position, length = data["position"], data["steps_per_epoch"]
-    completed, steps = _count(position["epoch"]), _count(position["step_in_epoch"])
-    epoch = {"completed": completed, "steps": steps, "length": None if length is None else _count(length)}
-    return {"schema": schema, "epoch": epoch}
+    trainer = read_json(path, _Trainer)
+    epoch = {"completed": trainer.position.epoch, "steps": trainer.position.step_in_epoch}
+    return {"schema": schema, "epoch": {**epoch, "length": trainer.steps_per_epoch}}
 
 
-def _model_facts(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    values = {str(name): to_text(from_text(value)) for name, value in data["values"].items()}
-    counts = {name: _count(data[name]) for name in ("step", "epoch", "evaluation")}
-    return {"rule": str(data["rule"]), "text": str(data["text"]), "values": values, **counts}
-
-
-def _count(value: object) -> int:
-    if (count := count_from(value)) > _LARGEST_COUNT:
-        raise ValueError(f"{count} is too large")
-    return count
+def _model_facts(path: Path) -> Mapping[str, Any]:
+    about = read_json(path, Description).to_json()
+    return {name: value for name, value in about.items() if name != "schema"}
 
 
 def _unchanged(identity: Callable[[], object], inspect: Callable[[], _T]) -> _T | None:
@@ -343,7 +355,7 @@ def _may_be_of_rule(folder: Path) -> bool:
     """Return whether an unreadable folder may hold saved models: not if the rules are known and do not use it."""
     try:
         description = read_description(folder.parent)
-    except (DamagedDescription, OSError):
+    except (DamagedFile, OSError):
         return True
     return description is None or folder.name in [rule.folder for rule in description.rules.savings]
 

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
+from accmt.files.json_io import DamagedFile
 from accmt.rules import Decision, Observation, Outcome
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
 from accmt.tracking.journal import DECISIONS, HISTORY, read
-from accmt.tracking.training_file import DamagedDescription, read_description
+from accmt.tracking.training_file import read_description
 
 _T = TypeVar("_T")
 
@@ -29,7 +30,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
     try:
         description = read_description(folder)
-    except DamagedDescription as error:
+    except DamagedFile as error:
         raise CommandError(str(error)) from None
     stops = tuple(decision for decision in decisions if decision.stop is not None and not decision.verdicts)
     facts = facts_seen(observations, directions, None if description is None else description.facts)
