@@ -67,7 +67,9 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except NotAFile as error:
         raise DamagedFile(path, error.strerror) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DamagedFile(path, "it is nested too deeply") from None
+    except ValueError as error:
         raise DamagedFile(path, escaped(error)) from None
 
 

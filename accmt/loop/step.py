@@ -149,7 +149,7 @@ class Stepper:
 
     def check_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         """Check that gradients of a checkpoint belong to parameters here, with their shapes."""
-        named = self._named()
+        named = self._beside.named()
         for name, gradient in gradients.items():
             if name not in named:
                 raise ValueError(f"{name}, which has a gradient, is not a parameter here")
@@ -157,12 +157,9 @@ class Stepper:
                 shapes = f"{tuple(gradient.shape)}, and the parameter {tuple(named[name].shape)}"
                 raise ValueError(f"the gradient of {name} has the shape {shapes}")
 
-    def _named(self) -> dict[str, Any]:
-        return {**self._beside.named(), **self._trained.numbered()}
-
     def take_up(self, gradients: Mapping[str, Tensor]) -> None:
-        """Restore the gradients of a checkpoint; one of an earlier version numbers the parameters of the optimizer."""
-        named = self._named()
+        """Restore the gradients of a checkpoint."""
+        named = self._beside.named()
         for name, gradient in gradients.items():
             parameter = named[name]
             parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)

@@ -63,5 +63,7 @@ def test_neither_is_a_model_begun(trainer, regression, data, monkeypatch, capsys
     training = trainer(epochs=3, enable_checkpointing=False)
     training.fit(regression(), data(20), data(8))
     assert [verdict.outcome.value for d in training.decisions for verdict in d.verdicts] == ["saved", "failed", "saved"]
-    said = "best_valid_loss could not be saved at step 10: OSError: [Errno 28] 196 bytes are needed and 10 bytes are free"
+    said = (
+        "best_valid_loss could not be saved at step 10: OSError: [Errno 28] 196 bytes are needed and 10 bytes are free"
+    )
     assert said in capsys.readouterr().out

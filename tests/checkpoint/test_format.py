@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 
 from accmt.checkpoint import format as contents
+from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import Mismatch, ModelParts
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import read_tensors, write_files, write_tensors
@@ -38,7 +39,7 @@ def make(width=4, optimizer=AdamW, scheduler=StepLR, groups=1, seed=0):
     if scheduler is not None:
         arguments = {"milestones": [2, 5]} if scheduler is MultiStepLR else {"step_size": 2}
         stateful["scheduler"] = scheduler(stateful["optimizer"], **arguments)
-    return ModelParts(model, stateful)
+    return ModelParts(model, stateful, ExtraState(None, model))
 
 
 def train(parts, steps=3):
@@ -221,7 +222,7 @@ def test_tied_weights_stay_tied(tmp_path):
     def tied():
         model = nn.ModuleDict({"embedding": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False)})
         model["head"].weight = model["embedding"].weight
-        return ModelParts(model, {})
+        return ModelParts(model, {}, ExtraState(None, model))
 
     first, second = tied(), tied()
     load(tmp_path, second, written(tmp_path, first))

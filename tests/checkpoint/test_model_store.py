@@ -12,9 +12,10 @@ from torch import nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.model_store import ModelStore
-from accmt.checkpoint.saved_models import DamagedModel, SavedModel, savings_in
+from accmt.checkpoint.saved_models import SavedModel, savings_in
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.checkpoint.weights import WeightsFormat
+from accmt.files.json_io import DamagedFile
 from accmt.rules import KeptModel, Outcome, SavingRule, Verdict
 
 
@@ -255,5 +256,5 @@ def test_links_and_pipes_are_not_read(tmp_path, what):
     else:
         assert savings.best(rule) is None
     if path.name == "saving.json":
-        with pytest.raises(DamagedModel, match=r"it is (a link|not a regular file)"):
+        with pytest.raises(DamagedFile, match=r"it is (a link|not a regular file)"):
             SavedModel.read(best.folder)

@@ -116,12 +116,14 @@ def test_a_part_without_its_state_is_refused(run, checkpoint, key):
         run.checkpointer.read(checkpoint)
 
 
-def test_what_earlier_versions_did_not_write_may_be_missing(run, checkpoint):
-    for key in ("settled", "configuration", "beside", "position.place", "position.unit"):
-        changed(checkpoint, "trainer", key, lambda inner, last: inner.pop(last))
-    for key in ("objects", "training"):
-        changed(checkpoint, "process-0", key, lambda inner, last: inner.pop(last))
-    run.checkpointer.read(checkpoint)
+@pytest.mark.parametrize("key", ["objects", "training", "data"])
+def test_a_part_of_a_process_without_its_state_is_refused(run, checkpoint, key):
+    changed(checkpoint, "process-0", key, lambda inner, last: inner.pop(last))
+    with pytest.raises(NoCheckpoint, match=f"{key} is missing"):
+        run.checkpointer.read(checkpoint)
+
+
+def test_what_is_missing_is_said_with_its_place(run, checkpoint):
     changed(checkpoint, "trainer", "position.step", lambda inner, last: inner.pop(last))
     with pytest.raises(NoCheckpoint, match=r"position\.step is missing"):
         run.checkpointer.read(checkpoint)

@@ -114,7 +114,9 @@ def test_models_that_are_replaced_while_they_are_looked_at(look, folder, monkeyp
             done.append(path)
             if path.name == put.kept(1):
                 put.saving(folder / "lowest" / put.kept(3), "lowest", "best_valid_loss keep 2", {"valid_loss": 0.1}, 3)
-                (folder / "lowest" / "new").write_text(json.dumps({"best_first": [put.kept(3), put.kept(2)]}))
+                (folder / "lowest" / "new").write_text(
+                    json.dumps({"schema": 1, "best_first": [put.kept(3), put.kept(2)]})
+                )
                 os.replace(folder / "lowest" / "new", folder / "lowest" / "index.json")
                 publish.remove(path)
             else:
@@ -219,7 +221,7 @@ def unprivileged():
         (f"checkpoints/{THIRD}/trainer.json", 0, "unreadable: you have no permission to read all of it\n"),
         ("lowest", 0, "\nlowest cannot be read: Permission denied\n"),
         ("best_accuracy@dev", 0o444, "unreadable: you have no permission to read all of it\n"),
-        ("lowest/index.json", 0, "\nlowest/index.json cannot be read: PermissionError\n"),
+        ("lowest/index.json", 0, "\nlowest/index.json cannot be read: Permission denied\n"),
     ],
 )
 def test_what_may_not_be_read(look, guarded, unprivileged, name, mode, said):

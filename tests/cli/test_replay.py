@@ -261,9 +261,9 @@ class TestFolder:
         ("content", "said"),
         [
             ("{", " cannot be read: "),
-            ("{}", " cannot be read: it has the format None, not 1\n"),
-            ('{"schema": 1}', " does not describe a training: KeyError: 'rules'\n"),
-            ("[]", " does not describe a training: AttributeError: "),
+            ("{}", " cannot be read: schema is missing\n"),
+            ('{"schema": 1}', " cannot be read: datasets is missing\n"),
+            ("[]", " cannot be read: [] is not an object\n"),
         ],
     )
     def test_a_damaged_description(self, fit, replay, content, said):
@@ -276,7 +276,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("line", "said"),
         [
-            ('{"step": 1}', "not an observation: KeyError: 'epoch'"),
+            ('{"step": 1}', "not an observation: ValueError: epoch is missing"),
             ('"step": 6', """not an observation: ValueError: step: '6' is not a count"""),
             ("{", "damaged: "),
         ],

@@ -25,7 +25,7 @@ def count(step=3, *, epoch=1, passed_end=False, is_finished=False):
 
 def resumed(first, optimizer, second, optimizer_now, **place):
     """Load the second from the first, and say what has changed."""
-    lines = second.prepare(first.record(), first.state_dict(), first.kind, count(**place))
+    lines = second.prepare(first.record(), first.state_dict(), count(**place))
     with second.applied():
         optimizer_now.load_state_dict(optimizer.state_dict())
         second.load_state_dict(first.state_dict())
@@ -158,4 +158,4 @@ def test_groups_are_known_by_their_parameters():
 
     first, _ = schedule([{"params": [layer.weight], "lr": 0.1}, {"params": [layer.bias], "lr": 0.2}])
     second, _ = schedule([{"params": [layer.bias], "lr": 0.2}, {"params": [layer.weight], "lr": 0.3}])
-    assert second.prepare(first.record(), {}, "", count()) == ["lr of parameter group 1 was 0.1 and is 0.3"]
+    assert second.prepare(first.record(), {}, count()) == ["lr of parameter group 1 was 0.1 and is 0.3"]

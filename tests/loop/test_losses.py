@@ -102,15 +102,3 @@ def test_batches_count_by_their_samples():
     assert meter.since_log() == 2
     meter.add(torch.tensor(9.0), 0)
     assert math.isnan(meter.since_log())
-
-
-def test_a_checkpoint_of_before_counted_batches():
-    """Three batches before the last log, and one of 7 since: of four samples each, as far as is known."""
-    old = {"sum": 7.0, "count": 1, "log": [0.0, 0], "evaluation": [11.0, 3]}
-    meter = LossMeter(CPU, 4)
-    meter.check(old)
-    meter.load_state_dict(old)
-    meter.add(torch.tensor(1.0), 2)
-    assert meter.since_log() == (7 * 4 + 2) / 6
-    assert meter.since_evaluation() == (18 * 4 + 2) / 18
-    assert meter.state_dict()["unit"] == "samples"

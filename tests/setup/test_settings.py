@@ -9,6 +9,7 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from accmt import AcceleratorModule, Callback, ConfigError, Trainer, set_seed
+from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.checkpoint.stateful import Mismatch
 from accmt.hyperparameters.schedulers import SCHEDULERS
 
@@ -257,18 +258,13 @@ def test_every_change_is_said_once_and_an_unchanged_training_says_nothing(fit, s
     assert lines[1].startswith("warning: nothing was trained")
 
 
-def test_a_checkpoint_without_a_record_is_continued(fit, tmp_path, said):
-    """What earlier versions wrote: there is nothing to compare."""
-    whole = fit("whole", hps={"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 2}})
-    fit(cut=5, hps={"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 2}}, checkpoint_every="1 step")
+@pytest.mark.parametrize("key", ["configuration", "settled"])
+def test_a_checkpoint_without_a_record_is_refused(fit, tmp_path, key):
+    fit(cut=5, checkpoint_every="1 step")
     [folder] = (tmp_path / "model" / "checkpoints").iterdir()
-    _rewrite(folder, lambda trainer: trainer.pop("configuration"), lambda trainer: trainer["position"].pop("unit"))
-    _rewrite(folder, lambda trainer: trainer["position"].pop("place"))
-    hps = {"scheduler": "StepLR", "scheduler_kwargs": {"step_size": 2}}
-    again = fit(hps=hps, quiet=False)
-    assert again.seen == whole.seen[5:]
-    assert torch.equal(again.module.model.weight, whole.module.model.weight)
-    assert said() == ["note: continuing from checkpoint-0005-step-5"]
+    _rewrite(folder, lambda trainer: trainer.pop(key))
+    with pytest.raises(NoCheckpoint, match=f"{key} is missing"):
+        fit()
 
 
 def _rewrite(folder, *changes):

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
+from accmt.files.json_io import DamagedFile
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
 from accmt.tracking import training_file as module
-from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
+from accmt.tracking.training_file import Description, read_description, write_description
 
 FULL = Description(
     Rules(
@@ -66,13 +67,21 @@ def test_the_former_one_stays_when_writing_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 2}, " cannot be read: it has the format 2, not 1"),
-        ({"length": {"steps": 1}}, " does not describe a training: TypeError: "),
-        ({"rules": None}, " does not describe a training: TypeError: "),
-        ({"metrics": {"a": {}}}, " does not describe a training: KeyError: 'datasets'"),
+        ({"schema": 2}, " cannot be read: schema: 2 is not 1"),
+        ({"length": {"steps": 1}}, " cannot be read: length.total_steps is missing"),
+        ({"rules": None}, " cannot be read: rules: None is not an object"),
+        ({"metrics": {"a": {}}}, " cannot be read: metrics.a.datasets is missing"),
         (
-            {"rules": {"save": [], "stop_when": ["a <"], "evaluate_every": None, "checkpoint_every": None}},
-            " cannot be read, because a rule in it is not valid:\nsomething is missing at the end\n",
+            {
+                "rules": {
+                    "writes": True,
+                    "save": [],
+                    "stop_when": ["a <"],
+                    "evaluate_every": None,
+                    "checkpoint_every": None,
+                }
+            },
+            " cannot be read: a rule in it is not valid:\nsomething is missing at the end\n",
         ),
     ],
 )
@@ -80,7 +89,7 @@ def test_damaged(tmp_path, change, said):
     write_description(tmp_path, FULL)
     path = tmp_path / "training.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(DamagedDescription) as caught:
+    with pytest.raises(DamagedFile) as caught:
         read_description(tmp_path)
     assert str(caught.value).startswith(f"{path}{said}")
 
