@@ -10,6 +10,7 @@ from accmt.checkpoint import publish
 from accmt.rules import reserved_names as names
 
 FOLDER = names.CHECKPOINTS
+TRAINER, MODEL = "trainer.json", "model.safetensors"  # files of a checkpoint
 SCHEMA = 2  # of the checkpoint format; defined here because the command line reads it without torch
 _NAME = re.compile(r"checkpoint-([0-9]{4,})-step-([0-9]+)")
 

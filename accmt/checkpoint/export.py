@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,16 +19,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from accmt.checkpoint import deepspeed, publish
+from accmt.checkpoint.checkpoints import MODEL, TRAINER
 from accmt.checkpoint.disk_space import require_space
 from accmt.checkpoint.format import read_trainer
 from accmt.checkpoint.saved_models import place_of_best
 from accmt.checkpoint.shards import read_shards
 from accmt.checkpoint.tensor_files import aliases_of, read_tensors, size_of, write_tensors
-from accmt.checkpoint.weights import BESIDE, WeightsFormat, read_weights, write_weights
-from accmt.files.durable import flush_directory, flush_file
+from accmt.checkpoint.weights import BESIDE, WeightsFormat, read_beside, read_weights, write_weights
+from accmt.files.durable import flush_directory, flush_file, replacing
 from accmt.rules.printable import escaped
 
-_TRAINER, _MODEL, _SUFFIX = "trainer.json", "model.safetensors", ".safetensors"
+_SUFFIX = ".safetensors"
 _DEEPSPEED_STATE = "mp_rank_00_model_states.pt"
 _ZERO_3 = 3
 
@@ -76,7 +76,7 @@ def export_weights(source: Path, target: Path, dtype: torch.dtype | None = None)
         raise CannotExport(f"there is no folder {target.parent} to write {target.name} into")
     place = _verified(source)
     with _understood(place):
-        weights, beside, other = _read_checkpoint(place) if (place / _TRAINER).is_file() else _read_model(place)
+        weights, beside, other = _read_checkpoint(place) if (place / TRAINER).is_file() else _read_model(place)
     is_file = target.suffix == _SUFFIX
     left_out = [f"not tensors: {', '.join(other)}"] if other else []
     if beside and is_file:
@@ -123,17 +123,17 @@ def _understood(place: Path) -> Iterator[None]:
 def _read_model(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Return the weights of a saved model, those of the other networks, and names of values that are not tensors."""
     weights, other = _tensors_in(read_weights(place))
-    return weights, read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}, other
+    return weights, read_beside(place), other
 
 
 def _read_checkpoint(place: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Return the weights of a checkpoint, those of the networks besides the model, and names of its other state."""
     trainer = read_trainer(place)
-    beside = read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}
+    beside = read_beside(place)
     if trainer.get("deepspeed") is not None:
         weights, other = _tensors_in(_read_deepspeed(place, trainer["deepspeed"]["stage"]))
         return weights, beside, other
-    return {**read_tensors(place / _MODEL), **_read_sharded(place)}, beside, sorted(trainer["model"])
+    return {**read_tensors(place / MODEL), **_read_sharded(place)}, beside, sorted(trainer["model"])
 
 
 def _read_sharded(place: Path) -> dict[str, Tensor]:
@@ -143,8 +143,8 @@ def _read_sharded(place: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt", device="cpu") as file:
             originals |= aliases_of(file)
     weights = {}
-    for name, stand_in in shards.stand_ins(_MODEL).items():
-        key = f"{_MODEL.removesuffix(_SUFFIX)}.{name}"
+    for name, stand_in in shards.stand_ins(MODEL).items():
+        key = f"{MODEL.removesuffix(_SUFFIX)}.{name}"
         original = originals.get(key, key)
         if original not in found:
             found[original] = shards.alike(stand_in, None)
@@ -222,11 +222,7 @@ def _write(target: Path, weights: Mapping[str, Tensor], beside: Mapping[str, Ten
 
 
 def _write_file(target: Path, weights: Mapping[str, Tensor]) -> None:
-    folder = publish.temporary_for(target)
-    try:
-        write_tensors(folder / target.name, weights)
-        flush_file(folder / target.name)
-        (folder / target.name).rename(target)
-        flush_directory(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with replacing(target) as temporary:
+        write_tensors(temporary, weights)
+        flush_file(temporary)
+    flush_directory(target.parent)

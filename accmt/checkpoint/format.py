@@ -24,7 +24,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from accmt.checkpoint.checkpoints import SCHEMA, NoCheckpoint
+from accmt.checkpoint.checkpoints import MODEL, SCHEMA, TRAINER, NoCheckpoint
 from accmt.checkpoint.deepspeed import DeepSpeedState, mismatches
 from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.optimizer_state import NamedOptimizer
@@ -33,14 +33,14 @@ from accmt.checkpoint.shards import Shards, is_sharded, read_shards, shard_files
 from accmt.checkpoint.state_check import plain_problems
 from accmt.checkpoint.stateful import Mismatch
 from accmt.checkpoint.tensor_files import Files, read_tensors
+from accmt.checkpoint.weights import BESIDE, read_beside
 from accmt.config.errors import ConfigError
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
 from accmt.files.json_io import as_json, read_json
 from accmt.rules.codec import Count, from_plain
 from accmt.rules.printable import escaped
 
-_MODEL, _OPTIMIZER, _TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
-_NETWORKS = "modules.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
 _EXTRA, _BESIDE = "model", "beside"
 _LISTED = 8
 # Shared parts whose state is stored in trainer.json key by key; the state of any other part is stored under its name.
@@ -155,7 +155,7 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
     own = {name: part.state_dict() for name, part in parts.named().items()}
     packed, tensors = pack({_EXTRA: extra, _BESIDE: parts.kept.shared(), **own})
-    shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
+    shards = shard_files(rank, {MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards
     networks = parts.kept.networks()
@@ -166,9 +166,9 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
     return {
         **shards,
         _OPTIMIZER: {name: value for name, value in tensors.items() if not is_sharded(value)},
-        _MODEL: {name: value for name, value in weights.items() if not is_sharded(value)},
-        **({_NETWORKS: networks} if networks else {}),
-        _TRAINER: as_json({**head, **_spread(states)}),
+        MODEL: {name: value for name, value in weights.items() if not is_sharded(value)},
+        **({BESIDE: networks} if networks else {}),
+        TRAINER: as_json({**head, **_spread(states)}),
     }
 
 
@@ -200,14 +200,19 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     """Read the JSON that all processes share.
 
     Raises:
-        Mismatch: It was written by a newer version of accmt.
+        Mismatch: It was written by a newer version of accmt, or by one before the first release.
     """
-    trainer: dict[str, Any] = read_json(folder / _TRAINER, dict[str, Any])
+    trainer: dict[str, Any] = read_json(folder / TRAINER, dict[str, Any])
     from_plain(_Versioned, trainer)
     if trainer["schema"] > SCHEMA:
         raise Mismatch(
             f"{folder} was written by a newer accmt (schema {trainer['schema']}, this one reads up to {SCHEMA}): "
             f"update accmt to continue from it"
+        )
+    if trainer["schema"] < SCHEMA:
+        raise Mismatch(
+            f"{folder} was written by an accmt before its first release (schema {trainer['schema']}, this one reads "
+            f"{SCHEMA}): continue with that one, or start from scratch with resume=False"
         )
     return trainer
 
@@ -273,12 +278,12 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
     for name, value in beside["modes"]["buffers"].items():
         if not isinstance(value, Tensor):
             raise ValueError(f"the buffer {name} is {value!r:.100}")
-    networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
+    networks = read_beside(folder)
     lines = differences(*parts.kept.differing(networks), of="module")
     _refuse(folder, "another module", lines + parts.kept.problems(beside["attributes"]))
     weights: dict[str, Tensor] = {}
     if parts.engine is None:
-        weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
+        weights = {**read_tensors(folder / MODEL), **shards.stand_ins(MODEL), **unpack(trainer["model"], tensors)}
         own = by_plain_name(parts.model, parts.model.state_dict())
         weights = as_expected(weights, own)
         _refuse(folder, "another model", differences(own, weights))

@@ -12,8 +12,7 @@ from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import differences, shortened_value
 from accmt.checkpoint.saved_models import SavedModel, place_of_best
 from accmt.checkpoint.stateful import Mismatch
-from accmt.checkpoint.tensor_files import read_tensors
-from accmt.checkpoint.weights import BESIDE, read_weights
+from accmt.checkpoint.weights import BESIDE, read_beside, read_weights
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
 from accmt.files.paths import resolved
 from accmt.notices import warn
@@ -47,7 +46,7 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
     expected = by_plain_name(model, model.state_dict())
     weights = as_expected(read_weights(place), expected)
     lines = differences(expected, weights, "the saved model")
-    beside = read_tensors(place / BESIDE) if (place / BESIDE).is_file() else {}
+    beside = read_beside(place)
     kept = ExtraState(module, model) if _is_wrapping(module) else None
     if kept is not None and beside:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")

@@ -79,6 +79,11 @@ def read_weights(folder: Path) -> dict[str, Any]:
         raise ValueError(f"the weights in {folder} cannot be read: {type(error).__name__}: {escaped(text)}") from cause
 
 
+def read_beside(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of the networks that were trained alongside a model; {} if there are none."""
+    return read_tensors(folder / BESIDE) if (folder / BESIDE).is_file() else {}
+
+
 def _read_all(folder: Path) -> dict[str, Any]:
     for safe in _NAMES:
         single, index = folder / _single(safe), folder / f"{_single(safe)}{_INDEX}"

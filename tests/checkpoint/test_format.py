@@ -186,6 +186,13 @@ def test_missing_and_additional_parts_are_refused(tmp_path):
     assert "\n  there is no scheduler in the checkpoint\n" in refusal(tmp_path, with_scheduler, trainer)
 
 
+def test_an_older_schema_is_refused(tmp_path):
+    data = written(tmp_path, make())
+    (tmp_path / "trainer.json").write_text(json.dumps({**data, "schema": 1}))
+    with pytest.raises(Mismatch, match=r"schema 1, this one reads 2\): .* start from scratch with resume=False"):
+        contents.read_trainer(tmp_path)
+
+
 def test_newer_schema_is_refused(tmp_path):
     written(tmp_path, make())
     data = json.loads((tmp_path / "trainer.json").read_text())

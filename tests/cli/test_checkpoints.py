@@ -110,6 +110,7 @@ def _file(path):
     path.touch()
 
 
+MANIFEST = "damaged: its MANIFEST.json cannot be read:"
 DAMAGE = {
     "damaged: model.safetensors has 5 bytes instead of 2,000": _cut,
     "damaged: model.safetensors is missing": lambda path: (path / "model.safetensors").unlink(),

@@ -64,6 +64,9 @@ def test_the_former_one_stays_when_writing_fails(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
 
 
+FULL_RULES = {"writes": True, "save": [], "stop_when": [], "evaluate_every": None, "checkpoint_every": None}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

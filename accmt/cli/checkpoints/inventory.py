@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.checkpoint import lock, publish
-from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, Checkpoints
+from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, TRAINER, Checkpoints
 from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, Description, KeptList
 from accmt.files.json_io import DamagedFile, read_json
 from accmt.rules.codec import Count
@@ -26,7 +26,6 @@ from accmt.tracking.training_file import read_description
 COMPLETE, VERIFIED, UNLISTED = "complete", "verified", "not listed"
 DAMAGED, UNREADABLE, TOO_NEW, MISSING = "damaged", "unreadable", "too new", "missing"
 
-_TRAINER = "trainer.json"
 _ODD = (OSError, ValueError)
 _UNFINISHED = (publish.TEMPORARY, publish.TRASH, publish.REPLACED)
 _EARLIER = re.compile(rf"{EARLIER}[0-9]+")
@@ -166,7 +165,7 @@ def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) ->
         yield Finding("problem", folder, problem=f"{FOLDER} cannot be used: {error.strerror}")
         return
     for one in Checkpoints(model_path).all():
-        found = inspect("checkpoint", one.path, _TRAINER, _checkpoint_facts)
+        found = inspect("checkpoint", one.path, TRAINER, _checkpoint_facts)
         if found is not None:
             yield replace(found, facts={"index": one.index, "step": one.step, "epoch": found.facts.get("epoch")})
         names = [name for name in names if name != one.path.name]
