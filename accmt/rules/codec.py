@@ -162,14 +162,16 @@ def _from_generic(origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
 
 
 def _from_any(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Read a value of one of several types; if none fits, the error is that of the last."""
+    """Read a value of one of several types."""
     if value is None and NoneType in kinds:
         return None
-    *others, last = (kind for kind in kinds if kind is not NoneType)
+    others = [kind for kind in kinds if kind is not NoneType]
+    if len(others) == 1:
+        return from_plain(others[0], value)
     for kind in others:
         with suppress(ValueError):
             return from_plain(kind, value)
-    return from_plain(last, value)
+    raise ValueError(f"{value!r:.100} is not of type {' or '.join(kind.__name__ for kind in others)}")
 
 
 def _written(value: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """JSON is read by the types of dataclasses; an error says the place, what is there, and what is allowed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,10 +54,9 @@ def test_there_and_back():
         ({"pair": [1.0]}, "it.pair: [1.0] is not a list of 2 values"),
         ({"pair": ["x", 1]}, "it.pair.0: 'x' is not a number; the texts for numbers are nan, inf, -inf"),
         ({"names": ["x", 1]}, "it.names.1: 1 is not of type str"),
-        ({"every": 0.5}, "it.every: 0.5 is not of type str"),
+        ({"every": 0.5}, "it.every: 0.5 is not of type int or str"),
     ],
 )
 def test_an_error_says_the_place(change, said):
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         from_plain_at("it", Whole, {**JSON, **change})
-    assert str(caught.value) == said
