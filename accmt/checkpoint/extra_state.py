@@ -19,6 +19,7 @@ from accmt.checkpoint.module_modes import Modes
 from accmt.checkpoint.object_state import Attributes, attributes_of, has_state
 from accmt.checkpoint.optimizer_state import NamedOptimizer, held_by
 from accmt.checkpoint.shards import reshard
+from accmt.checkpoint.stateful import Mismatch
 from accmt.distributed.weight_names import as_expected, plain_name
 
 _METHODS = ("state_dict", "load_state_dict")
@@ -134,11 +135,17 @@ class ExtraState:
         self._pending["own"] = states
 
     def begin(self) -> list[str]:
-        """Start to track modes, and apply the restored state; return what differs from before, one line each."""
+        """Start to track modes, and apply the restored state; return what differs from before, one line each.
+
+        Raises:
+            Mismatch: The state of an optimizer that was created since `restore` does not fit it.
+        """
         modes = self._tracked_modes()
         pending, self._pending = self._pending, {}
         notes: list[str] = []
         if "weights" in pending:
+            if lines := self.problems(pending["attributes"]):
+                raise Mismatch("the checkpoint does not fit an optimizer of the module:\n  " + "\n  ".join(lines))
             self.found().load_state_dict(pending["weights"])
             notes += modes.load_state_dict(pending["modes"])
             notes += _loaded(self._further(), pending["attributes"])

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accmt.checkpoint.state_check import entries_problems, options_problems
+from accmt.checkpoint.state_check import entries_problems, kept_for, options_problems
+from accmt.rules.codec import from_plain_at
 from accmt.rules.errors import listed
 
 _STATE, _GROUPS, _PARAMS, _START, _NAMES = "state", "param_groups", "params", "start", "param_names"
@@ -28,6 +29,18 @@ _KEPT_FOR = {
     "centered": ("grad_avg", "square_avg"),
     "momentum": ("momentum_buffer", "square_avg"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    params: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    state: dict[str, dict[str, Any]]
+    param_groups: list[_Group]
+    start: list[str]
 
 
 @dataclass(slots=True)
@@ -88,22 +101,27 @@ class NamedOptimizer:
         lines = _layout_problems(saved)
         if lines or not _is_named(saved):
             return lines
-        options = {name: _options(group) for group in saved[_GROUPS] for name in group[_PARAMS]}
+        held = set(chain.from_iterable(group[_PARAMS] for group in saved[_GROUPS]))
+        strange = sorted(saved[_STATE].keys() - held)
+        lines += [f"the optimizer of the checkpoint has a state of {name}, which it does not hold" for name in strange]
+        known = self._known()
         for group in saved[_GROUPS]:
             lines += options_problems(self.optimizer, _options(group))
-        for name, entries in saved[_STATE].items():
-            if name not in options:
-                lines.append(f"the optimizer of the checkpoint has a state of {name}, which it does not hold")
-            elif not lines and (parameter := self.parameter(name)) is not None:
-                lines += entries_problems(self.optimizer, options[name], name, parameter, entries)
+            kept: dict[Any, Mapping[str, Tensor]] = {}  # alike for all parameters of a shape
+            for name in group[_PARAMS] if not lines else ():
+                entries, parameter = saved[_STATE].get(name), known.get(name)
+                if entries and parameter is not None:
+                    look = (parameter.shape, parameter.dtype)
+                    if look not in kept:
+                        kept[look] = kept_for(self.optimizer, _options(group), parameter)
+                    lines += entries_problems(kept[look], name, entries)
         return lines
 
     def parameter(self, name: str | int) -> Any:
         """Return the parameter with a name, or with a number where the state is not by name; None if there is none."""
-        held = held_by(self.optimizer)
         if isinstance(name, int) or name.isdecimal():
-            return held[int(name)]
-        return dict(zip(chain(*self._labels()), held, strict=True)).get(name, self._parameters().get(name))
+            return held_by(self.optimizer)[int(name)]
+        return self._known().get(name)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load a state that fits, with the groups and parameters that were added during the training."""
@@ -121,6 +139,10 @@ class NamedOptimizer:
         state = {numbers[name]: value for name, value in saved[_STATE].items() if name in numbers}
         rest = {key: value for key, value in saved.items() if key != _START}
         self.optimizer.load_state_dict({**rest, _STATE: state, _GROUPS: groups})
+
+    def _known(self) -> dict[str, Tensor]:
+        """Return all parameters by name, with those that the optimizer holds outside of any network."""
+        return {**self._parameters(), **dict(zip(chain(*self._labels()), held_by(self.optimizer), strict=True))}
 
     def _add(self, place: int, names: Sequence[str], options: Mapping[str, Any]) -> None:
         """Add the missing parameters to a group, or the group itself if it is missing."""
@@ -167,20 +189,14 @@ def complete(optimizer: Any) -> None:
 
 def _layout_problems(saved: Any) -> list[str]:
     """List where a state is not laid out like those that are written by name; by number, the optimizer checks it."""
-    if not isinstance(saved, Mapping):
-        return [f"the state of the optimizer is {saved!r:.100} in the checkpoint"]
-    if not _is_named(saved):
+    if isinstance(saved, Mapping) and not _is_named(saved):
         return []
-    groups, start, state = saved.get(_GROUPS), saved[_START], saved.get(_STATE)
-    if not isinstance(state, Mapping):
-        return [f"the state of the optimizer has no '{_STATE}' in the checkpoint"]
-    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
-        return [f"the '{_GROUPS}' of the optimizer are {groups!r:.100} in the checkpoint"]
-    for names in (start, *(group.get(_PARAMS) for group in groups)):
-        if not isinstance(names, list) or not all(type(name) is str for name in names):
-            return [f"a list of parameters of the optimizer is {names!r:.100} in the checkpoint"]
-    twice = [name for name, count in Counter(chain(*(group[_PARAMS] for group in groups))).items() if count > 1]
-    return [f"the optimizer of the checkpoint holds {name} twice" for name in twice]
+    try:
+        layout: _Layout = from_plain_at("optimizer", _Layout, saved)
+    except ValueError as error:
+        return [str(error)]
+    names = Counter(chain.from_iterable(group.params for group in layout.param_groups))
+    return [f"the optimizer of the checkpoint holds {name} twice" for name, count in names.items() if count > 1]
 
 
 def _is_named(saved: Mapping[str, Any]) -> bool:

@@ -26,18 +26,9 @@ def options_problems(optimizer: Any, options: Mapping[str, Any]) -> Iterator[str
             yield f"the option {name} of the optimizer is {value!r:.100} in the checkpoint, and by default {default!r}"
 
 
-def entries_problems(
-    optimizer: Any, options: Mapping[str, Any], name: str, parameter: Tensor, entries: Any
-) -> Iterator[str]:
-    """Yield how the state of a parameter in a checkpoint differs from what the optimizer keeps for it, one line each.
-
-    What it keeps is known for optimizers of torch; other ones check their state themselves.
-    """
-    if not isinstance(entries, Mapping):
-        yield f"the state of {name} in the optimizer is {entries!r:.100}"
-        return
-    expected = _kept_for(optimizer, options, parameter) if entries else {}
-    for key, tensor in expected.items():
+def entries_problems(kept: Mapping[str, Tensor], name: str, entries: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the state of a parameter in a checkpoint differs from what its optimizer keeps, one line each."""
+    for key, tensor in kept.items():
         value = entries.get(key)
         if key in entries and not _is_alike(tensor, value):
             shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the value {value!r:.100}"
@@ -63,7 +54,7 @@ _ADDED = ("max_exp_avg_sq", "grad_avg", "momentum_buffer")
 """Entries that may be missing: they belong to options that can be switched on during the training."""
 
 
-def _kept_for(optimizer: Any, options: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+def kept_for(optimizer: Any, options: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return the tensors, without content, that an optimizer of torch keeps for a parameter; {} if it cannot be tried.
 
     A copy of the optimizer makes a step with the parameter on the meta device, where nothing is computed.

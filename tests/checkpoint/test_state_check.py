@@ -100,7 +100,7 @@ CHANGES = {
     ),
     "a list for a state": (
         parts(lambda states: states["optimizer"]["state"].update({"model.0.weight": [1]})),
-        r"the state of model\.0\.weight in the optimizer is \[1\]",
+        r"optimizer\.state\.model\.0\.weight: \[1\] is not of type dict",
     ),
     "a state of nothing": (
         parts(lambda states: states["optimizer"]["state"].update(other={})),
@@ -112,17 +112,17 @@ CHANGES = {
     ),
     "no groups": (
         parts(lambda states: states["optimizer"].pop("param_groups")),
-        "the 'param_groups' of the optimizer are None in the checkpoint",
+        r"optimizer\.param_groups is missing",
     ),
     "groups of numbers": (
         parts(lambda states: states["optimizer"]["param_groups"][0].update(params=[0, 1])),
-        r"a list of parameters of the optimizer is \[0, 1\]",
+        r"optimizer\.param_groups\.0\.params\.0: 0 is not of type str",
     ),
     "no state": (
         parts(lambda states: states["optimizer"].pop("state")),
-        "the state of the optimizer has no 'state' in the checkpoint",
+        r"optimizer\.state is missing",
     ),
-    "not a state": (parts(lambda states: states.update(optimizer=[])), r"the state of the optimizer is \[\]"),
+    "not a state": (parts(lambda states: states.update(optimizer=[])), r"optimizer: \[\] is not an object"),
     "a rate in words": (
         parts(lambda states: states["optimizer"]["param_groups"][0].update(lr="fast")),
         "the option lr of the optimizer is 'fast' in the checkpoint, and by default 0.05",
