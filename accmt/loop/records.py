@@ -94,6 +94,6 @@ class Records:
         path = self.decision_log.path
         # Another process may be truncating the file at this moment, so count the lines here as well.
         for line in (journal.read_lines(path) if path.is_file() else [])[: self.decision_log.lines]:
-            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            with suppress(ValueError, RecursionError):
                 decisions.append(Decision.from_json(json.loads(line)))
         return decisions

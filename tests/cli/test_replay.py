@@ -276,8 +276,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("line", "said"),
         [
-            ('{"step": 1}', "not an observation: ValueError: epoch is missing"),
-            ('"step": 6', """not an observation: ValueError: step: '6' is not a count"""),
+            ('{"step": 1}', "not an observation: epoch is missing"),
+            ('"step": 6', """not an observation: step: '6' is not a count"""),
             ("{", "damaged: "),
         ],
     )

@@ -68,7 +68,6 @@ def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> 
     for number, entry in enumerate(entries, 1):
         try:
             made.append(make(entry))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            text = f"{path}, line {number} is not {what}: {type(error).__name__}: {error}"
-            raise CommandError(escaped(text)) from None
+        except ValueError as error:
+            raise CommandError(escaped(f"{path}, line {number} is not {what}: {error}")) from None
     return tuple(made)
