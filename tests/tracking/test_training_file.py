@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from accmt.files import durable as module
 from accmt.files.json_io import DamagedFile
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
-from accmt.tracking import training_file as module
 from accmt.tracking.training_file import Description, read_description, write_description
 
 FULL = Description(
