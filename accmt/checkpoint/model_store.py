@@ -15,8 +15,8 @@ from accmt.checkpoint.saved_models import (
     DESCRIPTION,
     INDEX,
     KEPT,
-    Description,
     KeptList,
+    ModelDescription,
     SavedModel,
     best_in,
     listed_in,
@@ -72,7 +72,7 @@ class ModelStore:
                 write_tensors(temporary / BESIDE, beside)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, new.values, strict=True))
-            about = Description(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
+            about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
             write_json(temporary / DESCRIPTION, about.to_json())
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
@@ -104,7 +104,7 @@ class ModelStore:
             saved = self.best(rule)
             if saved is None:
                 return None
-            if saved.step > step and read_json(saved.folder / DESCRIPTION, Description).text == str(rule.saving):
+            if saved.step > step and read_json(saved.folder / DESCRIPTION, ModelDescription).text == str(rule.saving):
                 return None
         return move_to_archive(self._model_path, [folder])
 

@@ -20,7 +20,7 @@ KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Description(Jsonable):
+class ModelDescription(Jsonable):
     """Content of the file that describes a saved model.
 
     Attributes:
@@ -74,7 +74,7 @@ class SavedModel:
             FileNotFoundError: There is none.
             DamagedFile: Its description cannot be read.
         """
-        about = read_json(folder / DESCRIPTION, Description)
+        about = read_json(folder / DESCRIPTION, ModelDescription)
         return cls(about.rule, about.values, about.step, about.epoch, folder)
 
 

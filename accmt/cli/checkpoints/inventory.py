@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from accmt.checkpoint import lock, publish
 from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, TRAINER, Checkpoints
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, Description, KeptList
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, KeptList, ModelDescription
 from accmt.files.json_io import DamagedFile, read_json
 from accmt.rules.codec import Count
 from accmt.rules.reserved_names import EARLIER
@@ -274,7 +274,7 @@ def _checkpoint_facts(path: Path) -> Mapping[str, Any]:
 
 
 def _model_facts(path: Path) -> Mapping[str, Any]:
-    about = read_json(path, Description).to_json()
+    about = read_json(path, ModelDescription).to_json()
     return {name: value for name, value in about.items() if name != "schema"}
 
 
