@@ -87,22 +87,14 @@ class ModelParts:
         model: The model, unwrapped.
         stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
             `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
-        engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
         kept: Other state of the module and the callbacks.
+        engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
     """
 
     model: nn.Module
     stateful: Mapping[str, Any]
+    kept: ExtraState
     engine: DeepSpeedState | None = None
-    kept: ExtraState | None = None
-
-    def named(self) -> dict[str, Any]:
-        """Return the stateful parts, each optimizer with its state keyed by parameter name."""
-        parameters = (self.kept or ExtraState(None, self.model)).parameters
-        return {
-            name: NamedOptimizer(part, parameters) if isinstance(part, torch.optim.Optimizer) else part
-            for name, part in self.stateful.items()
-        }
 
 
 @contextmanager
@@ -138,13 +130,12 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
         states: The states of the parts that all processes share, by name.
     """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
-    own = {name: part.state_dict() for name, part in parts.named().items()}
-    beside = {} if parts.kept is None else parts.kept.shared()
-    packed, tensors = pack({_EXTRA: extra, _BESIDE: beside, **own})
+    own = {name: part.state_dict() for name, part in parts.stateful.items()}
+    packed, tensors = pack({_EXTRA: extra, _BESIDE: parts.kept.shared(), **own})
     shards = shard_files(rank, {_MODEL: weights, _OPTIMIZER: tensors})
     if rank:
         return shards
-    networks = {} if parts.kept is None else parts.kept.networks()
+    networks = parts.kept.networks()
     model, beside = packed.pop(_EXTRA), packed.pop(_BESIDE)
     head = {"schema": SCHEMA, "parts": packed, "kinds": _kinds(parts.stateful), "model": model, "beside": beside}
     head |= {"deepspeed": _described(parts.engine), "versions": {"torch": str(torch.__version__)}}
@@ -257,14 +248,12 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
     states, beside = unpack(trainer["parts"], tensors), unpack(trainer.get("beside", {}), tensors)
-    named = parts.named()
-    notes = _compare_parts(folder, named, states, trainer["kinds"])
+    notes = _compare_parts(folder, parts.stateful, states, trainer["kinds"])
     for name, value in (beside["modes"]["buffers"] if beside else {}).items():
         if not isinstance(value, Tensor):
             raise ValueError(f"the buffer {name} is {value!r:.100}")
     networks = read_tensors(folder / _NETWORKS) if (folder / _NETWORKS).is_file() else {}
-    if parts.kept is not None:
-        _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
+    _refuse(folder, "another module", differences(*parts.kept.differing(networks), of="module"))
     weights: dict[str, Tensor] = {}
     if parts.engine is None:
         weights = {**read_tensors(folder / _MODEL), **shards.stand_ins(_MODEL), **unpack(trainer["model"], tensors)}
@@ -272,7 +261,7 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
         weights = as_expected(weights, own)
         _refuse(folder, "another model", differences(own, weights))
         if "optimizer" in states:
-            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
+            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
         weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
     return ModelState(folder, states, trainer["kinds"], weights, networks, beside, notes)
 
@@ -281,9 +270,9 @@ def load_model(parts: ModelParts, saved: ModelState) -> None:
     """Restore a model from a state that fits."""
     if parts.engine is not None:
         parts.engine.load(saved.folder)
-    for name, part in parts.named().items():  # before the model: these can still reject a state, the model cannot
+    for name, part in parts.stateful.items():  # before the model: these can still reject a state, the model cannot
         part.load_state_dict(saved.states.get(name))
-    if parts.kept is not None and saved.beside:  # a checkpoint of an earlier version has none
+    if saved.beside:  # a checkpoint of an earlier version has none
         parts.kept.restore(saved.networks, saved.beside)
     if parts.engine is None:
         parts.model.load_state_dict(by_own_name(parts.model, saved.weights))

@@ -149,7 +149,7 @@ def _save(run: Run, decision: Decision) -> Decision:
     if savings is None or not decision.saved:
         return decision
     weights = whole_weights(parts.model, run.module.accelerator)
-    beside = {} if parts.kept is None else parts.kept.trained(run.stepper.held())
+    beside = parts.kept.trained(run.stepper.held())
     rules = {rule.name: rule for rule in run.engine.rules.savings}
     for verdict in decision.saved:
         rule = rules[verdict.rule]

@@ -156,8 +156,8 @@ def _optimizer(run: Run) -> Any:
 
 def _networks(run: Run) -> list[nn.Module]:
     """Return the model and the other networks."""
-    model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
-    return [model, *(() if kept is None else kept.found().networks.values())]
+    parts = run.checkpointer.model
+    return [parts.model, *parts.kept.found().networks.values()]
 
 
 def _buffers(run: Run) -> Iterator[tuple[str, Tensor]]:

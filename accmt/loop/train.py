@@ -67,8 +67,7 @@ def _begin(run: Run) -> Stop | None:
     """Call the first hooks, and do what comes before the first step; return the stop that a resumed training is at."""
     position, stop = run.position, None
     run.hooks.on_fit_start()
-    kept = run.checkpointer.model.kept
-    for note in kept.begin() if kept is not None else ():
+    for note in run.checkpointer.model.kept.begin():
         warn(note)
     elapsed = agreed(position.stopwatch.elapsed())
     run.timetable.looked(elapsed)

@@ -65,7 +65,6 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     is_managed = not isinstance(module, ExtendedAcceleratorModule)
     configure(accelerator, options.data.batch_size, options.step.norm_limit, is_managed=is_managed)
     prepared = prepare(module, plan.optimizer, options.model, through_wrapper=options.step.through_wrapper)
-    assert plan.parts.kept is not None
     for text in unsaved(module, options.callbacks, plan.parts.kept) if options.checkpoint.enabled else ():
         warn(text)
     every = plan.log_every
@@ -116,7 +115,6 @@ def _stateful(
     random: RandomStates,
 ) -> StatefulParts:
     """Return what a checkpoint holds besides the model and its optimizer, by the names in its files."""
-    assert plan.parts.kept is not None
     return StatefulParts(
         shared={
             "position": plan.position,
@@ -207,4 +205,4 @@ def _with_engine(parts: ModelParts, prepared: Prepared, options: Options, accele
         return parts
     engine = DeepSpeedState(prepared.model, trusts=options.checkpoint.trusts)
     stateful = {name: part for name, part in parts.stateful.items() if name == "scheduler"}
-    return ModelParts(parts.model, stateful, engine, parts.kept)
+    return ModelParts(parts.model, stateful, parts.kept, engine)

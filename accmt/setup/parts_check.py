@@ -49,7 +49,6 @@ def check_beside(
     Raises:
         ConfigError: If they are not.
     """
-    assert parts.kept is not None
     owner, kept = type(module).__name__, parts.kept
     everything = kept.parameters()
     beside = kept.found().parameters()
@@ -129,12 +128,11 @@ def _of_saved_extra(state: Mapping[str, Any], *, safe: bool) -> Iterator[Problem
 
 def _of_states(parts: ModelParts) -> Iterator[Problem]:
     """Report problems of a checkpoint's parts other than the weights of the model."""
-    assert parts.kept is not None
     kept = parts.kept
     for part, has, lacks in kept.half():
         yield Problem(type(part).__name__, f"has {has} and no {lacks}: a checkpoint needs both")
     yield from _of_weights("module", kept.networks(), safe=True)
-    states: dict[str, Any] = {name: part.state_dict() for name, part in parts.named().items()}
+    states: dict[str, Any] = {name: part.state_dict() for name, part in parts.stateful.items()}
     extra = {name: value for name, value in parts.model.state_dict().items() if not isinstance(value, Tensor)}
     shared = kept.shared()
     states |= {"model": extra, "module": shared["extra"]}

@@ -200,7 +200,7 @@ def _parts(
     )
     named = NamedOptimizer(optimizer, kept.parameters)
     stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler}
-    return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept=kept)
+    return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept)
 
 
 def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, optimizer: Any, *, is_ours: bool) -> Beside:
@@ -210,7 +210,6 @@ def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, opti
     def extend(added: Sequence[nn.Parameter]) -> None:
         hps.extend_optimizer(optimizer, model.named_parameters(), added)
 
-    assert parts.kept is not None
     return Beside(parts.kept.parameters, parts.kept.left_to_trainer, extend if is_ours else None)
 
 
