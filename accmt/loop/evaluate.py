@@ -25,7 +25,7 @@ from accmt.distributed.even_batches import in_step
 from accmt.distributed.strategy import holds_replicas, shards_model
 from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, noted
-from accmt.loop.means import Sum, mean_of, taken
+from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
 from accmt.metrics.gather import gatherer_of
 from accmt.metrics.metric import Metric
@@ -102,7 +102,7 @@ class DatasetValues:
     def __init__(self, evaluation: Evaluation, key: str) -> None:
         self._evaluation, self._key = evaluation, key
         device = evaluation.module.device
-        self._loss = Sum(device)
+        self._loss = RunningSum(device)
         self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
         self.failures: dict[str, Exception] = {}
         self.mistakes: list[Exception] = []

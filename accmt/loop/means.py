@@ -20,7 +20,7 @@ _UNIT = "samples"
 _CPU = torch.device("cpu")
 
 
-class Sum:
+class RunningSum:
     """Weighted sum of values on a device, in double precision where the device has it, and the sum of the weights."""
 
     __slots__ = ("total", "weight")
@@ -47,7 +47,7 @@ class Sum:
         self.weight = int(state[1]) * scale
 
 
-def taken(sums: Sequence[Sum]) -> list[tuple[float, int]]:
+def taken(sums: Sequence[RunningSum]) -> list[tuple[float, int]]:
     """Return the totals and the weights of sums over all processes, and set the sums to zero."""
     totals = torch.stack([each.total for each in sums])
     both = torch.stack([totals, torch.tensor([each.weight for each in sums]).to(totals)])
@@ -82,10 +82,10 @@ class LossMeter:
 
     def __init__(self, device: torch.device, batch_size: int = 1, *, looks: bool = False) -> None:
         self._batch_size = batch_size
-        self._sum = Sum(device)
-        self._look = Sum(device) if looks else None
+        self._sum = RunningSum(device)
+        self._look = RunningSum(device) if looks else None
         # Over all processes, up to the last reading of the sum.
-        self._log, self._evaluation = Sum(), Sum()
+        self._log, self._evaluation = RunningSum(), RunningSum()
 
     def add(self, loss: Tensor, samples: int = 1) -> None:
         """Add the mean loss of a batch of `samples` samples."""
@@ -123,7 +123,7 @@ class LossMeter:
         self._evaluation.load_state_dict(state["evaluation"], scale)
         return []
 
-    def _since(self, interval: Sum) -> float:
+    def _since(self, interval: RunningSum) -> float:
         [(total, count)] = taken([self._sum])
         for each in (self._log, self._evaluation):
             each.total += total
@@ -147,7 +147,7 @@ class TrainingMetrics:
     def __init__(self, names: Collection[str], device: torch.device) -> None:
         self.names = tuple(names)
         self._pending: dict[tuple[int, str], Tensor | float] = {}
-        self._evaluation, self._look = ({name: Sum(device) for name in names} for _ in range(2))
+        self._evaluation, self._look = ({name: RunningSum(device) for name in names} for _ in range(2))
 
     def add(self, name: str, value: Tensor | float, batch: int, reduction: str) -> None:
         """Record a value logged for a batch. A tensor counts on each process, another value on the main one only."""
@@ -189,7 +189,7 @@ class TrainingMetrics:
             self._evaluation[name].load_state_dict((state or {})[name])
         return []
 
-    def _since(self, sums: Mapping[str, Sum]) -> dict[str, float]:
+    def _since(self, sums: Mapping[str, RunningSum]) -> dict[str, float]:
         self.commit()
         found = zip(sums, taken([*sums.values()]), strict=True) if sums else ()
         return {name: total / count for name, (total, count) in found if count}
