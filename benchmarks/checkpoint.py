@@ -209,6 +209,8 @@ def write_accmt(folder: Path, millions: int, *, in_background: bool) -> dict[str
 def load_accmt(folder: Path, millions: int) -> Callable[[], object]:
     from accmt.checkpoint import format as contents
     from accmt.checkpoint.checkpoints import Checkpoints
+    from accmt.checkpoint.extra_state import ExtraState
+    from accmt.checkpoint.optimizer_state import NamedOptimizer
 
     model, optimizer = trained(millions)
     newest = json.loads(next((folder / "m/checkpoints").glob("*/trainer.json")).read_text())
@@ -217,7 +219,8 @@ def load_accmt(folder: Path, millions: int) -> Callable[[], object]:
     schedulers = {}
     if "scheduler" in newest["parts"]:
         schedulers["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    parts = contents.ModelParts(model, {"optimizer": optimizer, **schedulers})
+    kept = ExtraState(None, model)
+    parts = contents.ModelParts(model, {"optimizer": NamedOptimizer(optimizer, kept.parameters), **schedulers}, kept)
 
     def load() -> None:
         checkpoint = Checkpoints(folder / "m").newest()

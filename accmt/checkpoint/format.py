@@ -112,13 +112,6 @@ class ModelParts:
     kept: ExtraState
     engine: DeepSpeedState | None = None
 
-    def named(self) -> dict[str, Any]:
-        """Return the stateful parts, each optimizer with its state keyed by parameter name."""
-        return {
-            name: NamedOptimizer(part, self.kept.parameters) if isinstance(part, torch.optim.Optimizer) else part
-            for name, part in self.stateful.items()
-        }
-
 
 @contextmanager
 def understood(folder: Path) -> Iterator[None]:
@@ -153,7 +146,7 @@ def shared_files(rank: int, parts: ModelParts, states: Mapping[str, Any]) -> Fil
         states: The states of the parts that all processes share, by name.
     """
     weights, extra = _split(parts.model, parts.model.state_dict() if parts.engine is None else {})
-    own = {name: part.state_dict() for name, part in parts.named().items()}
+    own = {name: part.state_dict() for name, part in parts.stateful.items()}
     packed, tensors = pack({_EXTRA: extra, _BESIDE: parts.kept.shared(), **own})
     shards = shard_files(rank, {MODEL: weights, _OPTIMIZER: tensors})
     if rank:
@@ -274,7 +267,6 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
     shards = read_shards(folder)
     tensors = {**read_tensors(folder / _OPTIMIZER), **shards.stand_ins(_OPTIMIZER)}
     states, beside = unpack(trainer["parts"], tensors), unpack(trainer["beside"], tensors)
-    named = parts.named()
     for name, value in beside["modes"]["buffers"].items():
         if not isinstance(value, Tensor):
             raise ValueError(f"the buffer {name} is {value!r:.100}")
@@ -287,10 +279,10 @@ def read_model(folder: Path, parts: ModelParts, trainer: Mapping[str, Any]) -> M
         own = by_plain_name(parts.model, parts.model.state_dict())
         weights = as_expected(weights, own)
         _refuse(folder, "another model", differences(own, weights))
-    notes = _compare_parts(folder, named, states, trainer["kinds"])
+    notes = _compare_parts(folder, parts.stateful, states, trainer["kinds"])
     if parts.engine is None:
         if "optimizer" in states:
-            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], named["optimizer"])
+            states["optimizer"] = _share_out_optimizer(shards, states["optimizer"], parts.stateful["optimizer"])
         weights = {name: shards.alike(value, own[name]) for name, value in weights.items()}
     return ModelState(folder, states, trainer["kinds"], weights, networks, beside, notes)
 
@@ -299,7 +291,7 @@ def load_model(parts: ModelParts, saved: ModelState) -> None:
     """Restore a model from a state that fits."""
     if parts.engine is not None:
         parts.engine.load(saved.folder)
-    for name, part in parts.named().items():  # before the model: these can still reject a state, the model cannot
+    for name, part in parts.stateful.items():  # before the model: these can still reject a state, the model cannot
         part.load_state_dict(saved.states.get(name))
     parts.kept.restore(saved.networks, saved.beside)
     if parts.engine is None:

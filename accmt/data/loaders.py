@@ -304,13 +304,13 @@ def _cannot_start() -> bool:
 def without_workers(options: DataOptions, loaders: Iterable[DataLoader[Any]]) -> list[str]:
     """Return a warning that loaders lack workers because none can be started; empty if that makes no difference."""
     slow = [loader for loader in loaders if not loader.num_workers and not is_ready(loader.dataset, loader.collate_fn)]
-    if options.workers is not None or not _cannot_start() or all(map(_is_stream, slow)):
+    if (
+        options.workers is not None
+        or not _cannot_start()
+        or all(isinstance(loader.dataset, IterableDataset) for loader in slow)
+    ):
         return []
     return [f"the data are loaded without workers, which would run the script of the training again. {ADVICE}"]
-
-
-def _is_stream(loader: DataLoader[Any]) -> bool:
-    return isinstance(loader.dataset, IterableDataset)
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, MutableMapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.data.batch_size import samples_of
 from accmt.data.loaders import Window
 from accmt.distributed.strategy import REPLICATED
-from accmt.loop.out_of_memory import free, is_out_of_memory
+from accmt.loop.out_of_memory import tried_again
 from accmt.loop.step import Stepper
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
@@ -63,7 +64,7 @@ class ClosureStepper(Stepper):
 
         def evaluate() -> Tensor:
             with torch.enable_grad():
-                return self._evaluate(batches, first, window.is_last, random)
+                return tried_again(partial(self._pass, batches, first, window.is_last, random), self._may_repeat)
 
         losses = evaluate()
         grad_norm = self.grad_norm
@@ -82,17 +83,8 @@ class ClosureStepper(Stepper):
         self.step_scheduler()
         self.zero_grad(self.options.set_to_none)
 
-    def _evaluate(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
-        """Compute the losses of the batches with fresh gradients, retrying once if memory runs out."""
-        try:
-            return self._pass(batches, first, is_last, random)
-        except RuntimeError as error:
-            if not (self.options.repeats and is_out_of_memory(error) and self._is_alone()):
-                raise
-            free(error)
-        return self._pass(batches, first, is_last, random)
-
     def _pass(self, batches: Sequence[Any], first: int, is_last: bool, random: Mapping[str, Tensor]) -> Tensor:
+        """Compute the losses of the batches with fresh gradients."""
         set_random_state(random, self._accelerator.device)
         self._updates.zero_grad(set_to_none=self.options.set_to_none)
         self._state.train_step = first

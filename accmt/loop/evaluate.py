@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from accmt.distributed.even_batches import in_step
 from accmt.distributed.strategy import holds_replicas, shards_model
 from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, noted
+from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
-from accmt.metrics.gather import Gatherer, gatherer_of
+from accmt.metrics.gather import gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.rules.errors import nearest
@@ -78,25 +80,80 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
         state is unchanged.
     """
     values: dict[str, dict[str, float]] = {}
-    error: Exception | None = None
-    state, device = evaluation.module.state, evaluation.module.device
+    errors: list[Exception] = []
     with evaluating(), inference(evaluation.module, evaluation.model):
         for key, loader in evaluation.loaders.items():
-            meter = ValidationLoss(device)
-            gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
-            for batch, counts in batches_of(evaluation, loader):
-                samples = samples_of(batch, loader.samples, evaluation.module) if counts else 0
-                outputs = outputs_of(evaluation, key, batch)
-                if not counts:
-                    continue
-                meter.add(outputs["loss"], samples, key)
-                for metric, gatherer in gatherers.items():
-                    with noted(f"metric '{metric.name}' on '{key}'", state):
-                        gatherer.add(arguments_of(outputs, metric, key))
-            values[key] = {VALID_LOSS: meter.mean()}
-            error = _compute(values[key], gatherers, key, error)
-    raise_on_all(error)
+            dataset = DatasetValues(evaluation, key)
+            dataset.read(loader)
+            values[key] = dataset.compute()
+            errors += [*dataset.failures.values(), *dataset.mistakes]
+    raise_on_all(next(iter(errors), None))
     return agreed(values)
+
+
+class DatasetValues:
+    """The loss and the metrics of a dataset, collected from its batches.
+
+    Attributes:
+        failures: The errors in computing metrics, by name. They are kept, so that no other process is left waiting.
+        mistakes: The errors in what metrics computed.
+    """
+
+    def __init__(self, evaluation: Evaluation, key: str) -> None:
+        self._evaluation, self._key = evaluation, key
+        device = evaluation.module.device
+        self._loss = RunningSum(device)
+        self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
+        self.failures: dict[str, Exception] = {}
+        self.mistakes: list[Exception] = []
+
+    def read(self, loader: ValidationData, most: int | None = None) -> None:
+        """Process the batches of this process, or the first ones."""
+        for batch, counts in islice(batches_of(self._evaluation, loader), most):
+            samples = samples_of(batch, loader.samples, self._evaluation.module) if counts else 0
+            outputs = outputs_of(self._evaluation, self._key, batch)
+            if counts:
+                self._loss.add(loss_of(outputs, self._key), samples)
+                self.collect(outputs)
+
+    def collect(self, outputs: Mapping[str, Any]) -> None:
+        """Collect the arguments of each metric."""
+        for metric, gatherer in self._gatherers.items():
+            with noted(f"metric '{metric.name}' on '{self._key}'", self._evaluation.module.state):
+                gatherer.add(self.arguments(outputs, metric))
+
+    def arguments(self, outputs: Mapping[str, Any], metric: Metric) -> tuple[Any, ...]:
+        """Return the arguments of a metric."""
+        for name in (metric.name, metric.main_metric):
+            if name in outputs:
+                given = outputs[name]
+                return tuple(given) if isinstance(given, tuple | list) else (given,)
+        near = nearest(metric.name, [str(name) for name in outputs if name != "loss"])
+        meant = "" if near is None else f"; is '{near}' meant for it?"
+        raise KeyError(
+            f"validation_step for '{self._key}' returned nothing for the metric '{metric.name}'; "
+            f"it returned: {_listed(outputs)}{meant}"
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Compute the loss and, on the main process, all metrics."""
+        values = {VALID_LOSS: mean_of(*taken([self._loss])[0])}
+        for metric, gatherer in self._gatherers.items():
+            try:
+                computed = gatherer.values()
+            except Exception as error:
+                self.failures[metric.name] = self._noted(error, metric)
+                continue
+            try:
+                if PartialState().is_main_process:
+                    add_values(values, computed or {}, metric, self._key)
+            except Exception as error:
+                self.mistakes.append(self._noted(error, metric))
+        return values
+
+    def _noted(self, error: Exception, metric: Metric) -> Exception:
+        error.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{self._key}'")
+        return error
 
 
 @contextmanager
@@ -140,8 +197,7 @@ def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any
     module, hooks = evaluation.module, evaluation.hooks
     hooks.on_before_validation_step(batch)
     with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state):
-        step = partial(module.validation_step, key, batch)
-        outputs = tried_again(step) if evaluation.repeats else step()
+        outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)
     hooks.on_after_validation_step()
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
@@ -152,32 +208,12 @@ def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any
     return outputs
 
 
-def arguments_of(outputs: Mapping[str, Any], metric: Metric, key: str) -> tuple[Any, ...]:
-    for name in (metric.name, metric.main_metric):
-        if name in outputs:
-            given = outputs[name]
-            return tuple(given) if isinstance(given, tuple | list) else (given,)
-    near = nearest(metric.name, [str(name) for name in outputs if name != "loss"])
-    meant = "" if near is None else f"; is '{near}' meant for it?"
-    raise KeyError(
-        f"validation_step for '{key}' returned nothing for the metric '{metric.name}'; "
-        f"it returned: {_listed(outputs)}{meant}"
-    )
-
-
-def _compute(
-    values: dict[str, float], gatherers: Mapping[Metric, Gatherer], key: str, error: Exception | None
-) -> Exception | None:
-    """Add the values of all metrics. An error is kept for later, so that no other process is left waiting."""
-    for metric, gatherer in gatherers.items():
-        try:
-            computed = gatherer.values()
-            if PartialState().is_main_process:
-                add_values(values, computed or {}, metric, key)
-        except Exception as raised:
-            raised.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{key}'")
-            error = error or raised
-    return error
+def loss_of(outputs: Mapping[str, Any], key: str) -> Tensor:
+    loss = outputs["loss"]
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"the loss of validation_step for '{key}' must be a scalar tensor, not {shape}")
+    return loss.reshape(())
 
 
 def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, key: str) -> None:
@@ -205,24 +241,3 @@ def _number(value: Any, metric: Metric, name: str) -> float:
 
 def _listed(outputs: Mapping[str, Any]) -> str:
     return ", ".join(map(str, outputs)) or "nothing"
-
-
-class ValidationLoss:
-    """The mean loss over the samples of a dataset."""
-
-    def __init__(self, device: torch.device) -> None:
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(2, dtype=dtype, device=device)
-
-    def add(self, loss: Any, samples: int, key: str) -> None:
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss of validation_step for '{key}' must be a scalar tensor, not {shape}")
-        self._sums[0] += loss.detach().reshape(()).to(self._sums.dtype) * samples
-        self._sums[1] += samples
-
-    def mean(self) -> float:
-        if PartialState().num_processes > 1:
-            dist.all_reduce(self._sums)
-        total, count = self._sums.tolist()
-        return total / count if count else float("nan")

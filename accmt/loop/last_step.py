@@ -51,16 +51,20 @@ class LastStep:
     Args:
         reading: The reading of the training data: it cannot be rewound, so its recorded state is kept for the
             checkpoint.
+        is_on: An exception is to end with a checkpoint; otherwise nothing is recorded.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, *, is_on: bool) -> None:
         self._reading = reading
+        self._is_on = is_on
         self._number = next(_numbers)
         self._note: _Note | None = None
         self._engine: dict[str, Any] | None = None
 
     def note(self, run: Run, *, is_settled: bool) -> None:
         """Record a step, before or after (`is_settled`) the work due at it is done."""
+        if not self._is_on:
+            return
         if self._engine is None or is_settled:
             self._engine = run.engine.state()
         self._note = _Note(run.position.step, is_settled, list(_versions(run)), list(self._undo(run, self._engine)))
@@ -100,6 +104,8 @@ class LastStep:
         Raises:
             Unknown: The current step has changed what cannot be restored, or processes are at different steps.
         """
+        if not self._is_on:
+            return False
         note = self._note
         step = 0 if note is None else note.step
         changed = note is not None and note.versions != list(_versions(run))
@@ -126,23 +132,6 @@ class LastStep:
         return set(meeting.told(_PATIENCE) or ()) == {place}
 
 
-class NoLastStep(LastStep):
-    """Null recorder, for trainings that make no checkpoint when an exception ends them."""
-
-    def __init__(self) -> None:
-        pass
-
-    def note(self, run: Run, *, is_settled: bool) -> None:
-        """Do nothing."""
-
-    def settle(self) -> None:
-        """Do nothing."""
-
-    def put_back(self, run: Run) -> bool:
-        """Do nothing."""
-        return False
-
-
 def _copy_back(run: Run, kept: Mapping[str, Tensor]) -> None:
     buffers = dict(_buffers(run))  # a step may have replaced them
     with torch.no_grad():
@@ -156,8 +145,8 @@ def _optimizer(run: Run) -> Any:
 
 def _networks(run: Run) -> list[nn.Module]:
     """Return the model and the other networks."""
-    model, kept = run.checkpointer.model.model, run.checkpointer.model.kept
-    return [model, *kept.found().networks.values()]
+    parts = run.checkpointer.model
+    return [parts.model, *parts.kept.found().networks.values()]
 
 
 def _buffers(run: Run) -> Iterator[tuple[str, Tensor]]:

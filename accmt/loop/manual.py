@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from accmt.data.batch_size import samples_of
 from accmt.data.loaders import Window
-from accmt.loop.out_of_memory import free, is_out_of_memory
+from accmt.loop.out_of_memory import tried_again
 from accmt.loop.step import Stepper, single_value
 
 
@@ -25,14 +26,7 @@ class ManualStepper(Stepper):
             samples = samples_of(batch, window.samples[-1], self._module)
             self._state.is_last_training_batch = window.is_last
             self._has_begun = False
-            try:
-                loss = self._forward(batch)
-            except RuntimeError as error:
-                can_repeat = self.options.repeats and not self._has_begun and self._is_alone()
-                if not (can_repeat and is_out_of_memory(error)):
-                    raise
-                free(error)
-                loss = self._forward(batch)
+            loss = tried_again(partial(self._forward, batch), self._may_repeat)
             self.losses.add(loss, samples)
             self._state.train_step += 1
 
@@ -61,6 +55,9 @@ class ManualStepper(Stepper):
         """Reset the gradients."""
         self._is_stepped = False
         super().zero_grad(set_to_none)
+
+    def _may_repeat(self) -> bool:
+        return not self._has_begun and super()._may_repeat()
 
     def _scalar(self, loss: object) -> Tensor:
         """Return the loss, which is only recorded here: it may be detached."""

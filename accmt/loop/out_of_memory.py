@@ -32,19 +32,25 @@ def clean_caches() -> None:
         gc.collect(1)
 
 
-def free(error: BaseException) -> None:
+def _free(error: BaseException) -> None:
     """Free what the frames of a failed step still hold."""
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     clear_device_cache(garbage_collection=True)
 
 
-def tried_again(action: Callable[[], _T]) -> _T:
-    """Run an action; if it runs out of memory, free what it held and retry it once."""
+def tried_again(action: Callable[[], _T], allowed: Callable[[], bool], again: Callable[[], _T] | None = None) -> _T:
+    """Run an action; if it runs out of memory, free what it held and retry it once.
+
+    Args:
+        action: The action.
+        allowed: Returns, after the failure, whether it may be retried.
+        again: The second try, if it differs from the first.
+    """
     try:
         return action()
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not (is_out_of_memory(error) and allowed()):
             raise
-        free(error)
-    return action()
+        _free(error)
+    return (again or action)()

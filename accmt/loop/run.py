@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,9 @@ from accmt.notices import warn
 from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from accmt.loop.last_step import LastStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +54,6 @@ class LoopOptions:
     clean: StepInterval | None
     sanity_check: bool
     followed: FollowedScore | None
-
-
-class Steps(Protocol):
-    """Recorder of each complete step, if a checkpoint must be made of it when the next one fails."""
-
-    def note(self, run: Run, *, is_settled: bool) -> None:
-        """Record a step, before or after (`is_settled`) the work due at it is done."""
-        ...
-
-    def settle(self) -> None:
-        """Mark the recorded step as settled: nothing was due at it."""
-        ...
-
-    def put_back(self, run: Run) -> bool:
-        """Restore the run to the last complete step, and return whether it has state that no checkpoint holds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +92,7 @@ class Run:
     heartbeat: Heartbeat
     timetable: Timetable
     random: RandomStates
-    last_step: Steps
+    last_step: LastStep
 
     @property
     def state(self) -> TrainingState:

@@ -9,32 +9,19 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from accelerate import PartialState
-
 from accmt.config.errors import did_you_mean
-from accmt.data.batch_size import samples_of
 from accmt.data.generators import generators_of
 from accmt.data.validation import ValidationData
 from accmt.distributed.collective import Failed, agreed, everywhere, from_each, raise_on_all
 from accmt.distributed.strategy import shards_model
-from accmt.loop.evaluate import (
-    Evaluation,
-    ValidationLoss,
-    add_values,
-    arguments_of,
-    batches_of,
-    inference,
-    outputs_of,
-)
-from accmt.loop.hooks import Hooks, noted
+from accmt.loop.evaluate import DatasetValues, Evaluation, inference
+from accmt.loop.hooks import Hooks
 from accmt.loop.restored_objects import untouched
-from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
 
@@ -72,18 +59,12 @@ def try_out(evaluation: Evaluation) -> list[str]:
                     f"the validation data of '{key}' can be read only once: they are not part of the sanity check"
                 )
                 continue
-            with _told():
+            try:
                 warnings += _try_dataset(silent, key, taken)
+            except Exception as error:
+                error.add_note(_NOTE)
+                raise
     return list(dict.fromkeys(warnings))
-
-
-@dataclass(slots=True)
-class _Tried:
-    """Outcome of the first batches of a dataset: warnings, and the errors of metrics by name."""
-
-    warnings: list[str] = field(default_factory=list)
-    failures: dict[str, Exception] = field(default_factory=dict)
-    is_whole: bool = False
 
 
 def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> list[str]:
@@ -110,59 +91,51 @@ def _batches(number: int) -> str:
     return f"{number} batch{'es' * (number > 1)}"
 
 
-def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[str]) -> _Tried:
-    """Process the first batches of a dataset as an evaluation does."""
-    module, metrics = evaluation.module, evaluation.metrics[key]
-    meter = ValidationLoss(module.device)
-    gatherers = {metric: gatherer_of(metric, module.device) for metric in metrics}
-    tried = _Tried()
+class _Trial(DatasetValues):
+    """Values of the first batches of a dataset; `is_whole` if these are all."""
 
-    def go_through() -> None:
-        read = _Read(evaluation.loaders[key], most)
-        tried.is_whole = read.is_whole
-        for batch, counts in islice(batches_of(evaluation, read), most):  # type: ignore[arg-type]
-            samples = samples_of(batch, read.samples, module) if counts else 0
-            outputs = outputs_of(evaluation, key, batch)
-            if counts:
-                meter.add(outputs["loss"], samples, key)
-                for metric, gatherer in gatherers.items():
-                    with noted(f"metric '{metric.name}' on '{key}'", module.state):
-                        arguments = arguments_of(outputs, metric, key)
-                        _check_call(metric, arguments, key)
-                        gatherer.add(arguments)
-                tried.warnings += _untaken(outputs, taken, key)
+    def __init__(self, evaluation: Evaluation, key: str, taken: Collection[str]) -> None:
+        super().__init__(evaluation, key)
+        self._taken = taken
+        self.warnings: list[str] = []
+        self.is_whole = False
 
-    if shards_model(module.accelerator):
-        go_through()  # processes wait for each other in every forward pass
+    def read_first(self, data: ValidationData, most: int) -> None:
+        """Process the first batches."""
+        read = _Read(data, most)
+        self.is_whole = read.is_whole
+        self.read(read, most)  # type: ignore[arg-type]
+
+    def collect(self, outputs: Mapping[str, Any]) -> None:
+        super().collect(outputs)
+        self.warnings += _untaken(outputs, self._taken, self._key)
+
+    def arguments(self, outputs: Mapping[str, Any], metric: Metric) -> tuple[Any, ...]:
+        arguments = super().arguments(outputs, metric)
+        _check_call(metric, arguments, self._key)
+        return arguments
+
+
+def _try_batches(evaluation: Evaluation, key: str, most: int, taken: Collection[str]) -> _Trial:
+    """Process the first batches of a dataset as an evaluation does; all processes know the failures of each.
+
+    Raises:
+        Exception: A mistake that no further batch can change.
+    """
+    trial = _Trial(evaluation, key, taken)
+    read_first = partial(trial.read_first, evaluation.loaders[key], most)
+    if shards_model(evaluation.module.accelerator):
+        read_first()  # processes wait for each other in every forward pass
     else:
-        from_each(go_through)
-    meter.mean()
-    _compute(tried, gatherers, key)
-    tried.is_whole = all(everywhere(lambda: tried.is_whole))
-    return tried
-
-
-def _compute(tried: _Tried, gatherers: Mapping[Metric, Gatherer], key: str) -> None:
-    """Compute all metrics: failures are recorded on every process, and certain mistakes are raised on all."""
-    values: dict[str, float] = {}
-    wrong: Exception | None = None
-    for metric, gatherer in gatherers.items():
-        try:
-            computed = gatherer.values()
-        except Exception as error:
-            error.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{key}'")
-            tried.failures[metric.name] = error
-            wrong = wrong or (error if isinstance(error, _CERTAIN) else None)
-            continue
-        try:
-            if PartialState().is_main_process:
-                add_values(values, computed or {}, metric, key)
-        except Exception as error:
-            wrong = wrong or error
-    raise_on_all(wrong)
-    texts = everywhere(lambda: {name: f"{type(e).__name__}: {e}" for name, e in tried.failures.items()})
+        from_each(read_first)
+    trial.compute()
+    certain = (error for error in trial.failures.values() if isinstance(error, _CERTAIN))
+    raise_on_all(next(chain(trial.mistakes, certain), None))
+    texts = everywhere(lambda: {name: f"{type(e).__name__}: {e}" for name, e in trial.failures.items()})
     for rank, name, text in ((rank, *item) for rank, found in enumerate(texts) for item in found.items()):
-        tried.failures.setdefault(name, Failed(f"process {rank}: {text}"))
+        trial.failures.setdefault(name, Failed(f"process {rank}: {text}"))
+    trial.is_whole = all(everywhere(lambda: trial.is_whole))
+    return trial
 
 
 def _check_call(metric: Metric, arguments: tuple[Any, ...], key: str) -> None:
@@ -192,15 +165,6 @@ def _untaken(outputs: Mapping[str, Any], taken: Collection[str], key: str) -> It
             known = f"The metrics are {', '.join(sorted(taken))}" if taken else "The trainer has no metrics"
             near = did_you_mean(str(name), taken) if taken else "."
             yield f"validation_step returns '{name}' for '{key}', and no metric uses it{near} {known}"
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(_NOTE)
-        raise
 
 
 class _Read:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,10 +20,9 @@ from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.gradient_backends import updates_of
 from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.learning_rate import Schedule
-from accmt.loop.losses import LossMeter
-from accmt.loop.out_of_memory import free, is_out_of_memory
+from accmt.loop.means import LossMeter, TrainingMetrics
+from accmt.loop.out_of_memory import tried_again
 from accmt.loop.trainable_parameters import Beside, Trained
-from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule
 
 
@@ -111,17 +111,14 @@ class Stepper:
 
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
-        done: list[Any] = []
+        batches: list[Any] = []
         for number, batch in enumerate(window.batches, start=1):
+            batches.append(batch)
             last, samples = number == window.size, samples_of(batch, window.samples[-1], self._module)
             self._state.is_last_training_batch = last and window.is_last
-            try:
-                loss = self._learn(batch, window.size, last)
-            except RuntimeError as error:
-                loss = self._learn_again(error, [*done, batch], window.size)
+            learn = partial(self._learn, batch, window.size, last)
+            loss = tried_again(learn, self._may_repeat, partial(self._learn_again, batches, window.size))
             self.losses.add(loss, samples)
-            if not last:
-                done.append(batch)
             self._state.train_step += 1
         self._update()
 
@@ -218,21 +215,18 @@ class Stepper:
             self.backward(loss if share == 1 else loss / share)
         return loss
 
-    def _learn_again(self, error: RuntimeError, batches: list[Any], share: int) -> Tensor:
+    def _learn_again(self, batches: list[Any], share: int) -> Tensor:
         """Retry a batch that ran out of memory, after those before it in its window: which of their gradients are valid
         is no longer known."""
-        if not (self.options.repeats and is_out_of_memory(error) and self._is_alone()):
-            raise error
-        free(error)
         self._updates.zero_grad(set_to_none=self.options.set_to_none)
         for number, batch in enumerate(batches, start=1):
             loss = self._learn(batch, share, last=number == share)
         return loss
 
-    def _is_alone(self) -> bool:
-        """Return whether no other process waits for data of the failed step, which a retry would send twice."""
-        if self._accelerator.num_processes == 1:
-            return True
+    def _may_repeat(self) -> bool:
+        """Return whether a failed step may be retried: no other process waits for data that it would send twice."""
+        if self._accelerator.num_processes == 1 or not self.options.repeats:
+            return self.options.repeats
         buffers = self.options.through_wrapper and next(self._model.buffers(), None) is not None
         return self._replicated and not buffers and not self._shares_gradients
 

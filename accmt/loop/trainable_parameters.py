@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_not
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class Trained:
         """Look up the current parameters of the model."""
         reshard(self._model)
         parameters = list(self._model.parameters())
-        if len(parameters) != len(self._parameters) or any(map(_is_not, parameters, self._parameters)):
+        if len(parameters) != len(self._parameters) or any(map(is_not, parameters, self._parameters)):
             self._parameters, self._required = parameters, []
 
     def follow(self) -> None:
@@ -205,10 +206,6 @@ def _extend_scheduler(scheduler: Any, groups: Sequence[dict[str, Any]]) -> None:
             for group in groups[len(listed) :]:
                 rate = {"base_lrs": "initial_lr", LAST_RATES: "lr"}.get(name)
                 listed.append(listed[-1] if rate is None else group[rate])
-
-
-def _is_not(one: object, other: object) -> bool:
-    return one is not other
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,12 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from accmt.earlier import answering
-
-Argument = Tensor | Mapping[Any, Tensor]
-
 
 answering_earlier = answering(
     comparator='give greater_is_better=True for ">", False for "<"',

@@ -27,9 +27,9 @@ from accmt.distributed.weight_names import unwrapped
 from accmt.loop.closure import ClosureStepper, needs_closure
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
-from accmt.loop.last_step import LastStep, NoLastStep
-from accmt.loop.losses import LossMeter
+from accmt.loop.last_step import LastStep
 from accmt.loop.manual import ManualStepper
+from accmt.loop.means import LossMeter, TrainingMetrics
 from accmt.loop.records import Records
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import (
@@ -43,7 +43,6 @@ from accmt.loop.stateful_parts import (
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
-from accmt.loop.training_metrics import TrainingMetrics
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
 from accmt.rules import RuleEngine
@@ -101,7 +100,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         heartbeat=heartbeat,
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
-        last_step=LastStep(reading) if checkpoint.on_exception else NoLastStep(),
+        last_step=LastStep(reading, is_on=checkpoint.on_exception),
     )
 
 

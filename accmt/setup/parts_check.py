@@ -132,7 +132,7 @@ def _of_states(parts: ModelParts) -> Iterator[Problem]:
     for part, has, lacks in kept.half():
         yield Problem(type(part).__name__, f"has {has} and no {lacks}: a checkpoint needs both")
     yield from _of_weights("module", kept.networks(), safe=True)
-    states: dict[str, Any] = {name: part.state_dict() for name, part in parts.named().items()}
+    states: dict[str, Any] = {name: part.state_dict() for name, part in parts.stateful.items()}
     extra = {name: value for name, value in parts.model.state_dict().items() if not isinstance(value, Tensor)}
     shared = kept.shared()
     states |= {"model": extra, "module": shared["extra"]}

@@ -200,7 +200,7 @@ def _parts(
     )
     named = NamedOptimizer(optimizer, kept.parameters)
     stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler}
-    return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept=kept)
+    return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept)
 
 
 def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, optimizer: Any, *, is_ours: bool) -> Beside:

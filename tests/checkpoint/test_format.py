@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 from accmt.checkpoint import format as contents
 from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import Mismatch, ModelParts
+from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import read_tensors, write_files, write_tensors
 
@@ -35,20 +36,31 @@ def make(width=4, optimizer=AdamW, scheduler=StepLR, groups=1, seed=0):
     parameters = list(model.parameters())
     cut = len(parameters) // groups
     split = [parameters] if groups == 1 else [parameters[:cut], parameters[cut:]]
-    stateful = {"optimizer": optimizer([{"params": group} for group in split], lr=0.1)}
-    if scheduler is not None:
-        arguments = {"milestones": [2, 5]} if scheduler is MultiStepLR else {"step_size": 2}
-        stateful["scheduler"] = scheduler(stateful["optimizer"], **arguments)
-    return ModelParts(model, stateful, ExtraState(None, model))
+    stepped = optimizer([{"params": group} for group in split], lr=0.1)
+    if scheduler is None:
+        return parts_of(model, stepped)
+    arguments = {"milestones": [2, 5]} if scheduler is MultiStepLR else {"step_size": 2}
+    return parts_of(model, stepped, scheduler(stepped, **arguments))
+
+
+def parts_of(model, optimizer, scheduler=None):
+    kept = ExtraState(None, model)
+    stateful = {"optimizer": NamedOptimizer(optimizer, kept.parameters), "scheduler": scheduler}
+    return ModelParts(model, {name: part for name, part in stateful.items() if part is not None}, kept)
+
+
+def optimizer_of(parts):
+    return parts.stateful["optimizer"].optimizer
 
 
 def train(parts, steps=3):
     for _ in range(steps):
         outputs = parts.model[3](parts.model[1](parts.model[0](torch.randn(5, 3))))
         outputs.square().mean().backward()
-        for part in parts.stateful.values():
-            part.step()
-        parts.stateful["optimizer"].zero_grad()
+        optimizer_of(parts).step()
+        if "scheduler" in parts.stateful:
+            parts.stateful["scheduler"].step()
+        optimizer_of(parts).zero_grad()
     parts.model[2].seen["batches"] += steps
     parts.model[2].seen["histogram"] += steps
     return parts
@@ -129,25 +141,25 @@ def test_the_state_of_an_optimizer_goes_by_name(tmp_path):
     """Into other groups, and into the same parameters in another order."""
     first = train(make())
     trainer = written(tmp_path, first)
-    grouped, turned = make(groups=2, seed=1), make(scheduler=None, seed=1)
-    turned.stateful["optimizer"] = AdamW([*turned.model.parameters()][::-1], lr=0.1)
-    turned.stateful["scheduler"] = StepLR(turned.stateful["optimizer"], 2)
+    grouped, other = make(groups=2, seed=1), make(scheduler=None, seed=1)
+    reversed_ = AdamW([*other.model.parameters()][::-1], lr=0.1)
+    turned = parts_of(other.model, reversed_, StepLR(reversed_, 2))
     note = "the parameters of the optimizer are grouped differently than before"
     for other, expected in ((grouped, [note]), (turned, [])):
         assert load(tmp_path, other, trainer) == expected
         for mine, theirs in zip(first.model.parameters(), other.model.parameters(), strict=True):
-            moments = [part.stateful["optimizer"].state[one] for part, one in ((first, mine), (other, theirs))]
+            moments = [optimizer_of(part).state[one] for part, one in ((first, mine), (other, theirs))]
             assert torch.equal(moments[0]["exp_avg"], moments[1]["exp_avg"])
 
 
 def test_groups_go_by_the_names_in_them(tmp_path):
     first = make(groups=2)
-    first.stateful["optimizer"].param_groups[1]["lr"] = 0.7
+    optimizer_of(first).param_groups[1]["lr"] = 0.7
     trainer = written(tmp_path, train(first))
     other = make(groups=2, seed=1)
-    other.stateful["optimizer"].param_groups.reverse()
+    optimizer_of(other).param_groups.reverse()
     load(tmp_path, other, trainer)
-    rates = [[group["lr"] for group in part.stateful["optimizer"].param_groups] for part in (first, other)]
+    rates = [[group["lr"] for group in optimizer_of(part).param_groups] for part in (first, other)]
     assert rates[0] == rates[1][::-1]
 
 
@@ -155,7 +167,7 @@ def test_an_optimizer_by_number_is_read(tmp_path):
     """As it is written for an optimizer whose state cannot be by name."""
     first = train(make())
     trainer = written(tmp_path, first)
-    state = first.stateful["optimizer"].state_dict()
+    state = optimizer_of(first).state_dict()
     assert trainer["parts"]["optimizer"]["param_groups"][0]["params"][0] == "model.0.weight"
     packed, tensors = pack({"optimizer": state})
     trainer["parts"]["optimizer"] = packed["optimizer"]
@@ -163,7 +175,7 @@ def test_an_optimizer_by_number_is_read(tmp_path):
     write_tensors(tmp_path / "optimizer.safetensors", {**others, **tensors})
     second = make(seed=1)
     load(tmp_path, second, trainer)
-    assert repr(second.stateful["optimizer"].state_dict()) == repr(state)
+    assert repr(optimizer_of(second).state_dict()) == repr(state)
     assert "groups of [6] parameters in the checkpoint and [3, 3] here" in refusal(tmp_path, make(groups=2), trainer)
 
 

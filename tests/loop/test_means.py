@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from accmt.loop.losses import LossMeter
+from accmt.loop.means import LossMeter
 
 CPU = torch.device("cpu")
 
