@@ -278,6 +278,11 @@ def measures(node: Node) -> Iterator[Measure]:
     return (child for child in nodes.walk(node) if isinstance(child, Measure))
 
 
+def calls_over_time(node: Node) -> Iterator[Call]:
+    """Yield all calls in a checked node that remember earlier evaluations, inner ones before outer ones."""
+    return (child for child in nodes.walk(node) if isinstance(child, Call) and _over(child) == "time")
+
+
 def constant_value(node: Expression) -> float | None:
     """Return the value of an expression of numbers only, None for any other."""
     if isinstance(node, Number | Sum | Product) and _is_constant(node):

@@ -179,7 +179,8 @@ def explain(text: str, error: UnexpectedInput, start: str) -> RuleProblem:
         return _incomplete(text, expected)
     position = error.pos_in_stream or 0
     position += len(text[position:]) - len(text[position:].lstrip())
-    word = _match(_WORD, text, position) or text[position]
+    found = re.compile(_WORD).match(text, position)
+    word = text[position] if found is None else found.group()
     if (meant := _keyword(word, expected, start)) is not None:
         return RuleProblem(f"'{word}' cannot stand here", text, Span(position, position + len(word)), None, meant)
     flags = expected | _situation(text[:position], expected, start)
@@ -240,11 +241,6 @@ def _told(habit: _Habit, text: str, position: int, flags: frozenset[str]) -> Rul
     words = {"here": text[start:end]}
     allowed = habit.allowed and habit.allowed.format(**words)
     return RuleProblem(habit.message.format(**words), text, Span(start, max(end, start + 1)), allowed)
-
-
-def _match(pattern: str, text: str, position: int) -> str | None:
-    match = re.compile(pattern).match(text, position)
-    return match.group() if match else None
 
 
 def _allowed(expected: frozenset[str]) -> str | None:
