@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accmt.notices import warn
+from accmt.rules.reserved_names import TEMPORARY
 
 # Errors by which a file system or sandbox says that it cannot flush. All others, such as EIO and ENOSPC, are faults.
 # A folder may be writable and yet not be opened for reading.
@@ -35,6 +37,25 @@ def flush(descriptor: int, path: Path) -> None:
         if error.errno not in _CANNOT:
             raise
         _say("files", path.parent, error)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file atomically: the text is on the disk when this returns, or the former content still is.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            flush(file.fileno(), path)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_directory(path.parent)
 
 
 def flush_directory(folder: Path) -> None:

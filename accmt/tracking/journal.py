@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accmt.files.durable import flush, flush_directory, only_warned
+from accmt.files.durable import flush, flush_directory, only_warned, write_durably
 from accmt.files.foreign import MIB, read_bytes
 from accmt.rules import reserved_names as names
 
@@ -70,13 +69,7 @@ class Journal:
             return
         kept = read_lines(self.path)[:lines] if self.path.exists() else []
         self.lines = len(kept)
-        temporary = self.path.with_name(f"{names.TEMPORARY}{self.path.name}-{uuid.uuid4().hex[:12]}")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in kept))
-            file.flush()
-            flush(file.fileno(), self.path)
-        os.replace(temporary, self.path)
-        flush_directory(self.path.parent)
+        write_durably(self.path, "".join(line + "\n" for line in kept))
 
     def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()

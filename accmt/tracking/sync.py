@@ -79,17 +79,6 @@ def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = Non
         yield SyncResult(recipient.tracker, masked(recipient.location), sender.delivery())
 
 
-def waiting_in(model_path: Path) -> dict[str, EntryCount]:
-    """Count the entries that wait in the outbox of a training that is over, for each tracker."""
-    outbox = Outbox(model_path)
-    counts = {
-        position.recipient.tracker: OutboxReader(outbox, position, resumption).waiting()
-        for position, resumption in outbox.stored()
-    }
-    outbox.release()
-    return counts
-
-
 def _not_named(position: SentPosition, left: EntryCount) -> str:
     """Explain how to name the destination of what waits."""
     recipient = position.recipient

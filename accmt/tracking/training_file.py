@@ -7,23 +7,21 @@ replayed, also with other rules. Does not import torch.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accmt.files.durable import flush, flush_directory
+from accmt.files.durable import write_durably
 from accmt.files.foreign import MIB, NotAFile, read_bytes
 from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
-from accmt.rules import reserved_names as names
-from accmt.rules.codec import from_text, to_text
+from accmt.rules.codec import from_plain, to_plain
 from accmt.rules.printable import escaped
+from accmt.rules.reserved_names import TRAINING as TRAINING
 
-TRAINING = names.TRAINING
 SCHEMA = 1
 _LARGEST = 64 * MIB
+_LIMITS = ("saving_below", "saving_above")
 
 
 class DamagedDescription(ValueError):
@@ -51,7 +49,7 @@ class Description:
         return {
             "schema": SCHEMA,
             "datasets": list(facts.datasets),
-            "metrics": {name: _reported(metric) for name, metric in facts.metrics.items()},
+            "metrics": to_plain(facts.metrics),
             "training_metrics": dict(facts.training),
             "length": asdict(facts.length),
             "log_every": self.log_every,
@@ -76,10 +74,7 @@ class Description:
         if data.get("schema") != SCHEMA:
             raise ValueError(f"it has the format {data.get('schema')!r}, not {SCHEMA}")
         rules = data["rules"]
-        metrics = {
-            name: Reported(tuple(metric["datasets"]), metric["greater_is_better"])
-            for name, metric in data["metrics"].items()
-        }
+        metrics = from_plain(Mapping[str, Reported], data["metrics"])
         return cls(
             Rules(
                 tuple(_read_saving(entry) for entry in rules["save"]),
@@ -95,24 +90,8 @@ class Description:
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write the file of a training atomically: it is on the disk when this returns, else the former one still is.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    text = json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n"
-    path = folder / TRAINING
-    temporary = path.with_name(f"{names.TEMPORARY}{TRAINING}-{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            flush(file.fileno(), path)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    flush_directory(folder)
+    """Write the file of a training, as `write_durably` does."""
+    write_durably(folder / TRAINING, json.dumps(description.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def read_description(folder: Path) -> Description | None:
@@ -137,25 +116,14 @@ def read_description(folder: Path) -> Description | None:
         raise DamagedDescription(text) from None
 
 
-def _reported(metric: Reported) -> dict[str, Any]:
-    return {"datasets": list(metric.datasets), "greater_is_better": metric.greater_is_better}
-
-
 def _saving(rule: SavingRule) -> dict[str, Any]:
-    limits = {"saving_below": rule.saving_below, "saving_above": rule.saving_above}
-    return {
-        "rule": rule.text,
-        "name": rule.given_name,
-        "patience": rule.patience,
-        **{key: None if value is None else to_text(value) for key, value in limits.items()},
-    }
+    limits = {key: to_plain(getattr(rule, key)) for key in _LIMITS}
+    return {"rule": rule.text, "name": rule.given_name, "patience": rule.patience, **limits}
 
 
 def _read_saving(entry: Mapping[str, Any]) -> SavingRule:
-    below, above = (None if entry[key] is None else from_text(entry[key]) for key in ("saving_below", "saving_above"))
-    return SavingRule.parse(
-        entry["rule"], name=entry["name"], patience=entry["patience"], saving_below=below, saving_above=above
-    )
+    limits = {key: from_plain(float | None, entry[key]) for key in _LIMITS}
+    return SavingRule.parse(entry["rule"], name=entry["name"], patience=entry["patience"], **limits)
 
 
 def _cadence(text: str | None) -> CadenceRule | None:

@@ -2,11 +2,11 @@
 
 import json
 import math
+import os
 
 import pytest
 
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
-from accmt.tracking import training_file as module
 from accmt.tracking.training_file import DamagedDescription, Description, read_description, write_description
 
 FULL = Description(
@@ -55,7 +55,7 @@ def test_the_former_one_stays_when_writing_fails(tmp_path, monkeypatch):
     def full(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_description(tmp_path, Description(Rules(()), Facts(), None))
     monkeypatch.undo()
