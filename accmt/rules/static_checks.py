@@ -34,7 +34,7 @@ from accmt.rules.nodes import (
 )
 from accmt.rules.progress import Length, Progress
 from accmt.rules.store import TRAIN_LOSS, MetricsStore
-from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
+from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, SUGGESTIONS, THE_UNITS, WHOLE
 
 ValueKind = Literal["number", "condition"]
 
@@ -255,7 +255,7 @@ class Form:
                 f"unknown unit '{quantity.unit}'",
                 Span(quantity.span.end - len(quantity.unit), quantity.span.end),
                 THE_UNITS,
-                MEANT.get(quantity.unit) or nearest(quantity.unit, suggestions()),
+                MEANT.get(quantity.unit) or nearest(quantity.unit, SUGGESTIONS),
             )
         elif quantity.value <= 0:
             self._add("the number must be positive", quantity.span)

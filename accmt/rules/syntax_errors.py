@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from accmt.rules.errors import RuleProblem, either, nearest
 from accmt.rules.nodes import RESERVED, Span
-from accmt.rules.units import THE_UNITS, spellings
+from accmt.rules.units import BY_SPELLING, THE_UNITS
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -122,7 +122,7 @@ _HABITS = (
     _habit(
         "a number with a unit stands on the right of a comparison",
         "turn it around, as in: elapsed > 2 hours",
-        here=rf"(?:{'|'.join(sorted(spellings(), key=len, reverse=True))})\b",
+        here=rf"(?:{'|'.join(sorted(BY_SPELLING, key=len, reverse=True))})\b",
         before=r"(?<![\w.@-])(?P<at>[\d.]+)\s*",
         when="COMPARISON",
     ),
