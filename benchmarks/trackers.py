@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -196,10 +197,12 @@ def train(arguments: argparse.Namespace, address: str | None, folder: Path, at_f
 def values(folder: Path, address: str | None) -> int:
     """How many values of a training wait, and how many the newest run has, if there is a server."""
     from accmt.cli.main import main as accmt
-    from accmt.tracking.sync import waiting_in
 
     if address is None:
-        return sum(left.values for left in waiting_in(folder).values())
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            accmt(["sync", str(folder)])
+        counts = re.findall(r"still waiting: ([\d,]+) value", told.getvalue())
+        return sum(int(count.replace(",", "")) for count in counts)
     from mlflow import MlflowClient
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from waiting import waiting_in
 
 from accmt import Callback, ConfigError, Monitor
 from accmt.checkpoint.stateful import Mismatch
@@ -17,7 +18,6 @@ from accmt.cli.main import main
 from accmt.tracking import background
 from accmt.tracking.outbox import FOLDER
 from accmt.tracking.sending import SendingLimits
-from accmt.tracking.sync import waiting_in
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -260,9 +260,7 @@ def test_a_training_that_cannot_be_continued_leaves_what_waits(left_behind, trai
     module.model = torch.nn.Linear(4, 1)
     with pytest.raises(Mismatch):
         trainer(log_with="mine").fit(module, data(16), data(4))
-    assert [str(left) for left in waiting_in(left_behind.model_path).values()] == [
-        "18 values (steps 1 to 8), the status FINISHED"
-    ]
+    assert list(waiting_in(left_behind.model_path).values()) == ["18 values (steps 1 to 8), the status FINISHED"]
 
 
 @pytest.mark.parametrize("arguments", [{"log_with": "mine", "resume": False}, {}])

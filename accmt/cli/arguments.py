@@ -67,7 +67,8 @@ def metric(text: str) -> MetricArgument:
         raise argparse.ArgumentTypeError(f"{text!r}: expected max or min after ':', as in {found['name']}:max")
     else:
         argument = MetricArgument(text, None)
-    _refuse_losses(argument)
+    if argument.name == "train_loss" or (argument.name == "valid_loss" and argument.greater_is_better is not False):
+        raise argparse.ArgumentTypeError(f"leave out {argument.name}: it is always reported, and lower is better")
     if not argument.name or "" in argument.datasets or len(set(argument.datasets)) < len(argument.datasets):
         raise argparse.ArgumentTypeError(f"{text!r}: a name is empty or given twice, write it like a:max@dev,test")
     return argument
@@ -78,18 +79,16 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+def positive(text: str, least: int = 1) -> int:
+    """Parse a whole number of at least `least`."""
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 
 
 def natural(text: str) -> int:
     """Parse a whole number of at least 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    return positive(text, 0)
 
 
 def gpus(text: str) -> tuple[int, ...]:
@@ -111,9 +110,3 @@ def address(text: str) -> tuple[str, int | None]:
     if port is not None and not 1 <= port <= _LAST_PORT:
         raise argparse.ArgumentTypeError(f"{text!r}: a port is a whole number from 1 to {_LAST_PORT}")
     return found["host"] or found["bracketed"], port
-
-
-def _refuse_losses(argument: MetricArgument) -> None:
-    """Reject the losses as metrics: they are always there, and lower is better."""
-    if argument.name == "train_loss" or (argument.name == "valid_loss" and argument.greater_is_better is not False):
-        raise argparse.ArgumentTypeError(f"leave out {argument.name}: it is always reported, and lower is better")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 from accmt.cli.arguments import UsageError, add_metric_options, add_rule_options
 from accmt.cli.output import complain, write
-from accmt.cli.replay.rules import Mistakes, given_facts, given_section, parsed, with_patience
-from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.cli.replay.rules import Mistakes, given_facts, given_rules, parsed, with_patience
+from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, check
 from accmt.rules.checker import clashes
 from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
 
@@ -69,13 +70,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
     """Return the rules of the file and the arguments that can be parsed."""
-    section = given_section(options, mistakes, whole=True)
-    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
-    stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
+    rules = given_rules(options, mistakes, whole=True)
     evaluate = parsed(partial(CadenceRule.parse, evaluates=True), filter(None, [options.evaluate_every]), mistakes)
     checkpoint = parsed(CadenceRule.parse, filter(None, [options.checkpoint_every]), mistakes)
-    cadences = [*evaluate, section.evaluate][0], [*checkpoint, section.checkpoint][0]
-    return with_patience(Rules(savings, stops, *cadences), options.patience)
+    rules = replace(rules, evaluate=[*evaluate, rules.evaluate][0], checkpoint=[*checkpoint, rules.checkpoint][0])
+    return with_patience(rules, options.patience)
 
 
 def _check_names(rules: Rules) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from accmt.cli.arguments import CommandError, path
 from accmt.cli.output import write, write_rich
 from accmt.cli.replay.training import read_decisions
-from accmt.cli.report import decisions_table, moment, stop_of, summaries
+from accmt.cli.report import moment, stop_of, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped
@@ -44,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
     why = (
         "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
     )
-    write_rich(decisions_table(decisions, rule), "", *summaries(decisions, "saved", rule), why)
+    from accmt.display.tables import decision_table  # imports rich, which not every call needs
+
+    write_rich(decision_table(decisions, rule), "", *summaries(decisions, "saved", rule), why)
     return 0
 
 

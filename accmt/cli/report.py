@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from accmt.rules import Decision, Outcome, Verdict
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-def decisions_table(decisions: Sequence[Decision], rule: str | None = None) -> Table:
-    """Return the table of decisions."""
-    from accmt.display.tables import decision_table  # imports rich, which not every call needs
-
-    return decision_table(decisions, rule)
 
 
 def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:

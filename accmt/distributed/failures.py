@@ -1,4 +1,5 @@
-"""Choice of the error to show when several processes fail: only the first one.
+"""Messages through the store of the process group, for when not all processes may come to a collective; and the choice
+of the error to show when several of them fail: only the first one.
 
 When a process fails, the others fail a moment later, because it no longer answers. Their errors add nothing to the
 first one, so they exit with status 1 and print nothing.
@@ -26,6 +27,32 @@ _numbers = count(1)
 _PATIENCE = timedelta(seconds=2)
 _OF_BACKENDS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed? ?out", re.IGNORECASE)
 _NOTE = "another process of this training has ended, or has not answered within the time limit: its output may say why"
+
+
+class Meeting:
+    """Texts that the processes tell each other about one topic; no call waits longer than its timeout.
+
+    Raises:
+        ValueError: There is no process group.
+    """
+
+    def __init__(self, topic: str) -> None:
+        state = PartialState()
+        self._store = default_store()
+        self._keys = [f"accmt/{topic}/{rank}" for rank in range(state.num_processes)]
+        self._own = self._keys[state.process_index]
+
+    def tell(self, text: str) -> None:
+        """Tell the others a text, replacing an earlier one."""
+        self._store.set(self._own, text)
+
+    def told(self, patience: timedelta) -> list[str] | None:
+        """Return what all processes tell, in rank order; None if one tells nothing within the timeout, or has ended."""
+        try:
+            self._store.wait(self._keys, patience)
+            return [text.decode() for text in self._store.multi_get(self._keys)]
+        except RuntimeError:
+            return None
 
 
 class PeerFailed(SystemExit):

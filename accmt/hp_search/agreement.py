@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import distributed as dist
 
 from accmt.distributed.collective import everywhere
-from accmt.distributed.store import Meeting
+from accmt.distributed.failures import Meeting
 from accmt.hp_search.study import TrialOutcome, TrialState
 
 PATIENCE = timedelta(seconds=60)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from accmt._compat import version_of
 from accmt.checkpoint.rng import random_state, set_random_state
-from accmt.distributed.store import Meeting
+from accmt.distributed.failures import Meeting
 from accmt.loop.progress import COUNTERS
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import Reading

@@ -12,10 +12,9 @@ from fractions import Fraction
 
 from accmt.rules.cadence import Exact, at_most
 from accmt.rules.evaluator import in_counts
-from accmt.rules.functions import FUNCTIONS
-from accmt.rules.nodes import Call, Comparison, Counter, Expression, Or, Quantity, walk
+from accmt.rules.nodes import Comparison, Counter, Expression, Or, Quantity, walk
 from accmt.rules.progress import Length, Progress
-from accmt.rules.static_checks import constant_value, measures
+from accmt.rules.static_checks import calls_over_time, constant_value, measures
 from accmt.rules.store import TRAIN_LOSS
 
 CLOCK_EVERY = 1.0
@@ -24,14 +23,14 @@ CLOCK_EVERY = 1.0
 
 def counted(condition: Expression) -> Iterator[Expression]:
     """Yield the parts of a condition that use only counters and the clock."""
-    return (part for part in _parts(condition) if not any(measures(part)) and not _looks_back(part))
+    return (part for part in _parts(condition) if not any(measures(part)) and not any(calls_over_time(part)))
 
 
 def watched(condition: Expression, training: Collection[str]) -> Iterator[Expression]:
     """Yield the parts of a condition that use training losses or metrics, and nothing from an evaluation."""
     for part in _parts(condition):
         names = {measure.metric.text for measure in measures(part)}
-        if names and names <= {TRAIN_LOSS, *training} and not _looks_back(part):
+        if names and names <= {TRAIN_LOSS, *training} and not any(calls_over_time(part)):
             yield part
 
 
@@ -56,10 +55,6 @@ def next_change(part: Expression, now: Progress, length: Length) -> tuple[int | 
 
 def _parts(condition: Expression) -> tuple[Expression, ...]:
     return condition.operands if isinstance(condition, Or) else (condition,)
-
-
-def _looks_back(part: Expression) -> bool:
-    return any(isinstance(node, Call) and FUNCTIONS[node.function].over == "time" for node in walk(part))
 
 
 def _bound(comparison: Comparison, length: Length) -> Exact | None:

@@ -24,7 +24,7 @@ def is_due(cadence: Cadence, before: Progress, now: Progress, fired: Progress, l
     if len(cadence.every) == 1:
         [quantity] = cadence.every
         return _times(quantity, now, length) > _times(quantity, before, length)
-    return any(_since(quantity, fired, now) >= amount(quantity, length) for quantity in cadence.every)
+    return any(_counter(q, now) - _counter(q, fired) >= amount(q, length) for q in cadence.every)
 
 
 def has_passed(quantity: Quantity, now: Progress, length: Length) -> bool:
@@ -155,10 +155,6 @@ def _last_step(quantity: Quantity, length: Length) -> Exact | None:
 
 def _times(quantity: Quantity, now: Progress, length: Length) -> int:
     return _counter(quantity, now) // amount(quantity, length)
-
-
-def _since(quantity: Quantity, then: Progress, now: Progress) -> Exact:
-    return _counter(quantity, now) - _counter(quantity, then)
 
 
 def _counter(quantity: Quantity, now: Progress) -> Exact:

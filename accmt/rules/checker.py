@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from accmt.rules.cadence import never_due, never_passes
 from accmt.rules.direction import DIRECTED, Disagree, direction_of
-from accmt.rules.errors import RuleError, RuleProblem, listed, nearest
+from accmt.rules.errors import RuleError, RuleProblem, listed, nearest, numbered
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import (
     Call,
@@ -75,9 +75,7 @@ def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, i
     """
     if not isinstance(patience, dict):
         if patience is not None and not is_patience(patience):
-            raise RuleError(
-                [RuleProblem(f"the patience is {patience!r}", allowed="a whole number from 1 belongs there")]
-            )
+            raise RuleError([no_patience(patience)])
         return tuple(rule.with_patience(patience) for rule in savings)
     names = {rule.name for rule in savings}
     by_name: dict[str, int] = {}
@@ -167,8 +165,10 @@ class _Check:
     def condition(self, condition: Expression) -> None:
         self._measured(condition)
         for node in walk(condition):
-            if isinstance(node, Comparison) and isinstance(node.right, Quantity):
-                self._is_countable(node.left, node.right)
+            if isinstance(node, Comparison) and isinstance(node.right, Quantity) and node.right.unit == PERCENT:
+                by_epochs = isinstance(node.left, Counter) and node.left.name == "epoch"
+                if self._length_is_known(node.right) and by_epochs:
+                    self._epochs_are_known(node.right)
         always = truth(condition)
         if always is not None:
             self._warn("this condition never changes", condition, f"it is always {'true' if always else 'false'}")
@@ -193,14 +193,8 @@ class _Check:
 
     def _how_long(self) -> str:
         total, per_epoch = self._facts.length.total_steps or 0, self._facts.length.steps_per_epoch
-        epochs = f" in {_number(-(-total // per_epoch), 'epoch')}" if per_epoch else ""
-        return f"the training has {_number(total, 'step')}{epochs}"
-
-    def _is_countable(self, counter: Node, quantity: Quantity) -> None:
-        """Check a quantity that a counter is compared with."""
-        by_epochs = isinstance(counter, Counter) and counter.name == "epoch"
-        if quantity.unit == PERCENT and self._length_is_known(quantity) and by_epochs:
-            self._epochs_are_known(quantity)
+        epochs = f" in {numbered(-(-total // per_epoch), 'epoch', ',')}" if per_epoch else ""
+        return f"the training has {numbered(total, 'step', ',')}{epochs}"
 
     def _length_is_known(self, quantity: Quantity) -> bool:
         length = self._facts.length
@@ -334,7 +328,3 @@ def _in_one_name(measure: Measure, facts: Facts) -> str | None:
 def quoted(name: str) -> str:
     """Return a metric as it is written in a rule."""
     return str(Measure(Name(name, span=Span(0, 0)), (), span=Span(0, 0)))
-
-
-def _number(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"

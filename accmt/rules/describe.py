@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from accmt.rules.direction import Disagree, direction_of
+from accmt.rules.errors import numbered
 from accmt.rules.nodes import Cadence, Call, Expression, Saving, format_number
 from accmt.rules.rule import Facts, Reported, SavingRule, StopCondition
 from accmt.rules.static_checks import measures
@@ -32,10 +33,10 @@ def in_words(rule: SavingRule, facts: Facts | None = None) -> str:
         parts.append(f"once more than {saving.after} have gone by")
     sentence = f"saves when {', '.join(parts)}"
     if rule.keep > 1:
-        kept = "best" if _is_total(saving) else "last saved"
+        kept = "best" if saving.ranking.is_total else "last saved"
         sentence += f"; keeps the {rule.keep} {kept} models"
     if rule.patience is not None:
-        sentence += f"; asks to stop after {_evaluations(rule.patience)} without improvement"
+        sentence += f"; asks to stop after {numbered(rule.patience, 'evaluation')} without improvement"
     return sentence
 
 
@@ -52,13 +53,9 @@ def stop_in_words(stop: StopCondition) -> str:
 
 def _ranking(saving: Saving, keep: int, facts: Facts | None) -> str:
     first, *others = (_group(group, facts) for group in saving.ranking.groups)
-    than = "at its last save" if keep == 1 or not _is_total(saving) else f"in one of the {keep} models that it keeps"
+    is_any_kept = keep > 1 and saving.ranking.is_total
+    than = f"in one of the {keep} models that it keeps" if is_any_kept else "at its last save"
     return f"{first} than {than}" + "".join(f", or in a tie {group}" for group in others)
-
-
-def _is_total(saving: Saving) -> bool:
-    """Return whether any two models can be ranked; not so with objectives joined by '/'."""
-    return all(len(group) == 1 for group in saving.ranking.groups)
 
 
 def _group(objectives: tuple[Expression, ...], facts: Facts | None) -> str:
@@ -79,7 +76,3 @@ def _direction(objective: Expression, facts: Facts | None) -> str:
     except Disagree:
         greater = None
     return "better" if greater is None else "higher" if greater else "lower"
-
-
-def _evaluations(count: int) -> str:
-    return "1 evaluation" if count == 1 else f"{count} evaluations"

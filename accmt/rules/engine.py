@@ -15,14 +15,14 @@ from accmt.rules import cadence
 from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
 from accmt.rules.direction import DIRECTED, direction_of
+from accmt.rules.errors import numbered
 from accmt.rules.evaluator import Scene, Value, evaluate_expression
-from accmt.rules.functions import FUNCTIONS
 from accmt.rules.history_functions import Memory, memory_of
-from accmt.rules.nodes import Call, Everywhere, Expression, Node, walk
+from accmt.rules.nodes import Call, Everywhere, Expression, Node
 from accmt.rules.progress import Progress
 from accmt.rules.ranking import Candidate, Objective, RankedRule, RuleState, judge
 from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
-from accmt.rules.static_checks import measures
+from accmt.rules.static_checks import calls_over_time, measures
 from accmt.rules.store import MetricsStore, Observation
 
 SCHEMA = 1
@@ -327,10 +327,10 @@ def _memories(rules: Rules, facts: Facts) -> list[tuple[Call, Memory]]:
     roots += [stop.condition for stop in rules.stop_when]
     found: dict[Call, Memory] = {}
     for root in roots:
-        for node in walk(root):
-            if isinstance(node, Call) and FUNCTIONS[node.function].over == "time" and node not in found:
-                directed = node.function in DIRECTED
-                found[node] = memory_of(node, greater_is_better=directed and direction_of(node, facts) is True)
+        for call in calls_over_time(root):
+            if call not in found:
+                directed = call.function in DIRECTED
+                found[call] = memory_of(call, greater_is_better=directed and direction_of(call, facts) is True)
     return list(found.items())
 
 
@@ -361,11 +361,8 @@ def _out_of_patience(rules: tuple[RankedRule, ...]) -> Stop:
     for ranked in rules:
         by_patience.setdefault(ranked.rule.patience, []).append(ranked.name)
     words = [
-        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} not improved for {_evaluations(patience)}"
+        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} not improved for "
+        + numbered(patience, "evaluation")
         for patience, names in by_patience.items()
     ]
     return Stop(", ".join(ranked.name for ranked in rules), "; ".join(words))
-
-
-def _evaluations(count: int | None) -> str:
-    return f"{count} evaluation{'' if count == 1 else 's'}"

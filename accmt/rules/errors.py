@@ -79,6 +79,11 @@ def listed(words: Sequence[str], most: int = 12) -> str:
     return f"{', '.join(words[:most])} and {len(words) - most:,} more"
 
 
+def numbered(count: int | None, noun: str, form: str = "") -> str:
+    """Return a number, in a format such as ',', and what it counts: 1 step, 2 steps."""
+    return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
+
+
 def either(words: Sequence[str]) -> str:
     """Join words with commas, and the last one with 'or'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

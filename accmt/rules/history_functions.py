@@ -67,12 +67,23 @@ class Average:
         self._values.extend(from_text(value) for value in data)
 
 
-class ExponentialAverage:
+class _OneNumber:
+    """State that is the value itself."""
+
+    value = math.nan
+
+    def to_json(self) -> float | str:
+        return to_text(self.value)
+
+    def restore(self, data: float | str) -> None:
+        self.value = from_text(data)
+
+
+class ExponentialAverage(_OneNumber):
     """`ema(x, a)`: a*x + (1-a)*previous, starting with the first value."""
 
     def __init__(self, weight: float) -> None:
         self._weight = weight
-        self.value = math.nan
 
     def update(self, value: float) -> None:
         if math.isnan(self.value) or self._weight == 1:
@@ -80,31 +91,18 @@ class ExponentialAverage:
         elif not math.isnan(value):
             self.value = self._weight * value + (1 - self._weight) * self.value
 
-    def to_json(self) -> float | str:
-        return to_text(self.value)
 
-    def restore(self, data: float | str) -> None:
-        self.value = from_text(data)
-
-
-class Best:
+class Best(_OneNumber):
     """`best(x)`: the best value so far, the current one included."""
 
     def __init__(self, greater_is_better: bool) -> None:
         self._pick = max if greater_is_better else min
-        self.value = math.nan
 
     def update(self, value: float) -> None:
         if math.isnan(self.value):
             self.value = value
         elif not math.isnan(value):
             self.value = self._pick(self.value, value)
-
-    def to_json(self) -> float | str:
-        return to_text(self.value)
-
-    def restore(self, data: float | str) -> None:
-        self.value = from_text(data)
 
 
 class Stalled:

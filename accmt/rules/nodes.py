@@ -197,6 +197,11 @@ class Ranking(Node):
     def objectives(self) -> tuple[Expression, ...]:
         return tuple(objective for group in self.groups for objective in group)
 
+    @property
+    def is_total(self) -> bool:
+        """True if any two candidates can be ranked; not so with objectives joined by `/`."""
+        return all(len(group) == 1 for group in self.groups)
+
     def __str__(self) -> str:
         return " then ".join("/".join(_wrap(o, _SUM) for o in group) for group in self.groups)
 
@@ -248,8 +253,7 @@ _PRECEDENCE: dict[type[Node], int] = {
 def walk(node: Node) -> Iterator[Node]:
     """Yield the node and all its descendants, children before their parents."""
     for entry in fields(node):
-        value = getattr(node, entry.name)
-        for child in _flatten(value):
+        for child in _flatten(getattr(node, entry.name)):
             yield from walk(child)
     yield node
 

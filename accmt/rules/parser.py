@@ -16,7 +16,7 @@ from accmt.rules import nodes
 from accmt.rules import syntax_errors as syntax
 from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.nodes import Expression, Span
-from accmt.rules.units import unit_named
+from accmt.rules.units import BY_SPELLING
 
 if TYPE_CHECKING:
     import lark
@@ -180,14 +180,14 @@ def _joined(kind: type[nodes.And] | type[nodes.Or]) -> Callable[[Any, list[Any]]
 
 def _quantity(meta: Any, children: list[Any]) -> nodes.Quantity:
     number, unit = children
-    return nodes.Quantity(_number(number), unit_named(unit) or str(unit), span=_span(meta))
+    return nodes.Quantity(_number(number), BY_SPELLING.get(unit, str(unit)), span=_span(meta))
 
 
 def _every(meta: Any, children: list[Any]) -> nodes.Quantity:
     [child] = children
     if isinstance(child, nodes.Quantity):
         return child
-    return nodes.Quantity(1.0, unit_named(child) or str(child), span=Span(child.start_pos, child.end_pos))
+    return nodes.Quantity(1.0, BY_SPELLING.get(child, str(child)), span=Span(child.start_pos, child.end_pos))
 
 
 def _cadence(meta: Any, children: list[Any]) -> nodes.Cadence:

@@ -44,11 +44,6 @@ class RankedRule:
         ends = list(accumulate(map(len, self.groups)))
         return tuple((group, slice(end - len(group), end)) for group, end in zip(self.groups, ends, strict=True))
 
-    @cached_property
-    def is_total(self) -> bool:
-        """True if any two candidates can be ranked; not so with objectives joined by `/`."""
-        return all(len(group) == 1 for group in self.groups)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RuleState(Jsonable):
@@ -136,13 +131,13 @@ def beats(ranked: RankedRule, values: Scores, reference: Scores | None) -> tuple
 def _to_beat(ranked: RankedRule, state: RuleState) -> Scores | None:
     if not state.kept:
         return None
-    if not ranked.is_total:
+    if not ranked.rule.saving.ranking.is_total:
         return state.kept[0].values
     return state.kept[-1].values if len(state.kept) >= ranked.rule.keep else None
 
 
 def _keep(ranked: RankedRule, kept: tuple[KeptModel, ...], new: KeptModel) -> tuple[KeptModel, ...]:
-    if not ranked.is_total:
+    if not ranked.rule.saving.ranking.is_total:
         return (new, *kept)[: ranked.rule.keep]
     ahead = sum(not _ranks_before(ranked, new.values, entry.values) for entry in kept)
     return (*kept[:ahead], new, *kept[ahead:])[: ranked.rule.keep]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from accmt.rules.codec import to_text
+from accmt.rules.codec import Jsonable, to_plain
 from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
@@ -65,7 +65,8 @@ class SavingRule:
         if patience is not None and not is_patience(patience):
             problems.append(no_patience(patience, text))
         limits = {"saving_below": saving_below, "saving_above": saving_above}
-        problems += [_no_limit(key, value, text) for key, value in limits.items() if not _is_limit(value)]
+        wrong = [f"the {key} of '{text}' is {value!r}" for key, value in limits.items() if not _is_limit(value)]
+        problems += [RuleProblem(message, allowed="a number belongs there") for message in wrong]
         if saving is None or problems:
             raise RuleError(problems)
         below, above = (None if value is None else float(value) for value in limits.values())
@@ -90,8 +91,7 @@ class SavingRule:
     @property
     def identity(self) -> dict[str, Any]:
         """Identity of the rule after a resume; its patience is not part of it."""
-        limits = {"below": self.saving_below, "above": self.saving_above}
-        return {"rule": str(self.saving), **{key: v if v is None else to_text(v) for key, v in limits.items()}}
+        return {"rule": str(self.saving), "below": to_plain(self.saving_below), "above": to_plain(self.saving_above)}
 
     def with_patience(self, patience: int | None) -> SavingRule:
         """Return the rule with this patience, unless it was registered with its own."""
@@ -158,7 +158,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
+class Reported(Jsonable):
     """A metric that a training reports: its datasets, and its direction (None if it has none)."""
 
     datasets: tuple[str, ...]
@@ -192,8 +192,9 @@ def is_patience(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def no_patience(value: object, rule: str) -> RuleProblem:
-    return RuleProblem(f"the patience of '{rule}' is {value!r}", allowed="a whole number from 1 belongs there")
+def no_patience(value: object, rule: str | None = None) -> RuleProblem:
+    whose = "" if rule is None else f" of '{rule}'"
+    return RuleProblem(f"the patience{whose} is {value!r}", allowed="a whole number from 1 belongs there")
 
 
 def _checked(
@@ -225,10 +226,6 @@ def _is_limit(value: object) -> bool:
         return not math.isnan(value)
     except OverflowError:  # an integer too large for a float
         return False
-
-
-def _no_limit(key: str, value: object, text: str) -> RuleProblem:
-    return RuleProblem(f"the {key} of '{text}' is {value!r}", allowed="a number belongs there")
 
 
 def _no_value_between(above: float, below: float, text: str) -> RuleProblem:

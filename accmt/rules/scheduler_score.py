@@ -8,9 +8,8 @@ from accmt.rules.checker import check
 from accmt.rules.direction import direction_of
 from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import RuleError, RuleProblem
-from accmt.rules.functions import FUNCTIONS
-from accmt.rules.nodes import Call, walk
 from accmt.rules.rule import Facts, Rules, SavingRule
+from accmt.rules.static_checks import calls_over_time
 from accmt.rules.store import Observation
 
 
@@ -36,12 +35,9 @@ class FollowedScore:
             problems.append(
                 RuleProblem("a scheduler follows the score alone", text, saving.span, "leave the clauses out")
             )
-        for node in walk(saving):
-            if isinstance(node, Call) and FUNCTIONS[node.function].over == "time":
-                allowed = "the scheduler remembers by itself: give the score alone"
-                problems.append(
-                    RuleProblem(f"'{node.function}' remembers former evaluations", text, node.span, allowed)
-                )
+        for call in calls_over_time(saving):
+            allowed = "the scheduler remembers by itself: give the score alone"
+            problems.append(RuleProblem(f"'{call.function}' remembers former evaluations", text, call.span, allowed))
         if problems:
             raise RuleError(problems)
         return cls(rule)

@@ -34,7 +34,7 @@ from accmt.rules.nodes import (
 )
 from accmt.rules.progress import Length, Progress
 from accmt.rules.store import TRAIN_LOSS, MetricsStore
-from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, THE_UNITS, WHOLE, suggestions
+from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, SUGGESTIONS, THE_UNITS, WHOLE
 
 ValueKind = Literal["number", "condition"]
 
@@ -255,7 +255,7 @@ class Form:
                 f"unknown unit '{quantity.unit}'",
                 Span(quantity.span.end - len(quantity.unit), quantity.span.end),
                 THE_UNITS,
-                MEANT.get(quantity.unit) or nearest(quantity.unit, suggestions()),
+                MEANT.get(quantity.unit) or nearest(quantity.unit, SUGGESTIONS),
             )
         elif quantity.value <= 0:
             self._add("the number must be positive", quantity.span)
@@ -276,6 +276,11 @@ def _plural(unit: str) -> str:
 def measures(node: Node) -> Iterator[Measure]:
     """Yield all measures in a node."""
     return (child for child in nodes.walk(node) if isinstance(child, Measure))
+
+
+def calls_over_time(node: Node) -> Iterator[Call]:
+    """Yield all calls in a checked node that remember earlier evaluations, inner ones before outer ones."""
+    return (child for child in nodes.walk(node) if isinstance(child, Call) and _over(child) == "time")
 
 
 def constant_value(node: Expression) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from accmt.rules.errors import RuleProblem, either, nearest
 from accmt.rules.nodes import RESERVED, Span
-from accmt.rules.units import THE_UNITS, spellings
+from accmt.rules.units import BY_SPELLING, THE_UNITS
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -122,7 +122,7 @@ _HABITS = (
     _habit(
         "a number with a unit stands on the right of a comparison",
         "turn it around, as in: elapsed > 2 hours",
-        here=rf"(?:{'|'.join(sorted(spellings(), key=len, reverse=True))})\b",
+        here=rf"(?:{'|'.join(sorted(BY_SPELLING, key=len, reverse=True))})\b",
         before=r"(?<![\w.@-])(?P<at>[\d.]+)\s*",
         when="COMPARISON",
     ),
@@ -179,7 +179,8 @@ def explain(text: str, error: UnexpectedInput, start: str) -> RuleProblem:
         return _incomplete(text, expected)
     position = error.pos_in_stream or 0
     position += len(text[position:]) - len(text[position:].lstrip())
-    word = _match(_WORD, text, position) or text[position]
+    found = re.compile(_WORD).match(text, position)
+    word = text[position] if found is None else found.group()
     if (meant := _keyword(word, expected, start)) is not None:
         return RuleProblem(f"'{word}' cannot stand here", text, Span(position, position + len(word)), None, meant)
     flags = expected | _situation(text[:position], expected, start)
@@ -240,11 +241,6 @@ def _told(habit: _Habit, text: str, position: int, flags: frozenset[str]) -> Rul
     words = {"here": text[start:end]}
     allowed = habit.allowed and habit.allowed.format(**words)
     return RuleProblem(habit.message.format(**words), text, Span(start, max(end, start + 1)), allowed)
-
-
-def _match(pattern: str, text: str, position: int) -> str | None:
-    match = re.compile(pattern).match(text, position)
-    return match.group() if match else None
 
 
 def _allowed(expected: frozenset[str]) -> str | None:

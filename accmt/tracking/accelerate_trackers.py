@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ class Tool:
         ours: Its arguments that the trainer sets -> the argument of the trainer that they come from.
         run_name: Its argument for the name of a run.
         folder: Its argument for a folder, if Accelerate does not give it one.
-        to_continue: A run -> the arguments with which a later process resumes it.
-        continued: The names of these arguments.
+        to_continue: Each argument with which a later process resumes a run -> its value, from the run.
         finish: Ends a run with its status, before Accelerate ends it without one.
     """
 
@@ -43,50 +43,40 @@ class Tool:
     ours: Mapping[str, str]
     run_name: str | None = None
     folder: str | None = None
-    to_continue: Callable[[Any], dict[str, Any]] = lambda run: {}
+    to_continue: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     finish: Callable[[Any, Status], None] = lambda run, status: None
-    continued: tuple[str, ...] = ()
 
 
 TOOLS = {
-    TENSORBOARD: Tool(
-        "torch.utils.tensorboard", "SummaryWriter", {"log_dir": "logging_dir"}, "run_name", continued=("folder",)
-    ),
+    TENSORBOARD: Tool("torch.utils.tensorboard", "SummaryWriter", {"log_dir": "logging_dir"}, "run_name"),
     "wandb": Tool(
         *("wandb", "init", {"project": "track_name"}, "name", "dir"),
-        to_continue=lambda run: {"id": run.id, "resume": "allow"},
-        continued=("id", "resume"),
+        to_continue={"id": attrgetter("id"), "resume": lambda run: "allow"},
         finish=lambda run, status: run.finish(exit_code=int(status != "FINISHED")),
     ),
     "trackio": Tool(
         *("trackio", "init", {"project": "track_name"}, "name"),
-        to_continue=lambda run: {"name": run.name, "resume": "allow"},
-        continued=("name", "resume"),
+        to_continue={"name": attrgetter("name"), "resume": lambda run: "allow"},
     ),
     "swanlab": Tool(
         *("swanlab", "init", {"project": "track_name"}, "name", "log_dir"),
-        to_continue=lambda run: {"id": run.id, "resume": "allow"},
-        continued=("id", "resume"),
+        to_continue={"id": attrgetter("id"), "resume": lambda run: "allow"},
     ),
     "comet_ml": Tool(
         *("comet_ml", "start", {"project_name": "track_name"}),
-        to_continue=lambda experiment: {"experiment_key": experiment.get_key()},
-        continued=("experiment_key",),
+        to_continue={"experiment_key": methodcaller("get_key")},
     ),
     "aim": Tool(
         *("aim", "Run", {"repo": "logging_dir"}),
-        to_continue=lambda run: {"run_hash": run.hash},
-        continued=("run_hash",),
+        to_continue={"run_hash": attrgetter("hash")},
     ),
     "clearml": Tool(
         *("clearml", "Task.init", {"project_name": "track_name"}, "task_name"),
-        to_continue=lambda task: {"continue_last_task": task.id},
-        continued=("continue_last_task",),
+        to_continue={"continue_last_task": attrgetter("id")},
     ),
     "dvclive": Tool(
         *("dvclive", "Live", {}, "exp_name", "dir"),
-        to_continue=lambda live: {"resume": True},
-        continued=("resume",),
+        to_continue={"resume": lambda live: True},
     ),
 }
 
@@ -143,7 +133,7 @@ class AccelerateTracker:
         return beginning.experiment, {**given, **(self._former or {})}
 
     def _to_continue(self) -> dict[str, Any]:
-        return self._tool.to_continue(self._tracker.tracker)
+        return {name: value(self._tracker.tracker) for name, value in self._tool.to_continue.items()}
 
 
 class TensorBoardTracker(AccelerateTracker):
@@ -251,8 +241,8 @@ def _run_to_continue(name: str, run: Any) -> dict[str, Any] | None:
     """
     if run is None:
         return None
-    allowed = TOOLS[name].continued if name in TOOLS else ()
+    allowed = {"folder"} if name == TENSORBOARD else TOOLS[name].to_continue.keys() if name in TOOLS else set()
     kinds = isinstance(run, Mapping) and all(type(value) in (str, bool) for value in run.values())
-    if not kinds or set(run) != set(allowed):
+    if not kinds or set(run) != allowed:
         raise ValueError(f"{name} cannot continue the run {run!r:.100}: a training does not write this")
     return dict(run)

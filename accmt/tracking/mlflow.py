@@ -77,7 +77,9 @@ class MlflowTracker:
         **run: Any,
     ) -> None:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
+        self._exception = MlflowException
         self._folder = None if is_address(location) else Path(location).resolve()
         self._uri, artifacts = _store(location)
         self._passes: tuple[str, ...] = _PASSES_ELSEWHERE if is_address(location) else _PASSES
@@ -153,11 +155,9 @@ class MlflowTracker:
             raise ValueError(f"{link} is a link: nothing is written behind it")
 
     def _continues(self, run_id: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
         try:
             self._client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
+        except self._exception as error:
             if error.error_code not in _GONE:
                 raise
             return False
@@ -180,13 +180,11 @@ class MlflowTracker:
         return self._run_id
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
-        from mlflow.exceptions import MlflowException
-
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
                 return str(self._client.create_experiment(name, artifacts))
-            except MlflowException as error:
+            except self._exception as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # an answer was lost, or another process was faster
                     raise
             found = self._client.get_experiment_by_name(name)
@@ -206,12 +204,10 @@ class MlflowTracker:
 
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log the parameters that the run does not have yet."""
-        from mlflow.exceptions import MlflowException
-
         named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
         try:
             self._client.log_batch(self._run_id, params=self._lacking(named))
-        except MlflowException:  # an attempt that timed out may have logged them in the meantime
+        except self._exception:  # an attempt that timed out may have logged them in the meantime
             self._client.log_batch(self._run_id, params=self._lacking(named))
 
     def _lacking(self, parameters: Mapping[str, str]) -> list[Param]:
@@ -233,14 +229,13 @@ class MlflowTracker:
     @contextmanager
     def _answering(self) -> Iterator[None]:
         """Raise `Unreachable` if a store does not answer now; let its refusals pass."""
-        from mlflow.exceptions import MlflowException
         from requests import ConnectionError as NoConnection
         from requests import HTTPError, Timeout
 
         try:
             _look_for(self._uri)
             yield
-        except MlflowException as error:
+        except self._exception as error:
             if error.error_code in self._passes:
                 raise Unreachable(str(error)) from error
             raise
@@ -277,8 +272,7 @@ def metric_name(name: str) -> str:
     """Encode a name as one that MLflow allows, different for different names.
 
     Other characters, and slashes and dots that would make it an unusual path, are percent-encoded with ':' for '%':
-    `recall@10` is `recall:4010`. `original_name` decodes it. Only a name that gets too long is cut irreversibly, and
-    then ends in a hash.
+    `recall@10` is `recall:4010`. Only a name that gets too long is cut irreversibly, and then ends in a hash.
     """
     coded = _FORBIDDEN.sub(lambda match: _code(match[0]), name)
     if coded.startswith((".", "/")) or posixpath.normpath(coded) != coded:
@@ -287,13 +281,6 @@ def metric_name(name: str) -> str:
         digest = hashlib.sha256(coded.encode()).hexdigest()[:32]
         coded = f"{coded[: _LONGEST_NAME - len(digest) - 2]}::{digest}"
     return coded
-
-
-def original_name(name: str) -> str:
-    """Decode a name from `metric_name`; one that was cut is returned as it is."""
-    if name == ":" or "::" in name:
-        return "" if name == ":" else name
-    return unquote(name.replace(":", "%"), errors="surrogatepass")
 
 
 def load() -> None:

@@ -39,15 +39,16 @@ from accmt.tracking.journal_parts import (
     lock_file,
 )
 from accmt.tracking.records import (
+    ENTRIES,
+    HEADERS,
+    POSITIONS,
     SCHEMA,
     Entry,
     EntryCount,
     PartHeader,
     RunEnd,
     SentPosition,
-    entry_from,
-    header_from,
-    position_from,
+    parsed_as,
     position_line,
     to_line,
 )
@@ -287,17 +288,19 @@ class Outbox:
         try:
             if path.suffix == ".json":
                 self._stored[path.stem] = None
-                position = position_from(read_bytes(path, LONGEST_LINE))
+                position = parsed_as(POSITIONS, read_bytes(path, LONGEST_LINE))
                 if position.recipient.name != path.stem:
                     raise ValueError("its recipient belongs into another file")
                 self._stored[path.stem] = position
             elif _PART.fullmatch(path.name):
                 size = path.lstat().st_size
                 line, start = next(complete_lines(path, 0, size), (b"", 0))
-                if start:
-                    self._parts.append(JournalPart(int(path.stem), path, header_from(line).recipients, start, size))
-                else:
-                    path.unlink()  # a process was killed when it began this part
+                if not start:
+                    return path.unlink()  # a process was killed when it began this part
+                header = parsed_as(HEADERS, line)
+                if header.outbox != SCHEMA:
+                    raise ValueError(f"it has the format {header.outbox}, not {SCHEMA}")
+                self._parts.append(JournalPart(int(path.stem), path, header.recipients, start, size))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else escaped(error)
             self.problems.append(f"{path} is damaged: {why}")
@@ -350,12 +353,12 @@ class OutboxReader:
     def remember(self, entry: Entry) -> None:
         """Keep an entry in memory. If there are too many values, the oldest are lost."""
         self.memory.append(entry)
-        self._values += _values_in(entry)
+        self._values += len(entry.values) if isinstance(entry, Logged) else 0
         while self._values > MOST_VALUES:
             oldest = self.memory.popleft()
             if isinstance(oldest, Logged):
                 self.lost.add(oldest)
-                self._values -= _values_in(oldest)
+                self._values -= len(oldest.values)
             else:
                 self.kept.append(oldest)
 
@@ -441,10 +444,10 @@ class OutboxReader:
                     self._ahead.extend((entry, (part.number, end)) for entry, end in entries)
                     self.lost.unreadable += damaged
                     return True
-            found = [(entry, None) for entry in self.memory]
+            self._ahead.extend((entry, None) for entry in self.memory)
+            is_more = bool(self.memory)
             self.forget_memory()
-            self._ahead.extend(found)
-            return bool(found)
+            return is_more
 
     def _entries(self, part: JournalPart, offset: int) -> tuple[list[tuple[Entry, int]], int, int]:
         """Read some waiting entries of a part, each with the offset after it.
@@ -460,7 +463,7 @@ class OutboxReader:
         try:
             for line, end in complete_lines(part.path, start, part.end):
                 try:
-                    entry = entry_from(line)
+                    entry = parsed_as(ENTRIES, line)
                     entry = replace(entry, resumption=own) if isinstance(entry, Logged) else entry
                     if not any(_is_logged_again(entry, resumption) for resumption in resumptions):
                         found.append((entry, end))
@@ -474,10 +477,4 @@ class OutboxReader:
 
 
 def _is_logged_again(entry: Entry, resumption: Resumption) -> bool:
-    if isinstance(entry, Logged):
-        return resumption.voids(entry.step, entry.time)
-    return isinstance(entry, RunEnd)
-
-
-def _values_in(entry: Entry) -> int:
-    return len(entry.values) if isinstance(entry, Logged) else 0
+    return isinstance(entry, RunEnd) or (isinstance(entry, Logged) and resumption.voids(entry.step, entry.time))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from accmt.rules.codec import to_text
+from accmt.rules.errors import numbered
 from accmt.rules.printable import masked
 from accmt.tracking.tracker import Logged, Resumption, Status
 
@@ -102,27 +103,9 @@ class PartHeader:
     recipients: dict[str, Resumption | None]
 
 
-_ENTRIES: TypeAdapter[Entry] = TypeAdapter(Entry)
-_POSITIONS = TypeAdapter(SentPosition)
-_HEADERS = TypeAdapter(PartHeader)
-
-
-def entry_from(line: bytes) -> Entry:
-    """Parse a line of the journal; a malformed one is a ValueError that says what is wrong."""
-    return _parsed(_ENTRIES, line)
-
-
-def position_from(text: bytes) -> SentPosition:
-    """Parse the file of a recipient; raises like `entry_from`."""
-    return _parsed(_POSITIONS, text)
-
-
-def header_from(line: bytes) -> PartHeader:
-    """Parse the first line of a part; raises like `entry_from`."""
-    header = _parsed(_HEADERS, line)
-    if header.outbox != SCHEMA:
-        raise ValueError(f"it has the format {header.outbox}, not {SCHEMA}")
-    return header
+ENTRIES: TypeAdapter[Entry] = TypeAdapter(Entry)
+POSITIONS = TypeAdapter(SentPosition)
+HEADERS = TypeAdapter(PartHeader)
 
 
 def position_line(position: SentPosition, recipient: bytes) -> bytes:
@@ -140,7 +123,12 @@ def to_line(record: Entry | Recipient | PartHeader) -> bytes:
     return (text if isinstance(record, Artifact) else masked(text)).encode() + b"\n"
 
 
-def _parsed(kind: TypeAdapter[T], text: bytes) -> T:
+def parsed_as(kind: TypeAdapter[T], text: bytes) -> T:
+    """Parse a line of the journal, or the file of a recipient.
+
+    Raises:
+        ValueError: It is malformed; the message says what is wrong.
+    """
     try:
         return kind.validate_python(json.loads(text))
     except ValidationError as error:
@@ -179,15 +167,11 @@ class EntryCount:
         parts = []
         if self.values:
             steps = f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
-            parts.append(f"{_plural(self.values, 'value')} ({steps})")
+            parts.append(f"{numbered(self.values, 'value', ',')} ({steps})")
         if self.artifacts:
-            parts.append(_plural(len(self.artifacts), "artifact"))
+            parts.append(numbered(len(self.artifacts), "artifact", ","))
         if self.status is not None:
             parts.append(f"the status {self.status}")
         if self.unreadable:
-            parts.append(_plural(self.unreadable, "damaged line"))
+            parts.append(numbered(self.unreadable, "damaged line", ","))
         return ", ".join(parts)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -98,34 +98,33 @@ class Sender:
         self._tracker: Tracker | None = None
         self._thread: threading.Thread | None = None
         self._tried, self._closing, self._wake = threading.Event(), threading.Event(), threading.Event()
-        self.refusal: Exception | None = None
+        self._refusal: Exception | None = None
         self._is_abandoned = self._is_slow = False
         self._outage = self._refused = ""
         self._given: dict[Artifact, threading.Event] = {}
         self._refused_artifacts: list[str] = []
         self._warned: set[str] = set()
 
-    def start(self, *, may_be_late: bool) -> None:
+    def start(self, *, may_be_late: bool) -> Exception | None:
         """Begin the run and wait until it has begun.
 
         Args:
             may_be_late: Whether the training can start without the tracker if it takes too long.
 
-        Raises:
-            Exception: The tracker rejects the run; later entries stay in the outbox.
+        Returns:
+            The exception by which the tracker rejects the run, if it does; later entries then stay in the outbox.
         """
         self.work()
         if not self._tried.wait(self.limits.start if may_be_late else None):
             self._warn_once(
                 "down", f"{self.name} does not answer yet: the training starts, and its values are sent later"
             )
-        if self.refusal is not None:
-            raise self.refusal
+        return self._refusal
 
     def work(self) -> None:
         """Start the thread, if it does not run and the tracker was neither abandoned nor rejects the run."""
         is_running = self._thread is not None and self._thread.is_alive()
-        if not is_running and self.refusal is None and not self._is_abandoned:
+        if not is_running and self._refusal is None and not self._is_abandoned:
             self._thread = threading.Thread(target=self._work, name=f"tracker {self.name}", daemon=True)
             self._thread.start()
 
@@ -139,7 +138,7 @@ class Sender:
 
     def wait_for(self, artifact: Artifact, since: float) -> None:
         """Wait for an artifact that was added at time `since`, but not again for a tracker that hangs."""
-        is_hopeless = self._outage or self._is_slow or self._is_abandoned or self.refusal is not None
+        is_hopeless = self._outage or self._is_slow or self._is_abandoned or self._refusal is not None
         patience = 0.0 if is_hopeless else since + self.limits.artifact - monotonic()
         if not self._given[artifact].wait(max(0.0, patience)):
             self._is_slow = True
@@ -222,7 +221,7 @@ class Sender:
         except Unreachable:
             raise
         except Exception as error:
-            self.refusal = error
+            self._refusal = error
             raise
         finally:
             self._tried.set()

@@ -55,35 +55,22 @@ def start_trackers(
     senders: list[Sender] = []
     later: dict[str, str] = {}
     for name, reader in readers.items():
-        make = _maker(reader, trackers[name], beginning.step)
-        places = (f" --to {shlex.quote(place)}" for place in names_of(name, reader.position.recipient.location))
+        make, location = _maker(reader, trackers[name], beginning.step), reader.position.recipient.location
+        places = (f" --to {shlex.quote(place)}" for place in names_of(name, location))
         later[name] = command + "".join(places)
         refuse = partial(problem_of_artifact, model_path, ())
         sender = Sender(name, outbox, reader, make, warn, background.LIMITS, refuse)
-        rejection = _rejection(sender, beginning)
-        if rejection is not None and beginning.step is None:
-            outbox.is_held = True  # nothing of this training is sent later
-            BackgroundTrackers(model_path, outbox, senders, warn, later).close("FAILED")
-            raise ConfigError([Problem("log_with", rejection)], "fit(...)") from _cause(sender)
-        if rejection is not None:
+        error = sender.start(may_be_late=name == MLFLOW and mlflow.is_address(beginning.location))
+        if error is not None:
+            rejection = f"{name} cannot be used: {type(error).__name__}: {masked(error)}"
+            if beginning.step is None:
+                outbox.is_held = True  # nothing of this training is sent later
+                BackgroundTrackers(model_path, outbox, senders, warn, later).close("FAILED")
+                has_password = masked(location) != location
+                raise ConfigError([Problem("log_with", rejection)], "fit(...)") from None if has_password else error
             warn(f"{rejection}; the training continues without it")
         senders.append(sender)
     return BackgroundTrackers(model_path, outbox, senders, warn, later)
-
-
-def _rejection(sender: Sender, beginning: Beginning) -> str | None:
-    """Begin the run of a tracker; return why it rejects it."""
-    try:
-        sender.start(may_be_late=sender.name == MLFLOW and mlflow.is_address(beginning.location))
-    except Exception as error:
-        return f"{sender.name} cannot be used: {type(error).__name__}: {masked(error)}"
-    return None
-
-
-def _cause(sender: Sender) -> Exception | None:
-    """Return the exception of a tracker, unless it may reveal the password in its address."""
-    location = sender.reader.position.recipient.location
-    return None if masked(location) != location else sender.refusal
 
 
 def _reader(outbox: Outbox, name: str, arguments: Mapping[str, Any], beginning: Beginning) -> OutboxReader:
@@ -94,17 +81,9 @@ def _reader(outbox: Outbox, name: str, arguments: Mapping[str, Any], beginning: 
     resumption = None
     if known is not None and beginning.step is not None:
         resumption = Resumption(beginning.step, former.until, max(now, former.until), beginning.goes_back)
-    recipient = Recipient(
-        *(
-            name,
-            former.training,
-            _location(name, beginning),
-            beginning.experiment,
-            plain_parameters(beginning.parameters),
-        ),
-        arguments=_as_json(name, arguments),
-        began=now,
-    )
+    parameters, location = plain_parameters(beginning.parameters), _location(name, beginning)
+    facts = (name, former.training, location, beginning.experiment, parameters)
+    recipient = Recipient(*facts, arguments=_as_json(name, arguments), began=now)
     return outbox.read_by(SentPosition(recipient, run=former.run), resumption)
 
 

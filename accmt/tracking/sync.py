@@ -69,25 +69,13 @@ def send_waiting(model_path: Path, seconds: float, allowed: Allowed | None = Non
             outbox.add(RunEnd("KILLED", reader.modified or recipient.began))
         limits = SendingLimits(end=max(0.0, deadline - time.monotonic()))
         make = partial(_make, replace(recipient, location=destination), position.run)
-        sender = Sender(
-            *(recipient.tracker, outbox, reader, make, _say_nothing, limits, partial(_refused, model_path, allowed))
-        )
+        warn, refuse = lambda warning: None, partial(_refused, model_path, allowed)  # the delivery says it
+        sender = Sender(recipient.tracker, outbox, reader, make, warn, limits, refuse)
         sender.close()
         sender.work()
         sender.join(time.monotonic())
         outbox.release()
         yield SyncResult(recipient.tracker, masked(recipient.location), sender.delivery())
-
-
-def waiting_in(model_path: Path) -> dict[str, EntryCount]:
-    """Count the entries that wait in the outbox of a training that is over, for each tracker."""
-    outbox = Outbox(model_path)
-    counts = {
-        position.recipient.tracker: OutboxReader(outbox, position, resumption).waiting()
-        for position, resumption in outbox.stored()
-    }
-    outbox.release()
-    return counts
 
 
 def _not_named(position: SentPosition, left: EntryCount) -> str:
@@ -118,7 +106,3 @@ def _make(recipient: Recipient, run: Any) -> Tracker:
     others.refuse_places(recipient)
     made: Tracker = others.accelerate_tracker_for(recipient, recipient.arguments, run, None)
     return made
-
-
-def _say_nothing(warning: str) -> None:
-    """Ignore a warning, as the delivery contains it."""

@@ -162,9 +162,7 @@ def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[
 def _without_tracker(key: str, own: Iterable[str]) -> Problem:
     if key in (*RUN_ARGUMENTS, *known_trackers()):
         return Problem(key, "is for a tracker, and there is none: give log_with")
-    if (answer := _answer(key)) is not None:
-        return answer
-    return Problem(key, f"unknown argument{did_you_mean(key, own)}")
+    return _unknown(key, {}, own)
 
 
 def _answer(key: str) -> Problem | None:

@@ -342,7 +342,8 @@ def test_what_is_shown_of_a_strategy_is_what_accelerate_makes_of_it(launch, monk
     assert output.endswith("\ntorchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=2 train.py --lr 'a b'\n")
     strategy, end = max((base, name.removeprefix(base)) for base in STRATEGIES if name.startswith(base))
     precision = PRECISIONS.get(end, "no")
-    call = ["--config_file", str(STRATEGIES[strategy].path), "--num_processes", "2", "--mixed_precision", precision]
+    file = Path(launcher.__file__).with_name("strategies") / f"{strategy}.yaml"
+    call = ["--config_file", str(file), "--num_processes", "2", "--mixed_precision", precision]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     given, read, _ = _validate_launch_command(launch_command_parser().parse_args([*call, "train.py"]))
     given.deepspeed_fields_from_accelerate_config = ",".join([*read.deepspeed_config, "mixed_precision"])

@@ -12,9 +12,9 @@ from torch import nn
 from accmt import FunctionMetric, MetricParallel
 from accmt.distributed import collective
 from accmt.distributed.even_batches import in_step
+from accmt.distributed.failures import Meeting
 from accmt.distributed.gradient_averaging import average_gradients
 from accmt.distributed.process_group import join_processes, leave_processes
-from accmt.distributed.store import Meeting
 from accmt.metrics.gather import gatherer_of
 
 join_processes()

@@ -18,7 +18,7 @@ from accmt.rules import (
     nodes,
 )
 from accmt.rules.functions import FUNCTIONS
-from accmt.rules.units import spellings
+from accmt.rules.units import BY_SPELLING
 
 PAGE = (Path(__file__).parents[2] / "grammar" / "README.md").read_text(encoding="utf-8")
 BOTH = ("dev", "test")
@@ -81,7 +81,7 @@ def test_python_examples_use_texts_that_parse():
 
 def test_every_unit_function_and_word_is_on_the_page():
     written = set(re.findall(r"[\w%]+", PAGE))
-    for spelling in spellings():
+    for spelling in BY_SPELLING:
         assert {spelling, spelling.removesuffix("s")} & written, spelling
     assert set(FUNCTIONS) <= written
     assert written >= nodes.RESERVED

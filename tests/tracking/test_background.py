@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import recipient_of
+from waiting import waiting_in
 
 from accmt.tracking import outbox as outbox_module
 from accmt.tracking.background import BackgroundTrackers
 from accmt.tracking.outbox import FOLDER, Outbox
 from accmt.tracking.records import Artifact, RunEnd, SentPosition
 from accmt.tracking.sending import Sender, SendingLimits
-from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Logged, NoArtifacts, Resumption, Unreachable
 
 QUICK = SendingLimits(interval=0.01, pause=0.01)
@@ -53,7 +53,8 @@ def begun(warned, model):
             make = tracker if callable(tracker) else lambda tracker=tracker: tracker
             senders.append(Sender(name, outbox, reader, make, warned.append, limit))
         for sender in senders:
-            sender.start(may_be_late=may_be_late)
+            if (error := sender.start(may_be_late=may_be_late)) is not None:
+                raise error
         later = {sender.name: "accmt sync X" for sender in senders}
         return BackgroundTrackers(model, outbox, senders, warned.append, later)
 
@@ -65,7 +66,7 @@ def waiting(model):
     """What waits on the disk, in words; None if there is no outbox any more."""
 
     def count(tracker="recorder"):
-        return str(waiting_in(model)[tracker]) if (model / FOLDER).exists() else None
+        return waiting_in(model).get(tracker, "") if (model / FOLDER).exists() else None
 
     return count
 
@@ -363,8 +364,7 @@ def test_a_tracker_that_refuses_to_begin(begun, recorder, warned, waiting, model
     sender = Sender(
         "recorder", outbox, outbox.read_by(SentPosition(recipient_of(), run="former")), refuses, print, QUICK
     )
-    with pytest.raises(PermissionError, match="not yours"):
-        sender.start(may_be_late=False)
+    assert repr(sender.start(may_be_late=False)) == "PermissionError('not yours')"
     tracker = BackgroundTrackers(model, outbox, [sender], warned.append, {"recorder": "accmt sync X"})
     tracker.log({"loss": 1}, 1)
     assert tracker.state()["recorder"]["run"] == "former"
@@ -634,7 +634,7 @@ def test_what_is_no_outbox_is_left_alone(begun, recorder, model, leave):
     tracker.close("FINISHED")
     assert [call[2] for call in recorder.calls if call[0] == "log"] == [2]
     assert {name: (folder / name).read_text() for name in contents} == contents
-    assert str(waiting_in(model)["other"]) == "1 value (step 1)"
+    assert waiting_in(model)["other"] == "1 value (step 1)"
 
 
 def test_an_outbox_of_an_earlier_version_is_left_and_said(begun, recorder, model):

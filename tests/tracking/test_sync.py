@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from servers import syncing
+from waiting import waiting_in
 
 from accmt.cli.main import main
 from accmt.tracking.outbox import FOLDER
 from accmt.tracking.records import Artifact, RunEnd
-from accmt.tracking.sync import waiting_in
 from accmt.tracking.tracker import Logged, Resumption
 
 pytestmark = [
@@ -205,9 +205,7 @@ def test_several_trackers_and_one_of_them_cannot(waiting, runs, store, model, ca
         f"mine at {store}: still waiting: 2 values (steps 1 to 2), the status FINISHED; "
         "ValueError: 'mine' is a tracker that the training registered: continue the training\n"
     )
-    assert [str(left) for left in waiting_in(model).values() if left] == [
-        "2 values (steps 1 to 2), the status FINISHED"
-    ]
+    assert list(waiting_in(model).values()) == ["2 values (steps 1 to 2), the status FINISHED"]
 
 
 class Mine(GeneralTracker):
@@ -290,7 +288,7 @@ sys.stdin.read()
         )
         assert sync(model, capfd) == (1, "", expected)
         process.communicate()
-    assert [str(left) for left in waiting_in(model).values()] == ["1 value (step 1)"]
+    assert list(waiting_in(model).values()) == ["1 value (step 1)"]
 
 
 def test_where_there_is_no_training(tmp_path, capfd):

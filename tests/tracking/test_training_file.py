@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_the_former_one_stays_when_writing_fails(tmp_path, monkeypatch):
     def full(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_description(tmp_path, Description(Rules(()), Facts(), None))
     monkeypatch.undo()

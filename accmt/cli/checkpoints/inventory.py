@@ -140,8 +140,7 @@ def take_inventory(model_path: Path, names: Sequence[str], verify: bool, tell: C
         elif _EARLIER.fullmatch(name):
             found.append(_beside("earlier", place, _earlier(place)))
         else:
-            models = _models_in(place, inspect)
-            found += [*models, *_left_in_rule(place, is_rule=bool(models))]
+            found += _unchanged(partial(_rule_identity, place), partial(_in_rule, place, inspect)) or []
     if isinstance(holder, lock.Holder):
         in_use = {"about": "in use: the running training is writing or deleting it"}
         found = [replace(one, facts=in_use) if one.kind == "leftover" else one for one in found]
@@ -176,22 +175,25 @@ def _in_checkpoints(model_path: Path, inspect: Callable[..., Finding | None]) ->
             yield _beside("other", folder / name, "not the name of a checkpoint: trainings ignore it")
 
 
-def _models_in(folder: Path, inspect: Callable[..., Finding | None]) -> list[Finding]:
-    """Return the models that a rule has saved, and what is wrong with their list; none if no rule saves here."""
-    return _unchanged(partial(_rule_identity, folder), lambda: list(_in_rule(folder, inspect))) or []
+def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> list[Finding]:
+    """Return what a rule has saved, and what a process left there, even if nothing was saved yet."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        is_told = not isinstance(error, FileNotFoundError) and _may_be_of_rule(folder)
+        return [Finding("problem", folder, problem=f"{folder.name} cannot be read: {error.strerror}")] * is_told
+    models = list(_models_in(folder, names, inspect))
+    begins = _UNFINISHED if models else (f"{publish.TEMPORARY}evaluation-",)
+    return [*models, *(_leftover(folder / name) for name in names if name.startswith(begins))]
 
 
-def _in_rule(folder: Path, inspect: Callable[..., Finding | None]) -> Iterator[Finding]:
-    """Yield the models that a rule has saved, best first; none if the folder is not that of a rule."""
+def _models_in(folder: Path, names: Sequence[str], inspect: Callable[..., Finding | None]) -> Iterator[Finding]:
+    """Yield the models that a rule has saved, best first, and what is wrong with their list; none if no rule does."""
 
     def inspect_model(path: Path, rank: int | None) -> Finding | None:
         found = inspect("saving", path, DESCRIPTION, _model_facts)
         return None if found is None else replace(found, facts={"rank": rank, "about": found.facts or None})
 
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return  # the reason is reported with the leftovers
     if INDEX not in names and (DESCRIPTION in names or _was_model(folder)):
         yield from filter(None, [inspect_model(folder, 1)])
         return
@@ -334,20 +336,6 @@ def _may_be_read(path: Path) -> bool:
         return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
     return may_read(path) and all(may_read(entry) for entry in path.glob("*") if not entry.is_symlink())
-
-
-def _left_in_rule(folder: Path, is_rule: bool) -> Iterator[Finding]:
-    """Yield what a process left in the folder of a rule, even if nothing was saved there yet."""
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if _may_be_of_rule(folder):
-            yield Finding("problem", folder, problem=f"{folder.name} cannot be read: {error.strerror}")
-        return
-    begins = _UNFINISHED if is_rule else (f"{publish.TEMPORARY}evaluation-",)
-    yield from (_leftover(folder / name) for name in names if name.startswith(begins))
 
 
 def _may_be_of_rule(folder: Path) -> bool:

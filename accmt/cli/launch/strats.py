@@ -22,12 +22,11 @@ _FOLDER = Path(__file__).with_name("strategies")
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A strategy: what it is, when to use it, and its file."""
+    """A strategy: what it is, and when to use it."""
 
     name: str
     what: str
     when: str
-    path: Path
 
 
 def strategies() -> list[Strategy]:
@@ -35,7 +34,7 @@ def strategies() -> list[Strategy]:
     found = []
     for path in sorted(_FOLDER.glob("*.yaml"), key=lambda path: path.stem):
         what, when, *_ = path.read_text(encoding="utf-8").splitlines()
-        found.append(Strategy(path.stem, what.removeprefix("# "), when.removeprefix("# Use it when "), path))
+        found.append(Strategy(path.stem, what.removeprefix("# "), when.removeprefix("# Use it when ")))
     return found
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
+from accmt.cli.arguments import CommandError, UsageError, add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
-from accmt.cli.replay.open import open_source
-from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
+from accmt.cli.replay.csv import open_table
+from accmt.cli.replay.rules import Mistakes, given_rules, with_patience
 from accmt.cli.replay.source import Source
-from accmt.cli.report import decisions_table, moment, stop_of, summaries
-from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
+from accmt.cli.replay.training import open_training
+from accmt.cli.report import moment, stop_of, summaries
+from accmt.rules import Decision, RuleError, Rules, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped
 from accmt.rules.replay import asked_late, replay, unanswerable
+from accmt.tracking.journal import DECISIONS, HISTORY
+
+_MLFLOW = "mlflow:"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
         UsageError: If an option does not fit this kind of source.
     """
     mistakes = Mistakes()
-    given = _given(options, mistakes)
+    given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
     mistakes.tell()
-    source = open_source(options)
+    source = _opened(options)
     rules = _rules(given, options.patience, source)
     _check(rules, source)
     is_own = given == Rules(()) and options.patience is None
@@ -85,15 +90,39 @@ def run(options: argparse.Namespace) -> int:
         return 0
     compared = [_compared(decisions, source.decisions)] if is_own else []
     lines = (*summaries(decisions, "would have saved"), _ending(decisions, source), *compared)
-    write_rich(decisions_table(decisions), "", *lines)
+    from accmt.display.tables import decision_table  # imports rich, which not every call needs
+
+    write_rich(decision_table(decisions), "", *lines)
     return 0
 
 
-def _given(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
-    """Return the rules of the file and the arguments."""
-    section = given_section(options, mistakes)
-    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
-    return Rules(savings, (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes)))
+def _opened(options: argparse.Namespace) -> Source:
+    """Read the source according to its kind.
+
+    Raises:
+        CommandError: If it cannot be read, or is not a source.
+        UsageError: If an option does not fit this kind of source.
+    """
+    name: str = options.source
+    if name.startswith(_MLFLOW):
+        from accmt.cli.replay.mlflow import open_run  # slow: it imports pydantic
+
+        return open_run(name.removeprefix(_MLFLOW), options.tracking_uri, options.metrics, options.datasets)
+    if options.tracking_uri is not None or options.datasets:
+        option = "--dataset" if options.datasets else "--tracking-uri"
+        raise UsageError(f"{option} is only for {_MLFLOW}RUN_ID, and {name} is not one")
+    if (metric := next((metric for metric in options.metrics if metric.datasets), None)) is not None:
+        raise UsageError(
+            f"--metric {metric.name}: its datasets are those in the source; leave out '@' and what follows"
+        )
+    place = Path(name)
+    if place.is_dir():
+        return open_training(place, options.metrics)
+    if not place.exists():
+        raise CommandError(f"{name}: there is no such folder or file")
+    if place.name in (HISTORY, DECISIONS):
+        raise CommandError(f"{name} is a file of a training: give the training's folder, {place.parent}")
+    return open_table(place, options.metrics)
 
 
 def _rules(given: Rules, patience: int | None, source: Source) -> Rules:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
 from accmt.config.errors import ConfigError, Problem, did_you_mean
 from accmt.config.rules import RuleSection, read_rules, rule_problems
-from accmt.rules import Facts, Length, Reported, RuleError, Rules, assign_patience
+from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience
 from accmt.rules.printable import escaped
 from accmt.rules.store import VALID_LOSS
 
@@ -48,11 +48,15 @@ class Mistakes:
             raise CommandError("\n\n".join(texts))
 
 
-def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
-    """Return the rules of the given file; with `whole`, report the mistakes of the entire file."""
-    if options.config is None:
-        return RuleSection()
-    return mistakes.of(lambda: _section(options.config, whole=whole)) or RuleSection()
+def given_rules(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> Rules:
+    """Return the rules of the given file and the arguments; with `whole`, report the mistakes of the entire file."""
+    section = None
+    if options.config is not None:
+        section = mistakes.of(lambda: _section(options.config, whole=whole))
+    section = section or RuleSection()
+    savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
+    stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
+    return Rules(savings, stops, section.evaluate, section.checkpoint)
 
 
 def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
@@ -93,16 +97,10 @@ def given_facts(metrics: Sequence[MetricArgument], datasets: Sequence[str], leng
     return Facts(reported, keys, length)
 
 
-def _document(path: str) -> Mapping[Any, Any]:
-    from accmt.config.document import read_document  # imports yaml, which most commands do not need
-
-    return read_document(path)
-
-
 def _section(path: str, *, whole: bool) -> RuleSection:
-    from accmt.config.document import rules_of
+    from accmt.config.document import read_document, rules_of  # imports yaml, which most commands do not need
 
-    document = _document(path)
+    document = read_document(path)
     name = os.fspath(path)
     if "rules" not in document:
         keys = [str(key) for key in document]
