@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from accmt.collate_fns.checks import flag_problems, raise_problems, whole_problems
 from accmt.collate_fns.columns import ALIKE, as_tensor, pad_columns, read_columns, stack
 from accmt.collate_fns.samples import collate, require_tokenized
 from accmt.collate_fns.tokenizer import LABEL_PAD, is_label, padding_of, padding_problems
+from accmt.config.errors import raise_problems
+from accmt.config.kinds import FLAG, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +42,8 @@ class DataCollatorForSeq2Seq:
     label_pad_token_id: int = LABEL_PAD
 
     def __post_init__(self) -> None:
-        problems = padding_problems(self.tokenizer)
-        raise_problems(self, problems + whole_problems("label_pad_token_id", self.label_pad_token_id))
+        problems = padding_problems(self.tokenizer) + WHOLE.problems("label_pad_token_id", self.label_pad_token_id)
+        raise_problems(problems, f"{type(self).__name__}(...)")
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Return the batch of these samples.
@@ -85,7 +86,8 @@ class DataCollatorForLongestSequence:
     torch_stack: bool = True
 
     def __post_init__(self) -> None:
-        raise_problems(self, padding_problems(self.tokenizer) + flag_problems("torch_stack", self.torch_stack))
+        problems = padding_problems(self.tokenizer) + FLAG.problems("torch_stack", self.torch_stack)
+        raise_problems(problems, f"{type(self).__name__}(...)")
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Return the batch of these samples.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -48,7 +46,6 @@ _OF_OPTIMIZERS: Mapping[object, str] = {
     **{name: name for name in ("lr", "weight_decay", "momentum", "betas", "eps", "no_decay")},
     "learning_rate": "lr",
 }
-_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 def _number(value: object) -> object:
@@ -119,20 +116,6 @@ def unknown_field(key: object, allowed: Iterable[str]) -> str:
         return f"unknown key, '{name}' is an argument of the optimizer: it belongs to optim_kwargs. {known}"
     meant = _OTHER_NAMES.get(str(key).casefold().replace("-", "_"))
     return unknown_key(key, allowed) if meant is None else f"unknown key, did you mean '{meant}'? {known}"
-
-
-def named(init: _Init) -> _Init:
-    """Make the constructor of a class with these fields suggest the right name for an unknown one."""
-    names = list(inspect.signature(init).parameters)[1:]
-
-    @wraps(init)
-    def checked(self: Any, *arguments: Any, **keywords: Any) -> None:
-        problems = [Problem(name, unknown_field(name, names)) for name in keywords if name not in names]
-        if problems:
-            raise ConfigError(problems)
-        init(self, *arguments, **keywords)
-
-    return cast(_Init, checked)
 
 
 def _text(name: str, given: Mapping[str, Any], said: Exception | None) -> str:
