@@ -40,7 +40,7 @@ def display_of(*, is_main: bool, quiet: bool) -> Display:
 
 
 class Display:
-    """Interface through which the loop shows its progress; this one, of processes other than the main one, shows nothing."""
+    """Interface through which the loop shows its progress. This one shows nothing: only the main process does."""
 
     def show(self, *renderables: RenderableType) -> None:
         """Print something as it is."""

@@ -62,16 +62,8 @@ class HyperParameters:
         scheduler_kwargs: Mapping[str, Any] | None = None,
         step_scheduler_per_epoch: bool = False,
     ) -> None:
-        given = {
-            "epochs": epochs,
-            "max_steps": max_steps,
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "optim_kwargs": optim_kwargs,
-            "scheduler": scheduler,
-            "scheduler_kwargs": scheduler_kwargs,
-            "step_scheduler_per_epoch": step_scheduler_per_epoch,
-        }
+        given = dict(locals())
+        del given["self"]
         for name, value in validated(given).items():
             object.__setattr__(self, name, value)
 
