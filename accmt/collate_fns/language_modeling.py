@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accmt.collate_fns.columns import IDS, pad_columns, pad_sequences, read_columns, stack
+from accmt.collate_fns.columns import IDS, batch_columns, pad_sequences, read_columns, stack
 from accmt.collate_fns.samples import collate, is_composed, require_tokenized
 from accmt.collate_fns.tokenizer import (
     LABEL_PAD,
@@ -89,8 +89,7 @@ class DataCollatorForLanguageModeling:
 
     def _dictionaries(self, dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         columns = {key: column for key, column in read_columns(dictionaries).items() if key != "labels"}
-        padded = pad_columns(columns, padding_of(self.tokenizer, self.ignore_index))
-        batch = {key: padded[key] if key in padded else stack(f"'{key}'", column) for key, column in columns.items()}
+        batch = batch_columns(columns, padding_of(self.tokenizer, self.ignore_index), stack)
         padding = self._padding(batch, columns[IDS])
         batch.setdefault("attention_mask", (~padding).long())
         marked = batch.pop("special_tokens_mask", None)

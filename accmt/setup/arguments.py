@@ -264,9 +264,9 @@ class ArgumentCheck:
 
     def _model(self) -> ModelOptions:
         given = self._given
-        for switch in ("compile", "gradient_checkpointing"):
-            text = f"is given, and {switch} is not: give {switch}=True"
-            self._needs(f"{switch}_kwargs", given[switch], text)
+        options = {"compile": "compile_kwargs", "gradient_checkpointing": "gradient_checkpointing_kwargs"}
+        for switch, name in options.items():
+            self._needs(name, given[switch], f"is given, and {switch} is not: give {switch}=True")
         return ModelOptions(
             gradient_checkpointing=given["gradient_checkpointing"],
             gradient_checkpointing_kwargs=given["gradient_checkpointing_kwargs"],
