@@ -69,8 +69,8 @@ class AcceleratorModule:
     trainer = _TrainerAttribute()
     collate_fn_train: Callable[[list[Any]], Any] | None = None
     collate_fn_val: Callable[[list[Any]], Any] | None = None
-    _log_every: int | str | None = None
-    _logged: dict[str, tuple[Tensor | float, int, Literal["sum", "mean"]]] | None = None
+    _log_every: int | None = None  # steps between two logs; None if none are made, or if only the loop knows when
+    _logged: dict[str, tuple[Tensor | float, int, Literal["sum", "mean"]]] | None = None  # kept if only the loop knows
     _training_metrics: _TrainingMetrics | None = None
     _trainer = TrainerLink()
     from_hf = Gone('give its name to fit: trainer.fit(("name", "AutoModelForSequenceClassification"), ...)')
@@ -172,8 +172,7 @@ class AcceleratorModule:
             assert self._training_metrics is not None
             _single(name, values[name])
             self._training_metrics.add(name, values[name], self.state.train_step, reduction)
-        if isinstance(self._log_every, str):
-            self._logged = {} if self._logged is None else self._logged
+        if self._logged is not None:
             self._logged |= {name: (_kept(name, value), step, reduction) for name, value in values.items()}
         elif self._log_every is not None and step % self._log_every == 0:
             scalars = {name: self._reduced(name, value, reduction) for name, value in values.items()}
@@ -182,9 +181,9 @@ class AcceleratorModule:
     def _send_logged(self) -> None:
         """Send the latest logged values, for cadences whose logging steps only the loop knows."""
         by_step: dict[int, dict[str, float]] = {}
-        for name, (value, step, reduction) in (self._logged or {}).items():
+        logged, self._logged = self._logged, self._logged and {}
+        for name, (value, step, reduction) in (logged or {}).items():
             by_step.setdefault(step, {})[name] = self._reduced(name, value, reduction)
-        self._logged = None
         for step, scalars in by_step.items():
             self.tracker.log(scalars, step)
 

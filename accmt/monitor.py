@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from accmt.config.errors import raise_problems, suggests
+from accmt.config.kinds import FLAG
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Monitor:
         cpu_utilization: GB (1e9 bytes) of memory that the main process uses (`cpu_utilization`), and the percentage of
             time that its machine's CPUs were busy since the last logging step (`cpu_utilization_percent`).
         checkpoint: The number of each checkpoint when it is made (`checkpoint`).
+
+    Raises:
+        ConfigError: With all names that do not exist, or all values that are neither True nor False.
     """
 
     learning_rate: bool = False
@@ -32,3 +38,10 @@ class Monitor:
     gpu_utilization: bool = False
     cpu_utilization: bool = False
     checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [problem for name, value in asdict(self).items() for problem in FLAG.problems(name, value)]
+        raise_problems(problems, "Monitor(...)")
+
+
+Monitor.__init__ = suggests("Monitor(...)")(Monitor.__init__)  # type: ignore[method-assign]

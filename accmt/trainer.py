@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
 from accmt.checkpoint.saved_models import SavedModel, best_in
+from accmt.config.errors import suggests
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.distributed.heartbeat import Heartbeat
@@ -203,6 +204,7 @@ class Trainer:
         self._tracker: Tracker = NoTracker()
         self._heartbeat: Heartbeat | None = None
 
+    @suggests("register_model_saving(...)")
     def register_model_saving(
         self,
         model_saving: str,
@@ -223,6 +225,7 @@ class Trainer:
 
         Raises:
             RuleError: With every mistake in the text. `fit` checks what depends on the training.
+            ConfigError: If an argument is unknown.
         """
         rule = SavingRule.parse(
             model_saving, name=name, patience=patience, saving_below=saving_below, saving_above=saving_above
@@ -272,6 +275,7 @@ class Trainer:
         if ended is not None:
             end_by_signal(ended)
 
+    @suggests("evaluate(...)")
     def evaluate(
         self,
         module: AcceleratorModule,

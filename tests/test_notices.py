@@ -8,7 +8,7 @@ import pytest
 
 import accmt
 from accmt.checkpoint.lock import Lock
-from accmt.display.display import ConsoleDisplay, NoDisplay, QuietDisplay, display_of
+from accmt.display.display import ConsoleDisplay, Display, QuietDisplay, display_of
 from accmt.notices import heard_by, warn
 
 PACKAGE = Path(accmt.__file__).parent
@@ -50,7 +50,7 @@ def test_what_is_said_goes_to_the_training_that_runs_and_else_to_python():
 def test_who_shows():
     assert type(display_of(is_main=True, quiet=False)) is ConsoleDisplay
     assert type(display_of(is_main=True, quiet=True)) is QuietDisplay
-    assert type(display_of(is_main=False, quiet=False)) is NoDisplay
+    assert type(display_of(is_main=False, quiet=False)) is Display
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -18,7 +18,7 @@ from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_na
 
 # Attributes of a module that are saved elsewhere, that the trainer sets, or that are not part of checkpoints.
 _SET = ("model", "teacher", "state", "device", "accelerator", "tracker", "module", "trainer")
-_APART = frozenset({*_SET, "_stepper", "_log_every", "_training_metrics"})
+_APART = frozenset({*_SET, "_stepper", "_logged", "_training_metrics"})
 _DEEPEST = 4
 _LONGEST = 1000
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.FunctionType, DataLoader)

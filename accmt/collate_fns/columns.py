@@ -5,7 +5,7 @@ A column is the list of one key's values, one per sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -78,22 +78,25 @@ def _without_batch(value: Any) -> Any:
     return value[0] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == 1 else value
 
 
-def pad_columns(columns: Mapping[str, list[Any]], padding: Padding) -> dict[str, Tensor]:
-    """Pad the columns that follow the tokens, and return only these.
+def batch_columns(
+    columns: Mapping[str, list[Any]],
+    padding: Padding,
+    others: Callable[[str, list[Any]], Any],
+    follows: Callable[[str], bool] = lambda key: True,
+) -> dict[str, Any]:
+    """Make the batch of each column: pad those that follow the tokens, and pass the others, with a name, to `others`.
 
     A column follows the tokens if it has, in each sample, as many entries as `input_ids`, another `..input_ids` or
-    `labels`. If labels must not be padded, the caller leaves their columns out.
+    `labels`, and its key passes `follows`.
     """
-    leading = [lengths for key, column in columns.items() if _leads(key) and (lengths := _lengths(column)) is not None]
+    lengths = {key: _lengths(column) for key, column in columns.items() if follows(key)}
+    leading = [found for key, found in lengths.items() if (key.endswith(IDS) or key == "labels") and found is not None]
     return {
         key: pad_sequences(column, padding.value(key), padding.side)
+        if lengths.get(key) in leading
+        else others(f"'{key}'", column)
         for key, column in columns.items()
-        if _lengths(column) in leading
     }
-
-
-def _leads(key: str) -> bool:
-    return key.endswith(IDS) or key == "labels"
 
 
 def _lengths(column: Sequence[Any]) -> list[int] | None:

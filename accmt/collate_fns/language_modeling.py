@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accmt.collate_fns.checks import flag_problems, raise_problems, share_problems, whole_problems
-from accmt.collate_fns.columns import IDS, pad_columns, pad_sequences, read_columns, stack
+from accmt.collate_fns.columns import IDS, batch_columns, pad_sequences, read_columns, stack
 from accmt.collate_fns.samples import collate, is_composed, require_tokenized
 from accmt.collate_fns.tokenizer import (
     LABEL_PAD,
@@ -21,6 +20,8 @@ from accmt.collate_fns.tokenizer import (
     random_words,
     special_positions,
 )
+from accmt.config.errors import raise_problems
+from accmt.config.kinds import FLAG, SHARE, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +68,13 @@ class DataCollatorForLanguageModeling:
         problems = padding_problems(self.tokenizer)
         if not problems and self.mlm:
             problems += masking_problems(self.tokenizer, self.apply_random_words)
-        problems += flag_problems("mlm", self.mlm)
-        problems += share_problems("mlm_probability", self.mlm_probability)
-        problems += whole_problems("ignore_index", self.ignore_index)
-        problems += share_problems("masked_to_mask", self.masked_to_mask)
-        problems += flag_problems("apply_random_words", self.apply_random_words)
-        problems += flag_problems("force_one_output", self.force_one_output)
-        raise_problems(self, problems)
+        problems += FLAG.problems("mlm", self.mlm)
+        problems += SHARE.problems("mlm_probability", self.mlm_probability)
+        problems += WHOLE.problems("ignore_index", self.ignore_index)
+        problems += SHARE.problems("masked_to_mask", self.masked_to_mask)
+        problems += FLAG.problems("apply_random_words", self.apply_random_words)
+        problems += FLAG.problems("force_one_output", self.force_one_output)
+        raise_problems(problems, f"{type(self).__name__}(...)")
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Return the batch of these samples: a dictionary, or a tuple if they are tuples and not `force_one_output`.
@@ -88,8 +89,7 @@ class DataCollatorForLanguageModeling:
 
     def _dictionaries(self, dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         columns = {key: column for key, column in read_columns(dictionaries).items() if key != "labels"}
-        padded = pad_columns(columns, padding_of(self.tokenizer, self.ignore_index))
-        batch = {key: padded[key] if key in padded else stack(f"'{key}'", column) for key, column in columns.items()}
+        batch = batch_columns(columns, padding_of(self.tokenizer, self.ignore_index), stack)
         padding = self._padding(batch, columns[IDS])
         batch.setdefault("attention_mask", (~padding).long())
         marked = batch.pop("special_tokens_mask", None)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from accmt.collate_fns.checks import flag_problems, raise_problems, whole_problems
-from accmt.collate_fns.columns import ALIKE, as_tensor, pad_columns, read_columns, stack
+from accmt.collate_fns.columns import ALIKE, as_tensor, batch_columns, read_columns, stack
 from accmt.collate_fns.samples import collate, require_tokenized
 from accmt.collate_fns.tokenizer import LABEL_PAD, is_label, padding_of, padding_problems
+from accmt.config.errors import raise_problems
+from accmt.config.kinds import FLAG, WHOLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +42,8 @@ class DataCollatorForSeq2Seq:
     label_pad_token_id: int = LABEL_PAD
 
     def __post_init__(self) -> None:
-        problems = padding_problems(self.tokenizer)
-        raise_problems(self, problems + whole_problems("label_pad_token_id", self.label_pad_token_id))
+        problems = padding_problems(self.tokenizer) + WHOLE.problems("label_pad_token_id", self.label_pad_token_id)
+        raise_problems(problems, f"{type(self).__name__}(...)")
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Return the batch of these samples.
@@ -56,8 +57,7 @@ class DataCollatorForSeq2Seq:
         columns = read_columns(dictionaries)
         if "labels" in columns:
             columns["labels"] = [_one_sequence(labels) for labels in columns["labels"]]
-        padded = pad_columns(columns, padding_of(self.tokenizer, self.label_pad_token_id))
-        return {key: padded[key] if key in padded else stack(f"'{key}'", column) for key, column in columns.items()}
+        return batch_columns(columns, padding_of(self.tokenizer, self.label_pad_token_id), stack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,8 @@ class DataCollatorForLongestSequence:
     torch_stack: bool = True
 
     def __post_init__(self) -> None:
-        raise_problems(self, padding_problems(self.tokenizer) + flag_problems("torch_stack", self.torch_stack))
+        problems = padding_problems(self.tokenizer) + FLAG.problems("torch_stack", self.torch_stack)
+        raise_problems(problems, f"{type(self).__name__}(...)")
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Return the batch of these samples.
@@ -97,13 +98,8 @@ class DataCollatorForLongestSequence:
         return collate(samples, self._dictionaries, self._as_they_are)
 
     def _dictionaries(self, dictionaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        columns = read_columns(dictionaries)
-        following = {key: column for key, column in columns.items() if not is_label(key)}
-        padded = pad_columns(following, padding_of(self.tokenizer, LABEL_PAD))
-        return {
-            key: padded[key] if key in padded else self._as_they_are(f"'{key}'", column)
-            for key, column in columns.items()
-        }
+        columns, padding = read_columns(dictionaries), padding_of(self.tokenizer, LABEL_PAD)
+        return batch_columns(columns, padding, self._as_they_are, follows=lambda key: not is_label(key))
 
     def _as_they_are(self, name: str, values: Sequence[Any]) -> Any:
         values = [value if isinstance(value, tuple) else as_tensor(value) for value in values]

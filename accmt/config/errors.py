@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60
 
@@ -41,6 +45,12 @@ class ConfigError(ValueError):
         return type(self), (self.problems, self.source)
 
 
+def raise_problems(problems: Iterable[Problem], source: str) -> None:
+    """Raise a ConfigError with these problems, if there are any."""
+    if problems := tuple(problems):
+        raise ConfigError(problems, source)
+
+
 def must_be(wanted: str, value: object) -> str:
     """Return the message for a value of the wrong kind: "must be a whole number, not 'ten' (str)"."""
     if value is None:
@@ -54,7 +64,35 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f", did you mean '{meant}'?" if meant is not None else "."
 
 
-def unknown_key(key: object, allowed: Iterable[str]) -> str:
+def unknown_key(key: object, allowed: Iterable[str], noun: str = "key") -> str:
     """Return the message for a key that a mapping may not have."""
     allowed = tuple(allowed)
-    return f"unknown key{did_you_mean(str(key), allowed)} Allowed are {', '.join(allowed)}"
+    return f"unknown {noun}{did_you_mean(str(key), allowed)} Allowed are {', '.join(allowed)}"
+
+
+def unknown_argument(name: object, allowed: Iterable[str]) -> str:
+    """Return the message for an argument that a function does not have."""
+    return unknown_key(name, allowed, "argument")
+
+
+def suggests(
+    source: str, unknown: Callable[[object, Iterable[str]], str] = unknown_argument
+) -> Callable[[_Function], _Function]:
+    """Decorate a method, so that it refuses an unknown keyword argument with a ConfigError that suggests the right one.
+
+    Args:
+        source: The source that the error names.
+        unknown: Makes the message from the unknown name and the allowed ones.
+    """
+
+    def decorated(function: _Function) -> _Function:
+        names = list(inspect.signature(function).parameters)[1:]
+
+        @wraps(function)
+        def checked(*arguments: Any, **keywords: Any) -> Any:
+            raise_problems((Problem(name, unknown(name, names)) for name in keywords if name not in names), source)
+            return function(*arguments, **keywords)
+
+        return cast(_Function, checked)
+
+    return decorated

@@ -17,10 +17,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
+from accmt.config.kinds import Kind, is_number, is_whole
 from accmt.rules import CadenceRule, RuleError, SavingRule, StopCondition
 
 KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when")
-RULE_KEYS = ("rule", "name", "patience", "saving_below", "saving_above")
+# The rule checks what its arguments contain.
+_KINDS = {
+    **dict.fromkeys(("rule", "name"), Kind("a string", lambda value: isinstance(value, str))),
+    "patience": Kind("a whole number from 1", is_whole),
+    **dict.fromkeys(("saving_below", "saving_above"), Kind("a number", is_number)),
+}
+RULE_KEYS = tuple(_KINDS)
 _T = TypeVar("_T")
 
 
@@ -95,8 +102,8 @@ class _Reader:
         if "rule" not in entry:
             self._wrong(f"{place}.rule", "missing. Write the rule, such as 'rule: best_valid_loss'")
         for key in RULE_KEYS:
-            if wanted := _wanted(key, entry[key]) if key in entry else None:
-                self._wrong(f"{place}.{key}", must_be(wanted, entry[key]))
+            if key in entry and (entry[key] is not None or key == "rule"):
+                self.problems += _KINDS[key].problems(f"{place}.{key}", entry[key])
         if not isinstance(entry.get("rule"), str):
             return None
         sound = len(self.problems) == found
@@ -136,14 +143,3 @@ def _entries(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{place}[{index}]", entry) for index, entry in enumerate(value))
     elif value is not None:
         yield place, value
-
-
-def _wanted(key: str, value: Any) -> str | None:
-    """Return the expected type if the value has another one; its content is checked by the rule."""
-    if value is None:
-        return "a string" if key == "rule" else None
-    if key in ("rule", "name"):
-        return None if isinstance(value, str) else "a string"
-    if key == "patience":
-        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number from 1"
-    return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -27,34 +27,6 @@ from accmt.rules.printable import shown
 _REFRESHES = 4
 
 
-class Display(Protocol):
-    """Interface through which the loop shows its progress."""
-
-    def show(self, *renderables: RenderableType) -> None:
-        """Print something as it is."""
-        ...
-
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        ...
-
-    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
-        """Start the display; `step` returns the current step, of `total`, after `elapsed` seconds in earlier runs."""
-        ...
-
-    def logged(self, progress: Counters, loss: float) -> None:
-        """Show the mean loss of a logging interval that has ended."""
-        ...
-
-    def evaluated(self, observation: Observation, decision: Decision) -> None:
-        """Show the results of an evaluation and the decision."""
-        ...
-
-    def stop(self) -> None:
-        """End the display, however the loop ended."""
-        ...
-
-
 def display_of(*, is_main: bool, quiet: bool) -> Display:
     """Return the display of a process, which is also the only channel for warnings of a training.
 
@@ -63,40 +35,40 @@ def display_of(*, is_main: bool, quiet: bool) -> Display:
     including warnings from threads.
     """
     if not is_main:
-        return NoDisplay()
+        return Display()
     return QuietDisplay() if quiet else ConsoleDisplay()
 
 
-class NoDisplay:
-    """Display of all processes but the main one: shows nothing."""
+class Display:
+    """Interface through which the loop shows its progress. This one shows nothing: only the main process does."""
 
     def show(self, *renderables: RenderableType) -> None:
-        """Do nothing."""
+        """Print something as it is."""
 
     def warn(self, text: str) -> None:
-        """Do nothing."""
+        """Print a warning."""
 
     def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
-        """Do nothing."""
+        """Start the display; `step` returns the current step, of `total`, after `elapsed` seconds in earlier runs."""
 
     def logged(self, progress: Counters, loss: float) -> None:
-        """Do nothing."""
+        """Show the mean loss of a logging interval that has ended."""
 
     def evaluated(self, observation: Observation, decision: Decision) -> None:
-        """Do nothing."""
+        """Show the results of an evaluation and the decision."""
 
     def stop(self) -> None:
-        """Do nothing."""
+        """End the display, however the loop ended."""
 
 
-class QuietDisplay(NoDisplay):
+class QuietDisplay(Display):
     """Shows nothing but warnings."""
 
     def warn(self, text: str) -> None:
         ConsoleDisplay().warn(text)
 
 
-class ConsoleDisplay:
+class ConsoleDisplay(Display):
     """Shows a training on a console. The bar polls the step a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:

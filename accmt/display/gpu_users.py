@@ -15,14 +15,12 @@ def gpu_users() -> RenderableType:
     """Return a table of the processes on all NVIDIA GPUs (pid, user, memory in GB), or why there is none."""
     try:
         pynvml.nvmlInit()
+        try:
+            return _table()
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         return Text(f"out of memory; the processes that use the GPUs cannot be listed: {error}", "yellow")
-    try:
-        return _table()
-    except pynvml.NVMLError as error:
-        return Text(f"out of memory; the processes that use the GPUs cannot be listed: {error}", "yellow")
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _table() -> Table:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
 from accmt.checkpoint.object_state import has_state
-from accmt.config.errors import ConfigError, Problem
+from accmt.config.errors import Problem, raise_problems
 from accmt.data.generators import Generators
 from accmt.module import AcceleratorModule
 
@@ -39,8 +39,7 @@ class Copies:
     def __init__(self, given: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
         self._shared = [*shared.values(), *_referred(given)]
         problems = [problem for name, value in _parts(given) for problem in self._problems(name, value)]
-        if problems:
-            raise ConfigError(problems, "HyperParameterSearch(...)")
+        raise_problems(problems, "HyperParameterSearch(...)")
         self._pristine = self._copied(given)
 
     def make(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.config.kinds import FLAG
 from accmt.hp_search.space import WARMUP, Choices, Fixed, Parameter, Range, Space, warms_up
 from accmt.hyperparameters.schedulers import SCHEDULERS, SchedulerChoice, scheduler_problems
 
@@ -70,8 +71,7 @@ class _Reader:
         parameters["scheduler"] = Fixed(labels[0]) if len(labels) == 1 else Choices(labels)
         optimizer, size = self._optimizer(), self._eval_batch_size()
         per_epoch = self._given["step_scheduler_per_epoch"]
-        if not isinstance(per_epoch, bool):
-            self._wrong("step_scheduler_per_epoch", must_be("True or False", per_epoch))
+        self._problems += FLAG.problems("step_scheduler_per_epoch", per_epoch)
         if parameters["max_steps"] != Fixed(None) and not isinstance(parameters["epochs"], Fixed):
             self._wrong("epochs", "has no effect, because max_steps replaces it: leave one of them out")
         if self._problems:
@@ -168,11 +168,6 @@ class _Reader:
         self._wrong("optimizer", must_be(names, given) + hint.removesuffix("."))
         return next(iter(OPTIMIZERS))
 
-    def _eval_batch_size(self) -> int | None:
-        given = self._given["eval_batch_size"]
-        if given is None:
-            return None
-        if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < 1:
-            self._wrong("eval_batch_size", must_be("a whole number from 1, or None for the training batch size", given))
-            return None
-        return int(given)
+    def _eval_batch_size(self) -> Any:
+        name, or_else = "eval_batch_size", ", or None for the training batch size"
+        return None if self._given[name] is None else self._value("train_batch_size", name, self._given[name], or_else)

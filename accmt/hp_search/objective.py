@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from accmt.config.errors import ConfigError, Problem
 from accmt.rules import Facts, RuleError, Rules, SavingRule, check
@@ -24,38 +24,6 @@ DEFAULT = f"best_{VALID_LOSS}"
 
 class NoValue(ValueError):
     """Raised when a trial has ended without a value."""
-
-
-class SearchObjective(Protocol):
-    """Quantity that the search optimizes.
-
-    Attributes:
-        name: The name under which its value is shown.
-        text: A text that identifies the objective, stored with the study.
-        direction: Which way is better.
-        rule: The rule for the trainer of a trial; None for its default.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def direction(self) -> Direction: ...
-    @property
-    def rule(self) -> str | None: ...
-
-    def current(self, trainer: TrainerProtocol) -> float:
-        """Return the value of the evaluation that was just made."""
-        ...
-
-    def final(self, trainer: TrainerProtocol, last: float | None) -> float:
-        """Return the value of a training that has ended; `last` is that of its last evaluation, None if there was none.
-
-        Raises:
-            NoValue: If it has no value.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +85,15 @@ class FunctionObjective:
         if math.isnan(last):
             raise NoValue("best_metric_fn returned nan after the last evaluation")
         return last
+
+
+SearchObjective = RuleObjective | FunctionObjective
+"""Quantity that the search optimizes.
+
+Its value is shown under `name`, `text` identifies it in the study, `direction` is the better one, and `rule` is for the
+trainer of a trial (None for its default). `current` returns the value of the evaluation that was just made. `final`
+returns that of a training that has ended; `last` is that of its last evaluation, None if there was none.
+"""
 
 
 def rule_objective(text: str, given: Direction | None, facts: Facts) -> RuleObjective:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from torch.utils.data import Dataset
 
 from accmt.checkpoint.rng import random_state
-from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.errors import ConfigError, Problem, must_be, raise_problems, suggests
+from accmt.config.kinds import COUNT
 from accmt.display.display import display_of
 from accmt.distributed.process_group import join_processes, leave_processes
 from accmt.files.paths import resolved
@@ -96,6 +97,7 @@ class HyperParameterSearch:
         self._arguments = {**defaults, **arguments, **alone}
         self.set_parameters()
 
+    @suggests("set_parameters(...)")
     def set_parameters(  # noqa: PLR0913  (the documented arguments)
         self,
         *,
@@ -141,6 +143,7 @@ class HyperParameterSearch:
         del given["self"]
         self._space = read_space(given)
 
+    @suggests("optimize(...)")
     def optimize(  # noqa: PLR0913  (the documented arguments, and where the study is kept)
         self,
         best_metric_fn: Callable[[dict[str, dict[str, float]]], Any] | None = None,
@@ -271,8 +274,7 @@ def _checked(arguments: Mapping[str, Any], problems: list[Problem]) -> Options:
         if not problems:
             raise
         raise ConfigError([*problems, Problem("", str(error))], PLACE) from None
-    if problems:
-        raise ConfigError(problems, PLACE)
+    raise_problems(problems, PLACE)
     return options
 
 
@@ -321,10 +323,7 @@ def _check_call(
     if direction not in ("minimize", "maximize"):
         problems.append(Problem("direction", must_be("'minimize' or 'maximize'", direction)))
     for name, count in counts.items():
-        if count is None and name == "total_trials":
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            problems.append(Problem(name, must_be("a whole number from 1", count)))
+        if count is not None or name != "total_trials":
+            problems += COUNT.problems(name, count)
     problems += study_problems(options)
-    if problems:
-        raise ConfigError(problems, "optimize(...)")
+    raise_problems(problems, "optimize(...)")

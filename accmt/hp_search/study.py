@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from accelerate import PartialState
 
-from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.errors import ConfigError, Problem, must_be, raise_problems
+from accmt.config.kinds import FLAG, TEXT
 from accmt.distributed.collective import from_main
 from accmt.files.paths import resolved_address
 from accmt.hp_search.objective import Direction
@@ -87,11 +88,9 @@ def study_problems(options: StudyOptions) -> list[Problem]:
     elif isinstance(options.storage, str) and "://" not in options.storage:
         text = f"{options.storage!r} is not the address of a database: a file is 'sqlite:///{options.storage}'"
         problems.append(Problem("storage", text))
-    if options.name is not None and (not isinstance(options.name, str) or not options.name):
-        problems.append(Problem("study_name", must_be("a string, or None", options.name)))
-    if not isinstance(options.load_if_exists, bool):
-        problems.append(Problem("load_if_exists", must_be("True or False", options.load_if_exists)))
-    elif options.load_if_exists and (options.storage is None or options.name is None):
+    problems += TEXT.or_none().problems("study_name", options.name)
+    problems += FLAG.problems("load_if_exists", options.load_if_exists)
+    if options.load_if_exists is True and (options.storage is None or options.name is None):
         problems.append(Problem("load_if_exists", "needs storage and study_name: they say which study to continue"))
     for name, value, kind in (
         ("sampler", options.sampler, optuna.samplers.BaseSampler),
@@ -255,8 +254,7 @@ def _check(study: Study, space: Space, direction: Direction, objective: str) -> 
         for name, parameter in space.searched.items()
         for before, why in _incompatible(study, name, _distribution(parameter))
     ]
-    if problems:
-        raise ConfigError(problems, _SOURCE)
+    raise_problems(problems, _SOURCE)
 
 
 def _incompatible(study: Study, name: str, distribution: BaseDistribution) -> list[tuple[str, str]]:

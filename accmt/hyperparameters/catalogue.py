@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from accmt.config.errors import did_you_mean, must_be
+from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 
 Factory = Callable[..., Any]
 
@@ -53,7 +53,24 @@ class Catalogue:
         factory = self.resolve(choice)
         return self._known_name(factory) or str(getattr(_unwrapped(factory), "__name__", type(factory).__name__))
 
-    def is_known(self, choice: object) -> bool:
+    def build(self, choice: object, place: str, *arguments: Any, **keywords: Any) -> Any:
+        """Call the class or factory that was chosen.
+
+        Raises:
+            ConfigError: If torch rejects the arguments, which were given at `place`, or if something else is returned.
+                An error of the user's own factory is kept.
+        """
+        try:
+            built = self.resolve(choice)(*arguments, **keywords)
+        except (TypeError, ValueError, KeyError) as error:
+            if not self._is_known(choice):
+                raise
+            raise ConfigError([Problem(place, f"{self.title_of(choice)} rejects them: {error}")]) from error
+        if not isinstance(built, self.base):
+            raise ConfigError([Problem(self.noun, must_be(f"a factory of a {self.base_name}", built))])
+        return built
+
+    def _is_known(self, choice: object) -> bool:
         """Return whether it is in the catalogue or from torch: if it raises, the arguments must be wrong."""
         factory = self.resolve(choice)
         of_torch = isinstance(factory, type) and factory.__module__.startswith("torch.")

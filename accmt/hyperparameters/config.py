@@ -25,7 +25,7 @@ from typing import Any
 from accmt.config.document import read_document, rules_of
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be, unknown_key
 from accmt.config.rules import rule_problems
-from accmt.hyperparameters.fields import Fields, unknown_field, validated
+from accmt.hyperparameters.fields import FIELDS, unknown_field, validated
 from accmt.hyperparameters.values import HyperParameters
 
 # As in config/yaml_text: PyYAML requires a dot in such a number, and a sign after the e.
@@ -107,7 +107,7 @@ def _misplaced(key: object) -> Problem | None:
     """Report a key next to `hps` that belongs under it, or is probably a misspelled section."""
     if key in _SECTIONS:
         return None
-    if key in Fields.model_fields:
+    if key in FIELDS:
         return Problem(str(key), "is next to hps, move it under hps")
     near = isinstance(key, str) and len(key) > 1 and did_you_mean(key, _SECTIONS) != "."
     return Problem(str(key), unknown_key(key, _SECTIONS)) if near else None
@@ -150,10 +150,8 @@ def _hyperparameters(
         if isinstance(fields.get(kwargs_key), Mapping):
             arguments = fields[kwargs_key].items()
             fields[kwargs_key] = {name: value if name == "no_decay" else read(value) for name, value in arguments}
-    problems += [
-        Problem(str(key), unknown_field(key, _keys(prefix))) for key in fields if key not in Fields.model_fields
-    ]
-    known = {key: value for key, value in fields.items() if key in Fields.model_fields}
+    problems += [Problem(str(key), unknown_field(key, _keys(prefix))) for key in fields if key not in FIELDS]
+    known = {key: value for key, value in fields.items() if key in FIELDS}
     try:
         validated(known)
     except ConfigError as error:
@@ -177,7 +175,7 @@ def _problems_of_arguments(known: Mapping[str, Any], wrong: set[str], places: Ma
 
 
 def _keys(prefix: str) -> list[str]:
-    return [*Fields.model_fields, *([] if prefix else _SECTIONS)]
+    return [*FIELDS, *([] if prefix else _SECTIONS)]
 
 
 def _unfold(fields: dict[Any, Any], key: str, kwargs_key: str) -> list[Problem]:

@@ -1,39 +1,18 @@
-"""Valid values of the fields of `HyperParameters`, checked by pydantic, with error texts of our own."""
+"""Valid values of the fields of `HyperParameters`, and the errors for others."""
 
 from __future__ import annotations
 
-import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    Strict,
-    ValidationError,
-)
-
-from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
-from accmt.hyperparameters.catalogue import Catalogue
+from accmt.config.errors import Problem, must_be, raise_problems, unknown_key
+from accmt.config.kinds import FLAG
 from accmt.hyperparameters.optimizers import OPTIMIZERS
 from accmt.hyperparameters.schedulers import SCHEDULERS
 
 _WHOLE = "a whole number of at least 1"
 _ARGUMENTS = "a mapping of argument names to values"
-_WANTED = {
-    "epochs": _WHOLE,
-    "max_steps": f"{_WHOLE}, or None",
-    "batch_size": f"{_WHOLE}, or two of them (training, evaluation)",
-    "optim_kwargs": _ARGUMENTS,
-    "scheduler_kwargs": _ARGUMENTS,
-    "step_scheduler_per_epoch": "true or false",
-}
 # Names that other libraries use for these fields.
 _OTHER_NAMES = {
     **dict.fromkeys(("epoch", "n_epochs", "num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
@@ -48,66 +27,77 @@ _OF_OPTIMIZERS: Mapping[object, str] = {
     **{name: name for name in ("lr", "weight_decay", "momentum", "betas", "eps", "no_decay")},
     "learning_rate": "lr",
 }
-_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
-def _number(value: object) -> object:
-    """Convert numpy's whole numbers to Python's; bools are left for the strict type to reject."""
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+def _count(value: Any, wanted: str = _WHOLE) -> int:
+    """Return a whole number in Python's own type."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(must_be(wanted, value))
+    return int(value)
 
 
-def _one_of(catalogue: Catalogue) -> Callable[[object], object]:
-    """Return a check that the catalogue can resolve the value, which is not changed."""
-
-    def checked(value: object) -> object:
-        catalogue.resolve(value)
-        return value
-
-    return checked
-
-
-def _scheduler(value: object) -> object:
-    return None if value is None else _one_of(SCHEDULERS)(value)
+def _batch_size(value: Any) -> int | tuple[int, int]:
+    wanted = f"{_WHOLE}, or two of them (training, evaluation)"
+    if not isinstance(value, tuple | list):
+        return _count(value, wanted)
+    try:
+        train, evaluation = map(_count, value)
+    except ValueError:
+        raise ValueError(must_be(wanted, value)) from None
+    return train, evaluation
 
 
-def _or_empty(value: object) -> object:
-    return {} if value is None else value
+def _arguments(value: Any) -> dict[str, Any]:
+    given = {} if value is None else value
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(must_be(_ARGUMENTS, value))
+    return dict(given)
 
 
-Whole = Annotated[int, Strict(), Field(ge=1), BeforeValidator(_number)]
-Pair = Annotated[tuple[Whole, Whole], Strict()]
-PairAsList = Annotated[list[Whole], Strict(), Field(min_length=2, max_length=2), AfterValidator(tuple)]
-KeywordArguments = Annotated[dict[str, Any], BeforeValidator(_or_empty)]
+def _optimizer(value: Any) -> Any:
+    OPTIMIZERS.resolve(value)
+    return value
 
 
-class Fields(BaseModel):
-    """Fields of `HyperParameters`, with their defaults."""
+def _scheduler(value: Any) -> Any:
+    if value is not None:
+        SCHEDULERS.resolve(value)
+    return value
 
-    model_config = ConfigDict(extra="forbid")
 
-    epochs: Whole = 1
-    max_steps: Whole | None = None
-    batch_size: Whole | Pair | PairAsList = 1
-    optimizer: Annotated[Any, PlainValidator(_one_of(OPTIMIZERS))] = "SGD"
-    optim_kwargs: KeywordArguments = {}
-    scheduler: Annotated[Any, PlainValidator(_scheduler)] = None
-    scheduler_kwargs: KeywordArguments = {}
-    step_scheduler_per_epoch: Annotated[bool, Strict()] = False
+def _flag(value: Any) -> bool:
+    if not FLAG.fits(value):
+        raise ValueError(must_be("true or false", value))
+    return bool(value)
+
+
+FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "epochs": _count,
+    "max_steps": lambda value: None if value is None else _count(value, f"{_WHOLE}, or None"),
+    "batch_size": _batch_size,
+    "optimizer": _optimizer,
+    "optim_kwargs": _arguments,
+    "scheduler": _scheduler,
+    "scheduler_kwargs": _arguments,
+    "step_scheduler_per_epoch": _flag,
+}
+"""Field -> a function that returns its value in the form in which it is kept, or raises a ValueError."""
 
 
 def validated(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every field, including defaults. The keys of `given` must be fields.
+    """Return the values of these fields in the form in which they are kept.
 
     Raises:
         ConfigError: With a problem for each invalid value.
     """
-    try:
-        fields = Fields.model_validate(dict(given))
-    except ValidationError as error:
-        # A union reports each of its alternatives: one problem per field is enough.
-        found = {str(detail["loc"][0]): detail.get("ctx", {}).get("error") for detail in error.errors()}
-        raise ConfigError([Problem(name, _text(name, given, said)) for name, said in found.items()]) from None
-    return {name: getattr(fields, name) for name in Fields.model_fields}
+    fields, problems = {}, []
+    for name, value in given.items():
+        try:
+            fields[name] = FIELDS[name](value)
+        except ValueError as error:
+            problems.append(Problem(name, str(error)))
+    raise_problems(problems, "HyperParameters")
+    return fields
 
 
 def unknown_field(key: object, allowed: Iterable[str]) -> str:
@@ -119,21 +109,3 @@ def unknown_field(key: object, allowed: Iterable[str]) -> str:
         return f"unknown key, '{name}' is an argument of the optimizer: it belongs to optim_kwargs. {known}"
     meant = _OTHER_NAMES.get(str(key).casefold().replace("-", "_"))
     return unknown_key(key, allowed) if meant is None else f"unknown key, did you mean '{meant}'? {known}"
-
-
-def named(init: _Init) -> _Init:
-    """Make the constructor of a class with these fields suggest the right name for an unknown one."""
-    names = list(inspect.signature(init).parameters)[1:]
-
-    @wraps(init)
-    def checked(self: Any, *arguments: Any, **keywords: Any) -> None:
-        problems = [Problem(name, unknown_field(name, names)) for name in keywords if name not in names]
-        if problems:
-            raise ConfigError(problems)
-        init(self, *arguments, **keywords)
-
-    return cast(_Init, checked)
-
-
-def _text(name: str, given: Mapping[str, Any], said: Exception | None) -> str:
-    return must_be(_WANTED[name], given[name]) if said is None else str(said)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.errors import ConfigError, Problem, must_be, raise_problems
 from accmt.hyperparameters.arguments import Given, SignatureArguments, argument_problems, signature_arguments
 from accmt.hyperparameters.catalogue import Catalogue
 
@@ -114,20 +114,16 @@ def build_optimizer(
     See `HyperParameters.build_optimizer` for the parameter groups.
     """
     problems = optimizer_problems(choice, kwargs)
-    if problems:
-        raise ConfigError(problems)
+    raise_problems(problems, "HyperParameters")
     named = _without_repetition(named_parameters)
     if not any(parameter.requires_grad for parameter in named.values()):
         text = f"none of its {len(named)} parameters requires a gradient, so there is nothing to train"
         raise ConfigError([Problem("model", f"{text}. Set requires_grad=True on those to train")])
-    factory = OPTIMIZERS.resolve(choice)
     kwargs = dict(kwargs)
     params: list[Any] = [parameter for parameter in named.values() if parameter.requires_grad]
-    if _groups_by_decay(signature_arguments(factory), kwargs):
+    if _groups_by_decay(signature_arguments(OPTIMIZERS.resolve(choice)), kwargs):
         params = _decay_groups(named, _words(kwargs.pop("no_decay")))
-    optimizer = _constructed(choice, factory, params, kwargs)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError([Problem("optimizer", must_be("a factory of a torch.optim.Optimizer", optimizer))])
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.build(choice, "optim_kwargs", params, **kwargs)
     return optimizer
 
 
@@ -146,9 +142,9 @@ def extend_optimizer(
     if isinstance(optimizer, torch.optim.LBFGS):
         text = "LBFGS cannot accept parameters that are unfrozen after its first step: unfreeze them before fit"
         raise ConfigError([Problem("optimizer", text)], "the training")
-    factory, kwargs = OPTIMIZERS.resolve(choice), dict(kwargs)
+    kwargs = dict(kwargs)
     words: list[str] = []
-    if _groups_by_decay(signature_arguments(factory), kwargs):
+    if _groups_by_decay(signature_arguments(OPTIMIZERS.resolve(choice)), kwargs):
         words = _words(kwargs.pop("no_decay"))
     decays = {
         id(parameter): not any(_matches(word, name) for word in words)
@@ -159,7 +155,7 @@ def extend_optimizer(
         if members:
             own = {} if is_decayed else {"weight_decay": 0.0}
             # Built by the same factory, because some optimizers create their state at construction.
-            fresh: Any = _constructed(choice, factory, [{"params": members, **own}], kwargs)
+            fresh = OPTIMIZERS.build(choice, "optim_kwargs", [{"params": members, **own}], **kwargs)
             _join(optimizer, fresh, decays, is_decayed)
 
 
@@ -173,19 +169,6 @@ def _join(optimizer: torch.optim.Optimizer, fresh: torch.optim.Optimizer, decays
             return
     rates = {name: value for name, value in optimizer.param_groups[0].items() if name in ("lr", "initial_lr")}
     optimizer.add_param_group({**new, **rates})
-
-
-def _constructed(
-    choice: OptimizerChoice, factory: Callable[..., object], params: list[Any], kwargs: dict[str, Any]
-) -> object:
-    """Call the factory; an error from torch becomes a ConfigError, one from the user's own factory is kept."""
-    try:
-        return factory(params, **kwargs)
-    except (TypeError, ValueError, KeyError) as error:
-        if not OPTIMIZERS.is_known(choice):
-            raise
-        text = f"{OPTIMIZERS.title_of(choice)} rejects them: {error}"
-        raise ConfigError([Problem("optim_kwargs", text)]) from error
 
 
 def _groups_by_decay(arguments: SignatureArguments, kwargs: Mapping[str, Any]) -> bool:

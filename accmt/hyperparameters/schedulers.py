@@ -13,7 +13,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from accmt.config.errors import ConfigError, Problem, must_be
+from accmt.config.errors import ConfigError, Problem, must_be, raise_problems
 from accmt.hyperparameters import schedules
 from accmt.hyperparameters.arguments import Given, SignatureArguments, argument_problems, signature_arguments
 from accmt.hyperparameters.catalogue import Catalogue
@@ -137,19 +137,10 @@ def build_scheduler(
 ) -> LRScheduler:
     """Build the scheduler; the training's length fills in arguments. See `HyperParameters.build_scheduler`."""
     problems = scheduler_problems(choice, kwargs)
-    if problems:
-        raise ConfigError(problems)
-    factory = SCHEDULERS.resolve(choice)
-    filled = _filled(SCHEDULERS.title_of(choice), signature_arguments(factory), kwargs, length)
-    try:
-        scheduler = factory(optimizer, **filled)
-    except (TypeError, ValueError, KeyError) as error:
-        if not SCHEDULERS.is_known(choice):
-            raise
-        text = f"{SCHEDULERS.title_of(choice)} rejects them: {error}"
-        raise ConfigError([Problem("scheduler_kwargs", text)]) from error
-    if not isinstance(scheduler, LRScheduler):
-        raise ConfigError([Problem("scheduler", must_be(f"a factory of a {SCHEDULERS.base_name}", scheduler))])
+    raise_problems(problems, "HyperParameters")
+    arguments = signature_arguments(SCHEDULERS.resolve(choice))
+    filled = _filled(SCHEDULERS.title_of(choice), arguments, kwargs, length)
+    scheduler: LRScheduler = SCHEDULERS.build(choice, "scheduler_kwargs", optimizer, **filled)
     return scheduler
 
 

@@ -10,9 +10,9 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LRScheduler
 
-from accmt.config.errors import Problem
+from accmt.config.errors import Problem, suggests
 from accmt.hyperparameters import optimizers, schedulers
-from accmt.hyperparameters.fields import named, validated
+from accmt.hyperparameters.fields import unknown_field, validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
 from accmt.hyperparameters.plain import comparable, plain_value
 from accmt.hyperparameters.schedulers import SCHEDULERS, ScheduleLength, SchedulerChoice
@@ -50,7 +50,7 @@ class HyperParameters:
     scheduler_kwargs: dict[str, Any]
     step_scheduler_per_epoch: bool
 
-    @named
+    @suggests("HyperParameters", unknown_field)
     def __init__(
         self,
         epochs: int = 1,
@@ -62,16 +62,8 @@ class HyperParameters:
         scheduler_kwargs: Mapping[str, Any] | None = None,
         step_scheduler_per_epoch: bool = False,
     ) -> None:
-        given = {
-            "epochs": epochs,
-            "max_steps": max_steps,
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "optim_kwargs": optim_kwargs,
-            "scheduler": scheduler,
-            "scheduler_kwargs": scheduler_kwargs,
-            "step_scheduler_per_epoch": step_scheduler_per_epoch,
-        }
+        given = dict(locals())
+        del given["self"]
         for name, value in validated(given).items():
             object.__setattr__(self, name, value)
 

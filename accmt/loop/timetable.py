@@ -22,6 +22,10 @@ class StepInterval:
         """Return whether an interval ends with a step."""
         return ends_epoch if self.steps is None else step % self.steps == 0
 
+    def length(self, steps_per_epoch: int | None) -> int | None:
+        """Return its optimizer steps; None if the length of an epoch is not known."""
+        return steps_per_epoch if self.steps is None else self.steps
+
     def next_end(self, step: int) -> float:
         """Return the next step, after this one, with which an interval ends; ends of epochs do not count."""
         return math.inf if self.steps is None else (step // self.steps + 1) * self.steps

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.callbacks import Callback
-from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.errors import Problem, must_be, raise_problems
+from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
 from accmt.config.rules import RuleSection, read_rules
 from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
-from accmt.hyperparameters import Config, ConfigError, load_config
+from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
@@ -33,15 +34,46 @@ from accmt.tracking.tracker_arguments import choose_trackers, name_problems, nam
 
 CHECKPOINT_EVERY = "epoch"
 PRECISIONS = ("no", "fp16", "bf16")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:KB|MB|GB|TB)", re.IGNORECASE)
+_SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)
 _T = TypeVar("_T")
+
+
+_COLLATES = ("collate_fn", "collate_fn_train", "collate_fn_val")
+_FLAGS = (
+    *("enable_checkpointing", "multiple_checkpoints", "checkpoint_async", "checkpoint_on_exception"),
+    *("trust_checkpoint", "disable_model_saving", "safe_serialization", "safe_mode", "safe_steps"),
+    *("gradient_checkpointing", "compile", "enable_prepare_logging", "set_to_none", "shuffle_train"),
+    *("dataloader_pin_memory", "dataloader_drop_last", "batch_device_placement", "prepare_batch"),
+    *("eval_when_start", "eval_when_finish", "sanity_check", "destroy_after_training", "quiet"),
+)
+_COUNTS = ("max_checkpoints", "evaluate_every_n_steps", "grad_accumulation_steps", "cleanup_cache_every_n_steps")
+_MAPPINGS = ("gradient_checkpointing_kwargs", "compile_kwargs", "additional_tracker_config")
+_TEXTS = ("logging_dir", "train_loss_metric_name", "val_loss_metric_name")
+_KINDS = {
+    **dict.fromkeys(_FLAGS, FLAG),
+    **dict.fromkeys(_COUNTS, COUNT.or_none()),
+    **dict.fromkeys(_MAPPINGS, MAPPING.or_none()),
+    **dict.fromkeys(_TEXTS, TEXT),
+    **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
+    "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
+    "clip_grad": Kind("a positive number", lambda value: is_number(value) and value > 0).or_none(),
+    "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
+    "monitor": Kind("a Monitor or a dictionary", lambda value: isinstance(value, Monitor | Mapping | None)),
+    "max_shard_size": Kind(
+        'a size such as "10GB" or "500MB"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value))
+    ),
+    "log_every": Kind(
+        "a whole number from 1, -1 for every epoch",
+        lambda value: isinstance(value, str) or is_whole(value, 1) or (is_whole(value) and value == -1),
+    ).or_none(),
+}
 
 
 class ArgumentCheck:
     """Reads a trainer's arguments by name and collects what is wrong with them."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._given = arguments
+        self._given = dict(arguments)
         self._problems: list[Problem] = []
         self._rule_errors: list[RuleError] = []
 
@@ -52,66 +84,53 @@ class ArgumentCheck:
             ConfigError: With all problems.
             RuleError: If the only problems are in rule texts.
         """
-        config = self._config()
+        config, given = self._config(), self._given
+        self._check_kinds()
         section, monitor = self._section(config), self._monitor()
-        parts: dict[str, Any] = {
-            "checkpoint": self._checkpoint(section),
-            "saving": self._saving(),
-            "rules": self._rules(section),
-            "data": self._data(config),
-            "model": self._model(),
-            "step": self._step(config, monitor),
-            "loop": self._loop(monitor, section, config),
-            "tracking": self._tracking(section),
-            "accumulation": self._whole("grad_accumulation_steps", none=True) or 1,
-            "training_metrics": self._training_metrics(),
-            "metrics": self._metrics(),
-            "callbacks": self._callbacks(),
-            "destroy": self._flag("destroy_after_training"),
-            "quiet": self._flag("quiet"),
-        }
+        checkpoint, saving = self._checkpoint(section), self._saving()
+        evaluate = self._evaluate() or section.evaluate
+        interval, cadence = self._log()
+        options = Options(
+            hps=config.hps,
+            checkpoint=checkpoint,
+            saving=saving,
+            rules=self._rules(section, evaluate, cadence),
+            data=self._data(config),
+            model=self._model(),
+            step=self._step(config, monitor),
+            loop=self._loop(monitor, config, interval, evaluates_apart=evaluate is not None),
+            tracking=self._tracking(section),
+            accumulation=given["grad_accumulation_steps"] or 1,
+            training_metrics=self._training_metrics(),
+            metrics=self._metrics(),
+            callbacks=self._callbacks(),
+            destroy=given["destroy_after_training"],
+            quiet=given["quiet"],
+            given=given,
+        )
         self._raise()
-        assert config is not None
-        return Options(hps=config.hps, given=self._given, **parts)
+        return options
 
     def _raise(self) -> None:
         if self._rule_errors and not self._problems:
             raise RuleError(problem for error in self._rule_errors for problem in error.problems)
         problems = self._problems + [Problem("", str(error)) for error in self._rule_errors]
-        if problems:
-            raise ConfigError(problems, "Trainer(...)")
+        raise_problems(problems, "Trainer(...)")
 
     def _wrong(self, name: str, text: str) -> None:
         self._problems.append(Problem(name, text))
 
-    def _whole(self, name: str, *, none: bool = False, least: int = 1) -> int | None:
-        value = self._given[name]
-        if value is None and none:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._wrong(name, must_be(f"a whole number from {least}" + (", or None" if none else ""), value))
-            return None
-        return value
+    def _check_kinds(self) -> None:
+        """Report arguments of a wrong kind, and set them to None, so that all others can be checked too."""
+        for name, value in self._given.items():
+            if name in _KINDS and (problems := _KINDS[name].problems(name, value)):
+                self._problems += problems
+                self._given[name] = None
 
-    def _flag(self, name: str) -> bool:
-        value = self._given[name]
-        if not isinstance(value, bool):
-            self._wrong(name, must_be("True or False", value))
-        return bool(value)
-
-    def _text(self, name: str) -> str:
-        value = self._given[name]
-        if not isinstance(value, str) or not value:
-            self._wrong(name, must_be("a string", value))
-        return str(value)
-
-    def _callable(self, name: str) -> Callable[..., Any] | None:
-        value = self._given[name]
-        if value is not None and not callable(value):
-            self._wrong(name, must_be("a function, or None", value))
-        elif value is not None:
-            self._problems += function_problems(name, value, ("samples",))
-        return value  # type: ignore[no-any-return]
+    def _needs(self, name: str, is_met: bool, text: str) -> None:
+        """Report an argument that is given although something that it needs is not."""
+        if not is_met and self._given[name] is not None and self._given[name] is not False:
+            self._wrong(name, text)
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
         if not isinstance(text, str):
@@ -123,12 +142,12 @@ class ArgumentCheck:
             self._rule_errors.append(error)
             return None
 
-    def _config(self) -> Config | None:
+    def _config(self) -> Config:
         try:
             config = load_config(self._given["hps_config"])
         except ConfigError as error:
             self._wrong_in_file(error.problems)
-            return None
+            return Config(HyperParameters())
         self._wrong_in_file(config.problems())
         return config
 
@@ -138,75 +157,72 @@ class ArgumentCheck:
         place = f"{given}: " if isinstance(given, str | Path) else ""
         self._problems += [Problem(f"{place}{problem.path}".strip(": "), problem.text) for problem in problems]
 
-    def _section(self, config: Config | None) -> RuleSection:
+    def _section(self, config: Config) -> RuleSection:
         """Return the rules of the configuration."""
         try:
-            return read_rules(config.rules) if config is not None else RuleSection()
+            return read_rules(config.rules)
         except ConfigError as error:
             self._wrong_in_file(error.problems)
             return RuleSection()
 
     def _checkpoint(self, section: RuleSection) -> CheckpointOptions:
-        many, most = self._flag("multiple_checkpoints"), self._whole("max_checkpoints", none=True)
-        every = self._given["checkpoint_every"]
+        given, every, resume = self._given, self._given["checkpoint_every"], self._given["resume"]
+        many, most = given["multiple_checkpoints"], given["max_checkpoints"]
         if every == CHECKPOINT_EVERY and section.says_checkpoint:
             cadence = section.checkpoint
         else:
             cadence = None if every is None else self._parsed(CadenceRule.parse, every, "checkpoint_every")
-        resume = self._given["resume"]
         if resume is not None and not isinstance(resume, bool):
-            if not isinstance(resume, int) or (resume < 1 and resume != -1):
+            if not is_whole(resume, 1) and resume != -1:
                 self._wrong("resume", must_be("True, False, None, an index from 1, or -1", resume))
             elif not many:
                 self._wrong("resume", f"the index {resume} needs multiple_checkpoints=True")
-        if most is not None and not many:
-            self._wrong("max_checkpoints", "needs multiple_checkpoints=True; without it only the newest is kept")
-        cadence = cadence if self._flag("enable_checkpointing") else None
-        in_background, on_exception = self._flag("checkpoint_async"), self._flag("checkpoint_on_exception")
-        if in_background and cadence is None:
-            self._wrong("checkpoint_async", "checkpoints are disabled: leave it out, or enable them")
-        if on_exception and cadence is None:
-            self._wrong("checkpoint_on_exception", "checkpoints are disabled: leave it out, or enable them")
-        trusts = self._flag("trust_checkpoint")
-        return CheckpointOptions(cadence, most if many else 1, resume, in_background, trusts, on_exception)
+        self._needs("max_checkpoints", many, "needs multiple_checkpoints=True; without it only the newest is kept")
+        cadence = cadence if given["enable_checkpointing"] else None
+        for name in ("checkpoint_async", "checkpoint_on_exception"):
+            self._needs(name, cadence is not None, "checkpoints are disabled: leave it out, or enable them")
+        return CheckpointOptions(
+            every=cadence,
+            keep=most if many else 1,
+            resume=resume,
+            in_background=given["checkpoint_async"],
+            trusts=given["trust_checkpoint"],
+            on_exception=given["checkpoint_on_exception"],
+        )
 
     def _saving(self) -> SavingOptions:
-        patience = self._given["patience"]
+        given, patience = self._given, self._given["patience"]
         by_name = patience if isinstance(patience, Mapping) else {} if patience is None else {"": patience}
         for rule, value in by_name.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not COUNT.fits(value):
                 place = f"patience[{rule!r}]" if rule else "patience"
                 none = "; for no patience leave it out" if value == -1 else ""
-                self._wrong(place, must_be("a whole number from 1", value) + none)
-        disabled, safe = self._flag("disable_model_saving"), self._flag("safe_serialization")
-        return SavingOptions(disabled, safe, self._shard_size(), patience)
+                self._wrong(place, must_be(COUNT.wanted, value) + none)
+        return SavingOptions(
+            given["disable_model_saving"], given["safe_serialization"], given["max_shard_size"], patience
+        )
 
-    def _shard_size(self) -> str:
-        size = self._given["max_shard_size"]
-        match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-        if match is None or float(match[1]) == 0:
-            self._wrong("max_shard_size", must_be('a size such as "10GB" or "500MB"', size))
-        return str(size)
+    def _rules(self, section: RuleSection, evaluate: CadenceRule | None, log: CadenceRule | None) -> RuleOptions:
+        stops = section.stop_when
+        if self._given["stop_when"] is not None:
+            parsed = (
+                self._parsed(StopCondition.parse, text, "stop_when") for text in _as_list(self._given["stop_when"])
+            )
+            stops = tuple(stop for stop in parsed if stop is not None)
+        return RuleOptions(section.savings, evaluate or CadenceRule.parse("epoch"), stops, log)
 
-    def _rules(self, section: RuleSection) -> RuleOptions:
-        every = self._evaluate() or section.evaluate or CadenceRule.parse("epoch")
-        stop_when, log = self._given["stop_when"], self._log_cadence()
-        if stop_when is None:
-            return RuleOptions(section.savings, every, section.stop_when, log)
-        texts = stop_when if isinstance(stop_when, list | tuple) else [stop_when]
-        conditions = [self._parsed(StopCondition.parse, text, "stop_when") for text in texts]
-        return RuleOptions(section.savings, every, tuple(filter(None, conditions)), log)
-
-    def _log_cadence(self) -> CadenceRule | None:
-        """Return the logging cadence, if `log_every` is a text that is not a plain number of steps or epochs."""
-        text = self._given["log_every"]
-        parse = partial(CadenceRule.parse, logs=True)
-        rule = self._parsed(parse, text, "log_every") if isinstance(text, str) else None
-        return None if rule is None or _as_interval(rule) is not None else rule
+    def _log(self) -> tuple[StepInterval | None, CadenceRule | None]:
+        """Return how often to log: the interval if it is one of whole steps or every epoch, else the cadence."""
+        every = self._given["log_every"]
+        if not isinstance(every, str):
+            return None if every is None else StepInterval(None if every == -1 else every), None
+        rule = self._parsed(partial(CadenceRule.parse, logs=True), every, "log_every")
+        interval = None if rule is None else _as_interval(rule)
+        return interval, rule if interval is None else None
 
     def _evaluate(self) -> CadenceRule | None:
         """Return the evaluation cadence, or None if the arguments do not give one."""
-        steps, text = self._whole("evaluate_every_n_steps", none=True), self._given["evaluate_every"]
+        steps, text = self._given["evaluate_every_n_steps"], self._given["evaluate_every"]
         if steps is not None and text is not None:
             self._wrong("evaluate_every", "is given together with evaluate_every_n_steps: give one of them")
         if text is None and steps is None:
@@ -214,120 +230,91 @@ class ArgumentCheck:
         parse = partial(CadenceRule.parse, evaluates=True)
         return self._parsed(parse, f"{steps} steps" if text is None else text, "evaluate_every")
 
-    def _data(self, config: Config | None) -> DataOptions:
-        collate, train, val = map(self._callable, ("collate_fn", "collate_fn_train", "collate_fn_val"))
-        for name, given in (("collate_fn_train", train), ("collate_fn_val", val)):
-            if collate is not None and given is not None:
-                self._wrong(name, "is given together with collate_fn: give collate_fn, or one for each")
+    def _data(self, config: Config) -> DataOptions:
+        given = self._given
+        collate, train, val = (given[name] for name in _COLLATES)
+        for name in _COLLATES:
+            self._problems += function_problems(name, given[name], ("samples",))
+        for name in _COLLATES[1:]:
+            self._needs(name, collate is None, "is given together with collate_fn: give collate_fn, or one for each")
         return DataOptions(
-            batch_size=config.hps.train_batch_size if config else 1,
-            eval_batch_size=config.hps.eval_batch_size if config else 1,
-            shuffle=self._flag("shuffle_train"),
-            sampler=self._given["sampler"],
+            batch_size=config.hps.train_batch_size,
+            eval_batch_size=config.hps.eval_batch_size,
+            shuffle=given["shuffle_train"],
+            sampler=given["sampler"],
             collate_train=collate or train,
             collate_val=collate or val,
-            workers=self._whole("dataloader_num_workers", none=True, least=0),
-            pin_memory=self._flag("dataloader_pin_memory"),
-            drop_last=self._flag("dataloader_drop_last"),
+            workers=given["dataloader_num_workers"],
+            pin_memory=given["dataloader_pin_memory"],
+            drop_last=given["dataloader_drop_last"],
         )
 
-    def _step(self, config: Config | None, monitor: Monitor) -> StepOptions:
-        clip = self._given["clip_grad"]
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
-            self._wrong("clip_grad", must_be("a positive number, or None", clip))
+    def _step(self, config: Config, monitor: Monitor) -> StepOptions:
+        given = self._given
         return StepOptions(
-            clip_grad=clip,
-            set_to_none=self._flag("set_to_none"),
-            place_batches=self._flag("batch_device_placement"),
-            prepare_batches=self._flag("prepare_batch"),
-            scheduler_per_epoch=config.hps.step_scheduler_per_epoch if config else False,
-            through_wrapper=self._flag("safe_mode"),
+            clip_grad=given["clip_grad"],
+            set_to_none=given["set_to_none"],
+            place_batches=given["batch_device_placement"],
+            prepare_batches=given["prepare_batch"],
+            scheduler_per_epoch=config.hps.step_scheduler_per_epoch,
+            through_wrapper=given["safe_mode"],
             measures_norm=monitor.grad_norm,
-            repeats=self._flag("safe_steps"),
+            repeats=given["safe_steps"],
         )
 
     def _model(self) -> ModelOptions:
-        checkpointing, compiles = self._flag("gradient_checkpointing"), self._flag("compile")
-        precision = self._given["mixed_precision"]
-        if precision is not None and precision not in PRECISIONS:
-            self._wrong("mixed_precision", must_be(f"one of {', '.join(PRECISIONS)}, or None", precision))
-        compile_kwargs = self._kwargs("compile_kwargs", "compile", compiles)
+        given = self._given
+        options = {"compile": "compile_kwargs", "gradient_checkpointing": "gradient_checkpointing_kwargs"}
+        for switch, name in options.items():
+            self._needs(name, given[switch], f"is given, and {switch} is not: give {switch}=True")
         return ModelOptions(
-            gradient_checkpointing=checkpointing,
-            gradient_checkpointing_kwargs=self._kwargs(
-                "gradient_checkpointing_kwargs", "gradient_checkpointing", checkpointing
-            ),
-            compile_kwargs=(compile_kwargs or {}) if compiles else None,
-            mixed_precision=precision,
-            logs_preparation=self._flag("enable_prepare_logging"),
+            gradient_checkpointing=given["gradient_checkpointing"],
+            gradient_checkpointing_kwargs=given["gradient_checkpointing_kwargs"],
+            compile_kwargs=(given["compile_kwargs"] or {}) if given["compile"] else None,
+            mixed_precision=given["mixed_precision"],
+            logs_preparation=given["enable_prepare_logging"],
         )
 
-    def _kwargs(self, name: str, switch: str, is_on: bool) -> dict[str, Any] | None:
-        """Return the keyword arguments of a feature that another argument switches on."""
-        value = self._given[name]
-        if value is not None and not isinstance(value, Mapping):
-            self._wrong(name, must_be("a dictionary, or None", value))
-            return None
-        if value is not None and not is_on:
-            self._wrong(name, f"is given, and {switch} is not: give {switch}=True")
-        return None if value is None else dict(value)
-
-    def _loop(self, monitor: Monitor, section: RuleSection, config: Config | None) -> LoopOptions:
-        every = self._given["log_every"]
-        counted = isinstance(every, int) and not isinstance(every, bool) and (every == -1 or every >= 1)
-        if every is not None and not counted and not isinstance(every, str):
-            self._wrong("log_every", must_be("a whole number from 1, -1 for every epoch, or None", every))
-        names = self._text("train_loss_metric_name"), self._text("val_loss_metric_name")
-        apart = any(self._given[name] is not None for name in ("evaluate_every_n_steps", "evaluate_every"))
-        apart = apart or section.evaluate is not None
-        clean = self._whole("cleanup_cache_every_n_steps", none=True)
+    def _loop(
+        self, monitor: Monitor, config: Config, log: StepInterval | None, *, evaluates_apart: bool
+    ) -> LoopOptions:
+        given, clean = self._given, self._given["cleanup_cache_every_n_steps"]
         return LoopOptions(
-            log=_log_interval(every),
-            eval_when_start=self._flag("eval_when_start"),
-            eval_when_finish=self._flag("eval_when_finish") and apart,
-            train_loss_name=names[0],
-            val_loss_name=names[1],
+            log=log,
+            eval_when_start=given["eval_when_start"],
+            eval_when_finish=given["eval_when_finish"] and evaluates_apart,
+            train_loss_name=given["train_loss_metric_name"],
+            val_loss_name=given["val_loss_metric_name"],
             monitor=monitor,
             clean=None if clean is None else StepInterval(clean),
-            sanity_check=self._flag("sanity_check"),
+            sanity_check=given["sanity_check"],
             followed=self._followed(config),
         )
 
-    def _followed(self, config: Config | None) -> FollowedScore | None:
+    def _followed(self, config: Config) -> FollowedScore | None:
         """Return the score that the scheduler follows. `fit` checks a module's own scheduler."""
         text = self._given["scheduler_metric"]
         if text is not None:
             return self._parsed(FollowedScore.parse, text, "scheduler_metric")
-        if config is not None and is_plateau(config.hps.scheduler):
+        if is_plateau(config.hps.scheduler):
             self._wrong("scheduler_metric", NEEDS_METRIC.format("ReduceLROnPlateau"))
         return None
 
     def _monitor(self) -> Monitor:
-        monitor = self._given["monitor"]
-        if isinstance(monitor, Monitor):
-            return monitor
-        fields = tuple(inspect.signature(Monitor).parameters)
-        if not isinstance(monitor, Mapping | None):
-            self._wrong("monitor", must_be("a Monitor or a dictionary", monitor))
+        given = self._given["monitor"]
+        if isinstance(given, Monitor):
+            return given
+        try:
+            return Monitor(**{str(name): value for name, value in (given or {}).items()})
+        except ConfigError as error:
+            self._problems += [replace(problem, path=f"monitor.{problem.path}") for problem in error.problems]
             return Monitor()
-        known = {}
-        for name, value in (monitor or {}).items():
-            if name in fields:
-                known[name] = bool(value)
-            else:
-                self._wrong(
-                    f"monitor.{name}", f"unknown{did_you_mean(str(name), fields)} Allowed are {', '.join(fields)}"
-                )
-        return Monitor(**known)
 
     def _tracking(self, section: RuleSection) -> TrackingOptions:
         own = [name for name in self._given if name != "kwargs"]
-        location, folder = self._text("logging_dir"), FOLDER
+        location, folder = self._given["logging_dir"] or FOLDER, FOLDER
         trackers, problems = choose_trackers(self._given["log_with"], location, self._given["kwargs"], own)
         self._problems += problems
-        config = self._given["additional_tracker_config"]
-        if config is not None and not isinstance(config, Mapping):
-            self._wrong("additional_tracker_config", must_be("a dictionary, or None", config))
         if trackers:
             folder = str(self._resolved("logging_dir", FOLDER, resolved))
             resolve = resolved_address if is_address(location) else resolved
@@ -341,7 +328,7 @@ class ArgumentCheck:
             self._wrong("logging_dir", f"{text}: give another logging_dir, track_name or run_name")
         if meeting := list(meetings(section.savings, names)):
             self._rule_errors.append(RuleError(meeting))
-        return TrackingOptions(trackers, location, folder, name, config or {}, names)
+        return TrackingOptions(trackers, location, folder, name, self._given["additional_tracker_config"] or {}, names)
 
     def _model_path(self) -> Path:
         given = self._given["model_path"]
@@ -383,7 +370,7 @@ class ArgumentCheck:
         by_dataset = given if isinstance(given, Mapping) else {None: given}
         metrics: dict[str | None, list[Metric]] = {}
         for key, value in by_dataset.items():
-            listed = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+            listed = _as_list(value)
             for metric in listed:
                 if not isinstance(metric, Metric):
                     place = "metrics" if key is None else f"metrics[{key!r}]"
@@ -393,8 +380,7 @@ class ArgumentCheck:
         return metrics
 
     def _callbacks(self) -> tuple[Callback, ...]:
-        given = self._given["callback"]
-        listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+        listed = _as_list(self._given["callback"])
         for callback in listed:
             if not isinstance(callback, Callback):
                 hint = ": give an instance, not the class" if isinstance(callback, type) else ""
@@ -415,14 +401,9 @@ def _as_interval(rule: CadenceRule) -> StepInterval | None:
     return StepInterval(None) if quantity.unit == "epoch" and quantity.value == 1 else None
 
 
-def _log_interval(given: Any) -> StepInterval | None:
-    """Return the interval between two logs that `log_every` describes; None if a cadence decides."""
-    if not isinstance(given, str):
-        return StepInterval(None if given == -1 else given) if isinstance(given, int) else None
-    try:
-        return _as_interval(CadenceRule.parse(given))
-    except RuleError:  # reported where cadences are read
-        return None
+def _as_list(given: Any) -> list[Any]:
+    """Return the items of an argument that may be one, several, or None."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def _how_to_wrap(metric: Any) -> str:

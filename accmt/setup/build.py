@@ -66,8 +66,10 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     prepared = prepare(module, plan.optimizer, options.model, through_wrapper=options.step.through_wrapper)
     for text in unsaved(module, options.callbacks, plan.parts.kept) if options.checkpoint.enabled else ():
         warn(text)
-    every = plan.log_every
-    module._log_every, module._logged = every if every != -1 else plan.data.steps_per_epoch or "epoch", None
+    log = options.loop.log
+    logs = log is not None or options.rules.log is not None
+    module._log_every = None if log is None else log.length(plan.data.steps_per_epoch)
+    module._logged = {} if logs and module._log_every is None else None
     hooks, engine = Hooks(options.callbacks, state), RuleEngine(plan.rules, plan.facts)
     state.patience_left = engine.patience_left()
     stepper = _stepper(plan, prepared, hooks, looks=engine.watches)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
 from accmt.metrics.metric import Metric
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
@@ -36,8 +36,7 @@ def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: An
         problems += _dataset_problems("val_dataset" if dataset is val_dataset else f"val_dataset['{key}']", dataset)
     problems += _metric_problems(options.metrics, datasets)
     problems += _training_metric_problems(options, datasets)
-    if problems:
-        raise ConfigError(problems, "fit(...)")
+    raise_problems(problems, "fit(...)")
     return datasets
 
 
@@ -48,8 +47,7 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
         ConfigError: With all problems.
     """
     problems = _kind_problems(module)
-    if problems:
-        raise ConfigError(problems, "evaluate(...)")
+    raise_problems(problems, "evaluate(...)")
     if not isinstance(getattr(module, "model", None), nn.Module):
         problems.append(Problem(type(module).__name__, NO_MODEL))
     elif not overrides(module, AcceleratorModule, "validation_step"):
@@ -62,8 +60,7 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
         problems += _dataset_problems("datasets" if dataset is datasets else f"datasets['{key}']", dataset)
     metrics = {key: listed for key, listed in options.metrics.items() if key is None or key in named}
     problems += _metric_problems(metrics, named)
-    if problems:
-        raise ConfigError(problems, "evaluate(...)")
+    raise_problems(problems, "evaluate(...)")
     return named
 
 

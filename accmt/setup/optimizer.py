@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from accmt.config.errors import must_be
+from accmt.config.errors import must_be, raise_problems
 from accmt.data.loaders import TrainingData
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, follows_metric, required_in_step
@@ -106,8 +106,7 @@ def check_scheduler(scheduler: Any | None, options: Options, facts: Facts) -> No
     elif followed is not None:
         followed.check(facts)
         problems += _followed_problems(followed, scheduler, options, facts)
-    if problems:
-        raise ConfigError(problems, "Trainer(...)")
+    raise_problems(problems, "Trainer(...)")
 
 
 def _followed_problems(followed: FollowedScore, scheduler: Any, options: Options, facts: Facts) -> Iterator[Problem]:

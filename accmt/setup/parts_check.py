@@ -15,7 +15,7 @@ from accmt.checkpoint.format import ModelParts
 from accmt.checkpoint.optimizer_state import held_by
 from accmt.checkpoint.serialization import pack
 from accmt.checkpoint.tensor_files import tensor_problem
-from accmt.config.errors import ConfigError, Problem
+from accmt.config.errors import Problem, raise_problems
 from accmt.distributed.strategy import PLAIN
 from accmt.distributed.weight_names import by_plain_name
 from accmt.loop.trainable_parameters import unheld
@@ -77,8 +77,7 @@ def check_beside(
             f"an attribute of {owner}: they would be missing from checkpoints and saved models. Make them an attribute"
         )
         problems.append(Problem("get_optimizer", text))
-    if problems:
-        raise ConfigError(problems, "fit(...)")
+    raise_problems(problems, "fit(...)")
 
 
 def check_parts(options: Options, parts: ModelParts) -> None:
@@ -97,8 +96,7 @@ def check_parts(options: Options, parts: ModelParts) -> None:
         problems += _of_saved_extra(state, safe=options.saving.safe_serialization)
     if writes:
         problems += _of_states(parts)
-    if problems:
-        raise ConfigError(problems, "fit(...)")
+    raise_problems(problems, "fit(...)")
 
 
 def _of_weights(root: str, state: Mapping[str, Any], safe: bool) -> Iterator[Problem]:

@@ -28,7 +28,6 @@ from accmt.distributed.strategy import is_deepspeed, shards_model
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.progress import TrainingPosition
-from accmt.loop.settings import Settings
 from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
@@ -38,7 +37,7 @@ from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
 from accmt.setup.parts_check import check_beside, check_parts
 from accmt.setup.pretrained import check_extras, notes_of
-from accmt.setup.settings import configuration
+from accmt.setup.settings import Settings, configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,6 @@ class Plan:
     display: Display
     beside: Beside
     warnings: tuple[str, ...]
-
-    @property
-    def log_every(self) -> int | str | None:
-        """The steps between two logs, as recorded for readers: -1 for every epoch, or the text of a cadence."""
-        if self.rules.log is not None:
-            return self.rules.log.text
-        interval = self.options.loop.log
-        return None if interval is None else -1 if interval.steps is None else interval.steps
 
     def close(self) -> None:
         """Stop the data-loading processes, even if the traceback of an error still references them."""

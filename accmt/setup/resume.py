@@ -133,7 +133,7 @@ def _cleared(plan: Plan, run: Run) -> Path | None:
     aside = archive_training(plan.model_path, savings_in(plan.model_path))
     run.records.history.cut(0)
     run.records.decision_log.cut(0)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every))
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"]))
     return aside
 
 
@@ -170,7 +170,7 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     except DamagedFile as error:
         former, notes = None, [f"earlier changes of the settings are not known: {error}"]
     said = (*(former.changes if former is not None else ()), *changes)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.log_every, said))
+    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"], said))
     return notes
 
 

@@ -80,7 +80,7 @@ class Description:
     Attributes:
         rules: Its rules, each with its patience.
         facts: The metrics that it reports, and its length.
-        log_every: Optimizer steps between two logs, -1 for the end of every epoch, None for never, or a cadence's text.
+        log_every: How often the training logs, as it was given to the trainer.
         changes: What was changed each time it was resumed, in words.
     """
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from accmt.display.console import PlainConsole
-from accmt.display.display import ConsoleDisplay, NoDisplay
+from accmt.display.display import ConsoleDisplay, Display
 from accmt.display.tables import decision_table, savings_table
 from accmt.rules import Decision, KeptModel, Observation, Outcome, Progress, Stop, Verdict
 
@@ -149,7 +149,7 @@ def test_a_bar_ends_with_its_training_and_leaves_no_thread():
 
 
 def test_no_display_shows_nothing(capfd):
-    display = NoDisplay()
+    display = Display()
     display.show("something")
     display.warn("something")
     display.start(lambda: pytest.fail("the step was asked for"), 10)
@@ -163,7 +163,7 @@ def test_both_displays_have_the_same_methods():
     def methods(kind):
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert methods(NoDisplay) == methods(ConsoleDisplay)
+    assert methods(Display) == methods(ConsoleDisplay)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])

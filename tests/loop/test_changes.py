@@ -76,6 +76,7 @@ def test_a_changed_patience_is_said(scored):
     training, shown = scored({"dev": [0.7, 0.7, 0.7]}, "best_accuracy", patience=3, offset=2)
     expected = "note: the patience of 'best_accuracy' was 2 and is 3: the evaluations without improvement count"
     assert expected in shown
+    assert "note: patience" not in shown
     assert len(training.decisions) == 4
     decisions, notes = replayed(training)
     assert len(decisions) == 4

@@ -6,7 +6,17 @@ import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from accmt import AcceleratorModule, Callback, ConfigError, FunctionMetric, HyperParameters, Metric, RuleError, Trainer
+from accmt import (
+    AcceleratorModule,
+    Callback,
+    ConfigError,
+    FunctionMetric,
+    HyperParameters,
+    Metric,
+    Monitor,
+    RuleError,
+    Trainer,
+)
 
 HPS = HyperParameters(1, batch_size=4)
 
@@ -50,8 +60,9 @@ def constructor(match, error=ConfigError, **arguments):
         ),
         (
             {"monitor": {"grad_nrm": True}},
-            "monitor.grad_nrm: unknown, did you mean 'grad_norm'? Allowed are learning_rate, epoch, train_loss, validation_loss, additional_metrics, grad_norm, gpu_utilization, cpu_utilization, checkpoint",
+            "monitor.grad_nrm: unknown argument, did you mean 'grad_norm'? Allowed are learning_rate, epoch, train_loss, validation_loss, additional_metrics, grad_norm, gpu_utilization, cpu_utilization, checkpoint",
         ),
+        ({"monitor": {"epoch": "no"}}, "monitor.epoch: must be True or False, not 'no' (str)"),
         ({"metrics": "accuracy"}, "metrics: str is not a Metric object"),
         (
             {"metrics": {"dev": [len]}},
@@ -78,6 +89,39 @@ def constructor(match, error=ConfigError, **arguments):
 )
 def test_one_wrong_argument(arguments, text):
     constructor(f"1 mistake in Trainer(...):\n  {text}", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: HyperParameters(epoch=1),
+            "HyperParameters:\n  epoch: unknown key, did you mean 'epochs'? Allowed are epochs, max_steps, batch_size, optimizer, optim_kwargs, scheduler, scheduler_kwargs, step_scheduler_per_epoch",
+        ),
+        (
+            lambda: Monitor(grad_nrm=True),
+            "Monitor(...):\n  grad_nrm: unknown argument, did you mean 'grad_norm'? Allowed are learning_rate, epoch, train_loss, validation_loss, additional_metrics, grad_norm, gpu_utilization, cpu_utilization, checkpoint",
+        ),
+        (lambda: Monitor(epoch="no"), "Monitor(...):\n  epoch: must be True or False, not 'no' (str)"),
+        (
+            lambda: Trainer(HPS, "nowhere").register_model_saving("best_valid_loss", saving_bellow=1),
+            "register_model_saving(...):\n  saving_bellow: unknown argument, did you mean 'saving_below'? Allowed are model_saving, saving_below, saving_above, name, patience",
+        ),
+        (
+            lambda: Trainer(HPS, "nowhere").evaluate(AcceleratorModule(), dataset=[]),
+            "evaluate(...):\n  dataset: unknown argument, did you mean 'datasets'? Allowed are module, datasets",
+        ),
+        (
+            lambda: Trainer(HPS, "nowhere").fit(AcceleratorModule(), train_datset=[]),
+            "fit(...):\n  train_datset: unknown argument, did you mean 'train_dataset'? Only for a model given by its name there are more: those of from_pretrained",
+        ),
+    ],
+    ids=["HyperParameters", "Monitor", "a value of Monitor", "register_model_saving", "evaluate", "fit"],
+)
+def test_a_misspelt_argument_is_refused_with_a_suggestion(call, text):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert str(caught.value) == f"1 mistake in {text}"
 
 
 def test_a_torchmetrics_object_has_to_be_wrapped():

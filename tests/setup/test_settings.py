@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
-from accmt import AcceleratorModule, Callback, ConfigError, Trainer, set_seed
+from accmt import AcceleratorModule, Callback, ConfigError, Monitor, Trainer, set_seed
 from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.checkpoint.stateful import Mismatch
 from accmt.hyperparameters.schedulers import SCHEDULERS
@@ -256,6 +256,27 @@ def test_every_change_is_said_once_and_an_unchanged_training_says_nothing(fit, s
     lines = said()
     assert len(lines) == 2
     assert lines[1].startswith("warning: nothing was trained")
+
+
+@pytest.mark.parametrize("as_earlier", [False, True], ids=["", "from an earlier checkpoint"])
+def test_only_fields_of_the_monitor_that_differ_are_changes(fit, tmp_path, said, as_earlier):
+    """None and {} are a monitor with its defaults; earlier checkpoints recorded what was given."""
+
+    def as_given(trainer):
+        settings = trainer["configuration"]["settings"]
+        trainer["configuration"]["settings"] = {k: v for k, v in settings.items() if not k.startswith("monitor.")}
+
+    fit(cut=2, checkpoint_every="1 step", monitor=None, quiet=False)
+    if as_earlier:
+        [folder] = (tmp_path / "model" / "checkpoints").iterdir()
+        _rewrite(folder, as_given)
+    said()
+    fit(cut=3, checkpoint_every="1 step", monitor=Monitor(), quiet=False)
+    assert said() == ["note: continuing from checkpoint-0002-step-2"]
+    fit(cut=4, checkpoint_every="1 step", monitor=Monitor(grad_norm=True), quiet=False)
+    assert said() == ["note: continuing from checkpoint-0003-step-3", "note: monitor.grad_norm was False and is True"]
+    fit(checkpoint_every="1 step", monitor={}, quiet=False)
+    assert said() == ["note: continuing from checkpoint-0004-step-4", "note: monitor.grad_norm was True and is False"]
 
 
 @pytest.mark.parametrize("key", ["configuration", "settled"])

@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from accmt.files import durable as module
 from accmt.files.json_io import DamagedFile
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
 from accmt.tracking.training_file import Description, read_description, write_description

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
-from accmt.config.errors import ConfigError, Problem, did_you_mean
+from accmt.config.errors import ConfigError, Problem, did_you_mean, raise_problems
 from accmt.config.rules import RuleSection, read_rules, rule_problems
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience
 from accmt.rules.printable import escaped
@@ -110,8 +110,7 @@ def _section(path: str, *, whole: bool) -> RuleSection:
         raise ConfigError([Problem("rules", f"the section is missing{hint}")], name)
     section, problems = rules_of(document)
     problems = [*(_hyperparameter_problems(document) if whole else []), *problems, *rule_problems(section)]
-    if problems:
-        raise ConfigError(problems, name)
+    raise_problems(problems, name)
     return read_rules(section, name)
 
 
