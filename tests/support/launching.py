@@ -175,6 +175,6 @@ class _Ranks:
 @functools.cache
 def _server(number: int, preload: tuple[str, ...]) -> Forks:
     """Each started when the first test needs it, and ended with the process of the tests."""
-    server = Forks(PROGRAMS, *preload)
+    server = Forks(PROGRAMS, *preload, source=number)
     atexit.register(server.close)
     return server
