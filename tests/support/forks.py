@@ -45,6 +45,7 @@ _SLOW = (
     "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
     "torchmetrics",
+    "transformers.modeling_utils",  # looked for by every training, because torchmetrics imports transformers
 )
 
 
@@ -195,6 +196,7 @@ def _serve(module: str, preload: list[str], environment: dict[str, str], folder:
     os.environ |= {**environment, **_SETTLED}
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read where DeepSpeed is imported
     os.chdir(folder)
+    os.fsync = os.fstat  # only a power cut loses what was written, and waiting for disks takes longer than a training
     sys.path.insert(0, str(Path(module).parent))
     called, *_ = map(importlib.import_module, (Path(module).stem, *preload))
     torch.set_num_threads(1)

@@ -71,7 +71,7 @@ class Server:
         for process in tree:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(tree, timeout=10)
+        psutil.wait_procs(tree)
         self._process.wait()
         self._process = None
 
@@ -132,7 +132,7 @@ class Proxy:
             time.sleep(self.pause)
         self.asked.append(request.path)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
-        connection = http.client.HTTPConnection(address, timeout=30)
+        connection = http.client.HTTPConnection(address)
         try:
             connection.request(request.command, request.path, body, headers)
             answer = connection.getresponse()
