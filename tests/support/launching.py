@@ -74,6 +74,11 @@ class Running:
             if child.is_running():
                 child.kill()
 
+    def send_to_all(self, number: int) -> None:
+        """Send a signal to them and to what they forked."""
+        for child in self._children:
+            os.killpg(child.pid, number)
+
     def wait_for(self, text: str, seconds: float = _PATIENCE) -> None:
         """Wait until they have written this to stdout."""
         until = time.monotonic() + seconds
