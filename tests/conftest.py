@@ -12,6 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import hypothesis
 import pytest
 import torch
+from forks import source_of_servers
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -30,7 +31,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """How many examples hypothesis tries where a test says nothing of it."""
+    """How many examples hypothesis tries where a test says nothing of it, and one source of servers for all workers."""
+    if getattr(config.option, "numprocesses", None):
+        for number in (0, 1):
+            source_of_servers(number)
     hypothesis.settings.register_profile("accmt", max_examples=200 if config.getoption("--full") else 60)
     hypothesis.settings.load_profile("accmt")
 

@@ -7,7 +7,6 @@ from accmt import Callback, FunctionMetric, Monitor
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
 
 pytestmark = [
-    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]

@@ -20,7 +20,6 @@ from accmt.tracking.outbox import FOLDER
 from accmt.tracking.sending import SendingLimits
 
 pytestmark = [
-    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
@@ -50,7 +49,7 @@ class Mine(GeneralTracker):
 
     def log(self, values, step=None, **kwargs):
         self.entered.set()
-        assert self.free.wait(60)
+        assert self.free.wait(300)
         self.told.append((step, values))
 
     def finish(self):
@@ -134,7 +133,7 @@ def test_steps_go_on_while_the_tracker_is_held_up(trainer, regression, data):
     seen = []
 
     def finish():
-        assert Mine.entered.wait(30)
+        assert Mine.entered.wait(300)
         seen.extend([training.state.global_step, list(RUNS[0].told[2:])])
         Mine.free.set()
 

@@ -46,11 +46,12 @@ class Kept:
     at_start: dict[str, torch.Tensor]
 
 
-def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0):
-    """The batches of each step, with what a model draws in it, and what is kept after `until` of them."""
+def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, keep=()):
+    """The batches of each step, with what a model draws in it, and what is kept after `until` of them; or, with `keep`,
+    what is kept after each of these numbers of steps, while it trains on."""
     set_seed(seed)
     data = TrainingData(make(), accumulation, seed)
-    steps, epoch, batch, now, at_start = [], 0, 0, None, {}
+    steps, epoch, batch, now, at_start, found = [], 0, 0, None, {}, {}
     if kept is not None:
         epoch, batch, now, at_start = kept.epoch, kept.batch, kept.now, kept.at_start
         data.seed = 0
@@ -66,21 +67,34 @@ def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0):
             assert len(batches) == window.size
             steps.append((batches, torch.rand(()).item(), random.random(), float(np.random.rand())))
             batch += window.size
-            if len(steps) == until:
+            if len(steps) == until or len(steps) in keep:
                 state, tensors = pack(data.state())
                 place = (epoch + 1, 0) if window.is_last else (epoch, batch)
-                return steps, Kept(*place, json.dumps(state), tensors, random_state(CPU), at_start)
+                found[len(steps)] = Kept(*place, json.dumps(state), tensors, random_state(CPU), at_start)
+                if len(steps) == until:
+                    return steps, found[until]
         epoch, batch = epoch + 1, 0
-    return steps, None
+    return steps, found
+
+
+def assert_resumes_while_kept(make, accumulation, cuts):
+    """As below, where the training from which states are kept trains on: half as many workers are started."""
+    whole, kept = trained(make, accumulation=accumulation, keep=cuts)
+    for until in cuts:
+        after, _ = trained(make, accumulation=accumulation, kept=kept[until], seed=99)
+        assert whole[:until] + after == whole, until
 
 
 def assert_resumes(make, accumulation=1, cuts=None, epochs=2):
-    """After a cut at each step the rest is the rest, in a process with other seeds."""
+    """After a cut at each step the rest is the rest, in a process with other seeds. To keep the states changes
+    nothing."""
     whole, _ = trained(make, accumulation=accumulation, epochs=epochs)
-    for until in cuts or range(1, len(whole)):
-        before, kept = trained(make, accumulation=accumulation, epochs=epochs, until=until)
-        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept, seed=99)
-        assert before + after == whole, until
+    cuts = cuts or range(1, len(whole))
+    again, kept = trained(make, accumulation=accumulation, epochs=epochs, keep=cuts)
+    assert again == whole
+    for until in cuts:
+        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept[until], seed=99)
+        assert whole[:until] + after == whole, until
 
 
 def noise():
@@ -436,7 +450,7 @@ def test_cut_between_accumulation_windows(name):
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_cut_with_two_workers(name):
-    assert_resumes(partial(LOADERS[name], 2), 2, cuts=(4,))
+    assert_resumes_while_kept(partial(LOADERS[name], 2), 2, cuts=(4,))
 
 
 @pytest.mark.parametrize("name", PERSISTENT)

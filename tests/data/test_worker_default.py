@@ -85,7 +85,7 @@ def run(tmp_path):
         script = tmp_path / "script.py"
         script.write_text(START.format(method=method) + SCRIPT + last)
         command = [sys.executable, script, tmp_path / "model"]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run
 

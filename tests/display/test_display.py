@@ -144,7 +144,7 @@ def test_a_bar_ends_with_its_training_and_leaves_no_thread():
         display.start(lambda: 1, 10)
         display.stop()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -55,7 +55,7 @@ def value_of(metric, *batches):
 def told():
     meeting = Meeting("lunch")
     meeting.tell(f"process {rank}")
-    return meeting.told(timedelta(seconds=30))
+    return meeting.told(timedelta(seconds=300))
 
 
 def alone():

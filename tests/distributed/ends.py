@@ -117,6 +117,7 @@ def evaluated():
 def blocked():
     """How often the loop waited for what was still being written, and how often it asked."""
     calls, real, write = [], Checkpointer.finish, publish.publish
+    may_end = threading.Event()
 
     def finish(self):
         if sys._getframe(2).f_code.co_name == "_settle":
@@ -124,17 +125,22 @@ def blocked():
         return real(self)
 
     def slow(*arguments):
-        time.sleep(0.4)
+        assert may_end.wait(300), "the loop waits as well"
         write(*arguments)
 
     class Slow(Module):
         def training_step(self, batch):
             time.sleep(0.01)
+            if self.state.global_step == 15:  # after the checkpoint at 10, before the next
+                may_end.set()
+            if calls:
+                self.trainer.stop("it has heard that all is written")
             return super().training_step(batch)
 
     Checkpointer.finish, publish.publish = finish, slow
     try:
-        make("blocked", checkpoint_async=True, checkpoint_every="70 steps", log_every=1).fit(Slow(), data(8 * 210))
+        training = make("blocked", checkpoint_async=True, checkpoint_every="10 steps", log_every=1)
+        training.fit(Slow(), data(8 * 3000))
     finally:
         Checkpointer.finish, publish.publish = real, write
     return len(calls), sum(calls)

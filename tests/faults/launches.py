@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from trials import CHECKPOINT, HERE, Trial
 
 SCRIPT = HERE / "disturbed.py"
-SOON = 60
+SOON = 300  # even where much else runs; torch waits for half an hour
 _SHOWN = 1_500
 
 

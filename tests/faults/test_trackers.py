@@ -33,7 +33,6 @@ from servers import Proxy, Server, syncing
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.timeout(600),
     pytest.mark.xdist_group("mlflow server"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -69,7 +68,7 @@ def client(server):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Neither MLflow nor we try for long."""
-    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, pause=0.05, start=5.0, end=20.0))
+    monkeypatch.setattr(background, "LIMITS", SendingLimits(interval=0.01, pause=0.05, start=60.0, end=300.0))
     for name, value in (("MAX_RETRIES", 1), ("BACKOFF_FACTOR", 0), ("BACKOFF_JITTER", 0)):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
 

@@ -30,7 +30,7 @@ def slowly(monkeypatch, *events):
 
     def wait(*arguments):
         event = waiting.pop(0) if waiting else None
-        assert event is None or event.wait(20)
+        assert event is None or event.wait(300)
         real(*arguments)
 
     monkeypatch.setattr(publish, "publish", wait)

@@ -86,12 +86,12 @@ def test_two_threads_at_once(trainer, regression, data):
     class Waits(Callback):
         def on_fit_start(self):
             begun.set()
-            assert tried.wait(30)
+            assert tried.wait(300)
 
     slow = trainer("slow", callback=Waits())
     thread = threading.Thread(target=lambda: slow.fit(modules[0], data(8)))
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(300)
     try:
         with pytest.raises(Busy, match="fit cannot start: a training runs in another thread of this process"):
             trainings[1].fit(modules[1], data(8))

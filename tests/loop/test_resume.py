@@ -513,12 +513,11 @@ SCRIPT = """
             return inputs + 0.01 * torch.randn(4), targets
 
     set_seed(int(sys.argv[2]))
-    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, x.sum(1, keepdim=True))
     trainer = Trainer(HyperParameters(2, batch_size=4, optimizer="AdamW"), sys.argv[1], dataloader_num_workers=1,
-                      checkpoint_every="1 step", evaluate_every_n_steps=20)
+                      checkpoint_every="1 step", evaluate_every_n_steps=10)
     module = Module()
-    print("ready", flush=True)
     trainer.fit(module, Noisy(*data.tensors), {"a": data, "b": Noisy(x[:9], x[:9, :1])})
     torch.save(module.model.state_dict(), sys.argv[1] + "/end.bin")
 """
@@ -527,24 +526,17 @@ SCRIPT = """
 def test_kill_minus_nine(tmp_path):
     """A real process, really killed, several times; the next one ends as an undisturbed one does, though it is seeded
     in another way, and so are the hashes of its texts."""
-    script = textwrap.dedent(SCRIPT)
+    script, checkpoints = textwrap.dedent(SCRIPT), tmp_path / "killed" / "checkpoints"
     launch(script, tmp_path / "whole", 0).check()
-    kills, seed = 0, 0
-    for attempt in range(30):
+    for seed, step in enumerate((7, 30, 44)):  # of 60; the second epoch begins after 30
         with start(script, tmp_path / "killed", seed, server=seed % 2) as process:
-            process.wait_for("ready\n")
-            if kills < 3:
-                time.sleep(0.2 + random.Random(attempt).random() * 0.6)
-                process.kill()
-            ran = process.end()
-        if ran.returncode == 0:
-            break
-        assert ran.returncode == -9, ran.stderr
-        kills += 1
-        if list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*")):
-            seed = 7
-    assert ran.returncode == 0
-    assert kills == 3
+            while not any(int(path.name.split("-")[-1]) >= step for path in checkpoints.glob("checkpoint-*")):
+                assert process.is_running(), process.end()
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.05))  # anywhere in a step
+            process.kill()
+            assert process.end().returncode == -9
+    launch(script, tmp_path / "killed", 7, server=1).check()
     ends = [torch.load(tmp_path / folder / "end.bin", weights_only=True) for folder in ("whole", "killed")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 

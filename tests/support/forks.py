@@ -1,10 +1,13 @@
 """Processes that start in milliseconds: a server that has imported everything forks one for each call of a function.
 
-The side of the tests is `Forks`; `python forks.py MODULE.py [OTHER ...]` is the server. It answers each line with
-another, in JSON: to `{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this
-function of the module, to `{"wait": 123}` with its exit code, negative for the signal that ended it, to
-`{"clear": 123}` when all that this child forked has ended too. Nothing is called in the server itself, so that each
-child starts as a fresh process does.
+The side of the tests is `Forks`. Its server answers each line with another, in JSON: to
+`{"call": "train", "arguments": {...}, "log": "..."}` with the id of a child that calls this function of the module, to
+`{"wait": 123}` with its exit code, negative for the signal that ended it, to `{"clear": 123}` when all that this child
+forked has ended too. Nothing is called in the server itself, so that each child starts as a fresh process does.
+
+Servers are forked as well, so that only `python forks.py SOCKET`, their `Source`, imports torch. Those who connect to
+the socket have a server of their own, and say first which module it is for. All workers of pytest-xdist use the
+sources of the process that starts them. They end when it does.
 
 A child that has ended stays a zombie as long as something that it forked lives: nobody else can have its number, and
 signals to its group reach no strangers.
@@ -12,22 +15,38 @@ signals to its group reach no strangers.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gc
 import importlib
 import json
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_LONGEST = 120
+_SETTLED = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+_LONGEST = 600
 _SHOWN = 3000
 _CAN_BE_FORKED = {"jemalloc_bg_thd"}  # that of pyarrow's allocator, which starts it again in a child
+_SLOW = (
+    "lark",
+    "optuna",
+    "torch._dynamo",  # imported by every training
+    "torch.distributed.checkpoint",
+    "torch.distributed.launcher.api",
+    "torch.utils.tensorboard",
+    "torchmetrics",
+    "transformers.modeling_utils",  # looked for by every training, because torchmetrics imports transformers
+)
 
 
 class Child:
@@ -80,49 +99,108 @@ class Child:
 
 
 class Forks:
-    """The server of a module, started when it is made, and ended by `close` with all that it forked.
+    """A server for a module, forked when it is made, and ended by `close` with all that it forked.
 
     Args:
         module: The file with the functions that are called.
         *preload: Other modules that it imports first.
+        source: The source that forks it, 0 or 1: those of the other have other hashes of texts.
     """
 
-    def __init__(self, module: Path, *preload: str) -> None:
-        command = [sys.executable, __file__, str(module), *preload]
-        self._server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
-        )
+    def __init__(self, module: Path, *preload: str, source: int = 0) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(source_of_servers(source))
+        self._lines = self._server.makefile("rw", buffering=1, encoding="utf-8")
+        given = {"module": str(module), "preload": preload, "environment": dict(os.environ), "folder": str(Path.cwd())}
+        self._lines.write(json.dumps(given) + "\n")
 
     def start(self, function: str, log: Path, **arguments: Any) -> Child:
         """Call a function of the module in a new process."""
         return Child(self, self.ask(call=function, arguments=arguments, log=str(log)), log)
 
     def ask(self, **request: Any) -> int:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        return int(self._server.stdout.readline())
+        self._lines.write(json.dumps(request) + "\n")
+        return int(self._lines.readline())
 
     def wait_until_ready(self) -> None:
         """Wait until it has imported everything."""
         self.ask(ready=True)
 
     def close(self) -> None:
-        self._server.communicate()
+        self._server.shutdown(socket.SHUT_WR)
+        self._lines.read()
+        self._lines.close()
+        self._server.close()
 
 
-def _serve(path: Path, *preload: str) -> None:
-    """Answer until there is nothing more to read, then end the children that are left."""
-    import torch._dynamo  # imported by every training, and slow
+@functools.cache
+def source_of_servers(number: int) -> str:
+    """The socket of one of two processes that fork servers, started unless the process that started this one has."""
+    name = f"ACCMT_TESTS_SOURCE_{number}"
+    if name not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="accmt-source-"))
+        os.environ[name] = str(folder / "socket")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.environ[name])
+            listener.listen(64)
+            process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(process.communicate)
+    return os.environ[name]
 
+
+def _fork_servers(listener: socket.socket) -> None:
+    """Fork a server for each that connects, until the process of the tests ends."""
+    import accmt
     from accmt.rules import parse_saving
 
+    assert accmt.Trainer, "imported lazily"
     parse_saving("best_accuracy")  # makes the parser, which takes as long as a small training
-    sys.path.insert(0, str(path.parent))
-    module, *_ = map(importlib.import_module, (path.stem, *preload))
-    torch.set_num_threads(1)
+    for name in _SLOW:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    servers: list[int] = []
+    while 0 not in (ready := select.select([0, listener], [], [])[0]):
+        assert ready == [listener]
+        connection, _ = listener.accept()
+        servers = [server for server in servers if os.waitpid(server, os.WNOHANG)[0] == 0]
+        _check_threads()
+        servers.append(os.fork())
+        if servers[-1] == 0:
+            listener.close()
+            for descriptor in (0, 1):
+                os.dup2(connection.fileno(), descriptor)
+            connection.close()
+            _serve(**json.loads(sys.stdin.readline()))
+            os._exit(0)
+        connection.close()
+    for server in servers:
+        os.waitpid(server, 0)
+
+
+def _check_threads() -> None:
     threads = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
     assert len(threads - _CAN_BE_FORKED) <= 1, f"a process with the threads {threads} cannot be forked safely"
+
+
+def _serve(module: str, preload: list[str], environment: dict[str, str], folder: str) -> None:
+    """Answer until there is nothing more to read, then end the children that are left."""
+    import torch
+
+    os.environ.clear()
+    os.environ |= {**environment, **_SETTLED}
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read where DeepSpeed is imported
+    os.chdir(folder)
+    os.fsync = os.fstat  # only a power cut loses what was written, and waiting for disks takes longer than a training
+    sys.path.insert(0, str(Path(module).parent))
+    called, *_ = map(importlib.import_module, (Path(module).stem, *preload))
+    torch.set_num_threads(1)
+    _check_threads()
     gc.freeze()
     children: set[int] = set()
     for line in sys.stdin:
@@ -141,7 +219,7 @@ def _serve(path: Path, *preload: str) -> None:
             case {"call": name, "arguments": arguments, "log": log}:
                 answer = os.fork()
                 if answer == 0:
-                    _become(getattr(module, name), arguments, log)
+                    _become(getattr(called, name), arguments, log)
                 children.add(answer)
         print(answer, flush=True)  # noqa: T201  (the answer)
     for child in children:
@@ -197,6 +275,5 @@ def _become(function: Any, arguments: dict[str, Any], log: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read where DeepSpeed is imported
-    _serve(Path(sys.argv[1]), *sys.argv[2:])
+    os.environ |= _SETTLED
+    _fork_servers(socket.socket(fileno=int(sys.argv[1])))

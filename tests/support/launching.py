@@ -26,7 +26,8 @@ from typing import Any
 from forks import Child, Forks
 
 PROGRAMS = Path(__file__).with_name("programs.py")
-_GRACE = 30
+_GRACE = 120
+_PATIENCE = 600  # for what takes seconds on a machine that does nothing else
 _TICK = 0.01
 _LOGS = Path(tempfile.mkdtemp(prefix="accmt-launched-"))
 _numbers = itertools.count()
@@ -73,14 +74,19 @@ class Running:
             if child.is_running():
                 child.kill()
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def send_to_all(self, number: int) -> None:
+        """Send a signal to them and to what they forked."""
+        for child in self._children:
+            os.killpg(child.pid, number)
+
+    def wait_for(self, text: str, seconds: float = _PATIENCE) -> None:
         """Wait until they have written this to stdout."""
         until = time.monotonic() + seconds
         while text not in self._out.read_text(errors="replace"):
             assert time.monotonic() < until, f"{text!r} is not written after {seconds} s:\n{self._written()}"
             time.sleep(_TICK)
 
-    def end(self, timeout: float = 240) -> Ran:
+    def end(self, timeout: float = _PATIENCE) -> Ran:
         """Wait for all; the first code that is not 0 ends the others, at first gently."""
         until, failed, hung = time.monotonic() + timeout, 0, False
         running = list(self._children)
@@ -105,7 +111,7 @@ class Running:
         return "\n".join(file.read_text(errors="replace") for file in (self._out, self._err))
 
 
-def launch(program: Path | str, *arguments: object, timeout: float = 240, **given: Any) -> Ran:
+def launch(program: Path | str, *arguments: object, timeout: float = _PATIENCE, **given: Any) -> Ran:
     """Run a program to its end, at most so many seconds: see `start`."""
     with start(program, *arguments, **given) as running:
         return running.end(timeout)
@@ -175,6 +181,6 @@ class _Ranks:
 @functools.cache
 def _server(number: int, preload: tuple[str, ...]) -> Forks:
     """Each started when the first test needs it, and ended with the process of the tests."""
-    server = Forks(PROGRAMS, *preload)
+    server = Forks(PROGRAMS, *preload, source=number)
     atexit.register(server.close)
     return server

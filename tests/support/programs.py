@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
 import random
 import sys
@@ -11,29 +10,10 @@ import tempfile
 import threading
 import traceback
 import types
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-
-import accmt
-
-_SLOW = (
-    "lark",
-    "optuna",
-    "torch._dynamo",
-    "torch.distributed.checkpoint",
-    "torch.distributed.launcher.api",
-    "torch.utils.tensorboard",
-    "torchmetrics",
-)
-
-for _name in _SLOW:
-    with suppress(ImportError):
-        importlib.import_module(_name)
-
-assert accmt.Trainer, "imported lazily"
 
 
 def run(program: str, arguments: list[str], environment: dict[str, str], folder: str, out: str, err: str) -> None:

@@ -66,7 +66,7 @@ class Recorder:
     def _take(self, call):
         self.threads.add(threading.get_ident())
         self.entered.set()
-        assert self.free.wait(60)
+        assert self.free.wait(300)
         failure = self.failures.pop(0) if self.failures else self.failing
         if callable(failure):
             failure = failure(call)

@@ -5,22 +5,33 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
+from launching import start
 
 from accmt.tracking.trust import names_of
 
+# `mlflow server`, which serves in its own process instead of starting an interpreter for it.
+_PROGRAM = """
+import os, runpy, subprocess, sys
+from mlflow.cli import cli
+
+def serve(command, env, **_):
+    os.environ.clear()
+    os.environ |= env
+    sys.argv = command[2:]
+    runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
+
+subprocess.Popen = serve
+cli(["server", *sys.argv[1:]])
+"""
 _HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host")
 
 
@@ -30,50 +41,36 @@ class Server:
     def __init__(self, folder):
         self._folder = folder
         self.address = f"127.0.0.1:{free_port()}"
-        self.output = folder / "output.txt"
-        self._process = None
+        self._running = None
 
     def start(self):
         """Start it, and return when it answers."""
         port = self.address.split(":")[1]
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts seven processes more
-        with self.output.open("w") as output:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=variables, stdout=output, stderr=output, start_new_session=True
-            )
-        for _ in range(1200):
-            with suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=5):
+        options = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+        options += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        options += ["--artifacts-destination", self._folder / "artifacts"]
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts seven processes more
+        preload = ("mlflow.cli", "mlflow.server.fastapi_app", "uvicorn")
+        self._running = start(_PROGRAM, *options, folder=self._folder, environment=variables, preload=preload)
+        while self._running.is_running():
+            with suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=60):
                 return
-            if self._process.poll() is not None:
-                break
-            time.sleep(0.1)
-        pytest.fail(f"the server does not answer:\n{self.output.read_text()[-3000:]}")
+            time.sleep(0.01)
+        pytest.fail(f"the server does not answer:\n{self._running.end()}")
 
     def freeze(self):
         """Let it take connections and answer none."""
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._running.send_to_all(signal.SIGSTOP)
 
     def thaw(self):
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._running.send_to_all(signal.SIGCONT)
 
     def kill(self):
-        """End the whole tree at once; nothing if it is not running."""
-        if self._process is None:
-            return
-        tree = []
-        with suppress(psutil.NoSuchProcess):
-            tree = psutil.Process(self._process.pid).children(recursive=True)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for process in tree:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(tree, timeout=10)
-        self._process.wait()
-        self._process = None
+        """End it at once, with all that it started; nothing if it is not running."""
+        if self._running is not None:
+            with self._running:
+                pass
+        self._running = None
 
 
 class Proxy:
@@ -132,7 +129,7 @@ class Proxy:
             time.sleep(self.pause)
         self.asked.append(request.path)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
-        connection = http.client.HTTPConnection(address, timeout=30)
+        connection = http.client.HTTPConnection(address)
         try:
             connection.request(request.command, request.path, body, headers)
             answer = connection.getresponse()

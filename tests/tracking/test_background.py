@@ -73,7 +73,7 @@ def waiting(model):
 
 def wait_for(condition):
     pause = threading.Event()
-    for _ in range(3000):
+    for _ in range(30_000):
         if condition():
             return
         pause.wait(0.01)
@@ -84,7 +84,7 @@ def left_by_its_thread():
     """Wait for a call that was under way when the tracker was abandoned."""
     for thread in threading.enumerate():
         if thread.name.startswith("tracker "):
-            thread.join(10)
+            thread.join(300)
 
 
 def steps_of(batch_recorder):
@@ -121,7 +121,7 @@ def test_what_gathers_behind_a_slow_call_goes_out_together(begun, batch_recorder
     tracker = begun(batch_recorder)
     batch_recorder.free.clear()
     tracker.log({"loss": 0}, 0)
-    assert batch_recorder.entered.wait(30)
+    assert batch_recorder.entered.wait(300)
     for step in range(1, 1501):
         tracker.log({"loss": step}, step)
     assert batch_recorder.calls == [], "all calls came back while the first was not done"
@@ -136,7 +136,7 @@ def test_values_of_a_step_are_one_call_for_a_tracker_without_batches(begun, reco
     tracker = begun(recorder, limits=GATHERING)
     tracker.log({"first": 0}, 0)
     tracker._senders[0].wake()
-    assert recorder.entered.wait(30)
+    assert recorder.entered.wait(300)
     for values, step in (({"a": 1}, 1), ({"b": 2}, 1), ({"a": 3}, 1), ({"c": 4}, 2)):
         tracker.log(values, step)
     recorder.free.set()
@@ -206,7 +206,7 @@ def test_an_attempt_that_began_before_the_end_is_not_the_last(begun, recorder, w
     recorder.free.clear()
     tracker = begun(recorder, limits=SLOW)
     tracker.log({"loss": 1}, 1)
-    assert recorder.entered.wait(30)
+    assert recorder.entered.wait(300)
     closing = threading.Thread(target=tracker.close, args=("FINISHED",))
     closing.start()
     wait_for(tracker._senders[0]._closing.is_set)
@@ -221,7 +221,7 @@ def test_a_tracker_that_hangs_is_left_behind(begun, recorder, warned, waiting, t
     recorder.free.clear()
     tracker = begun(recorder, limits=HASTY)
     tracker.log({"loss": 1}, 1)
-    assert recorder.entered.wait(30)
+    assert recorder.entered.wait(300)
     tracker.log({"loss": 2}, 2)
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.close("FINISHED")
@@ -245,7 +245,7 @@ def test_several_trackers_do_not_wait_for_one_another(begun, recorder, batch_rec
     hang = [recorder, type(recorder)(), type(recorder)()]
     for each in hang:
         each.free.clear()
-    short = SendingLimits(interval=0.01, artifact=1.0, end_when_killed=0.0)
+    short = SendingLimits(interval=0.01, artifact=4.0, end_when_killed=0.0)
     tracker = begun(recorder, batch_recorder, *hang[1:], limits=[short, QUICK, short, short])
     for step in range(1, 501):
         tracker.log({"loss": step}, step)
@@ -257,7 +257,7 @@ def test_several_trackers_do_not_wait_for_one_another(begun, recorder, batch_rec
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.log_artifact(tmp_path / "notes.txt")
     tracker.close("KILLED")
-    assert 1.0 <= time.monotonic() - begin < 2.5, "once for both, not once for each"
+    assert 4.0 <= time.monotonic() - begin < 8.0, "once for both, not once for each"
     assert batch_recorder.calls[-3:] == [("file", "notes.txt"), ("file", "notes.txt"), ("close", "KILLED")]
     left = "500 values (steps 1 to 500), 2 artifacts, the status KILLED"
     assert [waiting(name) for name in ("recorder", "recorder2", "recorder3", "recorder4")] == [left, "", left, left]
@@ -379,7 +379,7 @@ def test_a_tracker_that_begins_late_is_told_everything(begun, recorder, warned):
     may_begin = threading.Event()
 
     def begins_late():
-        assert may_begin.wait(60)
+        assert may_begin.wait(300)
         return recorder
 
     tracker = begun(begins_late, limits=SendingLimits(interval=0.01, start=0.0), run="former", may_be_late=True)

@@ -17,7 +17,6 @@ from accmt.tracking.mlflow import RUN_ARGUMENTS, MlflowTracker, metric_name
 from accmt.tracking.tracker import Logged, Resumption, Unreachable
 
 pytestmark = [
-    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -12,7 +12,6 @@ from accmt.tracking.mlflow import metric_name
 from accmt.tracking.sending import SendingLimits
 
 pytestmark = [
-    pytest.mark.timeout(240),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

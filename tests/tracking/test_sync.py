@@ -20,7 +20,6 @@ from accmt.tracking.records import Artifact, RunEnd
 from accmt.tracking.tracker import Logged, Resumption
 
 pytestmark = [
-    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

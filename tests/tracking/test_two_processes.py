@@ -10,7 +10,6 @@ SCRIPT = Path(__file__).parent.parent / "distributed" / "train.py"
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),
-    pytest.mark.timeout(240),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
