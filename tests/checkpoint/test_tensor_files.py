@@ -129,7 +129,7 @@ def test_json_has_no_nan(tmp_path, value):
     with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
         write_json(tmp_path / "x.json", value)
     (tmp_path / "x.json").write_text(json.dumps(value))
-    with pytest.raises(ValueError, match=r"^(NaN|-?Infinity) is not JSON$"):
+    with pytest.raises(ValueError, match=r"x\.json cannot be read: (NaN|-?Infinity) is not JSON$"):
         read_json(tmp_path / "x.json")
 
 
