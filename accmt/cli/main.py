@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -18,6 +20,8 @@ from accmt import __version__
 from accmt._compat import MessageParser
 from accmt.cli.arguments import CommandError, UsageError
 from accmt.cli.output import complain, fitting
+from accmt.config.errors import did_you_mean
+from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 
 # Each command is a module below `accmt.cli`, imported only when the command is called. The module has `add_arguments`,
@@ -39,11 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name = next((argument for argument in given if not argument.startswith("-")), None)
     command = import_module(f"accmt.cli.{_COMMANDS[name][0]}") if name in _COMMANDS else None
-    options = _parser(name, command).parse_args(given)
+    parser = _parser(name, command)
+    if name is not None and name == given[0] and command is None:
+        parser.error(f"there is no command '{name}'{did_you_mean(name, _COMMANDS)} Commands are {', '.join(_COMMANDS)}")
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        _refuse(unknown, options.parser)
+    if command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         if arguments is None:
             _leave_interrupts_to_the_system(options.command)
-        status: int = command.run(options) if command is not None else 2  # without a command, parsing has failed
+        status: int = command.run(options)
         sys.stdout.flush()
         return status
     except UsageError as error:
@@ -66,7 +78,7 @@ class _Parser(MessageParser):
         super().write(fitting(shown(message, lines=True), stream), stream)
 
 
-def _parser(called: str | None, command: ModuleType | None) -> argparse.ArgumentParser:
+def _parser(called: str | None, command: ModuleType | None) -> _Parser:
     """Return the parser, complete for the command that is called; of the others it knows only the names."""
     parser = _Parser(
         prog="accmt",
@@ -74,14 +86,36 @@ def _parser(called: str | None, command: ModuleType | None) -> argparse.Argument
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"accmt {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, brief) in _COMMANDS.items():
         kind = argparse.RawDescriptionHelpFormatter
         subparser = commands.add_parser(name, help=brief, formatter_class=kind, allow_abbrev=False)
         subparser.set_defaults(parser=subparser)
         if name == called and command is not None:
             command.add_arguments(subparser)
+            subparser.description = _filled(subparser.description or "")
     return parser
+
+
+def _refuse(unknown: Sequence[str], parser: _Parser) -> None:
+    """End the process because of arguments that a parser does not know, and suggest an option."""
+    options = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
+    meant = [name for name in (nearest(option, parser.option_names()) for option in options) if name is not None]
+    hint = f", did you mean {' '.join(meant)}?" if meant else ""
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+
+def _filled(text: str) -> str:
+    """Fill the paragraphs of a text to the width of the terminal; indented lines begin paragraphs of their own."""
+    lines = [""]
+    for line in text.splitlines():
+        if line.startswith(" ") or lines[-1].startswith(" "):
+            lines.append(line)
+        else:
+            lines[-1] = f"{lines[-1]} {line}".lstrip()
+    width = shutil.get_terminal_size().columns - 2  # as argparse
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="    " * line.startswith(" ")) for line in lines)
 
 
 def _leave_interrupts_to_the_system(command: str) -> None:

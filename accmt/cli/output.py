@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shlex
 import sys
@@ -29,6 +31,13 @@ def complain(line: str) -> None:
 def print_json(entry: Any) -> None:
     """Write a value to stdout as a line of strict JSON, with JSON's escapes."""
     sys.stdout.write(json.dumps(entry, allow_nan=False).replace("\x7f", "\\u007f") + "\n")
+
+
+def print_csv(rows: Iterable[Iterable[object]]) -> None:
+    """Write rows to stdout as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([shown(cell) for cell in row] for row in rows)
+    sys.stdout.write(fitting(text.getvalue(), sys.stdout))
 
 
 def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from accmt.rules import Length, RuleError
 from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.inputs import check_fit, facts_of
 from accmt.setup.options import Options
+from accmt.tracebacks import concise
 from accmt.tracking.tracker_arguments import places_of
 from accmt.trainer import Trainer
 
@@ -72,6 +73,7 @@ class HyperParameterSearch:
         RuleError: If the only problems are in rule texts.
     """
 
+    @concise
     def __init__(
         self,
         get_module_fn: Callable[[], AcceleratorModule],
@@ -96,6 +98,7 @@ class HyperParameterSearch:
         self._arguments = {**defaults, **arguments, **alone}
         self.set_parameters()
 
+    @concise
     def set_parameters(  # noqa: PLR0913  (the documented arguments)
         self,
         *,
@@ -141,6 +144,7 @@ class HyperParameterSearch:
         del given["self"]
         self._space = read_space(given)
 
+    @concise
     def optimize(  # noqa: PLR0913  (the documented arguments, and where the study is kept)
         self,
         best_metric_fn: Callable[[dict[str, dict[str, float]]], Any] | None = None,

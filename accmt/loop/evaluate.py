@@ -139,7 +139,7 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
 def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
     module, hooks = evaluation.module, evaluation.hooks
     hooks.on_before_validation_step(batch)
-    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state):
+    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state, batch):
         step = partial(module.validation_step, key, batch)
         outputs = tried_again(step) if evaluation.repeats else step()
     hooks.on_after_validation_step()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.open import open_source
-from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
+from accmt.cli.replay.rules import Mistakes, given_section, hints, parsed, with_patience
 from accmt.cli.replay.source import Source
 from accmt.cli.report import decisions_table, moment, stop_of, summaries
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
@@ -131,9 +131,7 @@ def _check(rules: Rules, source: Source) -> None:
         problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
     if problems:
         texts = list(map(str, problems))
-        if any("greater_is_better" in text for text in texts):
-            texts.append("On the command line, give the direction with --metric, such as --metric accuracy:max")
-        raise CommandError("\n\n".join(texts))
+        raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
 def _ending(decisions: Sequence[Decision], source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -19,6 +20,7 @@ from accmt.rules.store import VALID_LOSS
 _T = TypeVar("_T")
 
 ONLY_DATASET = "0"
+_DIRECTION = re.compile(r"^the character ':' .*\n +(?:best_)?(\w+)\S*(:max|:min)$", re.MULTILINE)
 
 
 class Mistakes:
@@ -45,7 +47,20 @@ class Mistakes:
         """
         texts = list(dict.fromkeys(self._texts))
         if texts:
-            raise CommandError("\n\n".join(texts))
+            raise CommandError("\n\n".join([*texts, *hints(texts)]))
+
+
+def hints(texts: Sequence[str]) -> list[str]:
+    """Return hints for mistakes whose texts speak of Python's arguments: how to give them on the command line."""
+    joined = "\n".join(texts)
+    found = []
+    if named := _DIRECTION.search(joined):
+        found.append(f"On the command line, directions are given with --metric: --metric {named[1]}{named[2]}")
+    elif "greater_is_better" in joined:
+        found.append("On the command line, give the direction with --metric, such as --metric accuracy:max")
+    if "name=..." in joined:
+        found.append("On the command line, rules have names in a file: give it with --config")
+    return found
 
 
 def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
