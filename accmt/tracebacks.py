@@ -34,10 +34,11 @@ def concise(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if is_mistake(error):
+            trace = error.__traceback__
+            if is_mistake(error) or (trace is not None and trace.tb_next is None):  # it does not take these arguments
                 setattr(error, _MARK, True)
                 if not _shows_all():
-                    error.__traceback__ = _of_others(error.__traceback__)
+                    error.__traceback__ = _of_others(trace)
             raise  # without an operand, it adds no frame
 
     return call

@@ -43,6 +43,7 @@ folder = sys.argv[1]
 MISTAKES = {
     "constructor": 'Trainer({"epochs": 0}, folder)',
     "argument": "Trainer({}, folder, epochs_per_night=1, patience='x')",
+    "call": "Trainer()",
     "rule": 'Trainer({}, folder).register_model_saving("best_acc:max")',
     "fit": 'Trainer({}, folder, metrics=FunctionMetric("f1", max, True)).fit(Line(), data, data)',
     "unknown rule": 'one = Trainer({}, folder); one.register_model_saving("acuracy"); one.fit(Line(), data)',
@@ -201,6 +202,37 @@ def test_ctrl_c_with_all_frames(tmp_path):
     ran = launch(INTERRUPT, tmp_path / "model", environment={FULL: "yes"})
     assert ran.returncode == -signal.SIGINT
     assert {"trainer.py", "supervise.py"} <= set(frames_in(ran.stderr))
+
+
+def test_a_second_ctrl_c_while_the_first_is_handled(tmp_path):
+    ran = launch(INTERRUPT.replace("class Interrupt(Callback):", TWICE), tmp_path / "model")
+    assert ran.returncode == -signal.SIGINT
+    assert ran.stderr == SENTENCE
+    assert ran.stdout.endswith(SENTENCE)
+
+
+TWICE = """class Interrupt(Callback):
+    def on_keyboard_interrupt(self, exception):
+        signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_in_a_search(tmp_path):
+    pytest.importorskip("optuna")
+    ran = launch(HEAD + SEARCH, tmp_path / "model")
+    assert ran.returncode == -signal.SIGINT
+    assert ran.stderr == ("interrupted; run again to continue the study, if it has a storage and load_if_exists=True\n")
+    assert "interrupted at step" not in ran.stdout
+
+
+SEARCH = """
+from accmt import HyperParameterSearch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt(Callback):
+    def on_after_training_step(self):
+        signal.raise_signal(signal.SIGINT)
+HyperParameterSearch(Line, data, data, callback=Interrupt()).optimize(n_trials=2)
+"""
 
 
 def test_ctrl_c_outside_of_a_training_is_that_of_python(tmp_path):
