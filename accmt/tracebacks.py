@@ -1,4 +1,4 @@
-"""Tracebacks of mistakes and of Ctrl-C, without the frames of accmt, which tell its users nothing.
+"""Tracebacks of mistakes and of Ctrl-C, without the frames of accmt, which are of no use to its users.
 
 A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. All other errors keep all frames:
 those of the user's code, of other libraries, and defects of accmt.
@@ -33,12 +33,8 @@ def concise(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
     def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         try:
             return function(*args, **kwargs)
-        except Exception as error:
-            trace = error.__traceback__
-            if is_mistake(error) or (trace is not None and trace.tb_next is None):  # it does not take these arguments
-                setattr(error, _MARK, True)
-                if not _shows_all():
-                    error.__traceback__ = _of_others(trace)
+        except BaseException as error:
+            _shorten(error)
             raise  # without an operand, it adds no frame
 
     return call
@@ -64,6 +60,7 @@ def end_with(error: KeyboardInterrupt, line: str) -> None:
     """Print a line on stderr instead of the traceback if an error, or another Ctrl-C while it is handled, ends the
     process; print nothing if it is empty."""
     setattr(error, _LAST_LINE, line)
+    setattr(error, _MARK, True)
     former = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -77,6 +74,16 @@ def end_with(error: KeyboardInterrupt, line: str) -> None:
             sys.stderr.write(f"{last}\n")
 
     sys.excepthook = hook
+
+
+def _shorten(error: BaseException) -> None:
+    """Remove the frames of accmt from a mistake that leaves a public function."""
+    trace = error.__traceback__
+    is_call = trace is not None and trace.tb_next is None  # the function does not take these arguments
+    if is_call or is_mistake(error):
+        setattr(error, _MARK, True)
+        if not _shows_all():
+            error.__traceback__ = _of_others(trace)
 
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:

@@ -14,7 +14,7 @@ from launching import launch
 from torch import nn
 
 import accmt
-from accmt import ConfigError, HyperParameters, load_saving
+from accmt import Callback, ConfigError, HyperParameters, load_saving
 from accmt.tracebacks import FULL, is_mistake
 
 PACKAGE = str(Path(accmt.__file__).parent)
@@ -233,6 +233,23 @@ class Interrupt(Callback):
         signal.raise_signal(signal.SIGINT)
 HyperParameterSearch(Line, data, data, callback=Interrupt()).optimize(n_trials=2)
 """
+
+
+def test_where_ctrl_c_stays_an_exception_it_is_short(trainer, regression, data, capsys):
+    """As in a notebook, which shows the traceback of what a cell raises."""
+
+    class Interrupt(Callback):
+        def on_after_training_step(self):
+            raise KeyboardInterrupt
+
+    hook = sys.excepthook
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trainer(callback=Interrupt()).fit(regression(), data(8))
+    finally:
+        sys.excepthook = hook
+    assert not any(PACKAGE in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+    assert "interrupted at step 0; there is no checkpoint yet" in capsys.readouterr().out
 
 
 def test_ctrl_c_outside_of_a_training_is_that_of_python(tmp_path):
