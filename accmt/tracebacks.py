@@ -1,7 +1,7 @@
 """Tracebacks of mistakes and of Ctrl-C, without the frames of accmt, which are of no use to its users.
 
 A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. All other errors keep all frames:
-those of the user's code, of other libraries, and defects of accmt.
+those of the user's code, of other libraries, and defects of accmt. ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
 """
 
 from __future__ import annotations
@@ -13,42 +13,35 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType, TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
-
-FULL = "ACCMT_FULL_TRACEBACK"
-"""Environment variable that keeps all frames if it is set to anything but 0."""
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _MARK, _LAST_LINE = "_accmt_mistake", "_accmt_last_line"
 
 
-def concise(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+def concise(function: _Function) -> _Function:
     """Make a public function raise mistakes with only the frames of the user's code."""
 
     @wraps(function)
-    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             _shorten(error)
             raise  # without an operand, it adds no frame
 
-    return call
+    return cast(_Function, call)
 
 
 def is_mistake(error: BaseException) -> bool:
     """Return whether accmt raised an error to report a mistake."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or isinstance(error, AssertionError):
+    *_, (frame, instruction) = [(None, 0), *((part.tb_frame, part.tb_lasti) for part in _parts(error.__traceback__))]
+    if frame is None or isinstance(error, AssertionError):
         return False
-    code = last.tb_frame.f_code
-    return hasattr(error, _MARK) or (is_ours(code) and code.co_code[last.tb_lasti] == _RAISE)
+    return hasattr(error, _MARK) or (is_ours(frame.f_code) and frame.f_code.co_code[instruction] == _RAISE)
 
 
 def is_ours(code: CodeType) -> bool:
@@ -57,10 +50,9 @@ def is_ours(code: CodeType) -> bool:
 
 
 def end_with(error: KeyboardInterrupt, line: str) -> None:
-    """Print a line on stderr instead of the traceback if an error, or another Ctrl-C while it is handled, ends the
-    process; print nothing if it is empty."""
-    setattr(error, _LAST_LINE, line)
-    setattr(error, _MARK, True)
+    """If an error, or another Ctrl-C while it is handled, ends the process, print this line on stderr instead of the
+    traceback, or nothing if it is empty."""
+    vars(error).update({_LAST_LINE: line, _MARK: True})
     former = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -77,25 +69,20 @@ def end_with(error: KeyboardInterrupt, line: str) -> None:
 
 
 def _shorten(error: BaseException) -> None:
-    """Remove the frames of accmt from a mistake that leaves a public function."""
-    trace = error.__traceback__
-    is_call = trace is not None and trace.tb_next is None  # the function does not take these arguments
-    if is_call or is_mistake(error):
-        setattr(error, _MARK, True)
-        if not _shows_all():
-            error.__traceback__ = _of_others(trace)
+    parts = _parts(error.__traceback__)
+    if _shows_all() or not (is_mistake(error) or len(parts) == 1):  # 1: the function does not take these arguments
+        return
+    vars(error)[_MARK] = True
+    error.__traceback__ = None
+    for part in reversed(parts):
+        code = part.tb_frame.f_code
+        if not is_ours(code) and code.co_filename != contextlib.__file__:  # which ends our context managers
+            error.__traceback__ = TracebackType(error.__traceback__, part.tb_frame, part.tb_lasti, part.tb_lineno)
 
 
-def _of_others(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without the frames of accmt."""
-    if trace is None:
-        return None
-    rest = _of_others(trace.tb_next)
-    code = trace.tb_frame.f_code
-    if is_ours(code) or code.co_filename == contextlib.__file__:  # which calls the ends of our context managers
-        return rest
-    return TracebackType(rest, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+def _parts(trace: TracebackType | None) -> list[TracebackType]:
+    return [] if trace is None else [trace, *_parts(trace.tb_next)]
 
 
 def _shows_all() -> bool:
-    return os.environ.get(FULL, "0") not in ("", "0")
+    return os.environ.get("ACCMT_FULL_TRACEBACK", "0") not in ("", "0")

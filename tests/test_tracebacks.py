@@ -15,8 +15,9 @@ from torch import nn
 
 import accmt
 from accmt import Callback, ConfigError, HyperParameters, load_saving
-from accmt.tracebacks import FULL, is_mistake
+from accmt.tracebacks import is_mistake
 
+FULL = "ACCMT_FULL_TRACEBACK"
 PACKAGE = str(Path(accmt.__file__).parent)
 
 HEAD = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,47 +45,35 @@ def run(options: argparse.Namespace) -> int:
     """
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
-    if not decisions and not (options.json or options.csv):
-        write(f"{folder}: no decisions yet")
-        return 0
     rule = _rule(options.rule, decisions) if decisions else None
-    listed = _last(decisions, options.last)
+    listed = _listed(decisions, rule, options.last)
     if options.json:
         for decision in listed:
-            if kept := _of_rule(decision, rule):
-                print_json(kept.to_json())
-        return 0
-    if options.csv:
-        print_csv([_COLUMNS, *(row for decision in listed for row in _rows(decision, rule))])
-        return 0
-    stop = stop_of(decisions)
-    why = (
-        "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
-    )
-    write_rich(decisions_table(listed, rule), "", *summaries(decisions, "saved", rule), why)
+            print_json(decision.to_json())
+    elif options.csv:
+        print_csv([_COLUMNS, *(row for decision in listed for row in _rows(decision))])
+    elif not decisions:
+        write(f"{folder}: no decisions yet")
+    else:
+        stop = stop_of(decisions)
+        reason = None if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
+        why = reason or "no rule asked to stop"
+        write_rich(decisions_table(listed), "", *summaries(decisions, "saved", rule), why)
     return 0
 
 
-def _last(decisions: tuple[Decision, ...], number: int | None) -> tuple[Decision, ...]:
-    """Return the decisions since the evaluation from which there are that many, or all of them."""
-    if number is None or not decisions:
-        return decisions
-    first = decisions[-1].progress.evaluation - number
-    return tuple(decision for decision in decisions if decision.progress.evaluation > first)
+def _listed(decisions: Sequence[Decision], rule: str | None, last: int | None) -> list[Decision]:
+    """Return the decisions of the last evaluations, with the verdicts of one rule."""
+    first = decisions[-1].progress.evaluation - last if decisions and last is not None else -1
+    chosen = [decision for decision in decisions if decision.progress.evaluation > first]
+    kept = [replace(d, verdicts=tuple(v for v in d.verdicts if rule in (None, v.rule))) for d in chosen]
+    return [decision for decision in kept if decision.verdicts or decision.stop]
 
 
-def _of_rule(decision: Decision, rule: str | None) -> Decision | None:
-    """Return a decision with the verdict of one rule only; None if nothing is left of it."""
-    verdicts = tuple(verdict for verdict in decision.verdicts if rule in (None, verdict.rule))
-    return replace(decision, verdicts=verdicts) if verdicts or decision.stop else None
-
-
-def _rows(decision: Decision, rule: str | None) -> Iterator[tuple[object, ...]]:
-    progress = decision.progress
-    place = (progress.evaluation, progress.step, progress.epoch)
+def _rows(decision: Decision) -> Iterator[tuple[object, ...]]:
+    place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch
     for verdict in decision.verdicts:
-        if rule in (None, verdict.rule):
-            yield *place, verdict.rule, " ".join(map(str, verdict.values)), verdict.outcome.value, verdict.reason
+        yield *place, verdict.rule, " ".join(map(str, verdict.values)), verdict.outcome.value, verdict.reason
     if decision.stop is not None:
         yield *place, "", "", "stop", decision.stop.reason
 

@@ -5,12 +5,9 @@ It exits with 0 on success, 1 if rules or files are wrong, and 2 if it was calle
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -48,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no command '{name}'{did_you_mean(name, _COMMANDS)} Commands are {', '.join(_COMMANDS)}")
     options, unknown = parser.parse_known_args(given)
     if unknown:
-        _refuse(unknown, options.parser)
+        near = nearest(unknown[0].partition("=")[0], options.parser.option_names())
+        hint = "" if near is None else f", did you mean {near}?"
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -74,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(MessageParser):
     """A parser whose messages escape the user's input, so that it cannot control the terminal."""
 
+    examples = ""
+
+    def format_help(self) -> str:
+        return super().format_help() + self.examples  # an epilog would be filled like the description
+
     def write(self, message: str, stream: Any) -> None:
         super().write(fitting(shown(message, lines=True), stream), stream)
 
@@ -89,33 +93,12 @@ def _parser(called: str | None, command: ModuleType | None) -> _Parser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, brief) in _COMMANDS.items():
-        kind = argparse.RawDescriptionHelpFormatter
-        subparser = commands.add_parser(name, help=brief, formatter_class=kind, allow_abbrev=False)
+        subparser = commands.add_parser(name, help=brief, allow_abbrev=False)
         subparser.set_defaults(parser=subparser)
         if name == called and command is not None:
             command.add_arguments(subparser)
-            subparser.description = _filled(subparser.description or "")
+            subparser.examples, subparser.epilog = f"\n{subparser.epilog}", None
     return parser
-
-
-def _refuse(unknown: Sequence[str], parser: _Parser) -> None:
-    """End the process because of arguments that a parser does not know, and suggest an option."""
-    options = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
-    meant = [name for name in (nearest(option, parser.option_names()) for option in options) if name is not None]
-    hint = f", did you mean {' '.join(meant)}?" if meant else ""
-    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-
-
-def _filled(text: str) -> str:
-    """Fill the paragraphs of a text to the width of the terminal; indented lines begin paragraphs of their own."""
-    lines = [""]
-    for line in text.splitlines():
-        if line.startswith(" ") or lines[-1].startswith(" "):
-            lines.append(line)
-        else:
-            lines[-1] = f"{lines[-1]} {line}".lstrip()
-    width = shutil.get_terminal_size().columns - 2  # as argparse
-    return "\n".join(textwrap.fill(line, width, subsequent_indent="    " * line.startswith(" ")) for line in lines)
 
 
 def _leave_interrupts_to_the_system(command: str) -> None:

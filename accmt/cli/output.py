@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shlex
 import sys
@@ -35,9 +34,8 @@ def print_json(entry: Any) -> None:
 
 def print_csv(rows: Iterable[Iterable[object]]) -> None:
     """Write rows to stdout as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([shown(cell) for cell in row] for row in rows)
-    sys.stdout.write(fitting(text.getvalue(), sys.stdout))
+    cells = ([fitting(shown(cell), sys.stdout) for cell in row] for row in rows)
+    csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
 
 
 def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from accmt.rules.printable import shown
 
-_LONGEST = 400
-_MOST = 6
-_DEEPEST = 3
+_LONGEST, _MOST, _DEEPEST = 400, 6, 3
 
 
 def describe_batch(batch: Any) -> str:
@@ -21,20 +17,13 @@ def describe_batch(batch: Any) -> str:
 
 
 def _described(part: Any, depth: int) -> str:
-    if isinstance(part, Tensor):
-        device = "" if part.device.type == "cpu" else f" on {part.device}"
-        return f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}{device}"
-    name = type(part).__name__
     if hasattr(part, "shape") and hasattr(part, "dtype"):
-        return f"{name} {part.dtype} {tuple(part.shape)}"
-    if depth and isinstance(part, Mapping):
-        return "{" + _listed(list(part.items()), lambda item: f"{item[0]!r}: {_described(item[1], depth - 1)}") + "}"
-    if depth and isinstance(part, list | tuple):
-        texts = _listed(part, lambda element: _described(element, depth - 1))
-        return f"[{texts}]" if isinstance(part, list) else f"({texts})"
-    return f"{name} of {len(part)}" if isinstance(part, str | bytes | list | tuple | Mapping) else name
-
-
-def _listed(parts: Any, describe: Callable[[Any], str]) -> str:
-    more = [f"{len(parts) - _MOST} more"] if len(parts) > _MOST else []
-    return ", ".join([*map(describe, parts[:_MOST]), *more])
+        device = str(getattr(part, "device", "cpu"))
+        return f"{part.dtype} {tuple(part.shape)}".removeprefix("torch.") + (f" on {device}" if device != "cpu" else "")
+    if not depth or not isinstance(part, Mapping | list | tuple):
+        return type(part).__name__
+    pairs = part.items() if isinstance(part, Mapping) else (("", element) for element in part)
+    texts = [f"{repr(key) + ': ' if key != '' else ''}{_described(value, depth - 1)}" for key, value in pairs]
+    more = [f"{len(texts) - _MOST} more"] if len(texts) > _MOST else []
+    begin, end = "{}" if isinstance(part, Mapping) else "[]" if isinstance(part, list) else "()"
+    return begin + ", ".join(texts[:_MOST] + more) + end

@@ -30,11 +30,6 @@ _REFRESHES = 4
 class Display(Protocol):
     """Interface through which the loop shows its progress."""
 
-    @property
-    def is_on_terminal(self) -> bool:
-        """True if what is shown appears on a terminal."""
-        ...
-
     def show(self, *renderables: RenderableType) -> None:
         """Print something as it is."""
         ...
@@ -75,8 +70,6 @@ def display_of(*, is_main: bool, quiet: bool) -> Display:
 class NoDisplay:
     """Display of all processes but the main one: shows nothing."""
 
-    is_on_terminal = False
-
     def show(self, *renderables: RenderableType) -> None:
         """Do nothing."""
 
@@ -111,10 +104,6 @@ class ConsoleDisplay:
         self._bar: _Bar | None = None
         self._total: int | None = None
         self._last = Counters()
-
-    @property
-    def is_on_terminal(self) -> bool:
-        return self._console.is_terminal
 
     def show(self, *renderables: RenderableType) -> None:
         for renderable in renderables:

@@ -48,14 +48,13 @@ def noted(where: str, state: TrainingState, batch: Any = None) -> Iterator[None]
 def add_note(error: BaseException, where: str, state: TrainingState, batch: Any = None) -> None:
     """Add a note to an exception, saying where it was raised, unless it has one already.
 
-    Another one describes the batch of the step that raised it, if one is given: the step may not fit the batch.
+    Another one describes the batch of the step that raised it, if one is given: they may not fit each other.
     """
-    if any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
-        return
-    error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
-    if batch is not None and not is_mistake(error):
-        with suppress(Exception):  # a description must not hide the error
-            error.add_note(f"its batch: {describe_batch(batch)}")
+    if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
+        error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
+        if batch is not None and not is_mistake(error):
+            with suppress(Exception):  # a description must not hide the error
+                error.add_note(f"its batch: {describe_batch(batch)}")
 
 
 def tell(hooks: Hooks, error: BaseException) -> None:

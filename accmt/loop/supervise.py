@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rich.text import Text
 
+from accmt.display.display import ConsoleDisplay
 from accmt.display.gpu_users import gpu_users
 from accmt.distributed.signals import Terminated
 from accmt.loop.hooks import tell
@@ -94,7 +95,7 @@ def _checkpoint_last_step(run: Run) -> bool:
 
 def _on_stderr(run: Run, text: Text) -> str:
     """Return what the main process writes to stderr of a text, which the display may show on the same terminal."""
-    is_seen = run.display.is_on_terminal and sys.stderr.isatty()
+    is_seen = isinstance(run.display, ConsoleDisplay) and sys.stdout.isatty() and sys.stderr.isatty()
     return text.plain if run.module.accelerator.is_main_process and not is_seen else ""
 
 

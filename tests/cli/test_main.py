@@ -56,8 +56,7 @@ def test_what_is_misspelt(call, arguments, said):
     assert err.splitlines()[-1] == said
 
 
-DIRECTION = "\n\nOn the command line, directions are given with --metric: --metric acc:max\n"
-EXAMPLE = "\n\nOn the command line, give the direction with --metric, such as --metric accuracy:max\n"
+DIRECTION = "\n\nOn the command line, give the direction with --metric, such as --metric accuracy:max\n"
 NAMES = "\n\nOn the command line, rules have names in a file: give it with --config\n"
 
 
@@ -66,7 +65,7 @@ NAMES = "\n\nOn the command line, rules have names in a file: give it with --con
     [
         (["acc:max"], DIRECTION),
         (["best_acc@dev:max"], DIRECTION),
-        (["best_acc", "--metric", "acc"], EXAMPLE),
+        (["best_acc", "--metric", "acc"], DIRECTION),
         (["best_acc", "best_acc"], NAMES),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

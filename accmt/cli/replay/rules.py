@@ -20,7 +20,11 @@ from accmt.rules.store import VALID_LOSS
 _T = TypeVar("_T")
 
 ONLY_DATASET = "0"
-_DIRECTION = re.compile(r"^the character ':' .*\n +(?:best_)?(\w+)\S*(:max|:min)$", re.MULTILINE)
+_HINTS = {
+    r"greater_is_better|^    \S+:(max|min)$": "On the command line, give the direction with --metric, such as --metric "
+    "accuracy:max",
+    r"name=\.\.\.": "On the command line, rules have names in a file: give it with --config",
+}
 
 
 class Mistakes:
@@ -51,16 +55,8 @@ class Mistakes:
 
 
 def hints(texts: Sequence[str]) -> list[str]:
-    """Return hints for mistakes whose texts speak of Python's arguments: how to give them on the command line."""
-    joined = "\n".join(texts)
-    found = []
-    if named := _DIRECTION.search(joined):
-        found.append(f"On the command line, directions are given with --metric: --metric {named[1]}{named[2]}")
-    elif "greater_is_better" in joined:
-        found.append("On the command line, give the direction with --metric, such as --metric accuracy:max")
-    if "name=..." in joined:
-        found.append("On the command line, rules have names in a file: give it with --config")
-    return found
+    """Return how to give on the command line what mistakes call by the names of Python's arguments."""
+    return [hint for pattern, hint in _HINTS.items() if re.search(pattern, "\n".join(texts), re.MULTILINE)]
 
 
 def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
