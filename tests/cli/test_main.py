@@ -65,6 +65,7 @@ NAMES = "\n\nOn the command line, rules have names in a file: give it with --con
     [
         (["acc:max"], DIRECTION),
         (["best_acc@dev:max"], DIRECTION),
+        (["acc:min keep 2"], DIRECTION),
         (["best_acc", "--metric", "acc"], DIRECTION),
         (["best_acc", "best_acc"], NAMES),
     ],

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 ONLY_DATASET = "0"
 _HINTS = {
-    r"greater_is_better|^    \S+:(max|min)$": "On the command line, give the direction with --metric, such as --metric "
+    r"greater_is_better|^    .*\w:(max|min)\b": "On the command line, give the direction with --metric, such as --metric "
     "accuracy:max",
     r"name=\.\.\.": "On the command line, rules have names in a file: give it with --config",
 }
