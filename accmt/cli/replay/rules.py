@@ -21,9 +21,8 @@ _T = TypeVar("_T")
 
 ONLY_DATASET = "0"
 _HINTS = {
-    r"greater_is_better|^    .*\w:(max|min)\b": "On the command line, give the direction with --metric, such as --metric "
-    "accuracy:max",
-    r"name=\.\.\.": "On the command line, rules have names in a file: give it with --config",
+    r"greater_is_better|^    .*\w:(max|min)\b": "give the direction with --metric, such as --metric accuracy:max",
+    r"name=\.\.\.": "rules have names in a file: give it with --config",
 }
 
 
@@ -56,7 +55,8 @@ class Mistakes:
 
 def hints(texts: Sequence[str]) -> list[str]:
     """Return how to give on the command line what mistakes call by the names of Python's arguments."""
-    return [hint for pattern, hint in _HINTS.items() if re.search(pattern, "\n".join(texts), re.MULTILINE)]
+    found = [hint for pattern, hint in _HINTS.items() if re.search(pattern, "\n".join(texts), re.MULTILINE)]
+    return [f"On the command line, {hint}" for hint in found]
 
 
 def given_section(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
