@@ -19,7 +19,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_MARK, _LAST_LINE = "_accmt_mistake", "_accmt_last_line"
+_MARK, _LAST_LINE = "accmt_mistake", "accmt_last_line"
 
 
 def concise(function: _Function) -> _Function:

@@ -37,6 +37,7 @@ class Line(AcceleratorModule):
     def validation_step(self, key, batch):
         return self.training_step(batch)
 
+torch.manual_seed(0)  # for the same data on all processes
 data = TensorDataset(torch.randn(16, 2), torch.randn(16, 1))
 folder = sys.argv[1]
 """

@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no command '{name}'{did_you_mean(name, _COMMANDS)} Commands are {', '.join(_COMMANDS)}")
     options, unknown = parser.parse_known_args(given)
     if unknown:
-        near = nearest(unknown[0].partition("=")[0], options.parser.option_names())
-        hint = "" if near is None else f", did you mean {near}?"
+        names = {name.lstrip("-"): name for name in options.parser.option_names()}
+        near = nearest(unknown[0].partition("=")[0].lstrip("-"), names)
+        hint = "" if near is None else f", did you mean {names[near]}?"
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is None:
         parser.print_help(sys.stderr)
