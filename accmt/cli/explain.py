@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         stop = stop_of(decisions)
         reason = None if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
         why = reason or "no rule asked to stop"
-        write_rich(decisions_table(listed), "", *summaries(decisions, "saved", rule), why)
+        write_rich(decisions_table(listed, rule), "", *summaries(decisions, "saved", rule), why)
     return 0
 
 
