@@ -1,5 +1,7 @@
 """Mistakes show the message and the user's own frames, and Ctrl-C ends with where the training resumes."""
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -181,6 +183,22 @@ def test_a_real_interpreter_ends_by_the_signal(tmp_path):
     command = [sys.executable, "-c", INTERRUPT, tmp_path / "model"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (-signal.SIGINT, SENTENCE)
+
+
+def test_on_a_terminal_the_line_is_the_last_one_and_there_once(tmp_path):
+    ours, its = os.openpty()
+    command = [sys.executable, "-c", INTERRUPT, tmp_path / "model"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=its, stderr=its) as process:
+        os.close(its)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # as Linux says that nothing has the terminal open any more
+            while read := os.read(ours, 1024):
+                shown += read
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n")
+    assert process.returncode == -signal.SIGINT
+    assert text.endswith("\n" + SENTENCE)
+    assert text.count("interrupted") == 1
 
 
 def test_of_several_processes_the_main_one_says_it(tmp_path):
