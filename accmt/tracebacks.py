@@ -38,10 +38,11 @@ def concise(function: _Function) -> _Function:
 
 def is_mistake(error: BaseException) -> bool:
     """Return whether accmt raised an error to report a mistake."""
-    *_, (frame, instruction) = [(None, 0), *((part.tb_frame, part.tb_lasti) for part in _parts(error.__traceback__))]
-    if frame is None or isinstance(error, AssertionError):
+    parts = _parts(error.__traceback__)
+    if not parts or isinstance(error, AssertionError):
         return False
-    return hasattr(error, _MARK) or (is_ours(frame.f_code) and frame.f_code.co_code[instruction] == _RAISE)
+    code, instruction = parts[-1].tb_frame.f_code, parts[-1].tb_lasti
+    return hasattr(error, _MARK) or (is_ours(code) and code.co_code[instruction] == _RAISE)
 
 
 def is_ours(code: CodeType) -> bool:
