@@ -29,6 +29,10 @@ class MessageParser(argparse.ArgumentParser):
         """Write a message; override it to change messages."""
         super()._print_message(message, stream)
 
+    def option_names(self) -> list[str]:
+        """Return the names of all options; argparse has no public list of them."""
+        return list(self._option_string_actions)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         self.write(message, file or sys.stderr)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
+from accmt.tracebacks import concise
+
 _Parameters = ParamSpec("_Parameters")
 _Self = TypeVar("_Self")
 
@@ -78,6 +80,7 @@ def answering(
     def decorate(
         function: Callable[Concatenate[_Self, _Parameters], None],
     ) -> Callable[Concatenate[_Self, _Parameters], None]:
+        @concise
         @wraps(function)
         def construct(self: _Self, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
             for name in kwargs:

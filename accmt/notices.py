@@ -5,16 +5,22 @@ During a training all processes may warn and the main one prints. Outside of one
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from accmt.tracebacks import is_ours
+
 Listener = Callable[[str], None]
 
 
 def _as_python(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and is_ours(frame.f_code):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 _listeners: list[Listener] = [_as_python]

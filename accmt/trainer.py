@@ -36,6 +36,7 @@ from accmt.setup.model import lent, returned
 from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
 from accmt.states import TrainingState
+from accmt.tracebacks import concise
 from accmt.tracking.tracker import NoTracker, Tracker
 
 
@@ -132,6 +133,7 @@ class Trainer:
         RuleError: If the only problems are in rule texts.
     """
 
+    @concise
     def __init__(  # noqa: PLR0913  (the documented constructor)
         self,
         hps_config: str | dict[str, Any] | HyperParameters,
@@ -204,6 +206,7 @@ class Trainer:
         self._tracker: Tracker = NoTracker()
         self._heartbeat: Heartbeat | None = None
 
+    @concise
     @suggests("register_model_saving(...)")
     def register_model_saving(
         self,
@@ -234,6 +237,7 @@ class Trainer:
             raise RuleError(problems)
         self._savings.append(rule)
 
+    @concise
     def fit(
         self,
         module: AcceleratorModule | str | tuple[str, str] | tuple[str, Any],
@@ -275,6 +279,7 @@ class Trainer:
         if ended is not None:
             end_by_signal(ended)
 
+    @concise
     @suggests("evaluate(...)")
     def evaluate(
         self,
@@ -326,6 +331,7 @@ class Trainer:
         datasets = check_fit(self._options, module, train_dataset, val_dataset)
         return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
 
+    @concise
     def best(self, rule: str) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
@@ -341,6 +347,7 @@ class Trainer:
             return None
         return best_in(self.model_path / rules[name].folder)
 
+    @concise
     def stop(self, reason: str = "the script asked for it") -> None:
         """Stop the current training between two steps, as a rule would: with a last evaluation and checkpoint and
         `on_fit_end`, then `fit` returns. The reason is recorded with the decisions.

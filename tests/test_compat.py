@@ -116,6 +116,8 @@ def test_argparse():
         parser.error("wrong")
     assert written[0].startswith("usage: it")
     assert written[-1] == "it: error: wrong\n"
+    parser.add_mutually_exclusive_group().add_argument("--one", "-o")
+    assert parser.option_names() == ["-h", "--help", "--one", "-o"]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")

@@ -1,28 +1,47 @@
 """The wheel and the editable install hold the whole package, and importing it is cheap and does nothing."""
 
+import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import venv
 import zipfile
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from accmt import __version__
 
 ROOT = Path(__file__).parent.parent
 
 
+README = (ROOT / "README.md").read_text()
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(_copy(folder))],
-        check=True,
-        capture_output=True,
-    )
-    [path] = folder.glob("*.whl")
-    return path
+def built(tmp_path_factory):
+    """The wheel of the tree, the sdist, and the wheel that is made of the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    source = _copy(folder)
+    _build(source, folder / "tree", "--wheel")
+    _build(source, folder / "sdist")  # without an option: the sdist, and a wheel of it
+    [wheel], [sdist] = (folder / "tree").iterdir(), (folder / "sdist").glob("*.tar.gz")
+    [of_sdist] = (folder / "sdist").glob("*.whl")
+    return SimpleNamespace(wheel=wheel, sdist=sdist, of_sdist=of_sdist)
+
+
+@pytest.fixture
+def wheel(built):
+    return built.wheel
+
+
+def _build(source, into, *options):
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", into, *options, source]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
 
 
 def _copy(folder):
@@ -68,6 +87,66 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     assert ran.stdout == "best_accuracy@dev/f1\n", ran.stderr
 
 
+def _contents(wheel):
+    """Each file of a wheel with its size and checksum."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {file.filename: (file.file_size, file.CRC) for file in archive.infolist()}
+
+
+def test_the_sdist_makes_the_same_wheel(built):
+    assert _contents(built.of_sdist) == _contents(built.wheel)
+    assert built.of_sdist.name == built.wheel.name == f"accmt-{__version__}-py3-none-any.whl"
+    assert built.sdist.name == f"accmt-{__version__}.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """An environment with accmt from the wheel of the sdist alone; what accmt needs is that of the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", built.of_sdist]
+    subprocess.run(list(map(str, install)), cwd=folder, check=True, capture_output=True)
+    packages = next((environment / "lib").glob("python*")) / "site-packages"
+    # A path in such a file is only searched: the .pth files there, such as that of the editable install, are not read.
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment
+
+
+def _run_in(environment, folder, *command):
+    """Run a program of an environment, of whose packages nothing else tells it."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    program = [environment / "bin" / command[0], *command[1:]]
+    ran = subprocess.run(program, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_quickstart_runs_where_only_the_package_is_installed(installed, tmp_path):
+    """And the version is one, whoever is asked."""
+    quickstart = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    asks = """
+import importlib.metadata
+print("installed", accmt.__file__, accmt.__version__, importlib.metadata.version("accmt"))
+"""
+    (tmp_path / "train.py").write_text("import accmt\n" + quickstart + asks)
+    out = _run_in(installed, tmp_path, "python", "train.py")
+    assert "best_accuracy@dev/accuracy@test" in out
+    assert (tmp_path / "runs/quickstart/best_accuracy@dev__accuracy@test/pytorch_model.bin").is_file()
+    [(place, *versions)] = [line.split()[1:] for line in out.splitlines() if line.startswith("installed ")]
+    assert Path(place).is_relative_to(installed)
+    assert versions == [__version__, __version__]
+    assert _run_in(installed, tmp_path, "accmt", "--version") == f"accmt {__version__}\n"
+
+
+def test_the_extras_of_the_readme_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"\[([a-z,]+)\]['\" @]", README)
+    assert named
+    assert {extra for listed in named for extra in listed.split(",")} <= set(extras)
+
+
 def test_the_editable_install_finds_the_grammar():
     code = "from accmt.rules import parse_saving; print(parse_saving('accuracy'))"
     ran = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
@@ -95,8 +174,20 @@ def test_what_an_import_does_not_bring(imported, absent):
 def test_every_public_name_is_there():
     import accmt
 
+    assert dir(accmt) == sorted(accmt.__all__)
     for name in accmt.__all__:
         assert getattr(accmt, name) is not None
-        assert name in dir(accmt)
     with pytest.raises(AttributeError, match="module 'accmt' has no attribute 'Trianer'"):
         accmt.Trianer  # noqa: B018  (the access is the test)
+
+
+def test_only_public_names_are_listed():
+    """Also once modules of the package are imported, which become its attributes."""
+    code = (
+        "import accmt, accmt.cli.main, accmt.rules; print([name for name in dir(accmt) if name not in accmt.__all__])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+    ran = subprocess.run([sys.executable, "-c", "import accmt; print(*dir(accmt))"], capture_output=True, text=True)
+    assert {"Trainer", "load_saving", "__version__"} <= set(ran.stdout.split())
+    assert not {"annotations", "earlier", "import_module", "NAMES"} & set(ran.stdout.split())

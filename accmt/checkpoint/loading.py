@@ -16,8 +16,10 @@ from accmt.checkpoint.weights import BESIDE, read_beside, read_weights
 from accmt.distributed.weight_names import as_expected, by_own_name, by_plain_name
 from accmt.files.paths import resolved
 from accmt.notices import warn
+from accmt.tracebacks import concise
 
 
+@concise
 def load_saving(folder: str | Path, module: Any) -> SavedModel:
     """Load the model that a rule saved.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from accmt.cli.arguments import CommandError, path
-from accmt.cli.output import write, write_rich
+from accmt.cli.arguments import CommandError, path, positive
+from accmt.cli.output import print_csv, print_json, write, write_rich
 from accmt.cli.replay.training import read_decisions
 from accmt.cli.report import moment, stop_of, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped
+
+_COLUMNS = ("evaluation", "step", "epoch", "rule", "values", "verdict", "why")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """examples:
   accmt explain runs/model
-  accmt explain runs/model --rule accuracy@dev
+  accmt explain runs/model --rule accuracy@dev --last 5
+  accmt explain runs/model --csv > decisions.csv
 """
     parser.add_argument("model_path", type=path, metavar="MODEL_PATH", help="the model_path of the training")
     parser.add_argument("--rule", metavar="NAME", help="show only this rule")
+    parser.add_argument("--last", type=positive, metavar="N", help="show only the decisions of the last N evaluations")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="write one decision per line, as JSON")
+    forms.add_argument("--csv", action="store_true", help="write one verdict per line, as CSV")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,18 +45,39 @@ def run(options: argparse.Namespace) -> int:
     """
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
-    if not decisions:
+    rule = _rule(options.rule, decisions) if decisions else None
+    listed = _listed(decisions, rule, options.last)
+    if options.json:
+        for decision in listed:
+            print_json(decision.to_json())
+    elif options.csv:
+        print_csv([_COLUMNS, *(row for decision in listed for row in _rows(decision))])
+    elif not decisions:
         write(f"{folder}: no decisions yet")
-        return 0
-    rule = _rule(options.rule, decisions)
-    stop = stop_of(decisions)
-    why = (
-        "no rule asked to stop" if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
-    )
-    from accmt.display.tables import decision_table  # imports rich, which not every call needs
+    else:
+        stop = stop_of(decisions)
+        reason = None if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
+        why = reason or "no rule asked to stop"
+        from accmt.display.tables import decision_table  # imports rich, which not every call needs
 
-    write_rich(decision_table(decisions, rule), "", *summaries(decisions, "saved", rule), why)
+        write_rich(decision_table(listed, rule), "", *summaries(decisions, "saved", rule), why)
     return 0
+
+
+def _listed(decisions: Sequence[Decision], rule: str | None, last: int | None) -> list[Decision]:
+    """Return the decisions of the last evaluations, with the verdicts of one rule."""
+    first = decisions[-1].progress.evaluation - last if decisions and last is not None else -1
+    chosen = [decision for decision in decisions if decision.progress.evaluation > first]
+    kept = [replace(d, verdicts=tuple(v for v in d.verdicts if rule in (None, v.rule))) for d in chosen]
+    return [decision for decision in kept if decision.verdicts or decision.stop]
+
+
+def _rows(decision: Decision) -> Iterator[tuple[object, ...]]:
+    place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch
+    for verdict in decision.verdicts:
+        yield *place, verdict.rule, " ".join(map(str, verdict.values)), verdict.outcome.value, verdict.reason
+    if decision.stop is not None:
+        yield *place, "", "", "stop", decision.stop.reason
 
 
 def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:

@@ -5,7 +5,6 @@ It exits with 0 on success, 1 if rules or files are wrong, and 2 if it was calle
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -18,6 +17,8 @@ from accmt import __version__
 from accmt._compat import MessageParser
 from accmt.cli.arguments import CommandError, UsageError
 from accmt.cli.output import complain, fitting
+from accmt.config.errors import did_you_mean
+from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 
 # Each command is a module below `accmt.cli`, imported only when the command is called. The module has `add_arguments`,
@@ -39,11 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name = next((argument for argument in given if not argument.startswith("-")), None)
     command = import_module(f"accmt.cli.{_COMMANDS[name][0]}") if name in _COMMANDS else None
-    options = _parser(name, command).parse_args(given)
+    parser = _parser(name, command)
+    if name is not None and name == given[0] and command is None:
+        parser.error(f"there is no command '{name}'{did_you_mean(name, _COMMANDS)} Commands are {', '.join(_COMMANDS)}")
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        names = {name.lstrip("-"): name for name in options.parser.option_names()}
+        near = nearest(unknown[0].partition("=")[0].lstrip("-"), names)
+        hint = "" if near is None else f", did you mean {names[near]}?"
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         if arguments is None:
             _leave_interrupts_to_the_system(options.command)
-        status: int = command.run(options) if command is not None else 2  # without a command, parsing has failed
+        status: int = command.run(options)
         sys.stdout.flush()
         return status
     except UsageError as error:
@@ -62,11 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(MessageParser):
     """A parser whose messages escape the user's input, so that it cannot control the terminal."""
 
+    examples = ""
+
+    def format_help(self) -> str:
+        return super().format_help() + self.examples  # an epilog would be filled like the description
+
     def write(self, message: str, stream: Any) -> None:
         super().write(fitting(shown(message, lines=True), stream), stream)
 
 
-def _parser(called: str | None, command: ModuleType | None) -> argparse.ArgumentParser:
+def _parser(called: str | None, command: ModuleType | None) -> _Parser:
     """Return the parser, complete for the command that is called; of the others it knows only the names."""
     parser = _Parser(
         prog="accmt",
@@ -74,13 +91,14 @@ def _parser(called: str | None, command: ModuleType | None) -> argparse.Argument
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"accmt {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, brief) in _COMMANDS.items():
-        kind = argparse.RawDescriptionHelpFormatter
-        subparser = commands.add_parser(name, help=brief, formatter_class=kind, allow_abbrev=False)
+        subparser = commands.add_parser(name, help=brief, allow_abbrev=False)
         subparser.set_defaults(parser=subparser)
         if name == called and command is not None:
             command.add_arguments(subparser)
+            subparser.examples, subparser.epilog = f"\n{subparser.epilog}", None
     return parser
 
 

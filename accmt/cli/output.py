@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import sys
@@ -29,6 +30,12 @@ def complain(line: str) -> None:
 def print_json(entry: Any) -> None:
     """Write a value to stdout as a line of strict JSON, with JSON's escapes."""
     sys.stdout.write(json.dumps(entry, allow_nan=False).replace("\x7f", "\\u007f") + "\n")
+
+
+def print_csv(rows: Iterable[Iterable[object]]) -> None:
+    """Write rows to stdout as CSV."""
+    cells = ([fitting(shown(cell), sys.stdout) for cell in row] for row in rows)
+    csv.writer(sys.stdout, lineterminator="\n").writerows(cells)
 
 
 def write_shell(environment: Mapping[str, str], program: Iterable[str]) -> None:

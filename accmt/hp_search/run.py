@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate import PartialState
 
 from accmt.checkpoint.rng import set_random_state
 from accmt.display.display import Display
@@ -15,7 +16,9 @@ from accmt.hp_search.study import SharedStudy
 from accmt.hp_search.summary import after_search, before_search, ranked, trial_line
 from accmt.hp_search.trial import Experiment, run_trial
 from accmt.loop.out_of_memory import clean_caches
+from accmt.tracebacks import end_with
 
+_INTERRUPTED = "interrupted; run again to continue the study, if it has a storage and load_if_exists=True"
 SCHEDULERS = "scheduler"
 """The name of the schedulers among what is copied for each trial."""
 
@@ -61,6 +64,7 @@ def run_trials(search: Search, count: int, total: int | None) -> None:
         study.abandon(error)
         if isinstance(error, KeyboardInterrupt):
             display.show(*after_search(study.name, objective, study.trials()))
+            end_with(error, _INTERRUPTED if PartialState().is_main_process else "")
         raise
     display.show(*after_search(study.name, objective, study.trials()))
 

@@ -29,6 +29,7 @@ from accmt.rules import Length, RuleError
 from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.inputs import check_fit, facts_of
 from accmt.setup.options import Options
+from accmt.tracebacks import concise
 from accmt.tracking.tracker_arguments import places_of
 from accmt.trainer import Trainer
 
@@ -73,6 +74,7 @@ class HyperParameterSearch:
         RuleError: If the only problems are in rule texts.
     """
 
+    @concise
     def __init__(
         self,
         get_module_fn: Callable[[], AcceleratorModule],
@@ -97,6 +99,7 @@ class HyperParameterSearch:
         self._arguments = {**defaults, **arguments, **alone}
         self.set_parameters()
 
+    @concise
     @suggests("set_parameters(...)")
     def set_parameters(  # noqa: PLR0913  (the documented arguments)
         self,
@@ -143,6 +146,7 @@ class HyperParameterSearch:
         del given["self"]
         self._space = read_space(given)
 
+    @concise
     @suggests("optimize(...)")
     def optimize(  # noqa: PLR0913  (the documented arguments, and where the study is kept)
         self,

@@ -27,6 +27,7 @@ from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be, unk
 from accmt.config.rules import rule_problems
 from accmt.hyperparameters.fields import FIELDS, unknown_field, validated
 from accmt.hyperparameters.values import HyperParameters
+from accmt.tracebacks import concise
 
 # As in config/yaml_text: PyYAML requires a dot in such a number, and a sign after the e.
 _SCIENTIFIC = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
@@ -52,6 +53,7 @@ class Config:
         return [replace(problem, path=_placed(problem.path, self.places)) for problem in self.hps.problems_found()]
 
 
+@concise
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any] | HyperParameters) -> Config:
     """Read a configuration from a YAML file or a mapping of the same form; hyperparameters are used as they are.
 

@@ -196,7 +196,7 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
 def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
     module, hooks = evaluation.module, evaluation.hooks
     hooks.on_before_validation_step(batch)
-    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state):
+    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state, batch):
         outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)
     hooks.on_after_validation_step()
     if isinstance(outputs, Tensor):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from accmt.callbacks import HOOKS, Callback
+from accmt.data.description import describe_batch
 from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.states import TrainingState
+from accmt.tracebacks import is_mistake
 
 
 class Hooks(Callback):
@@ -34,19 +36,25 @@ def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Call
 
 
 @contextmanager
-def noted(where: str, state: TrainingState) -> Iterator[None]:
-    """Add a note to an exception from the block, saying where it was raised."""
+def noted(where: str, state: TrainingState, batch: Any = None) -> Iterator[None]:
+    """Add a note to an exception from the block, saying where it was raised; see `add_note`."""
     try:
         yield
     except Exception as error:
-        add_note(error, where, state)
+        add_note(error, where, state, batch)
         raise
 
 
-def add_note(error: BaseException, where: str, state: TrainingState) -> None:
-    """Add a note to an exception, saying where it was raised, unless it has one already."""
+def add_note(error: BaseException, where: str, state: TrainingState, batch: Any = None) -> None:
+    """Add a note to an exception, saying where it was raised, unless it has one already.
+
+    Another one describes the batch of the step that raised it, if one is given: they may not fit each other.
+    """
     if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
         error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
+        if batch is not None and not is_mistake(error):
+            with suppress(Exception):  # a description must not hide the error
+                error.add_note(f"its batch: {describe_batch(batch)}")
 
 
 def tell(hooks: Hooks, error: BaseException) -> None:

@@ -240,7 +240,7 @@ class Stepper:
             if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
                 loss = self._scalar(loss)
         except Exception as error:
-            add_note(error, f"{type(self._module).__name__}.training_step", self._state)
+            add_note(error, f"{type(self._module).__name__}.training_step", self._state, batch)
             raise
         self._hooks.on_after_training_step()
         return loss

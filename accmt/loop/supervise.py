@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from rich.text import Text
 
+from accmt.display.display import ConsoleDisplay
 from accmt.display.gpu_users import gpu_users
 from accmt.distributed.signals import Terminated
 from accmt.loop.hooks import tell
@@ -14,6 +16,7 @@ from accmt.loop.run import Run
 from accmt.loop.train import train
 from accmt.notices import warn
 from accmt.rules import Stop
+from accmt.tracebacks import end_with
 from accmt.tracking.tracker import Status
 
 
@@ -28,6 +31,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
         Why a rule or a condition stopped the training; None if it ran to its end.
     """
     status: Status = "FAILED"
+    last: Text | None = None
     position, display = run.position, run.display
     display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
     try:
@@ -42,10 +46,12 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
         if isinstance(error, KeyboardInterrupt):
             _checkpoint_last_step(run)
         display.stop()
-        display.show(_interrupted(run, "interrupted"))
         if isinstance(error, KeyboardInterrupt):
+            last = _interrupted(run, "interrupted")
+            end_with(error, _on_stderr(run, last))
             run.hooks.on_keyboard_interrupt(error)
         else:
+            display.show(_interrupted(run, "interrupted"))
             run.hooks.on_exception(error)  # type: ignore[arg-type]  # a SystemExit
         raise
     except BaseException as error:
@@ -60,7 +66,11 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
         raise
     finally:
         display.stop()
-        run.tracker.close(status)
+        try:
+            run.tracker.close(status)
+        finally:
+            if last is not None:
+                display.show(last)
 
 
 def _finish_checkpoint(run: Run) -> None:
@@ -81,6 +91,12 @@ def _checkpoint_last_step(run: Run) -> bool:
     except Exception as error:
         warn(f"no checkpoint was made of the last complete step: {error}")
         return False
+
+
+def _on_stderr(run: Run, text: Text) -> str:
+    """Return what the main process writes to stderr of a text, which the display may show on the same terminal."""
+    is_seen = isinstance(run.display, ConsoleDisplay) and sys.stdout.isatty() and sys.stderr.isatty()
+    return text.plain if run.module.accelerator.is_main_process and not is_seen else ""
 
 
 def _interrupted(run: Run, how: str) -> Text:

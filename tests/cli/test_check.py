@@ -204,7 +204,9 @@ def test_a_cadence_of_any_length_can_come_due(check):
 def test_rules_of_one_name(check):
     status, _, err = check("accuracy", "best_accuracy", "--metric", "accuracy:max")
     assert status == 1
-    assert err == "the rule 'best_accuracy' is registered twice\n  give one of them a name: name=...\n"
+    assert err == "the rule 'best_accuracy' is registered twice\n  give one of them a name: name=...\n\n" + (
+        "On the command line, rules have names in a file: give it with --config\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`accmt explain`: the decisions of a training as a table, and clear words where there is none."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -144,3 +146,57 @@ def test_brackets_are_no_markup(explain, folder):
     path = folder / "decisions.jsonl"
     path.write_text(path.read_text().replace("accuracy is nan", "[bold]accuracy[/bold] is nan"))
     assert "[bold]accuracy[/bold] is nan" in explain(folder)[1]
+
+
+def rows(text):
+    return list(csv.reader(io.StringIO(text)))
+
+
+def test_the_last_evaluations(explain, folder):
+    """The summary stays that of the whole training."""
+    status, out, _ = explain(folder, "--last", 1)
+    head, summary = TABLE.split("\n\n")
+    assert status == 0
+    assert [line.split() for line in out.split("\n\n")[0].splitlines()] == [
+        line.split() for line in [*head.splitlines()[:2], *head.splitlines()[-3:]]
+    ]
+    assert out.split("\n\n")[1] == summary
+    assert explain(folder, "--last", 9) == (0, TABLE, "")
+
+
+def test_as_json(explain, folder):
+    """Each decision as the training wrote it; with a rule, its verdicts alone."""
+    status, out, _ = explain(folder, "--json")
+    assert (status, out) == (0, (folder / "decisions.jsonl").read_text())
+    status, out, _ = explain(folder, "--json", "--rule", "high", "--last", "2")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [[verdict["rule"] for verdict in decision["verdicts"]] for decision in found] == [["high"], ["high"]]
+    assert [decision["evaluation"] for decision in found] == [3, 4]
+
+
+def test_as_csv(explain, folder):
+    status, out, _ = explain(folder, "--csv", "--rule", "accuracy")
+    assert status == 0
+    assert rows(out) == [
+        ["evaluation", "step", "epoch", "rule", "values", "verdict", "why"],
+        ["1", "10", "1", "best_accuracy", "0.5", "saved", "0.5 is the first, saved"],
+        ["2", "20", "2", "best_accuracy", "nan", "nan", "accuracy is nan"],
+        ["3", "30", "3", "best_accuracy", "0.7", "saved", "0.7 is among the best 2, saved"],
+        ["4", "40", "4", "best_accuracy", "0.6", "saved", "0.6 beats 0.5, saved"],
+        ["4", "40", "4", "", "", "stop", "the condition 'evaluation >= 4' holds"],
+    ]
+    assert len(rows(explain(folder, "--csv")[1])) == 1 + 2 * 4 + 1
+
+
+def test_forms_without_decisions(explain, tmp_path):
+    (tmp_path / "decisions.jsonl").touch()
+    assert explain(tmp_path, "--json") == (0, "", "")
+    assert explain(tmp_path, "--csv") == (0, "evaluation,step,epoch,rule,values,verdict,why\n", "")
+
+
+@pytest.mark.parametrize("wrong", [("--json", "--csv"), ("--last", "0"), ("--last", "two")])
+def test_forms_that_are_refused(folder, wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(folder), *wrong])
+    assert ended.value.code == 2
+    assert "usage: accmt explain" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_calls_that_are_refused(launch, arguments, text):
 
 
 def test_options_behind_the_script_are_its_own_and_unknown_ones_before_it_are_refused(launch):
-    assert launch("--devices", "train.py")[:3] == (2, "", "accmt: error: unrecognized arguments: --devices\n")
+    assert launch("--devices", "train.py")[:3] == (2, "", "accmt launch: error: unrecognized arguments: --devices\n")
     assert launch("--cpu", "train.py", "--gpus", "--cpu")[3][1][-2:] == ["--gpus", "--cpu"]
 
 

@@ -48,6 +48,8 @@ def shown(capfd, *arguments):
 def test_decisions(evil, capfd):
     status, text = shown(capfd, "explain", evil)
     assert (status, SHOWN in text) == (0, True)
+    for form in ("--json", "--csv"):
+        assert shown(capfd, "explain", evil, form)[0] == 0
     status, text = shown(capfd, "explain", evil, "--rule", "other\x1b")
     assert (status, SHOWN in text) == (1, True)
 

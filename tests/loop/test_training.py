@@ -390,7 +390,10 @@ def test_exceptions_reach_their_hook_once_and_the_caller_with_a_note(trainer, re
         failures = [name for name, _ in recorder.calls if name in HOOKS[10:14]]
         assert failures == [hook]
         if not isinstance(error, KeyboardInterrupt):
-            assert caught.value.__notes__ == ["raised in Broken.training_step, epoch 0, step 2"]
+            assert caught.value.__notes__ == [
+                "raised in Broken.training_step, epoch 0, step 2",
+                "its batch: [float32 (4, 4), float32 (4, 1)]",
+            ]
 
 
 def test_an_exception_in_a_callback_names_it(trainer, regression, data):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
-import traceback
 import types
 from pathlib import Path
 
@@ -32,18 +32,22 @@ def run(program: str, arguments: list[str], environment: dict[str, str], folder:
     sys.modules["__main__"] = main
     sys.argv = [program, *arguments]
     sys.path[0] = str(Path(program).parent)
-    code = 0
+    code, interrupted = 0, False
     try:
         exec(compile(Path(program).read_bytes(), program, "exec"), main.__dict__)
     except SystemExit as end:
         code = _code_of(end)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
+        interrupted = type(error) is KeyboardInterrupt
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if interrupted:  # the interpreter ends by the signal then
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     os._exit(code)
 
 

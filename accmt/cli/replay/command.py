@@ -10,7 +10,7 @@ from pathlib import Path
 from accmt.cli.arguments import CommandError, UsageError, add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.csv import open_table
-from accmt.cli.replay.rules import Mistakes, given_rules, with_patience
+from accmt.cli.replay.rules import Mistakes, given_rules, hints, with_patience
 from accmt.cli.replay.source import Source
 from accmt.cli.replay.training import open_training
 from accmt.cli.report import moment, stop_of, summaries
@@ -160,9 +160,7 @@ def _check(rules: Rules, source: Source) -> None:
         problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
     if problems:
         texts = list(map(str, problems))
-        if any("greater_is_better" in text for text in texts):
-            texts.append("On the command line, give the direction with --metric, such as --metric accuracy:max")
-        raise CommandError("\n\n".join(texts))
+        raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
 def _ending(decisions: Sequence[Decision], source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -19,6 +20,10 @@ from accmt.rules.store import VALID_LOSS
 _T = TypeVar("_T")
 
 ONLY_DATASET = "0"
+_HINTS = {
+    r"greater_is_better|^    .*\w:(max|min)\b": "give the direction with --metric, such as --metric accuracy:max",
+    r"name=\.\.\.": "rules have names in a file: give it with --config",
+}
 
 
 class Mistakes:
@@ -45,7 +50,13 @@ class Mistakes:
         """
         texts = list(dict.fromkeys(self._texts))
         if texts:
-            raise CommandError("\n\n".join(texts))
+            raise CommandError("\n\n".join([*texts, *hints(texts)]))
+
+
+def hints(texts: Sequence[str]) -> list[str]:
+    """Return how to give on the command line what mistakes call by the names of Python's arguments."""
+    found = [hint for pattern, hint in _HINTS.items() if re.search(pattern, "\n".join(texts), re.MULTILINE)]
+    return [f"On the command line, {hint}" for hint in found]
 
 
 def given_rules(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> Rules:
