@@ -8,10 +8,11 @@ from pathlib import Path
 from accmt.cli.arguments import CommandError, path
 from accmt.cli.output import write, write_rich
 from accmt.cli.replay.training import read_decisions
-from accmt.cli.report import decisions_table, moment, stop_of, summaries
+from accmt.cli.report import decisions_table, moment, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped
+from accmt.tracking.history import stop_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 
@@ -37,9 +37,11 @@ from accmt.loop.restored_objects import untouched
 from accmt.metrics.gather import Gatherer, gatherer_of
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
+from accmt.module import AcceleratorModule
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
+_T = TypeVar("_T")
 # Errors that cannot come from having few samples.
 _CERTAIN = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 
@@ -75,6 +77,18 @@ def try_out(evaluation: Evaluation) -> list[str]:
             with _told():
                 warnings += _try_dataset(silent, key, taken)
     return list(dict.fromkeys(warnings))
+
+
+def seen_first(module: AcceleratorModule, key: str, data: ValidationData, look: Callable[[Any], _T]) -> list[_T | None]:
+    """Return what a function makes of the first batch of a dataset, on each process; None where there is none.
+
+    The data stay as they were; data that can be read only once are not read.
+    """
+    loaders = {key: data.loader}
+    if any(everywhere(partial(_is_read_once, data))):
+        return [None]
+    with untouched((), loaders.values(), generators_of(module, module.model, loaders)):
+        return from_each(lambda: next(map(look, _Read(data, 1)), None))
 
 
 @dataclass(slots=True)

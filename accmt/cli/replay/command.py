@@ -11,11 +11,12 @@ from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.open import open_source
 from accmt.cli.replay.rules import Mistakes, given_section, parsed, with_patience
 from accmt.cli.replay.source import Source
-from accmt.cli.report import decisions_table, moment, stop_of, summaries
+from accmt.cli.report import decisions_table, moment, summaries
 from accmt.rules import Decision, RuleError, Rules, SavingRule, StopCondition, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped
 from accmt.rules.replay import asked_late, replay, unanswerable
+from accmt.tracking.history import stop_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from accmt.cli.replay.source import Source, facts_seen
 from accmt.rules import Decision, Observation, Outcome
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
-from accmt.tracking.journal import DECISIONS, HISTORY, read
+from accmt.tracking.history import entries_of
+from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.training_file import DamagedDescription, read_description
 
 _T = TypeVar("_T")
@@ -60,14 +61,6 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
 
 def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
     try:
-        entries = read(path)
+        return entries_of(path, make, what)
     except (ValueError, OSError) as error:
         raise CommandError(escaped(error)) from None
-    made = []
-    for number, entry in enumerate(entries, 1):
-        try:
-            made.append(make(entry))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            text = f"{path}, line {number} is not {what}: {type(error).__name__}: {error}"
-            raise CommandError(escaped(text)) from None
-    return tuple(made)
