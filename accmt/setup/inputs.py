@@ -72,8 +72,8 @@ def _kind_problems(module: Any) -> list[Problem]:
         text = f"is the class {module.__name__}: give an instance, {module.__name__}()"
         return [Problem("module", text)]
     if not isinstance(module, AcceleratorModule):
-        kinds = "an AcceleratorModule, a torch.nn.Module with loss_fn, or a model of transformers"
-        return [Problem("module", f"must be {kinds}, not {type(module).__name__}")]
+        also = "fit also takes a torch.nn.Module with loss_fn, and models of transformers"
+        return [Problem("module", f"must be an AcceleratorModule ({also}), not {type(module).__name__}")]
     return []
 
 
