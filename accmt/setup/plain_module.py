@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from types import FunctionType
@@ -33,12 +34,17 @@ _LIMITS |= dict.fromkeys((nn.BCELoss, functional.binary_cross_entropy), 0.5)
 
 
 class PlainModule(AcceleratorModule):
-    """A `torch.nn.Module` and a loss of (output, target). In validation each metric gets (output, target)."""
+    """A `torch.nn.Module`, a loss of (output, target), and metrics besides the trainer's, or None for the defaults.
 
-    def __init__(self, model: nn.Module, loss_fn: Any, metrics: Mapping[str | None, Sequence[Metric]]) -> None:
+    In validation each metric gets (output, target).
+    """
+
+    metrics_on: Callable[[str], Sequence[Metric]]
+
+    def __init__(self, model: nn.Module, loss_fn: Any, metrics: Sequence[Metric] | None) -> None:
         self.model = model
         self.loss_fn = partial(_on_device, loss_fn) if _is_of_torch(loss_fn) else loss_fn  # hidden from checkpoints
-        self.metrics_on = partial(metrics_on, metrics)
+        self.metrics: Callable[[], Sequence[Metric] | None] = lambda: metrics  # hidden as well
         self._kind = loss_fn if isinstance(loss_fn, FunctionType) else type(loss_fn)
         self._ignored = getattr(loss_fn, "ignore_index", -100)
         self._names = set[str]()
@@ -141,6 +147,8 @@ def as_module(
     try:
         if isinstance(given, nn.Module) and not isinstance(given, AcceleratorModule) and not is_pretrained(given):
             return _plain(given, options, kwargs, loss_fn, metrics)
+        if isinstance(given, PlainModule) and loss_fn is metrics is None:
+            return _with_metrics(copy(given), options)  # a callback evaluates the module of the training
         module = resolve(given, kwargs, options)
     except ConfigError as error:
         raise ConfigError(error.problems, source) from error.__cause__
@@ -173,20 +181,24 @@ def _plain(
     problems += [Problem("metrics", must_be(wanted, one)) for one in own if not isinstance(one, Metric)]
     if problems:
         raise ConfigError(problems)
-    settings = loss_fn
+    settings: Any = loss_fn
     if is_module:
         settings = {name: value for name, value in vars(loss_fn).items() if name[0] != "_" and name != "training"}
         settings |= {"type": type(loss_fn), **(dict(loss_fn.named_buffers()) if _is_of_torch(loss_fn) else {})}
-    merged = {**options.metrics, None: [*options.metrics.get(None, ()), *own]}
-    given = {**options.given, "loss_fn": settings, "fit.metrics": metrics}
-    return PlainModule(model, loss_fn, merged), replace(options, given=given, metrics=merged)
+    given = {**options.given, "loss_fn": settings, "fit_metrics": metrics}
+    return _with_metrics(PlainModule(model, loss_fn, None if metrics is None else own), replace(options, given=given))
+
+
+def _with_metrics(module: PlainModule, options: Options) -> tuple[PlainModule, Options]:
+    """Join the metrics of the module and of the trainer."""
+    merged = {**options.metrics, None: [*options.metrics.get(None, ()), *(module.metrics() or ())]}
+    module.metrics_on = partial(metrics_on, merged)
+    return module, replace(options, metrics=merged)
 
 
 def with_default_metrics(options: Options, module: AcceleratorModule, loaders: Mapping[str, ValidationData]) -> Options:
     """Return the options, with metrics by the dtype of the targets for a plain module that was given none."""
-    if options.given.get("fit.metrics") is not None or any(options.metrics.values()):
-        return options
-    if not isinstance(module, PlainModule):
+    if not isinstance(module, PlainModule) or module.metrics() is not None or any(options.metrics.values()):
         return options
     metrics: dict[str | None, Sequence[Metric]] = {}
     for key, data in loaders.items():

@@ -110,7 +110,7 @@ def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
         given = _new(transformers, given, kind)
     elif is_pretrained(given):
         _check_loss(given, _EXAMPLE)
-    return PretrainedModule(given, _metric_names(options)) if is_pretrained(given) else given
+    return PretrainedModule(given, _metric_names(options)) if is_config or is_pretrained(given) else given
 
 
 def is_pretrained(model: Any) -> TypeGuard[Any]:

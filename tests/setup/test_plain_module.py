@@ -54,7 +54,7 @@ def test_the_given_model_is_trained_in_place(trainer, capsys):
 
 def test_a_resumed_training_ends_as_an_uninterrupted_one(trainer):
     class Cut(Callback):
-        def on_after_optimizer_step(self):
+        def on_after_optimizer_step(self, optimizer):
             if self.state.global_step == 7:
                 raise KeyboardInterrupt
 
@@ -395,11 +395,16 @@ def test_a_callback_evaluates_the_given_model(trainer):
 
     class Peek(Callback):
         def on_epoch_end(self):
+            other = self.trainer.evaluate(self.module, {"dev": data, "more": data})
+            assert other["dev"] == other["more"]
             found.append(self.trainer.evaluate(model, {"more": data}, loss_fn=nn.CrossEntropyLoss()))
+            assert found[-1]["more"] == other["more"]
 
-    history = trainer(epochs=2, callback=Peek()).fit(model, data, {"dev": data}, loss_fn=nn.CrossEntropyLoss())
-    recorded = [value.value for value in history if value.metric == "accuracy"]
-    assert [values["more"]["accuracy"] for values in found] == recorded
+    for name, metrics in (("default", None), ("named", ["accuracy"])):
+        arguments = {"loss_fn": nn.CrossEntropyLoss(), "metrics": metrics}
+        history = trainer(name, epochs=2, callback=Peek()).fit(model, data, {"dev": data}, **arguments)
+        recorded = [value.value for value in history if value.metric == "accuracy"]
+        assert [values["more"]["accuracy"] for values in found[-2:]] == recorded
 
 
 SCRIPT = """

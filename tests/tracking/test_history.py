@@ -13,7 +13,7 @@ COLUMNS = ["step", "epoch", "dataset", "metric", "value"]
 
 
 class Cut(Callback):
-    def on_after_optimizer_step(self):
+    def on_after_optimizer_step(self, optimizer):
         if self.state.global_step == 4:
             raise KeyboardInterrupt
 

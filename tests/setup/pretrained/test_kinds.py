@@ -107,10 +107,9 @@ def test_mistakes(trainer, tiny, transformers):
 
 
 def test_new_weights_are_reported_by_an_evaluation_too(trainer, tiny, capsys):
+    samples = [sample | {"labels": 0} for sample in tiny.texts(4)]
     training = trainer(collate_fn=tiny.collate)
-    training.evaluate(
-        (tiny.folder / "base", "BertForSequenceClassification"), [s | {"labels": 0} for s in tiny.texts(4)]
-    )
+    training.evaluate((tiny.folder / "base", "BertForSequenceClassification"), {"dev": samples})
     assert "2 of 41 weights of BertForSequenceClassification are not in" in " ".join(capsys.readouterr().out.split())
 
 
