@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from accmt import Callback, ConfigError, FunctionMetric, load_saving
+from accmt.setup.plain_module import PlainModule
 
 CLASSES = 3
 
@@ -113,6 +114,14 @@ def test_state_of_a_users_loss_is_in_checkpoints(trainer):
     loss = Loss()
     trainer(epochs=2).fit(network(), data, {"dev": data}, loss_fn=loss)
     assert loss.calls.item() == 6
+
+
+def test_weights_of_a_loss_are_moved_to_the_device_of_the_targets():
+    loss = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+    module = PlainModule(network().to("meta"), loss, None)
+    batch = torch.ones(2, 4, device="meta"), torch.ones(2, dtype=torch.int64, device="meta")
+    assert module.training_step(batch).device.type == "meta"
+    assert loss.weight.device.type == "meta"
 
 
 @pytest.mark.proves("Trainer.fit(metrics)")
