@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from accmt.rules import RuleError
     from accmt.seeding import set_seed
     from accmt.states import TrainingState
+    from accmt.tracking.history import TrainingHistory
     from accmt.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ _HOMES = {
     "Terminated": "accmt.distributed.signals",
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
+    "TrainingHistory": "accmt.tracking.history",
     "TrainingState": "accmt.states",
     "load_saving": "accmt.checkpoint.loading",
     "on_last_process": "accmt.decorators",
@@ -92,6 +94,7 @@ __all__ = [
     "Terminated",
     "TorchMetric",
     "Trainer",
+    "TrainingHistory",
     "TrainingState",
     "__version__",
     "load_saving",

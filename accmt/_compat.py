@@ -172,6 +172,11 @@ def is_auto_class(found: type) -> bool:
     return issubclass(found, _BaseAutoModelClass)
 
 
+def model_of_config(kind: Any, config: Any) -> Any:
+    """Return a new model in the dtype of its configuration, for which only `AutoModel...` have a public method."""
+    return kind.from_config(config) if is_auto_class(kind) else kind._from_config(config)
+
+
 def validated_launch_arguments(arguments: argparse.Namespace) -> Any:
     """Fill in the arguments of `accelerate launch`, as its command does."""
     from accelerate.commands.launch import _validate_launch_command

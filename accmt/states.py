@@ -78,7 +78,9 @@ class TrainerProtocol(Protocol):
         """Return the best model that a rule saved: values, step, folder. None if it saved none."""
         ...
 
-    def evaluate(self, module: Any, datasets: Any) -> dict[str, dict[str, float]]:
+    def evaluate(
+        self, module: Any, datasets: Any, *, loss_fn: Any = None, metrics: Any = None
+    ) -> dict[str, dict[str, float]]:
         """Evaluate a module; nothing is decided, recorded or written."""
         ...
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
@@ -15,7 +17,7 @@ from accmt.config.errors import suggests
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.distributed.heartbeat import Heartbeat
-from accmt.distributed.signals import end_by_signal
+from accmt.distributed.signals import Terminated, end_by_signal
 from accmt.files.paths import resolved
 from accmt.hyperparameters import HyperParameters
 from accmt.loop.evaluate import evaluate
@@ -33,10 +35,12 @@ from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit
 from accmt.setup.model import lent, returned
+from accmt.setup.options import Options
+from accmt.setup.plain_module import as_module
 from accmt.setup.plan import Plan, plan
-from accmt.setup.pretrained import resolve
 from accmt.states import TrainingState
 from accmt.tracebacks import concise
+from accmt.tracking.history import TrainingHistory
 from accmt.tracking.tracker import NoTracker, Tracker
 
 
@@ -240,20 +244,32 @@ class Trainer:
     @concise
     def fit(
         self,
-        module: AcceleratorModule | str | tuple[str, str] | tuple[str, Any],
+        module: AcceleratorModule | nn.Module | str | tuple[Any, Any] | Any,
         train_dataset: Dataset[Any] | None = None,
         val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]] | None = None,
+        *,
+        loss_fn: Callable[[Any, Any], Any] | None = None,
+        metrics: str | Metric | list[str | Metric] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> TrainingHistory:
         """Train a module.
 
         Args:
-            module: The module. Or the name or path of a transformers model, alone (it is loaded as the class that it
-                was saved as) or with its class, such as `("path", "AutoModelForSequenceClassification")`: it computes
-                its own loss, and metrics get its logits and the labels.
+            module: The module. Or a transformers model, which computes its own loss, while metrics get its logits and
+                the labels: the model itself; its name or path; or its configuration, for a new model. Name, path and
+                configuration alone mean the class that they record, or `("path", "AutoModelForSequenceClassification")`
+                gives it. Or a plain `torch.nn.Module` with `loss_fn`, whose batches are (input, target),
+                (input, ..., target), or dictionaries of arguments of its `forward` and one more entry, the target.
             train_dataset: The training data; None if the module's `get_train_dataloader` needs no dataset.
             val_dataset: The validation data: a dataset, a list (keys "0", "1", ...), or a dictionary of datasets.
+            loss_fn: The loss of a plain `torch.nn.Module`: a function of (output, target), or a module.
+            metrics: Metrics of a plain `torch.nn.Module`, besides the trainer's: "accuracy", "mae", "mse", a `Metric`
+                of (output, target), or a list of these. By default, if the trainer has none, accuracy for integer
+                targets and losses for classes, mae and mse for other numbers.
             **kwargs: Arguments of `from_pretrained`, if a model is given by its name or path.
+
+        Returns:
+            The values of all evaluations, including those before a resume; the same on every process.
 
         SIGTERM ends the training between two steps, with a checkpoint to resume from, and then the process; SIGUSR1
         requests a checkpoint, and the training continues. Neither is handled if the process ignores it, or outside of
@@ -269,22 +285,28 @@ class Trainer:
         with exclusive("fit"):
             try:
                 ended = fit(
-                    lambda: self._planned(resolve(module, kwargs, self._options), train_dataset, val_dataset),
+                    lambda: self._planned(
+                        *as_module(module, self._options, kwargs, loss_fn, metrics), train_dataset, val_dataset
+                    ),
                     self._attach,
                     self._warn,
                     destroys=self._options.destroy,
                 )
             finally:
                 self._heartbeat = None
-        if ended is not None:
+        if isinstance(ended, Terminated):
             end_by_signal(ended)
+        return ended
 
     @concise
     @suggests("evaluate(...)")
     def evaluate(
         self,
-        module: AcceleratorModule,
+        module: AcceleratorModule | nn.Module | str | tuple[Any, Any] | Any,
         datasets: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]],
+        *,
+        loss_fn: Callable[[Any, Any], Any] | None = None,
+        metrics: str | Metric | list[str | Metric] | None = None,
     ) -> dict[str, dict[str, float]]:
         """Evaluate a module; nothing is decided, recorded or written.
 
@@ -292,8 +314,10 @@ class Trainer:
         continues unaffected.
 
         Args:
-            module: The module, with the weights to evaluate (see `accmt.load_saving`).
+            module: The module, with the weights to evaluate (see `accmt.load_saving`),
+                or anything else that `fit` takes.
             datasets: Like `val_dataset` of `fit`.
+            loss_fn, metrics: As in `fit`.
 
         Returns:
             Dataset -> metric -> value, including `valid_loss`.
@@ -305,11 +329,13 @@ class Trainer:
         """
         refuse_run_again()
         with exclusive("evaluate") as outer:
-            named = check_evaluation(self._options, module, datasets)
+            module, options = as_module(module, self._options, {}, loss_fn, metrics, "evaluate(...)")
+            named = check_evaluation(options, module, datasets)
             around = None if outer is None else outer.evaluation
             with returned(module, self._options.callbacks, is_due=around is not None), lent(module):
                 state = TrainingState()
-                evaluation = assemble_evaluation(self._options, module, named, state, around)
+                with heard_by(self._warn) if around is None else nullcontext():
+                    evaluation = assemble_evaluation(options, module, named, state, around)
                 self._introduce(module, state)
                 evaluation.hooks.on_evaluation_start()
                 try:
@@ -327,9 +353,9 @@ class Trainer:
         """Print a warning before a training exists that could show it."""
         display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet).warn(text)
 
-    def _planned(self, module: AcceleratorModule, train_dataset: Any, val_dataset: Any) -> Plan:
-        datasets = check_fit(self._options, module, train_dataset, val_dataset)
-        return plan(self._options, self.model_path, self._savings, module, train_dataset, datasets)
+    def _planned(self, module: AcceleratorModule, options: Options, train_dataset: Any, val_dataset: Any) -> Plan:
+        datasets = check_fit(options, module, train_dataset, val_dataset)
+        return plan(options, self.model_path, self._savings, module, train_dataset, datasets)
 
     @concise
     def best(self, rule: str) -> SavedModel | None:

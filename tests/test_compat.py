@@ -256,6 +256,20 @@ def test_auto_classes_of_transformers():
     assert not compat.is_auto_class(transformers.BertModel)
 
 
+def test_models_of_a_configuration():
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    config = transformers.BertConfig(**sizes, dtype="bfloat16")
+    for kind in (transformers.AutoModelForSequenceClassification, transformers.BertForSequenceClassification):
+        assert compat.model_of_config(kind, config).dtype == torch.bfloat16
+
+
 def test_arguments_of_the_launch():
     from accelerate.commands.launch import launch_command_parser
 

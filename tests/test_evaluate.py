@@ -22,6 +22,7 @@ class Told(Callback):
         self.called.append("end")
 
 
+@pytest.mark.proves("Trainer.evaluate", "Trainer.evaluate(module)", "Trainer.evaluate(datasets)")
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_saving_evaluates_to_what_was_recorded(trainer, regression, data, error_metric, safe):
     training = trainer(metrics=error_metric(), safe_serialization=safe)

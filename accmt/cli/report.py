@@ -18,12 +18,6 @@ def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None
     return [f"{name}: {_summary(pairs, saved)}" for name, pairs in verdicts.items()]
 
 
-def stop_of(decisions: Sequence[Decision]) -> Decision | None:
-    """Return the decision that stopped the training, if one at its last step did; an evaluation may follow it."""
-    last = [decision for decision in decisions if decision.progress.step == decisions[-1].progress.step]
-    return next((decision for decision in reversed(last) if decision.stop is not None), None)
-
-
 def moment(decision: Decision) -> str:
     """Describe when the decision was made."""
     return f"after evaluation {decision.progress.evaluation}, at step {decision.progress.step}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # Launchers forward what the whole process group gets anyway: within this time, a second signal is the first again.
 _SAME = 1.0
@@ -79,7 +79,7 @@ class Signals:
         signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
-def end_by_signal(ended: Terminated) -> None:
+def end_by_signal(ended: Terminated) -> NoReturn:
     """End as SIGTERM does, now that its former handler is restored.
 
     Raises:

@@ -57,6 +57,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
         _warn_of(train_loss, run, progress)
     training = {} if initial else _training_metrics(run)
     observation = Observation(progress, values, train_loss, initial, training)
+    run.records.observations.append(observation)
     _append(run, run.records.history, observation.to_json())
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from accmt.rules import Decision
-from accmt.rules.codec import Count, from_plain
-from accmt.tracking import journal
-from accmt.tracking.journal import DECISIONS, HISTORY, Journal
+from accmt.rules import Decision, Observation
+from accmt.rules.codec import Count, Jsonable, from_plain
+from accmt.tracking.journal import DECISIONS, HISTORY, Journal, read_lines
+
+_T = TypeVar("_T", bound=Jsonable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Records:
     Attributes:
         history: The journal of evaluations.
         decision_log: The journal of decisions.
+        observations: All evaluations.
         decisions: All decisions.
         reported: Rules and values that a warning was given about, once.
         failed_savings: Rules whose last model could not be written.
@@ -40,6 +42,7 @@ class Records:
     def __init__(self, model_path: Path, *, writes: bool) -> None:
         self.history = Journal(model_path / HISTORY, writes=writes)
         self.decision_log = Journal(model_path / DECISIONS, writes=writes)
+        self.observations: list[Observation] = []
         self.decisions: list[Decision] = []
         self.reported: set[str] = set()
         self.failed_savings: set[str] = set()
@@ -78,7 +81,8 @@ class Records:
         self.reported = set(state["nan_reported"])
         self.history.cut(state["history"])
         self.decision_log.cut(state["decisions"])
-        self.decisions[:] = self._read_decisions()
+        self.observations[:] = _read(self.history, Observation)
+        self.decisions[:] = _read(self.decision_log, Decision)
         notes: list[str] = []
         if self.history.lines < state["history"]:
             text = f"the history has {self.history.lines} of {state['history']} evaluations left: the rest is lost"
@@ -88,12 +92,12 @@ class Records:
             notes.append(text)
         return notes
 
-    def _read_decisions(self) -> list[Decision]:
-        """Read the decisions, skipping lines damaged since: nothing is decided from their content."""
-        decisions: list[Decision] = []
-        path = self.decision_log.path
-        # Another process may be truncating the file at this moment, so count the lines here as well.
-        for line in (journal.read_lines(path) if path.is_file() else [])[: self.decision_log.lines]:
-            with suppress(ValueError, RecursionError):
-                decisions.append(Decision.from_json(json.loads(line)))
-        return decisions
+
+def _read(written: Journal, kind: type[_T]) -> list[_T]:
+    """Read the entries of a journal, skipping lines damaged since: nothing is decided from their content."""
+    entries: list[_T] = []
+    # Another process may be truncating the file at this moment, so count the lines here as well.
+    for line in (read_lines(written.path) if written.path.is_file() else [])[: written.lines]:
+        with suppress(ValueError, RecursionError):
+            entries.append(kind.from_json(json.loads(line)))
+    return entries

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from accmt.config.errors import did_you_mean
 from accmt.data.generators import generators_of
@@ -24,9 +24,11 @@ from accmt.loop.hooks import Hooks
 from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
+from accmt.module import AcceleratorModule
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
+_T = TypeVar("_T")
 # Errors that cannot come from having few samples.
 _CERTAIN = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
 
@@ -65,6 +67,18 @@ def try_out(evaluation: Evaluation) -> list[str]:
                 error.add_note(_NOTE)
                 raise
     return list(dict.fromkeys(warnings))
+
+
+def seen_first(module: AcceleratorModule, key: str, data: ValidationData, look: Callable[[Any], _T]) -> list[_T | None]:
+    """Return what a function makes of the first batch of a dataset, on each process; None where there is none.
+
+    The data stay as they were; data that can be read only once are not read.
+    """
+    loaders = {key: data.loader}
+    if any(everywhere(partial(_is_read_once, data))):
+        return [None]
+    with untouched((), loaders.values(), generators_of(module, module.model, loaders)):
+        return from_each(lambda: next(map(look, _Read(data, 1)), None))
 
 
 def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> list[str]:

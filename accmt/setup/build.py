@@ -49,8 +49,9 @@ from accmt.rules import RuleEngine
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
 from accmt.setup.options import Options
+from accmt.setup.plain_module import with_default_metrics
 from accmt.setup.plan import Plan, agreed_seed
-from accmt.setup.pretrained import extras_of
+from accmt.setup.pretrained import extras_of, notes_of
 from accmt.setup.unsaved_state import unsaved
 from accmt.states import TrainingState
 from accmt.tracking.tracker import NoTracker
@@ -160,6 +161,8 @@ def assemble_evaluation(
     else:
         accelerator = around.module.accelerator
         require_precision(options.model.mixed_precision, accelerator)
+    for note in notes_of(module):
+        warn(note)
     module.state, module.tracker = state, NoTracker()
     module.device, module.accelerator = accelerator.device, accelerator
     place_beside(module, module.model)
@@ -171,9 +174,10 @@ def assemble_evaluation(
         prepare_teacher(module, options.model)
     step = options.step
     place = DeviceTransfer.of(accelerator, moves=step.place_batches, converts=step.prepare_batches)
-    metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     seed = agreed_seed()
     loaders = validation_loaders(options.data, module, datasets, lambda: seed)
+    options = with_default_metrics(options, module, loaders)
+    metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
 
 

@@ -24,6 +24,7 @@ from accmt.setup.plan import Plan
 from accmt.setup.resume import begin_training, check_folders, find_checkpoint
 from accmt.setup.summary import after_training, before_training, nothing_done
 from accmt.states import TrainingState
+from accmt.tracking.history import TrainingHistory
 
 
 def fit(
@@ -32,7 +33,7 @@ def fit(
     listener: Callable[[str], None],
     *,
     destroys: bool,
-) -> Terminated | None:
+) -> TrainingHistory | Terminated:
     """Train with all processes, and shut down however it ends.
 
     Args:
@@ -42,15 +43,15 @@ def fit(
         destroys: Destroy the process group afterwards.
 
     Returns:
-        The error of a SIGTERM, if one came.
+        The history of the training; or the error of a SIGTERM, if one came.
     """
     signals, failures = Signals(), Failures()
     try:
         with heard_by(listener):
             plan = make_plan()
         with heard_by(plan.display.warn):
-            _fit(plan, attach, signals)
-        return Terminated() if signals.weight == END else None
+            history = _fit(plan, attach, signals)
+        return Terminated() if signals.weight == END else history
     except Terminated as error:
         PartialState().wait_for_everyone()  # launchers kill the other processes when one has ended
         return error
@@ -63,7 +64,7 @@ def fit(
             leave_processes()
 
 
-def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
+def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> TrainingHistory:
     lock = Lock(plan.model_path)
     try:
         from_main(lambda: _occupy(lock, plan))
@@ -84,6 +85,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
             finally:
                 run.close()
             run.display.show(*after_training(run, stop, plan.model_path))
+            return TrainingHistory.of(run.records.observations, run.records.decisions)
     finally:
         plan.close()
         plan.accelerator.free_memory()

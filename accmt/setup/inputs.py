@@ -65,11 +65,12 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
 
 
 def _kind_problems(module: Any) -> list[Problem]:
-    if isinstance(module, type) and issubclass(module, AcceleratorModule):
+    if isinstance(module, type) and issubclass(module, AcceleratorModule | nn.Module):
         text = f"is the class {module.__name__}: give an instance, {module.__name__}()"
         return [Problem("module", text)]
     if not isinstance(module, AcceleratorModule):
-        return [Problem("module", f"must be an AcceleratorModule, not {type(module).__name__}")]
+        also = "fit also takes a torch.nn.Module with loss_fn, and models of transformers"
+        return [Problem("module", f"must be an AcceleratorModule ({also}), not {type(module).__name__}")]
     return []
 
 

@@ -36,6 +36,7 @@ from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
 from accmt.setup.parts_check import check_beside, check_parts
+from accmt.setup.plain_module import with_default_metrics
 from accmt.setup.pretrained import check_extras, notes_of
 from accmt.setup.settings import Settings, configuration
 
@@ -86,6 +87,7 @@ def plan(
     _check_engine(options, accelerator)
     data = _training_data(options, module, train_dataset)
     loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
+    options = with_default_metrics(options, module, loaders)
     position = TrainingPosition(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
     facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)

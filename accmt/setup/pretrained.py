@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from huggingface_hub import constants
 from torch import Tensor, nn
 
-from accmt._compat import is_auto_class
+from accmt._compat import is_auto_class, model_of_config
 from accmt.checkpoint.format import shortened_value
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
 from accmt.distributed.weight_names import unwrapped
 from accmt.module import AcceleratorModule
 from accmt.setup.options import Options
 
-_ARGUMENTS = ("module", "train_dataset", "val_dataset")
+_ARGUMENTS = ("module", "train_dataset", "val_dataset", "loss_fn", "metrics")
 _EXAMPLE = "AutoModelForSequenceClassification"
 _LISTED = 4
 
@@ -83,27 +83,59 @@ class PretrainedModule(AcceleratorModule):
 
 
 def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
-    """Return the module for `fit`: as it is, or loaded from (name or path, class).
+    """Return the module for `fit`: as it is, or of a model of transformers.
 
     Args:
-        module: A module, a name or path, or a pair of a name or path and a transformers class or its name.
+        module: A module, a model, a name or path or a configuration, or a pair of one of these three and a transformers
+            class or its name.
         kwargs: Arguments of the class's `from_pretrained`.
         options: The options, for the names of the metrics.
 
     Raises:
         ConfigError: If it cannot be loaded.
     """
-    if isinstance(module, str | Path):
-        return _made(module, None, kwargs, options)
-    if isinstance(module, tuple):
-        if len(module) != 2 or not isinstance(module[0], str | Path) or not isinstance(module[1], str | type):
-            _refuse("module", must_be('a name or path, or a pair such as ("path", "AutoModelForCausalLM")', module))
-        return _made(*module, kwargs, options)
+    is_pair = isinstance(module, tuple) and len(module) == 2 and isinstance(module[1], str | type)
+    given, kind = module if is_pair else (module, None)
+    if isinstance(given, str | Path):
+        return _made(given, kind, kwargs, options)
+    transformers = sys.modules.get("transformers")
+    is_config = transformers is not None and isinstance(given, transformers.PretrainedConfig)
+    if isinstance(module, tuple) and not is_config:
+        _refuse("module", must_be('a name or path, or a pair such as ("path", "AutoModelForCausalLM")', module))
     if kwargs:
         hint = "Only for a model given by its name there are more: those of from_pretrained"
         problems = [Problem(name, f"unknown argument{did_you_mean(name, _ARGUMENTS)} {hint}") for name in kwargs]
         raise ConfigError(problems, "fit(...)")
-    return module
+    if is_config:
+        given = _new(transformers, given, kind)
+    elif is_pretrained(given):
+        _check_loss(given, _EXAMPLE)
+    return PretrainedModule(given, _metric_names(options)) if is_config or is_pretrained(given) else given
+
+
+def is_pretrained(model: Any) -> TypeGuard[Any]:
+    """Return whether an object is a model of transformers."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _metric_names(options: Options) -> list[str]:
+    return list(dict.fromkeys(metric.main_metric for metrics in options.metrics.values() for metric in metrics))
+
+
+def _new(transformers: Any, config: Any, kind: str | type | None) -> Any:
+    """Return a new model for a configuration."""
+    pair, name = f'(config, "{_EXAMPLE}")', type(config).__name__
+    if kind is None and not config.architectures:
+        _refuse("module", f"{name} does not name the class of its model: give a class, {pair}")
+    chosen = _class(transformers, name, kind, {"config": config})
+    try:
+        model = model_of_config(chosen, config) if _is_ours(transformers, chosen) else chosen(config)
+    except Exception as error:
+        text = f"{chosen.__name__} cannot be made of {name}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        _refuse("module", text, error)
+    _check_loss(model, pair)
+    return model
 
 
 def notes_of(module: AcceleratorModule) -> tuple[str, ...]:
@@ -122,8 +154,7 @@ def extras_of(module: AcceleratorModule, model: nn.Module, options: Options) -> 
         model: Its unwrapped model.
         options: The options, which may have collators.
     """
-    transformers = sys.modules.get("transformers")
-    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+    if not is_pretrained(model):
         return lambda folder: None
     given = (module.collate_fn_train, module.collate_fn_val, options.data.collate_train, options.data.collate_val)
     tokenizers = (getattr(collator, "tokenizer", None) for collator in given)
@@ -173,8 +204,7 @@ def _made(place: str | Path, kind: str | type | None, kwargs: Mapping[str, Any],
     _check_place(path, kwargs)
     chosen = _class(transformers, path, kind, kwargs)
     model, notes = _loaded(transformers, chosen, path, kwargs)
-    metrics = dict.fromkeys(metric.main_metric for metrics in options.metrics.values() for metric in metrics)
-    return PretrainedModule(model, list(metrics), notes)
+    return PretrainedModule(model, _metric_names(options), notes)
 
 
 def _check_place(path: str, kwargs: Mapping[str, Any]) -> None:
@@ -251,11 +281,11 @@ def _loaded(transformers: Any, chosen: Any, path: str, kwargs: Mapping[str, Any]
     if not isinstance(model, nn.Module):
         _refuse("module", f"{chosen.__name__}.from_pretrained returned a {type(model).__name__} instead of a model")
     if ours:
-        _check_loss(model, path)
+        _check_loss(model, f'("{path}", "{_EXAMPLE}")')
     return model, _new_weights(model, path, info, kwargs)
 
 
-def _check_loss(model: nn.Module, path: str) -> None:
+def _check_loss(model: nn.Module, example: str) -> None:
     """Reject a model without a head.
 
     Only transformers' own classes, judged by class name and arguments: they share no other sign of a missing head.
@@ -263,7 +293,7 @@ def _check_loss(model: nn.Module, path: str) -> None:
     kind = type(model)
     of_transformers, known = kind.__module__.startswith("transformers.models."), signature(model.forward).parameters
     if of_transformers and kind.__name__.endswith("Model") and not {"labels", "return_loss"} & known.keys():
-        text = f'computes no loss, because it has no head: give a class that has one, ("{path}", "{_EXAMPLE}")'
+        text = f"computes no loss, because it has no head: give a class that has one, {example}"
         _refuse("module", f"{kind.__name__} {text}")
 
 

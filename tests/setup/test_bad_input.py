@@ -222,7 +222,8 @@ def test_modules(refused, regression, data):
         regression,
         data(4),
     )
-    refused("1 mistake in fit(...):\n  module: must be an AcceleratorModule, not Linear", nn.Linear(1, 1), data(4))
+    also = "fit also takes a torch.nn.Module with loss_fn, and models of transformers"
+    refused(f"1 mistake in fit(...):\n  module: must be an AcceleratorModule ({also}), not int", 3, data(4))
 
 
 def test_datasets(refused, regression, data):

@@ -12,7 +12,8 @@ from accmt.files.json_io import DamagedFile
 from accmt.rules import Decision, Observation, Outcome
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
-from accmt.tracking.journal import DECISIONS, HISTORY, read
+from accmt.tracking.history import entries_of
+from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.training_file import read_description
 
 _T = TypeVar("_T")
@@ -61,13 +62,6 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
 
 def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
     try:
-        entries = read(path)
+        return entries_of(path, make, what)
     except (ValueError, OSError) as error:
         raise CommandError(escaped(error)) from None
-    made = []
-    for number, entry in enumerate(entries, 1):
-        try:
-            made.append(make(entry))
-        except ValueError as error:
-            raise CommandError(escaped(f"{path}, line {number} is not {what}: {error}")) from None
-    return tuple(made)

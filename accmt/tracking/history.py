@@ -1,0 +1,121 @@
+"""History of a training: the values of all its evaluations, for people and notebooks. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from accmt.files.paths import resolved
+from accmt.rules import Decision, Observation, Stop
+from accmt.rules.store import TRAIN_LOSS
+from accmt.tracking.journal import DECISIONS, HISTORY, read
+
+if TYPE_CHECKING:
+    import pandas
+
+_T = TypeVar("_T")
+
+
+class HistoryValue(NamedTuple):
+    """A value after so many steps and completed epochs; `dataset` is None for the training data (`train_loss`)."""
+
+    step: int
+    epoch: int
+    dataset: str | None
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingHistory:
+    """The values of all evaluations of a training, including those of runs before a resume.
+
+    Its length is the number of evaluations; it iterates over all values, as (step, epoch, dataset, metric, value).
+
+    Attributes:
+        observations: The evaluations, including one before the first step, each with all of its values.
+        stop: Why the training was stopped; None if it was not.
+    """
+
+    observations: tuple[Observation, ...]
+    stop: Stop | None = None
+
+    @classmethod
+    def load(cls, model_path: str | Path) -> TrainingHistory:
+        """Read the history of a training, which may still run, from its folder.
+
+        Raises:
+            FileNotFoundError: The folder does not contain a training.
+            ValueError: A line of its history is damaged.
+        """
+        folder = resolved(model_path)
+        if not (folder / HISTORY).is_file():
+            raise FileNotFoundError(f"{folder} is not the folder of a training: it has no {HISTORY}")
+        observations = entries_of(folder / HISTORY, Observation.from_json, "an observation")
+        return cls.of(observations, entries_of(folder / DECISIONS, Decision.from_json, "a decision"))
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], decisions: Sequence[Decision]) -> TrainingHistory:
+        """Return the history of a training with these evaluations and decisions."""
+        last = stop_of(decisions)
+        return cls(tuple(observations), None if last is None else last.stop)
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def __iter__(self) -> Iterator[HistoryValue]:
+        for one in self.observations:
+            step, epoch = one.progress.step, one.progress.epoch
+            if not one.initial:
+                yield HistoryValue(step, epoch, None, TRAIN_LOSS, one.train_loss)
+            for dataset, values in ((None, one.training), *one.values.items()):
+                for metric, value in values.items():
+                    yield HistoryValue(step, epoch, dataset, metric, value)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table in long form, with the columns step, epoch, dataset, metric and value.
+
+        `dataset` is missing (NaN) for values of the training data.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise ModuleNotFoundError("to_pandas needs pandas, which is not installed: pip install pandas")
+        import pandas
+
+        return pandas.DataFrame(list(self), columns=list(HistoryValue._fields))
+
+    def __repr__(self) -> str:
+        epochs = self.observations[-1].progress.epoch if self.observations else 0
+        parts = [_counted(len(self), "evaluation"), _counted(epochs, "epoch")]
+        parts += [] if self.stop is None else [f"stopped: {self.stop.reason}"]
+        return f"TrainingHistory({', '.join(parts)})"
+
+
+def stop_of(decisions: Sequence[Decision]) -> Decision | None:
+    """Return the decision that stopped the training, if one at its last step did; an evaluation may follow it."""
+    last = [decision for decision in decisions if decision.progress.step == decisions[-1].progress.step]
+    return next((decision for decision in reversed(last) if decision.stop is not None), None)
+
+
+def entries_of(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
+    """Read all entries of a journal; none if there is no file.
+
+    Raises:
+        ValueError: A line is damaged; the message says which.
+    """
+    made = []
+    for number, entry in enumerate(read(path), 1):
+        try:
+            made.append(make(entry))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not {what}: {error}") from None
+    return tuple(made)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
