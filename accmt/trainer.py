@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
 from accmt.notices import heard_by, warn
+from accmt.rehearsal.findings import Rehearsal
+from accmt.rehearsal.rehearsed import perform, require_fork
+from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal, run_fork
 from accmt.rules import Decision, RuleError, SavingRule, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
@@ -32,6 +36,7 @@ from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit
 from accmt.setup.model import lent, returned
+from accmt.setup.options import Options
 from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
 from accmt.states import TrainingState
@@ -259,6 +264,7 @@ class Trainer:
             PeerFailed: Another process failed before this one, and shows its error.
         """
         refuse_run_again()
+        self._play(role_in_rehearsal(), module, train_dataset, val_dataset, kwargs)
         with exclusive("fit"):
             try:
                 ended = fit(
@@ -271,6 +277,52 @@ class Trainer:
                 self._heartbeat = None
         if ended is not None:
             end_by_signal(ended)
+
+    def rehearse(
+        self,
+        module: AcceleratorModule | str | tuple[str, str] | tuple[str, Any],
+        train_dataset: Dataset[Any] | None = None,
+        val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]] | None = None,
+        **kwargs: Any,
+    ) -> Rehearsal:
+        """Try a training before `fit`: a few steps, two batches of each validation dataset, all savings, a checkpoint,
+        SIGKILL and a resume, in forks of this process; print what the training will cost, and whether it resumes
+        exactly. Nothing is changed here, nothing is left in `model_path`, and nothing is sent to trackers.
+
+        Args:
+            module: As for `fit`.
+            train_dataset: As for `fit`.
+            val_dataset: As for `fit`.
+            **kwargs: As for `fit`.
+
+        Raises:
+            RehearsalFailed: A run failed, such as by an error of the module. A RuntimeError, with what it printed.
+            RuntimeError: This process cannot be forked: several processes train, or there is a GPU. The command
+                `accmt rehearse` starts the script itself instead.
+            Busy: As for `fit`.
+        """
+        refuse_run_again()
+        given = module, train_dataset, val_dataset, kwargs
+        self._play(role_in_rehearsal(), *given)
+        require_fork()
+        with exclusive("rehearse"):
+            display = display_of(is_main=True, quiet=self._options.quiet)
+            found = make_runs(partial(run_fork, lambda role: self._perform(role, *given)), display.show)
+            display.show(str(found))
+            return found
+
+    def _play(self, role: Role | None, *given: Any) -> None:
+        """Make the run of a rehearsal that this process was started for, if it was, and end the process."""
+        if role is not None:
+            end_process(lambda: self._perform(role, *given))
+
+    def _perform(self, role: Role, module: Any, train_dataset: Any, val_dataset: Any, kwargs: dict[str, Any]) -> None:
+        def planned(options: Options, model_path: Path) -> Plan:
+            self._options, self.model_path = options, model_path
+            return self._planned(resolve(module, kwargs, options), train_dataset, val_dataset)
+
+        with exclusive("fit"):
+            perform(role, self._options, self.model_path, planned, self._attach)
 
     def evaluate(
         self,
