@@ -23,16 +23,16 @@ _MOST = 6
 def compare_trainings(one: Path, other: Path, step: int) -> list[str]:
     """Return how two trainings differ: in their batches, their checkpoints of a step, and their journals."""
     checkpoints = [next(c.path for c in Checkpoints(path).all() if c.step == step) for path in (one, other)]
-    names = {path.name for folder in checkpoints for path in folder.iterdir()} - {MANIFEST}
+    names = {path.relative_to(folder) for folder in checkpoints for path in folder.rglob("*") if path.is_file()}
     pairs = [(path, other / path.name) for path in sorted(one.glob(BATCHES.format("*")))]
-    pairs += [(checkpoints[0] / name, checkpoints[1] / name) for name in sorted(names)]
+    pairs += [(checkpoints[0] / name, checkpoints[1] / name) for name in sorted(names) if name.name != MANIFEST]
     pairs += [(one / name, other / name) for name in JOURNALS if (one / name).exists()]
     return [line for first, second in pairs for line in _differing(first, second)]
 
 
 def _differing(one: Path, other: Path) -> Iterator[str]:
     values, others = _values(one), _values(other)
-    names = [name for name in {**values, **others} if not name.endswith("elapsed")]
+    names = [name for name in {**values, **others} if name.rpartition(".")[2] != "elapsed"]
     names = [name for name in names if not _same(values.get(name), others.get(name))]
     for name in names[:_MOST]:
         yield f"{one.name}: {name}{_how(values.get(name), others.get(name))}"

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.filesize import decimal
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from accmt.setup.options import Options
 from accmt.setup.plan import Plan
 
 _STEPS, _CHECKPOINT, _BATCHES = 10, 6, 2
-_TRUE = ("1", "t", "true", "y", "yes", "on")
 
 
 def require_fork() -> None:
@@ -49,11 +49,12 @@ def require_fork() -> None:
     Raises:
         RuntimeError: They cannot.
     """
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE or not torch.accelerator.is_available()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if not on_cpu or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = "one of several processes" if on_cpu else "a process that uses a GPU"
-        instead = "call `accmt rehearse SCRIPT`, which takes the options of `accmt launch` and starts the script itself"
-        raise RuntimeError(f"{what} cannot be forked for a rehearsal: {instead}")
+        raise RuntimeError(
+            f"{what} cannot be forked for a rehearsal: call `accmt rehearse SCRIPT` for the whole script"
+        )
 
 
 def perform(

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,9 +92,9 @@ def make_runs(start: Callable[[Role, Path], int], tell: Callable[[str], None]) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_program(command: Sequence[str], variables: Mapping[str, str], role: Role, log: Path) -> int:
+def run_program(command: Sequence[str], role: Role, log: Path) -> int:
     """Make a run by starting a program."""
-    variables = {**os.environ, **variables, VARIABLE: json.dumps(asdict(role))}
+    variables = {**os.environ, VARIABLE: json.dumps(asdict(role))}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=variables, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT

@@ -9,8 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from accmt.cli.main import main
-
 ACCMT = Path(sys.executable).with_name("accmt")
 TRAINING = Path(__file__).parent.parent / "rehearsal" / "training.py"
 RUNS = [
@@ -64,8 +62,8 @@ def test_the_fit_of_a_script(rehearse, folder):
 
 
 def test_two_processes(rehearse, folder):
-    status, out, err = rehearse("--cpu", "-N", "2", TRAINING, "fits", folder)
-    assert (status, err.splitlines()) == (0, ["accmt launch: ddp, 2 processes on CPUs", *RUNS]), err
+    status, out, err = rehearse("launch", "--cpu", "-N", "2", TRAINING, "fits", folder)
+    assert (status, err.splitlines()) == (0, RUNS), err
     assert out.splitlines()[-1] == "resume after SIGKILL: exact, bit by bit"
     assert list(folder.iterdir()) == []
 
@@ -106,13 +104,7 @@ def test_a_signal_ends_all_and_deletes_everything(start, tmp_path, number, statu
     assert not list((tmp_path / "temporary").glob("accmt-*"))
 
 
-def test_options_for_the_launcher_alone(capsys):
-    with pytest.raises(SystemExit, match=r"^2$"):
-        main(["rehearse", "--print", "train.py"])
-    assert "--print and --nodes are options of accmt launch: a rehearsal runs on one machine" in capsys.readouterr().err
-
-
-def test_a_script_that_does_not_exist(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["rehearse", "train.py"]) == 1
-    assert capsys.readouterr().err == f"there is no script train.py (the current folder is {tmp_path})\n"
+def test_a_script_that_does_not_exist(rehearse):
+    status, out, err = rehearse("launch", "--cpu", "train.py")
+    assert (status, out) == (1, "")
+    assert "there is no script train.py (the current folder is " in err

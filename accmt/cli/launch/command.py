@@ -66,44 +66,23 @@ def run(options: argparse.Namespace) -> int:
         UsageError: The arguments contradict each other.
         CommandError: The script does not exist, or this machine lacks what is asked for.
     """
-    arguments, environment = python_call(options)
-    if not options.print:
-        _become(arguments, environment)
-    elif arguments[0] == "-u":
-        write_shell(environment, ["python", *arguments])
-    else:
-        _become(arguments)
-    return 0
-
-
-def python_call(options: argparse.Namespace) -> tuple[list[str], Mapping[str, str]]:
-    """Return the arguments of Python, and the variables, that start the script.
-
-    Raises:
-        UsageError, CommandError: As in `run`.
-    """
     if options.strat is not None and options.config is not None:
         raise UsageError("--strat and --config both say how to train: give one of them")
-    arguments, _ = plain_call(options)
-    launch = launch_command(options)
-    if not options.print:
-        complain(f"accmt launch: {launch}")
-    if launch.is_script_itself:
-        return arguments, launch.environment
-    # -P: a user's file next to the script, such as random.py, must not shadow a module that the launcher imports.
-    how = json.dumps([launch.source, launch.configuration, launch.environment, options.print])
-    return ["-P", "-m", "accmt.cli.launch.launcher", how, *arguments[1:]], {}
-
-
-def plain_call(options: argparse.Namespace) -> tuple[list[str], Mapping[str, str]]:
-    """Return the arguments of Python, and no variables, that start the script in one process.
-
-    Raises:
-        CommandError: The script does not exist.
-    """
     if not options.print:
         _check_script(options.script, options.module)
-    return ["-u", *(["-m"] if options.module else []), options.script, *options.arguments], {}
+    launch = launch_command(options)
+    command = [*(["-m"] if options.module else []), options.script, *options.arguments]
+    if not options.print:
+        complain(f"accmt launch: {launch}")
+    if not launch.is_script_itself:
+        # -P: a user's file next to the script, such as random.py, must not shadow a module that the launcher imports.
+        how = json.dumps([launch.source, launch.configuration, launch.environment, options.print])
+        _become(["-P", "-m", "accmt.cli.launch.launcher", how, *command])
+    elif options.print:
+        write_shell(launch.environment, ["python", "-u", *command])
+    else:
+        _become(["-u", *command], launch.environment)
+    return 0
 
 
 def _become(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
