@@ -72,7 +72,13 @@ def perform(
         model_path: Its folder, in which nothing is left.
         make_plan: Plans the training with other options, in another folder.
         attach: Makes the run visible to the user.
+
+    Raises:
+        RuntimeError: Several machines train, or SIGTERM came.
     """
+    count = os.environ.get("WORLD_SIZE")
+    if os.environ.get("LOCAL_WORLD_SIZE", count) != count:
+        raise RuntimeError("a training on several machines cannot be rehearsed: rehearse it on one of them")
     place = role.place(model_path)
     free, probe = shutil.disk_usage(place.parent).free, _Probe(role.run, place)
     resume = None if role.run == WHOLE else True
@@ -195,7 +201,10 @@ class _Probe(Callback, NoDisplay):
             seconds, size = self._saves[CHECKPOINTS]
             number = times(rules.checkpoint, length, each, evaluations)
             costs["checkpoint"] = seconds, size, number
-            disk += size * (1 + min(number or 1, keep or number or 1))
+            kept = min((count for count in (keep, number) if count is not None), default=None)
+            disk += size * (1 + (kept or 1))
+            if kept is None:
+                self._warnings.append("how many checkpoints will be kept is unknown: the disk space is for one of them")
         warnings = [f"warning: {text}" for text in self._warnings]
         return Rehearsal(costs, [*self._rooms(disk, free), *warnings], self._not_tried)
 

@@ -110,6 +110,7 @@ def run_program(command: Sequence[str], role: Role, log: Path) -> int:
 
 def run_fork(perform: Callable[[Role], None], role: Role, log: Path) -> int:
     """Make a run in a fork of this process."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a fork would lose it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a process with several threads
         child = os.fork()
@@ -120,8 +121,9 @@ def run_fork(perform: Callable[[Role], None], role: Role, log: Path) -> int:
             thread.start()
             thread.join()
         finally:
-            os._exit(1)  # interrupted: nothing that follows here belongs to the child
+            os._exit(1)  # nothing that follows belongs to the child
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except BaseException:
         os.kill(child, signal.SIGKILL)

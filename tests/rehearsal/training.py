@@ -87,11 +87,13 @@ def files():
 
 
 sampler_generator = torch.Generator().manual_seed(9)
-train = {"drifts": Drifting, "stream": Stream}.get(what, lambda: data(80))()
+train = {"drifts": Drifting, "stream": Stream, "endless": Stream}.get(what, lambda: data(80))()
 valid = {"none": None, "stream": Stream(), "few": data(3, 1)}.get(what, data(20, 1))
 counter, module = Counter(), Module()
 arguments = {"callback": counter, "dataloader_num_workers": 0, "metrics": None, "clip_grad": 1.0}
 arguments["metrics"] = FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False)
+if what == "endless":
+    arguments |= {"multiple_checkpoints": True}
 if what == "async":
     arguments |= {"checkpoint_async": True, "dataloader_num_workers": 1}
 if what == "tracked":
