@@ -287,19 +287,12 @@ class Trainer:
     ) -> Rehearsal:
         """Try a training before `fit`: a few steps, two batches of each validation dataset, all savings, a checkpoint,
         SIGKILL and a resume, in forks of this process; print what the training will cost, and whether it resumes
-        exactly. Nothing is changed here, nothing is left in `model_path`, and nothing is sent to trackers.
-
-        Args:
-            module: As for `fit`.
-            train_dataset: As for `fit`.
-            val_dataset: As for `fit`.
-            **kwargs: As for `fit`.
+        exactly. The arguments are those of `fit`. Nothing is changed here, left in `model_path` or sent to trackers.
 
         Raises:
             RehearsalFailed: A run failed, such as by an error of the module. A RuntimeError, with what it printed.
-            RuntimeError: This process cannot be forked: several processes train, or there is a GPU. The command
-                `accmt rehearse` starts the script itself instead.
-            Busy: As for `fit`.
+            RuntimeError: This process cannot be forked, because several processes train, or there is a GPU.
+            Busy: A training, evaluation or search runs in this process.
         """
         refuse_run_again()
         given = module, train_dataset, val_dataset, kwargs

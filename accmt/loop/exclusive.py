@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["fit", "evaluate", "optimize", "rehearse"]
 
-_NAMES: dict[Kind, str] = {
-    "fit": "a training",
-    "evaluate": "an evaluation",
-    "optimize": "a search",
-    "rehearse": "a rehearsal",
-}
+_NAMES = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search", "rehearse": "a rehearsal"}
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
 
 

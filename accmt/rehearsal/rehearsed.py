@@ -52,9 +52,7 @@ def require_fork() -> None:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if not on_cpu or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = "one of several processes" if on_cpu else "a process that uses a GPU"
-        raise RuntimeError(
-            f"{what} cannot be forked for a rehearsal: call `accmt rehearse SCRIPT` for the whole script"
-        )
+        raise RuntimeError(f"{what} cannot be forked for a rehearsal: call `accmt rehearse SCRIPT`, for the script")
 
 
 def perform(
@@ -64,14 +62,9 @@ def perform(
     make_plan: Callable[[Options, Path], Plan],
     attach: Callable[[Run], None],
 ) -> None:
-    """Make a run; the one that is to be killed does not return.
+    """Make a run of a training with these options and this folder; the run that is to be killed does not return.
 
-    Args:
-        role: The role of this process.
-        options: The options of the training.
-        model_path: Its folder, in which nothing is left.
-        make_plan: Plans the training with other options, in another folder.
-        attach: Makes the run visible to the user.
+    `make_plan` plans it with other options, in another folder; `attach` makes it visible to the user.
 
     Raises:
         RuntimeError: Several machines train, or SIGTERM came.

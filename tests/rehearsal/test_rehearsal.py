@@ -183,7 +183,7 @@ def test_the_run_that_a_script_is_started_for(tmp_path):
 class TestRefused:
     def test_several_processes(self, trainer, regression, data, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        text = "one of several processes cannot be forked for a rehearsal: call `accmt rehearse SCRIPT` for the whole"
+        text = "one of several processes cannot be forked for a rehearsal: call `accmt rehearse SCRIPT`, for the"
         with pytest.raises(RuntimeError, match=f"^{text} script$"):
             trainer().rehearse(regression(), data(8), data(4))
 
