@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule, TrainerLink
 from accmt.monitor import Monitor
 from accmt.notices import heard_by, warn
+from accmt.rehearsal.findings import Rehearsal
+from accmt.rehearsal.rehearsed import perform, require_fork
+from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal, run_fork
 from accmt.rules import Decision, RuleError, SavingRule, canonical_name
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
@@ -282,12 +286,12 @@ class Trainer:
             PeerFailed: Another process failed before this one, and shows its error.
         """
         refuse_run_again()
+        given = (module, loss_fn, metrics, kwargs), train_dataset, val_dataset
+        self._play(role_in_rehearsal(), *given)
         with exclusive("fit"):
             try:
                 ended = fit(
-                    lambda: self._planned(
-                        *as_module(module, self._options, kwargs, loss_fn, metrics), train_dataset, val_dataset
-                    ),
+                    lambda: self._planned(self._options, *given),
                     self._attach,
                     self._warn,
                     destroys=self._options.destroy,
@@ -297,6 +301,49 @@ class Trainer:
         if isinstance(ended, Terminated):
             end_by_signal(ended)
         return ended
+
+    @concise
+    def rehearse(
+        self,
+        module: AcceleratorModule | nn.Module | str | tuple[Any, Any] | Any,
+        train_dataset: Dataset[Any] | None = None,
+        val_dataset: Dataset[Any] | list[Dataset[Any]] | dict[str, Dataset[Any]] | None = None,
+        *,
+        loss_fn: Callable[[Any, Any], Any] | None = None,
+        metrics: str | Metric | list[str | Metric] | None = None,
+        **kwargs: Any,
+    ) -> Rehearsal:
+        """Try a training before `fit`: a few steps, two batches of each validation dataset, all savings, a checkpoint,
+        SIGKILL and a resume, in forks of this process; print what the training will cost, and whether it resumes
+        exactly. The arguments are those of `fit`. Nothing is changed here, left in `model_path` or sent to trackers.
+
+        Raises:
+            RehearsalFailed: A run failed, such as by an error of the module. A RuntimeError, with what it printed.
+            RuntimeError: This process cannot be forked, because several processes train, or there is a GPU.
+            Busy: A training, evaluation or search runs in this process.
+        """
+        refuse_run_again()
+        given = (module, loss_fn, metrics, kwargs), train_dataset, val_dataset
+        self._play(role_in_rehearsal(), *given)
+        require_fork()
+        with exclusive("rehearse"):
+            display = display_of(is_main=True, quiet=self._options.quiet)
+            found = make_runs(partial(run_fork, lambda role: self._perform(role, *given)), display.show)
+            display.show(str(found))
+            return found
+
+    def _play(self, role: Role | None, *given: Any) -> None:
+        """Make the run of a rehearsal that this process was started for, if it was, and end the process."""
+        if role is not None:
+            end_process(lambda: self._perform(role, *given))
+
+    def _perform(self, role: Role, *given: Any) -> None:
+        def planned(options: Options, model_path: Path) -> Plan:
+            self._options, self.model_path = options, model_path
+            return self._planned(options, *given)
+
+        with exclusive("fit"):
+            perform(role, self._options, self.model_path, planned, self._attach)
 
     @concise
     @suggests("evaluate(...)")
@@ -353,7 +400,10 @@ class Trainer:
         """Print a warning before a training exists that could show it."""
         display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet).warn(text)
 
-    def _planned(self, module: AcceleratorModule, options: Options, train_dataset: Any, val_dataset: Any) -> Plan:
+    def _planned(self, options: Options, given: tuple[Any, ...], train_dataset: Any, val_dataset: Any) -> Plan:
+        """Plan a training of the module of `given`: the arguments of `fit` that say what it is."""
+        kind, loss_fn, metrics, kwargs = given
+        module, options = as_module(kind, options, kwargs, loss_fn, metrics)
         datasets = check_fit(options, module, train_dataset, val_dataset)
         return plan(options, self.model_path, self._savings, module, train_dataset, datasets)
 

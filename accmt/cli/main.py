@@ -30,6 +30,7 @@ _COMMANDS = {
     "checkpoints": ("checkpoints.command", "list what a training has on the disk, and find damage in it"),
     "weights": ("weights", "write the weights of a checkpoint or a saved model as safetensors"),
     "sync": ("sync", "send what a training could not send to its trackers"),
+    "rehearse": ("rehearse", "try a script's training before it runs: its cost, and whether it resumes exactly"),
     "launch": ("launch.command", "start a script on several GPUs, processes or machines"),
     "strats": ("launch.strats", "list the strategies of accmt launch"),
 }
@@ -107,9 +108,9 @@ def _leave_interrupts_to_the_system(command: str) -> None:
 
     As an exception it would be lost while Python shuts down, and would not be raised at all if the process was started
     with interrupts ignored, as shells do for background jobs. Whatever a command writes survives the sudden end of its
-    process. `launch` forwards interrupts, and `weights` deletes what it has written so far.
+    process. `launch` forwards interrupts; `weights` and `rehearse` delete what they have written so far.
     """
-    if command not in ("launch", "weights"):
+    if command not in ("launch", "weights", "rehearse"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

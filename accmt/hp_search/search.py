@@ -25,6 +25,7 @@ from accmt.hyperparameters.schedulers import SchedulerChoice
 from accmt.loop.exclusive import exclusive
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
+from accmt.rehearsal.runs import role_in_rehearsal
 from accmt.rules import Length, RuleError
 from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.inputs import check_fit, facts_of
@@ -196,6 +197,8 @@ class HyperParameterSearch:
         """
         options = StudyOptions(storage, study_name, load_if_exists, sampler, pruner)
         _check_call(best_metric_fn, objective, direction, options, {"n_trials": n_trials, "total_trials": total_trials})
+        if role_in_rehearsal() is not None:
+            raise RuntimeError("a search cannot be rehearsed: rehearse one training, with fixed hyperparameters")
         with exclusive("optimize"):
             return self._optimize(options, best_metric_fn, objective, direction, n_trials, total_trials)
 

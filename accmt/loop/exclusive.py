@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from accmt.loop.evaluate import Evaluation
 
-Kind = Literal["fit", "evaluate", "optimize"]
+Kind = Literal["fit", "evaluate", "optimize", "rehearse"]
 
-_NAMES: dict[Kind, str] = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search"}
+_NAMES = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search", "rehearse": "a rehearsal"}
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
 
 
