@@ -26,7 +26,7 @@ from accmt.callbacks import Callback
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.data.digest import digest_of
 from accmt.data.validation import ValidationData
-from accmt.display.display import NoDisplay
+from accmt.display.display import Display
 from accmt.distributed.collective import everywhere, from_main
 from accmt.distributed.strategy import whole_weights
 from accmt.loop.progress import TrainingPosition
@@ -115,7 +115,7 @@ class FirstBatches(ValidationData):
             self._ends.append(_now())
 
 
-class _Probe(Callback, NoDisplay):
+class _Probe(Callback, Display):
     """Follower of a rehearsed training: measures it, records what it reads and computes, kills its process."""
 
     run: Run
