@@ -12,14 +12,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from accmt.earlier import Gone
+from accmt.html_tables import html_table
 from accmt.padding import pad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from accelerate import Accelerator
 
     from accmt.states import Tracker, TrainerProtocol, TrainingState
+
+_COLUMNS = ("part", "class", "parameters", "trained")
 
 
 class TrainerLink:
@@ -98,11 +101,23 @@ class AcceleratorModule:
 
     def __len__(self) -> int:
         """Return the number of parameters of the model."""
-        # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
-        return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in self.model.parameters())
+        return _count(self.model.parameters())
 
     def __bool__(self) -> bool:
         return True
+
+    def __repr__(self) -> str:
+        model = getattr(self, "model", None)
+        inner = f"{type(model).__name__}, {len(self):,} parameters" if isinstance(model, nn.Module) else "no model yet"
+        return f"{type(self).__name__}({inner})"
+
+    def _repr_html_(self) -> str:
+        model = getattr(self, "model", None)
+        parts = {"model": model, **vars(self)}
+        if isinstance(model, nn.Module):
+            parts |= {f"model.{name}": part for name, part in model.named_children()}
+        rows = [_described(name, part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)]
+        return html_table(repr(self), _COLUMNS, rows)
 
     def freeze(self, module: nn.Module) -> None:
         """Exclude all parameters of a module from training."""
@@ -220,6 +235,17 @@ class AcceleratorModule:
             return float(value)
         reduced = self.accelerator.reduce(value.detach().to(self.device), reduction=reduction)
         return float(reduced)
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+
+
+def _described(name: str, part: nn.Module) -> list[str | int]:
+    """Return the cells of a part of a module: name, class, parameters, and how many of them are trained."""
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    return [name, type(part).__name__, _count(part.parameters()), _count(trained)]
 
 
 def _single(name: str, value: Tensor | float) -> Tensor | float:

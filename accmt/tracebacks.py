@@ -20,6 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _MARK, _LAST_LINE = "accmt_mistake", "accmt_last_line"
+_IN_NOTEBOOKS = "_render_traceback_"  # IPython calls it, as its documentation says
 
 
 def concise(function: _Function) -> _Function:
@@ -52,8 +53,10 @@ def is_ours(code: CodeType) -> bool:
 
 def end_with(error: KeyboardInterrupt, line: str) -> None:
     """If an error, or another Ctrl-C while it is handled, ends the process, print this line on stderr instead of the
-    traceback, or nothing if it is empty."""
+    traceback, or nothing if it is empty. In a notebook, show it below the cell instead of the traceback."""
     vars(error).update({_LAST_LINE: line, _MARK: True})
+    if not _shows_all():
+        vars(error)[_IN_NOTEBOOKS] = lambda: [line or type(error).__name__]
     former = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -19,7 +19,8 @@ from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.signals import Terminated, end_by_signal
-from accmt.files.paths import resolved
+from accmt.files.paths import resolved, shortened
+from accmt.html_tables import Cell, html_facts, number
 from accmt.hyperparameters import HyperParameters
 from accmt.loop.evaluate import evaluate
 from accmt.loop.exclusive import exclusive, lend
@@ -452,6 +453,20 @@ class Trainer:
     def log_artifacts(self, path: str | Path) -> None:
         """Send all files of a folder to the current run of the tracker; do nothing without a tracker."""
         self._tracker.log_artifacts(resolved(path))
+
+    def __repr__(self) -> str:
+        rules = ", ".join(rule.name for rule in self._fitted or self._savings) or "by default"
+        return f"Trainer({str(shortened(self.model_path))!r}, rules: {rules}, step {self.state.global_step})"
+
+    def _repr_html_(self) -> str:
+        hps, state = self._options.hps, self.state
+        length = {"epochs": hps.epochs} if hps.max_steps is None else {"max_steps": hps.max_steps}
+        facts: dict[str, Cell] = {"writes to": str(shortened(self.model_path)), **length}
+        facts |= {"batch size": str(hps.batch_size), "optimizer": str(hps.optimizer), "step": state.global_step}
+        for rule in self._fitted or self._savings:
+            best = ", ".join(map(number, state.model_savings.get(rule.name, ())))
+            facts[rule.name] = f"best {best}" if best else "nothing saved yet"
+        return html_facts("Trainer", facts)
 
     def _attach(self, run: Run) -> None:
         """Make the run visible to callbacks and the user."""

@@ -10,6 +10,8 @@ from typing import Literal
 
 from accmt.files.foreign import is_file, is_folder
 from accmt.files.json_io import read_json
+from accmt.files.paths import shortened
+from accmt.html_tables import Cell, html_facts
 from accmt.rules import reserved_names as names
 from accmt.rules.codec import Count, Jsonable
 
@@ -76,6 +78,10 @@ class SavedModel:
         """
         about = read_json(folder / DESCRIPTION, ModelDescription)
         return cls(about.rule, about.values, about.step, about.epoch, folder)
+
+    def _repr_html_(self) -> str:
+        place: dict[str, Cell] = {"step": self.step, "epoch": self.epoch, "folder": str(shortened(self.folder))}
+        return html_facts(f"SavedModel of {self.rule}", {**self.values, **place})
 
 
 def best_in(folder: Path) -> SavedModel | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accmt.display.notebook import Decisions
 from accmt.rules import Decision, Observation
 from accmt.rules.codec import Count, Jsonable, from_plain
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal, read_lines
@@ -43,7 +44,7 @@ class Records:
         self.history = Journal(model_path / HISTORY, writes=writes)
         self.decision_log = Journal(model_path / DECISIONS, writes=writes)
         self.observations: list[Observation] = []
-        self.decisions: list[Decision] = []
+        self.decisions = Decisions()
         self.reported: set[str] = set()
         self.failed_savings: set[str] = set()
 

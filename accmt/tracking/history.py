@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from accmt.files.paths import resolved
+from accmt.html_tables import html_table
 from accmt.rules import Decision, Observation, Stop
 from accmt.rules.store import TRAIN_LOSS
 from accmt.tracking.journal import DECISIONS, HISTORY, read
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 _T = TypeVar("_T")
 
@@ -38,10 +40,12 @@ class TrainingHistory:
     Attributes:
         observations: The evaluations, including one before the first step, each with all of its values.
         stop: Why the training was stopped; None if it was not.
+        savings: Rule -> the steps at which it saved a model.
     """
 
     observations: tuple[Observation, ...]
     stop: Stop | None = None
+    savings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, model_path: str | Path) -> TrainingHistory:
@@ -61,7 +65,11 @@ class TrainingHistory:
     def of(cls, observations: Sequence[Observation], decisions: Sequence[Decision]) -> TrainingHistory:
         """Return the history of a training with these evaluations and decisions."""
         last = stop_of(decisions)
-        return cls(tuple(observations), None if last is None else last.stop)
+        savings: dict[str, tuple[int, ...]] = {}
+        for decision in decisions:
+            for verdict in decision.saved:
+                savings[verdict.rule] = (*savings.get(verdict.rule, ()), decision.progress.step)
+        return cls(tuple(observations), None if last is None else last.stop, savings)
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -88,6 +96,48 @@ class TrainingHistory:
         import pandas
 
         return pandas.DataFrame(list(self), columns=list(HistoryValue._fields))
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw the values over the steps: axes for each metric, a line for each dataset, and marks where rules saved.
+
+        Args:
+            path: A file to write the figure to, such as "history.png" or "history.pdf".
+
+        Returns:
+            The figure, which a notebook shows.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: There is nothing to draw yet, or the file is of a format that matplotlib does not know.
+        """
+        if find_spec("matplotlib") is None:
+            raise ModuleNotFoundError(
+                "plot needs matplotlib, which is not installed: pip install matplotlib (or the extra accmt[plot])"
+            )
+        if not self.observations:
+            raise ValueError("there is nothing to plot: the training has no evaluation yet")
+        from accmt.tracking.plot import draw_history
+
+        figure = draw_history(list(self), self.savings)
+        if path is not None:
+            figure.savefig(resolved(path))
+        return figure
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys((value.metric, value.dataset) for value in self))
+        rows: dict[tuple[int, int], dict[tuple[str, str | None], float]] = {}
+        for step, epoch, dataset, metric, value in self:
+            rows.setdefault((step, epoch), {})[metric, dataset] = value
+        saved = {step for steps in self.savings.values() for step in steps}
+        columns = [
+            "step",
+            "epoch",
+            *(metric if dataset is None else f"{metric}@{dataset}" for metric, dataset in names),
+        ]
+        cells = [[*place, *map(values.get, names)] for place, values in rows.items()]
+        bold = [index for index, (step, _) in enumerate(rows) if step in saved]
+        note = " (bold: a rule saved a model)" if bold else ""
+        return html_table(f"{self!r}{note}", columns, cells, bold=bold)
 
     def __repr__(self) -> str:
         epochs = self.observations[-1].progress.epoch if self.observations else 0

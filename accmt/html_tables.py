@@ -1,0 +1,73 @@
+"""Small tables for notebooks: HTML that follows the colours of the page, light or dark, with every text escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+from accmt.rules.printable import shown
+
+_MOST_ROWS = 50
+_CELL = "padding: 0.2em 0.8em; vertical-align: top; border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.3);"
+_HEAD = f"{_CELL} text-align: left; font-weight: 600;"
+_QUIET = "text-align: left; padding: 0.3em 0; opacity: 0.75; caption-side: bottom;"
+
+Cell = str | int | float | None
+
+
+def html_table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, bold: Iterable[int] = ()
+) -> str:
+    """Return a table with a row of column names; numbers are aligned to the right, None is an empty cell.
+
+    Of many rows only the last are shown, and a line below says how many there are.
+
+    Args:
+        caption: The line above the table.
+        columns: The names of the columns.
+        rows: The cells of each row.
+        bold: The indices of rows to emphasize.
+    """
+    first, strong = max(0, len(rows) - _MOST_ROWS), frozenset(bold)
+    head = "".join(f'<th style="{_HEAD}">{_text(name)}</th>' for name in columns)
+    body = "".join(_row(row, number in strong) for number, row in islice(enumerate(rows), first, None))
+    note = f'<caption style="{_QUIET}">the last {_MOST_ROWS} of {len(rows)} rows</caption>' if first else ""
+    return _framed(caption, f"{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
+
+
+def html_facts(caption: str, facts: Mapping[str, Cell]) -> str:
+    """Return a table of two columns: names and values."""
+    rows = (f'<tr><th style="{_HEAD}">{_text(name)}</th>{_cell(value, "left")}</tr>' for name, value in facts.items())
+    return _framed(caption, f"<tbody>{''.join(rows)}</tbody>")
+
+
+def number(value: float) -> str:
+    """Return a value of a metric as people read it."""
+    return f"{value:.6g}"
+
+
+def _framed(caption: str, inner: str) -> str:
+    title = f'<div style="font-weight: 600; margin: 0.4em 0 0.2em">{_text(caption)}</div>'
+    return (
+        f'<div style="overflow-x: auto">{title}'
+        f'<table style="border-collapse: collapse; margin: 0; font-variant-numeric: tabular-nums">{inner}</table></div>'
+    )
+
+
+def _row(cells: Sequence[Cell], is_strong: bool) -> str:
+    style = ' style="font-weight: 600"' if is_strong else ""
+    return f"<tr{style}>{''.join(_cell(cell, 'left' if isinstance(cell, str) else 'right') for cell in cells)}</tr>"
+
+
+def _cell(value: Cell, align: str) -> str:
+    written = "" if value is None else _text(value) if isinstance(value, str) else _figure(value)
+    return f'<td style="{_CELL} text-align: {align}">{written}</td>'
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _text(value: str) -> str:
+    return html.escape(shown(value))
