@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 
 from accmt.rules.printable import shown
 
 _MOST_ROWS = 50
 _CELL = "padding: 0.2em 0.8em; vertical-align: top; border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.3);"
 _HEAD = f"{_CELL} text-align: left; font-weight: 600;"
-_QUIET = "text-align: left; padding: 0.3em 0; opacity: 0.75; caption-side: bottom;"
+_NOTE = "text-align: left; padding: 0.3em 0; opacity: 0.75; caption-side: bottom;"
 
 Cell = str | int | float | None
 
 
-def html_table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, bold: Iterable[int] = ()
-) -> str:
+def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Return a table with a row of column names; numbers are aligned to the right, None is an empty cell.
 
     Of many rows only the last are shown, and a line below says how many there are.
-
-    Args:
-        caption: The line above the table.
-        columns: The names of the columns.
-        rows: The cells of each row.
-        bold: The indices of rows to emphasize.
     """
-    first, strong = max(0, len(rows) - _MOST_ROWS), frozenset(bold)
+    left_out = max(0, len(rows) - _MOST_ROWS)
     head = "".join(f'<th style="{_HEAD}">{_text(name)}</th>' for name in columns)
-    body = "".join(_row(row, number in strong) for number, row in islice(enumerate(rows), first, None))
-    note = f'<caption style="{_QUIET}">the last {_MOST_ROWS} of {len(rows)} rows</caption>' if first else ""
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[left_out:])
+    note = f'<caption style="{_NOTE}">the last {_MOST_ROWS} of {len(rows)} rows</caption>' if left_out else ""
     return _framed(caption, f"{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
 
 
 def html_facts(caption: str, facts: Mapping[str, Cell]) -> str:
     """Return a table of two columns: names and values."""
-    rows = (f'<tr><th style="{_HEAD}">{_text(name)}</th>{_cell(value, "left")}</tr>' for name, value in facts.items())
-    return _framed(caption, f"<tbody>{''.join(rows)}</tbody>")
+    rows = "".join(f'<tr><th style="{_HEAD}">{_text(name)}</th>{_cell(value)}</tr>' for name, value in facts.items())
+    return _framed(caption, f"<tbody>{rows}</tbody>")
 
 
 def number(value: float) -> str:
@@ -55,12 +46,8 @@ def _framed(caption: str, inner: str) -> str:
     )
 
 
-def _row(cells: Sequence[Cell], is_strong: bool) -> str:
-    style = ' style="font-weight: 600"' if is_strong else ""
-    return f"<tr{style}>{''.join(_cell(cell, 'left' if isinstance(cell, str) else 'right') for cell in cells)}</tr>"
-
-
-def _cell(value: Cell, align: str) -> str:
+def _cell(value: Cell) -> str:
+    align = "left" if isinstance(value, str) else "right"
     written = "" if value is None else _text(value) if isinstance(value, str) else _figure(value)
     return f'<td style="{_CELL} text-align: {align}">{written}</td>'
 

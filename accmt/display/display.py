@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from accmt.display.console import PlainConsole
+from accmt.display.notebook import NotebookBar, notebook_shell
 from accmt.rules import Decision, Observation
 from accmt.rules import Progress as Counters
 from accmt.rules.printable import shown
@@ -72,8 +73,8 @@ class ConsoleDisplay(Display):
     """Shows a training on a console. The bar polls the step a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or _Output(width=_width(), soft_wrap=False)
-        self._bar: _Bar | None = None
+        self._console = console or _output()
+        self._bar: _Bar | NotebookBar | None = None
         self._total: int | None = None
         self._last = Counters()
 
@@ -89,6 +90,9 @@ class ConsoleDisplay(Display):
         self._last = Counters(step=step(), elapsed=elapsed)
         if self._console.is_terminal:
             self._bar = _Bar(self._console, step, total)
+            self._bar.start()
+        elif (shell := notebook_shell()) is not None:
+            self._bar = NotebookBar(shell, lambda loss: (step(), total, _in_words(step(), total, loss)))
             self._bar.start()
 
     def logged(self, progress: Counters, loss: float) -> None:
@@ -177,6 +181,11 @@ class _Speed(ProgressColumn):
         return Text("" if task.speed is None else _speed(task.speed))
 
 
+def _in_words(step: int, total: int | None, loss: float | None) -> str:
+    texts = [f"step {step}" if total is None else f"step {step}/{total}"]
+    return "  ".join(texts if loss is None else [*texts, f"loss {loss:.4g}"])
+
+
 def _named(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
@@ -192,6 +201,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _width() -> int | None:
-    """Return None, the actual width, for a terminal, and a large width for a file, so that no path is wrapped in it."""
-    return None if Console().is_terminal else 1000
+def _output() -> Console:
+    """Return the console of this process: the actual width for a terminal, and a large one for a file or a notebook, so
+    that no path is wrapped in it. A notebook is not a terminal, whatever its streams say, but shows colours."""
+    if notebook_shell() is not None:
+        return _Output(width=1000, force_terminal=False, force_jupyter=False, color_system="standard")
+    return _Output(width=None if Console().is_terminal else 1000, soft_wrap=False)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from accmt.html_tables import Cell, html_table, number
-from accmt.rules import Decision, Outcome
+from accmt.rules import Decision
 
 _PAUSE = 0.25  # seconds
 _COLUMNS = ("evaluation", "step", "epoch", "rule", "values", "verdict", "why")
@@ -20,19 +20,21 @@ _COLUMNS = ("evaluation", "step", "epoch", "rule", "values", "verdict", "why")
 class Decisions(list[Decision]):
     """Decisions of a training, oldest first: a list that a notebook shows as a table."""
 
+    def __repr__(self) -> str:
+        last = f", the last at step {self[-1].progress.step}" if self else ""
+        return f"Decisions({len(self)}{last})"
+
     def _repr_html_(self) -> str:
         rows: list[list[Cell]] = []
-        bold = []
         for decision in self:
             progress = decision.progress
             place: list[Cell] = [progress.evaluation, progress.step, progress.epoch]
             for verdict in decision.verdicts:
-                bold += [len(rows)] * (verdict.outcome is Outcome.SAVED)
-                values = ", ".join(map(number, verdict.values))
+                values = ",\N{NO-BREAK SPACE}".join(map(number, verdict.values))
                 rows.append([*place, verdict.rule, values, verdict.outcome.value, verdict.reason])
             if decision.stop is not None:
                 rows.append([*place, decision.stop.asked_by, None, "stop", decision.stop.reason])
-        return html_table(f"Decisions ({len(self)})", _COLUMNS, rows, bold=bold)
+        return html_table(repr(self), _COLUMNS, rows)
 
 
 def notebook_shell() -> Any | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from accmt.files.paths import resolved
-from accmt.html_tables import html_table
+from accmt.html_tables import Cell, html_table
 from accmt.rules import Decision, Observation, Stop
 from accmt.rules.store import TRAIN_LOSS
 from accmt.tracking.journal import DECISIONS, HISTORY, read
@@ -128,16 +128,16 @@ class TrainingHistory:
         rows: dict[tuple[int, int], dict[tuple[str, str | None], float]] = {}
         for step, epoch, dataset, metric, value in self:
             rows.setdefault((step, epoch), {})[metric, dataset] = value
-        saved = {step for steps in self.savings.values() for step in steps}
         columns = [
             "step",
             "epoch",
             *(metric if dataset is None else f"{metric}@{dataset}" for metric, dataset in names),
         ]
-        cells = [[*place, *map(values.get, names)] for place, values in rows.items()]
-        bold = [index for index, (step, _) in enumerate(rows) if step in saved]
-        note = " (bold: a rule saved a model)" if bold else ""
-        return html_table(f"{self!r}{note}", columns, cells, bold=bold)
+        cells: list[list[Cell]] = []
+        for (step, epoch), values in rows.items():
+            saved = ", ".join(rule for rule, steps in self.savings.items() if step in steps)
+            cells.append([step, epoch, *map(values.get, names), saved])
+        return html_table(repr(self), [*columns, "saved by"], cells)
 
     def __repr__(self) -> str:
         epochs = self.observations[-1].progress.epoch if self.observations else 0
