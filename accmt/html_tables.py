@@ -29,7 +29,9 @@ def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cel
 
 def html_facts(caption: str, facts: Mapping[str, Cell]) -> str:
     """Return a table of two columns: names and values."""
-    rows = "".join(f'<tr><th style="{_HEAD}">{_text(name)}</th>{_cell(value)}</tr>' for name, value in facts.items())
+    rows = "".join(
+        f'<tr><th style="{_HEAD}">{_text(name)}</th>{_cell(value, "left")}</tr>' for name, value in facts.items()
+    )
     return _framed(caption, f"<tbody>{rows}</tbody>")
 
 
@@ -46,8 +48,8 @@ def _framed(caption: str, inner: str) -> str:
     )
 
 
-def _cell(value: Cell) -> str:
-    align = "left" if isinstance(value, str) else "right"
+def _cell(value: Cell, numbers: str = "right") -> str:
+    align = "left" if isinstance(value, str) else numbers
     written = "" if value is None else _text(value) if isinstance(value, str) else _figure(value)
     return f'<td style="{_CELL} text-align: {align}">{written}</td>'
 

@@ -17,6 +17,7 @@ from accmt.checkpoint.saved_models import SavedModel, best_in
 from accmt.config.errors import suggests
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
+from accmt.display.notebook import Decisions
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.signals import Terminated, end_by_signal
 from accmt.files.paths import resolved, shortened
@@ -209,7 +210,7 @@ class Trainer:
         self._options = ArgumentCheck(arguments).options()
         self.model_path = resolved(model_path)
         self.state = TrainingState()
-        self.decisions: list[Decision] = []
+        self.decisions: list[Decision] = Decisions()
         self._savings = list(self._options.rules.savings)
         self._fitted: tuple[SavingRule, ...] = ()
         self._tracker: Tracker = NoTracker()

@@ -45,7 +45,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--window-size=1200,3000",
+    "--window-size=1200,4500",
 )
 
 
