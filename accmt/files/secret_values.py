@@ -9,7 +9,8 @@ from typing import Any
 
 from accmt.rules.printable import shown
 
-_SHORTEST = 8  # of an environment variable that is searched for
+_SHORTEST = 4  # of what may be a secret: others are choices such as "min"
+_SHORTEST_VARIABLE = 8
 _KINDS = r"(?:secret|passw|passphrase|[-_.]pwd|credential|api[-_]?key|(?:token|key)(?![a-z]))"
 _NAMED = re.compile(_KINDS, re.IGNORECASE)
 _OPTION = re.compile(rf"-[\w.-]*{_KINDS}[\w.-]*", re.IGNORECASE)
@@ -29,6 +30,8 @@ def without_secrets(value: Any, name: str = "") -> Any:
         ]
     if not isinstance(value, str):
         return value
-    for secret in [text for key, text in os.environ.items() if len(text) >= _SHORTEST and _NAMED.search(key)]:
+    for secret in [text for key, text in os.environ.items() if len(text) >= _SHORTEST_VARIABLE and _NAMED.search(key)]:
         value = value.replace(secret, "***")
-    return "***" if _NAMED.search(name) else _GIVEN.sub(r"\1***", _LOGIN.sub("", shown(value)))
+    return (
+        "***" if _NAMED.search(name) and len(value) >= _SHORTEST else _GIVEN.sub(r"\1***", _LOGIN.sub("", shown(value)))
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import torch
 
 from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.checkpoints import Checkpoint
-from accmt.data.indices import length_of
 from accmt.distributed.collective import from_each
 from accmt.distributed.strategy import count_of
 from accmt.files.durable import flush_directory, only_warned, replace_file
@@ -52,18 +52,18 @@ def describe_run(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
     left_open |= {"track_name": options.tracking.track_name, "model_path": str(plan.model_path)}
     content = {
         "schema": 1,
-        "arguments": recorded(options.given),
-        "hyperparameters": options.hps.to_dict(),
-        "settings": configuration(options, plan.module) | left_open,
+        "arguments": without_secrets(recorded(options.given)),
+        "hyperparameters": without_secrets(options.hps.to_dict()),
+        "settings": without_secrets(configuration(options, plan.module) | left_open),
         "rules": {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings},
         "seed": data.seed,
         "total_steps": plan.position.total_steps,
         "model": {"parameters": total, "trainable": trained},
-        "train_samples": length_of(data.loader.dataset),
-        "validation_samples": {key: length_of(each.dataset) for key, each in plan.loaders.items()},
+        "train_samples": _size_of(data.loader.dataset),
+        "validation_samples": {key: _size_of(each.dataset) for key, each in plan.loaders.items()},
         "starts": [_start(plan, checkpoint)],
     }
-    return dict(to_plain(without_secrets(content)))
+    return dict(to_plain(content))
 
 
 def parameters_of(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def parameters_of(run: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in run["settings"].items():
         first, dot, rest = name.partition(".")
         if first in (known := named | _FACTORIES):
+            parameters.pop(f"trainer.{first}", None)  # of a mapping in force, only the entries are left
             parameters[f"{known[first]}{dot}{rest}"] = value
     return parameters
 
@@ -117,6 +118,13 @@ def _start(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
     }
 
 
+def _size_of(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except Exception:  # also of a class that has lengths in general
+        return None
+
+
 def _described(device: torch.device) -> str:
     name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"{platform.node()} {device}{name}"
@@ -131,6 +139,5 @@ def _git_state() -> dict[str, Any] | None:
         ran = subprocess.run(_GIT, cwd=folder, env=environment, timeout=_GIT_SECONDS, check=True, capture_output=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    head, *rest = ran.stdout.decode(errors="replace").splitlines()
-    commit, dirty = head.split()[-1], any(not line.startswith("#") for line in rest)
-    return None if commit == "(initial)" else {"commit": commit, "dirty": dirty}
+    commit, changed = re.match(rb"# branch\.oid ([0-9a-f]{40,})\n", ran.stdout), re.search(rb"(?m)^[^#]", ran.stdout)
+    return None if commit is None else {"commit": commit[1].decode(), "dirty": changed is not None}

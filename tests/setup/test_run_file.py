@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import torch
 from launching import launch
+from torch.utils.data import IterableDataset
 
 import accmt
 from accmt import ConfigError, Trainer
@@ -56,6 +57,25 @@ def test_a_training_is_written_down(trainer, regression, data, error_metric, mon
 
 def training_device():
     return accelerate.PartialState().device
+
+
+class Endless(IterableDataset):
+    """A stream whose class has lengths, but this one has not."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def __iter__(self):
+        return iter([(torch.ones(4), torch.ones(1))] * 8)
+
+
+def test_a_size_that_is_not_known(trainer, regression, data):
+    training = trainer(epochs=1)
+    training.register_model_saving("best_valid_loss", name="loss_per_token")
+    training.fit(regression(), data(8), {"a": Endless(), "b": data(5)})
+    run = read(training)
+    assert run["validation_samples"] == {"a": None, "b": 5}
+    assert run["rules"] == {"loss_per_token": "saves when valid_loss is lower than at its last save"}
 
 
 def test_only_trained_parameters_are_counted_as_such(trainer, regression, data):
@@ -215,6 +235,7 @@ def test_secrets_are_masked(trainer, regression, data, monkeypatch):
 def test_what_is_no_secret_stays(plain, monkeypatch):
     monkeypatch.setenv("PWD", "/home/me/runs")
     assert without_secrets([plain, 1, None, True]) == [plain, 1, None, True]
+    assert without_secrets({"nll_per_token": "min"}) == {"nll_per_token": "min"}
 
 
 PROGRAM = """
@@ -304,7 +325,7 @@ def test_a_resumed_training_keeps_its_random_states(trainer, regression, data, c
     assert former.seen + later.seen == whole.seen
     shown = capsys.readouterr().out
     assert "note: seed was 5 and is 6\n" in shown
-    assert "note: the seed has no effect on a resumed training, which keeps the random states" in shown
+    assert "note: the seed takes effect with resume=False: a resume keeps the random states and data order\n" in shown
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1"])

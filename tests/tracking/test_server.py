@@ -82,6 +82,7 @@ def test_parameters_are_what_the_training_is(server, runs, trainer, regression, 
     assert {"run.time", "run.host", "run.devices", "run.versions.torch", "run.versions.python"} <= told.keys()
     assert (told["trainer.quiet"], told["epochs"]) == ("mine", "mine"), "the user's own come last"
     assert sorted(name for name in told if name.endswith(("epochs", ".lr"))) == ["epochs", "optimizer.lr"]
+    assert "trainer.monitor" not in told, "its fields are"
     assert not [name for name in told if "more" in name and not name.startswith("more ")], "none is there twice"
 
     trainer("told", epochs=3, lr=0.1, clip_grad=2.0, **arguments).fit(
