@@ -133,6 +133,9 @@ class Trainer:
             metrics with its result. No hook is called, and all state is left unchanged. False skips this.
         scheduler_metric: The score for a scheduler that follows a metric, such as ReduceLROnPlateau: "valid_loss", or a
             rule with one objective, such as "best_accuracy@dev". The scheduler steps after each evaluation.
+        seed: Seed Python, NumPy and torch on all processes at the start of `fit`, as `accmt.set_seed` does; None leaves
+            them as they are. A resumed training continues with the random states of its checkpoint. A module that was
+            constructed before `fit` already has its initial weights: call `accmt.set_seed` before to determine these.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -201,6 +204,7 @@ class Trainer:
         quiet: bool = False,
         sanity_check: bool = True,
         scheduler_metric: str | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -295,6 +299,7 @@ class Trainer:
                     self._attach,
                     self._warn,
                     destroys=self._options.destroy,
+                    seed=self._options.seed,
                 )
             finally:
                 self._heartbeat = None

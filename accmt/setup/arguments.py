@@ -55,6 +55,7 @@ _KINDS = {
     **dict.fromkeys(_MAPPINGS, MAPPING.or_none()),
     **dict.fromkeys(_TEXTS, TEXT),
     **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
+    "seed": Kind("a whole number from 0 to 2**32 - 1", lambda value: is_whole(value, 0) and value < 2**32).or_none(),
     "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
     "clip_grad": Kind("a positive number", lambda value: is_number(value) and value > 0).or_none(),
     "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
@@ -106,6 +107,7 @@ class ArgumentCheck:
             callbacks=self._callbacks(),
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
+            seed=given["seed"],
             given=given,
         )
         self._raise()

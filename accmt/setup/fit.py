@@ -17,6 +17,7 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.run import Run
 from accmt.loop.supervise import supervise
 from accmt.notices import heard_by, warn
+from accmt.seeding import set_seed
 from accmt.setup.build import assemble
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent
@@ -33,6 +34,7 @@ def fit(
     listener: Callable[[str], None],
     *,
     destroys: bool,
+    seed: int | None = None,
 ) -> TrainingHistory | Terminated:
     """Train with all processes, and shut down however it ends.
 
@@ -41,12 +43,15 @@ def fit(
         attach: Makes the run visible to the user, once it is at its starting point.
         listener: Prints a warning while there is no plan.
         destroys: Destroy the process group afterwards.
+        seed: Seeds all random number generators before anything is planned; a checkpoint restores its own states.
 
     Returns:
         The history of the training; or the error of a SIGTERM, if one came.
     """
     signals, failures = Signals(), Failures()
     try:
+        if seed is not None:
+            set_seed(seed)
         with heard_by(listener):
             plan = make_plan()
         with heard_by(plan.display.warn):

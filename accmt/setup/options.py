@@ -111,4 +111,5 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    seed: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
