@@ -161,7 +161,7 @@ class _Probe(Callback, Display):
             self._record("data", lambda: digest_of(batch))
 
     def on_before_backward(self, loss: Tensor) -> None:
-        self._record("loss", lambda: repr(float(loss)))
+        self._record("loss", lambda: repr(loss.item()))
 
     def on_after_optimizer_step(self, optimizer: Any) -> None:
         self._ended = self._ended or _now()

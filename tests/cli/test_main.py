@@ -32,7 +32,7 @@ def test_alone_it_shows_its_help(call):
         (
             ["explian", "runs"],
             "accmt: error: there is no command 'explian', did you mean 'explain'? Commands are check, explain, replay, "
-            "checkpoints, weights, sync, launch, strats",
+            "checkpoints, weights, sync, rehearse, launch, strats",
         ),
         (
             ["xyz"],
