@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from accmt.monitor import Monitor
     from accmt.rules import RuleError
     from accmt.seeding import set_seed
+    from accmt.setup.best import load_best
     from accmt.states import TrainingState
     from accmt.trainer import Trainer
 
@@ -62,6 +63,7 @@ _HOMES = {
     "TorchMetric": "accmt.metrics",
     "Trainer": "accmt.trainer",
     "TrainingState": "accmt.states",
+    "load_best": "accmt.setup.best",
     "load_saving": "accmt.checkpoint.loading",
     "on_last_process": "accmt.decorators",
     "on_local_main_process": "accmt.decorators",
@@ -94,6 +96,7 @@ __all__ = [
     "Trainer",
     "TrainingState",
     "__version__",
+    "load_best",
     "load_saving",
     "on_last_process",
     "on_local_main_process",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.extra_state import ExtraState
@@ -35,18 +35,11 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         ValueError: Its files are damaged.
         Mismatch: It was saved from a different model; nothing was loaded.
     """
-    place = place_of_best(resolved(folder))
-    if place is None:
-        raise FileNotFoundError(f"there is no saved model in {folder}")
-    problem = publish.folder_problem(place)
-    if problem is not None:
-        raise ValueError(f"{place} cannot be used: {problem}")
-    saving = SavedModel.read(place)
+    saving, found, beside = _read_whole(folder)
     model = module.model if _is_wrapping(module) else module
     expected = by_plain_name(model, model.state_dict())
-    weights = as_expected(read_weights(place), expected)
+    weights = as_expected(found, expected)
     lines = differences(expected, weights, "the saved model")
-    beside = read_beside(place)
     kept = ExtraState(module, model) if _is_wrapping(module) else None
     if kept is not None and beside:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
@@ -58,9 +51,37 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         kept.found().load_state_dict(beside)
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
-        text = f"{place / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
+        text = f"{saving.folder / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
         warn(f"{text} to load them")
     return saving
+
+
+def _read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str, Tensor]]:
+    """Read the description and all weights of a saved model, again if a training replaces it meanwhile."""
+    while True:
+        place = place_of_best(resolved(folder))
+        if place is None:
+            raise FileNotFoundError(f"there is no saved model in {folder}")
+        before = _identity(place)
+        try:
+            if (problem := publish.folder_problem(place)) is not None:
+                raise ValueError(f"{place} cannot be used: {problem}")
+            whole = SavedModel.read(place), read_weights(place), read_beside(place)
+        except (OSError, ValueError):
+            if _identity(place) == before:
+                raise
+        else:
+            if _identity(place) == before:
+                return whole
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another one of its name; None if there is none."""
+    try:
+        about = place.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
 
 
 def _is_wrapping(module: Any) -> bool:

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from accmt.loop.evaluate import Evaluation
 
-Kind = Literal["fit", "evaluate", "optimize"]
+Kind = Literal["fit", "evaluate", "predict", "optimize"]
 
-_NAMES: dict[Kind, str] = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search"}
+_NAMES: dict[Kind, str] = {
+    "fit": "a training",
+    "evaluate": "an evaluation",
+    "predict": "a prediction",
+    "optimize": "a search",
+}
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
+_MAY_HOLD |= {("optimize", "predict"), ("fit", "predict")}
 
 
 class Busy(RuntimeError):
