@@ -53,6 +53,7 @@ def trained(trainer, data):
     return training, kept.weights
 
 
+@pytest.mark.proves("load_best", "load_best(folder)", "load_best(module)")
 def test_it_is_loaded_in_evaluation_mode(trained):
     training, weights = trained
     for module in (Worsening(), Worsening().model):
@@ -63,6 +64,7 @@ def test_it_is_loaded_in_evaluation_mode(trained):
         assert not any(part.training for part in model.modules())
 
 
+@pytest.mark.proves("load_best(device)")
 def test_it_is_put_on_the_device(trained):
     training, _ = trained
     module = Worsening()
@@ -94,6 +96,7 @@ def two_rules(trainer, data):
     return training
 
 
+@pytest.mark.proves("load_best(rule)")
 def test_errors_say_what_to_do(two_rules, trainer, data, tmp_path):
     path, module = two_rules.model_path, Worsening()
     before = weights_of(module)
@@ -181,6 +184,7 @@ def test_a_model_that_is_replaced_while_it_is_read(trained, trainer, data, tmp_p
     assert are_equal(module.model.parameters(), other.model.parameters())
 
 
+@pytest.mark.proves("Trainer.best", "Trainer.best(rule)")
 def test_a_later_process_finds_it(two_rules, trainer, tmp_path):
     later = trainer()
     assert later.best("best_valid_loss") == two_rules.best("best_valid_loss")

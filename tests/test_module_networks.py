@@ -25,6 +25,7 @@ NAMES = {
 }
 
 
+@pytest.mark.proves("AcceleratorModule.train", "AcceleratorModule.train(mode)", "AcceleratorModule.eval")
 def test_train_and_eval():
     module = Several()
     parts = [*module.model.modules(), *module.heads]
@@ -36,6 +37,7 @@ def test_train_and_eval():
     assert not any(part.training for part in module.train(False).heads)
 
 
+@pytest.mark.proves("AcceleratorModule.to", "AcceleratorModule.to(*)")
 def test_to_moves_and_converts():
     module = Several()
     scale = module.scale
@@ -51,6 +53,7 @@ def test_to_moves_and_converts():
     assert module.device == torch.device("meta")
 
 
+@pytest.mark.proves("AcceleratorModule.parameters")
 def test_parameters_are_each_once_without_the_teacher():
     module = Several()
     mine = list(module.parameters())
@@ -60,6 +63,7 @@ def test_parameters_are_each_once_without_the_teacher():
     }
 
 
+@pytest.mark.proves("AcceleratorModule.state_dict")
 def test_a_state_dict_is_loaded():
     module, other = Several(), Several()
     state = module.state_dict()
@@ -74,6 +78,7 @@ def test_a_state_dict_is_loaded():
     assert other.scale.requires_grad
 
 
+@pytest.mark.proves("AcceleratorModule.load_state_dict", "AcceleratorModule.load_state_dict(state)")
 def test_a_state_dict_that_does_not_fit_changes_nothing():
     module = Several()
     before = copy.deepcopy(module.state_dict())

@@ -29,6 +29,7 @@ def by_hand(module, dataset):
         return module.model.eval()(dataset[:][0])
 
 
+@pytest.mark.proves("Trainer.predict", "Trainer.predict(*)")
 def test_predictions_are_in_order_and_nothing_changes(trainer, predicting, data):
     module, dataset = predicting(dropout=0.5), data(11)
     module.model[0].eval()
@@ -62,6 +63,7 @@ def test_batches_are_those_of_evaluations(trainer, regression, data):
 Pair = namedtuple("Pair", ["first", "second"])
 
 
+@pytest.mark.proves("AcceleratorModule.predict_step", "AcceleratorModule.predict_step(batch)")
 def test_everything_that_a_step_may_return(trainer, regression, data):
     class Nested(regression):
         def predict_step(self, batch):

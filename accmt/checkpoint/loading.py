@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,30 +59,23 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
 
 def _read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str, Tensor]]:
     """Read the description and all weights of a saved model, again if a training replaces it meanwhile."""
-    while True:
-        place = place_of_best(resolved(folder))
-        if place is None:
-            raise FileNotFoundError(f"there is no saved model in {folder}")
-        before = _identity(place)
-        try:
-            if (problem := publish.folder_problem(place)) is not None:
-                raise ValueError(f"{place} cannot be used: {problem}")
-            whole = SavedModel.read(place), read_weights(place), read_beside(place)
-        except (OSError, ValueError):
-            if _identity(place) == before:
-                raise
-        else:
-            if _identity(place) == before:
-                return whole
-
-
-def _identity(place: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from another one of its name; None if there is none."""
+    place = place_of_best(resolved(folder))
+    if place is None:
+        raise FileNotFoundError(f"there is no saved model in {folder}")
+    before = place.stat()
     try:
-        about = place.stat()
-    except OSError:
-        return None
-    return about.st_ino, about.st_mtime_ns
+        if (problem := publish.folder_problem(place)) is not None:
+            raise ValueError(f"{place} cannot be used: {problem}")
+        whole = SavedModel.read(place), read_weights(place), read_beside(place)
+    except (OSError, ValueError):
+        if place.exists() and _is_same(before, place.stat()):
+            raise
+        return _read_whole(folder)
+    return whole if _is_same(before, place.stat()) else _read_whole(folder)
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_ino, one.st_mtime_ns) == (other.st_ino, other.st_mtime_ns)
 
 
 def _is_wrapping(module: Any) -> bool:

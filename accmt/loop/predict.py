@@ -79,6 +79,6 @@ def _form(value: Any) -> str:
         return f"a dictionary of {', '.join(map(str, value))}"
     if isinstance(value, Tensor) and value.ndim:
         return f"a tensor of shape ({', '.join(['*', *map(str, value.shape[1:])])})"
-    kinds = {tuple: "a tuple of", list: "a list"}
-    kind = next((text for kind, text in kinds.items() if isinstance(value, kind)), "single values")
-    return f"{kind} {len(value)}" if isinstance(value, tuple) else kind
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "a list" if isinstance(value, list) else "single values"
