@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from launching import launch
 from torch import nn
 
 from accmt import AcceleratorModule, Callback, ConfigError, load_best, load_saving
@@ -275,3 +276,39 @@ def test_what_cannot_be_restored_is_refused(trainer, data):
         assert str(caught.value) == f"1 mistake in Trainer(...):\n  {text}"
         assert training.state.global_step == 0
         assert not training.model_path.exists()
+
+
+SHARDED = """
+import os, sys
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # Accelerate shards on GPUs alone
+from accmt import AcceleratorModule, ConfigError, Trainer
+
+class Module(AcceleratorModule):
+    def __init__(self):
+        self.model = nn.Linear(2, 1)
+
+    def training_step(self, batch):
+        os._exit(7)
+
+trainer = Trainer({"batch_size": 2}, sys.argv[1], restore_best=True, dataloader_num_workers=0)
+try:
+    trainer.fit(Module(), TensorDataset(torch.zeros(8, 2)))
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_sharded_model_is_refused(tmp_path):
+    ran = launch(SHARDED, tmp_path / "model", processes=2).check()
+    text = "restore_best: a model that FSDP or DeepSpeed holds is not restored: leave it out, and call load_best"
+    assert ran.stdout.count(f"{text} afterwards") == 2
+    assert not (tmp_path / "model").exists()

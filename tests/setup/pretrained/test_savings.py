@@ -11,7 +11,7 @@ from accmt.collate_fns import DataCollatorForLanguageModeling
 
 
 def test_a_saving_is_found_and_predicts_logits(fitted, trainer, tiny, transformers):
-    model, saving = fitted(tiny.folder / "bert", tiny.texts(8))
+    _, saving = fitted(tiny.folder / "bert", tiny.texts(8))
     found = transformers.BertForSequenceClassification.from_pretrained(tiny.folder / "bert")
     load_best(saving.parent, found)
     samples = [{**sample, "input_ids": sample["input_ids"][:2], "attention_mask": [1, 1]} for sample in tiny.texts(6)]
