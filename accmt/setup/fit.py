@@ -18,6 +18,7 @@ from accmt.loop.run import Run
 from accmt.loop.supervise import supervise
 from accmt.notices import heard_by, warn
 from accmt.seeding import set_seed
+from accmt.setup.best import restore_best
 from accmt.setup.build import assemble
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent
@@ -89,6 +90,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> Trainin
                     warn(nothing_done(plan, stop))
             finally:
                 run.close()
+            restore_best(run, plan.model_path, plan.options.saving.restored)
             run.display.show(*after_training(run, stop, plan.model_path))
             return TrainingHistory.of(run.records.observations, run.records.decisions)
     finally:

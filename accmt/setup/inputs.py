@@ -64,6 +64,20 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
     return named
 
 
+def check_prediction(module: Any, dataset: Any) -> None:
+    """Check the arguments of `predict`.
+
+    Raises:
+        ConfigError: With all problems.
+    """
+    raise_problems(_kind_problems(module), "predict(...)")
+    problems = (
+        [] if isinstance(getattr(module, "model", None), nn.Module) else [Problem(type(module).__name__, NO_MODEL)]
+    )
+    problems += method_problems(module, (), predicts=True) + _dataset_problems("dataset", dataset)
+    raise_problems(problems, "predict(...)")
+
+
 def _kind_problems(module: Any) -> list[Problem]:
     if isinstance(module, type) and issubclass(module, AcceleratorModule | nn.Module):
         text = f"is the class {module.__name__}: give an instance, {module.__name__}()"

@@ -46,6 +46,7 @@ class SavingOptions:
     safe_serialization: bool
     max_shard_size: str
     patience: int | Mapping[str, int] | None
+    restored: bool | str
 
 
 @dataclass(frozen=True, slots=True)
