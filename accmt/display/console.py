@@ -19,4 +19,8 @@ class PlainConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text, lines=True))
+            yield segment if segment.control else segment._replace(text=self._fitting(shown(segment.text, lines=True)))
+
+    def _fitting(self, text: str) -> str:
+        """Escape what the encoding of the output lacks: it must not end a training."""
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)

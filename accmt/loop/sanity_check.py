@@ -55,8 +55,9 @@ def try_out(evaluation: Evaluation) -> list[str]:
     ):
         for key, loader in evaluation.loaders.items():
             if any(everywhere(partial(_is_read_once, loader))):
+                name = evaluation.name_of(key)
                 warnings.append(
-                    f"the validation data of '{key}' can be read only once: they are not part of the sanity check"
+                    f"the validation data of '{name}' can be read only once: they are not part of the sanity check"
                 )
                 continue
             try:
@@ -82,7 +83,8 @@ def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> li
         if name in tried.failures:
             then = f"nor on {_batches(most)}; the evaluation may fail" if most > 1 else "the evaluation may fail"
         warnings.append(
-            f"the metric '{name}' cannot be computed on one batch of '{key}' ({type(error).__name__}: {error}), {then}"
+            f"the metric '{name}' cannot be computed on one batch of '{evaluation.name_of(key)}' "
+            f"({type(error).__name__}: {error}), {then}"
         )
     return warnings
 
@@ -108,11 +110,11 @@ class _Trial(DatasetValues):
 
     def collect(self, outputs: Mapping[str, Any]) -> None:
         super().collect(outputs)
-        self.warnings += _untaken(outputs, self._taken, self._key)
+        self.warnings += _untaken(outputs, self._taken, self._name)
 
     def arguments(self, outputs: Mapping[str, Any], metric: Metric) -> tuple[Any, ...]:
         arguments = super().arguments(outputs, metric)
-        _check_call(metric, arguments, self._key)
+        _check_call(metric, arguments, self._name)
         return arguments
 
 

@@ -28,8 +28,8 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
         Why a rule or a condition stopped the training; None if it ran to its end.
     """
     status: Status = "FAILED"
-    position, display = run.position, run.display
-    display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
+    display = run.display
+    display.start(run.moment)
     try:
         prepare()
         stop = train(run)

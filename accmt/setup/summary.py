@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from accmt.checkpoint.saved_models import best_in
-from accmt.display.tables import decision_table, savings_table
+from accmt.checkpoint.saved_models import SavedModel, best_in
+from accmt.display.lines import for_shell
+from accmt.display.summary import Header, Objective, RuleResult, Summary
 from accmt.distributed.strategy import count_of
-from accmt.files.paths import shortened
+from accmt.hyperparameters.optimizers import OPTIMIZERS
+from accmt.hyperparameters.recorded import in_short, recorded
+from accmt.hyperparameters.schedulers import SCHEDULERS
+from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
-from accmt.rules import Decision, Facts, SavingRule, Stop
+from accmt.module import AcceleratorModule
+from accmt.rules import Facts, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
-from accmt.rules.printable import shown
+from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
 from accmt.setup.plan import Plan
 
-_MOST_ROWS = 100
+
+def before_training(plan: Plan, notes: list[str]) -> Header:
+    """Describe the model, the device, the length, how it is trained, and each rule in words."""
+    rules = {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}
+    return Header({**_facts(plan), **dict(_settings(plan))}, rules, notes)
 
 
-def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
-    """Describe the model, the device, the length, and each rule in words."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in _facts(plan).items():
-        table.add_row(Text(name, "bold"), Text(shown(value)))
-    for rule in plan.rules.savings:
-        table.add_row(Text(shown(rule.name), "bold"), Text(shown(in_words(rule, plan.facts))))
-    return [table, *(Text(shown(f"note: {note}"), "yellow") for note in notes)]
-
-
-def after_training(run: Run, stop: Stop | None, model_path: Path) -> list[RenderableType]:
-    """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
-    worth, left_out = _worth_showing(run.records.decisions)
-    parts: list[RenderableType] = ["", decision_table(worth)]
-    if left_out:
-        where = shortened(run.records.decision_log.path)
-        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
-    rows = [_saved(run, rule, model_path) for rule in run.engine.rules.savings]
+def after_training(run: Run, stop: Stop | None, model_path: Path) -> Summary:
+    """Summarize what each rule saved and where, and why the training ended."""
+    results = [_result(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
-    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {_steps(run.position.step)}"), "bold")]
+    return Summary(results, model_path, f"{why}, after {_steps(run.position.step)}")
 
 
-def _saved(run: Run, rule: SavingRule, model_path: Path) -> tuple[str, Mapping[str, float], int, Path | None]:
-    """Return the best model that a rule has saved, for the table: its values, step and folder."""
+def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
+    """Return the best model that a rule has saved, and the values that it has seen."""
     has_saved = run.savings is not None and rule.name in run.state.model_savings
     saving = best_in(model_path / rule.folder) if has_saved else None
-    if saving is None:
-        return rule.name, {}, 0, None
-    return rule.name, saving.values, saving.step, shortened(saving.folder)
+    names = [str(objective) for objective in rule.saving.ranking.objectives]
+    verdicts = [v for decision in run.records.decisions for v in decision.verdicts if v.rule == rule.name]
+    seen = [v.values for v in verdicts if len(v.values) == len(names)]
+    values = [[each[place] for each in seen] for place in range(len(names))]
+    best = {} if saving is None else saving.values
+    objectives = [Objective(name, best.get(name), course) for name, course in zip(names, values, strict=True)]
+    when = "" if saving is None else f"step {saving.step}, epoch {_epoch_of(run, saving)}"
+    return RuleResult(rule.name, objectives, when, None if saving is None else saving.folder)
+
+
+def _epoch_of(run: Run, saving: SavedModel) -> str:
+    """Return the epoch in which a model was saved."""
+    moments = (decision.progress for decision in run.records.decisions if decision.progress.step == saving.step)
+    progress = next(moments, None)
+    return str(saving.epoch) if progress is None else epoch_shown(progress, run.data.steps_per_epoch, None)
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -81,7 +84,7 @@ def _facts(plan: Plan) -> dict[str, str]:
     batch = plan.options.data.batch_size * processes * data.accumulation
     factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []
     factors += [f"{processes} processes"] * (processes > 1)
-    factors += [f"{data.accumulation} batches a step"] * (data.accumulation > 1)
+    factors += [f"{data.accumulation} batches accumulated a step"] * (data.accumulation > 1)
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
@@ -89,16 +92,61 @@ def _facts(plan: Plan) -> dict[str, str]:
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
     }
-    if plan.facts.metrics:
+    if plan.facts.metrics or plan.facts.training:
         facts["metrics"] = _directions(plan.facts)
-    if plan.options.loop.followed is not None:
-        facts["scheduler"] = f"{type(plan.schedule.scheduler).__name__}, follows {plan.options.loop.followed}"
-    if plan.rules.evaluate is not None:
-        facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
-    checkpoint = plan.rules.checkpoint
-    facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
-    facts["writes to"] = str(shortened(plan.model_path))
     return facts
+
+
+def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield how the model is trained, evaluated and saved, as far as it is set."""
+    options, precision, keys = plan.options, plan.accelerator.mixed_precision, plan.facts.datasets
+    yield "optimizer", _optimizer(plan)
+    if plan.schedule.scheduler is not None:
+        yield "scheduler", _scheduler(plan)
+    parameter = next(plan.parts.model.parameters(), None)
+    plain = "" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+    yield "precision", plain if precision in ("no", None) else f"{precision}, mixed"
+    if options.step.clip_grad is not None:
+        yield "clipping", f"gradients to a norm of {options.step.clip_grad:g}"
+    yield "seed", str(plan.data.seed)
+    if plan.rules.stop_when:
+        yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
+    if plan.rules.evaluate is not None:
+        only = " (in rules: 0)" if keys == (ONLY_DATASET,) else ""
+        named = ", ".join(dataset_name(key, keys) for key in keys)
+        yield "evaluates", f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {named}{only}"
+    checkpoint = plan.rules.checkpoint
+    yield "checkpoints", "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
+    yield "writes to", for_shell(plan.model_path)
+    if options.tracking.trackers:
+        name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
+        called = f"; {VALID_LOSS} is called {name} there" if sends and name != VALID_LOSS else ""
+        yield "sends to", ", ".join(options.tracking.trackers) + called
+
+
+def _optimizer(plan: Plan) -> str:
+    """Name the optimizer, its learning rates at the start, and its other arguments that were given."""
+    hps, groups = plan.options.hps, plan.optimizer.param_groups
+    rates = sorted({float(rate) for group in groups if (rate := group.get("initial_lr", group.get("lr"))) is not None})
+    texts = [f"learning rate {' and '.join(f'{rate:g}' for rate in rates)}"] if rates else []
+    if type(plan.module).get_optimizer is not AcceleratorModule.get_optimizer:
+        return ", ".join([type(plan.optimizer).__name__, *texts])
+    return ", ".join([OPTIMIZERS.title_of(hps.optimizer), *texts, *_given(hps.optim_kwargs, "lr")])
+
+
+def _scheduler(plan: Plan) -> str:
+    """Name the scheduler, its arguments that were given, and when it steps."""
+    hps, loop, name = plan.options.hps, plan.options.loop, plan.schedule.kind
+    texts: list[str] = []
+    if type(plan.module).get_scheduler is AcceleratorModule.get_scheduler and hps.scheduler is not None:
+        name, texts = SCHEDULERS.title_of(hps.scheduler), _given(hps.scheduler_kwargs)
+    steps = "epoch" if plan.options.step.scheduler_per_epoch else "step"
+    when = f"every {steps}" if loop.followed is None else f"follows {loop.followed}"
+    return ", ".join([name, *texts, when])
+
+
+def _given(kwargs: Mapping[str, Any], *others: str) -> list[str]:
+    return [f"{name} {in_short(recorded(value))}" for name, value in kwargs.items() if name not in others]
 
 
 def _directions(facts: Facts) -> str:
@@ -107,8 +155,10 @@ def _directions(facts: Facts) -> str:
     for name, metric in facts.metrics.items():
         on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"
         words.setdefault(metric.greater_is_better, []).append(name + on)
-    said = {True: "higher is better", False: "lower is better", None: "without direction"}
-    return "; ".join(f"{', '.join(words[greater])}: {text}" for greater, text in said.items() if greater in words)
+    for name, greater_is_better in facts.training.items():
+        words.setdefault(greater_is_better, []).append(f"{name} (training)")
+    said = {True: "higher is better for", False: "lower is better for", None: "no direction for"}
+    return "; ".join(f"{text} {', '.join(words[greater])}" for greater, text in said.items() if greater in words)
 
 
 def _steps(count: int) -> str:
@@ -117,10 +167,3 @@ def _steps(count: int) -> str:
 
 def _epochs(count: int | None) -> str:
     return "an unknown number of epochs" if count is None else f"{count} epoch{'s' * (count != 1)}"
-
-
-def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
-    if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
-        return decisions, 0
-    worth = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
-    return worth, len(decisions) - len(worth)

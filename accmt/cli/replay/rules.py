@@ -14,11 +14,9 @@ from accmt.config.errors import ConfigError, Problem, did_you_mean, raise_proble
 from accmt.config.rules import RuleSection, read_rules, rule_problems
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience
 from accmt.rules.printable import escaped
-from accmt.rules.store import VALID_LOSS
+from accmt.rules.store import ONLY_DATASET, VALID_LOSS
 
 _T = TypeVar("_T")
-
-ONLY_DATASET = "0"
 
 
 class Mistakes:
