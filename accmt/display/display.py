@@ -128,10 +128,10 @@ class ConsoleDisplay(Display):
             self._line(f"note: {note}", "yellow")
 
     def start(self, now: Callable[[], Moment]) -> None:
-        moment = now()
-        self._speed.at(moment)
+        self._speed = _Speed(_RECENT if self._console.is_terminal else 2)
+        self._speed.at(now())
         if self._console.is_terminal:
-            self._bar = _Bar(self._console, now)
+            self._bar = _Bar(self._console, now, self._speed)
             self._bar.live.start()
 
     def logged(self, moment: Moment, loss: float) -> None:
@@ -203,9 +203,9 @@ class _Output(PlainConsole):
 class _Bar:
     """One line that is drawn a few times per second: what has no room is left out, from its end."""
 
-    def __init__(self, console: Console, now: Callable[[], Moment]) -> None:
+    def __init__(self, console: Console, now: Callable[[], Moment], speed: _Speed) -> None:
         self.loss: float | None = None
-        self._console, self._now, self._speed = console, now, _Speed(_RECENT)
+        self._console, self._now, self._speed = console, now, speed
         self.live = Live(console=console, refresh_per_second=_REFRESHES, get_renderable=self._drawn)
 
     def _drawn(self) -> RenderableType:
