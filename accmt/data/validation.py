@@ -40,7 +40,7 @@ class ValidationData:
         loader: The loader.
         key: The key of the dataset.
         seed: Returns the seed of the training.
-        name: The name of the dataset for people.
+        name: Its name in errors.
     """
 
     def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int], name: str) -> None:
@@ -48,7 +48,7 @@ class ValidationData:
         self.loader = loader = _with_own_sampler(loader)
         self.dataset = loader.dataset
         self.samples: int | None = None
-        self._key, self._seed, self._dataset_name = key, seed, name
+        self._key, self._seed, self._name = key, seed, name
         self._process, self._processes = state.process_index, state.num_processes
         self._copy = LoaderCopy(loader)
         self._indices: Indices | None = None
@@ -56,10 +56,6 @@ class ValidationData:
         if not self.is_stream:
             self._indices = self._sharded_indices()
             self._copy.request(self._indices)
-
-    @property
-    def _name(self) -> str:
-        return f"the validation data '{self._dataset_name}'"
 
     @property
     def is_stream(self) -> bool:
@@ -79,7 +75,7 @@ class ValidationData:
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
         vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
-        return ValidationData(loader, self._key, self._seed, self._dataset_name)
+        return ValidationData(loader, self._key, self._seed, self._name)
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)
@@ -135,7 +131,7 @@ def validation_loaders(
         loader = validation_loader(dataset, options, collate) if given is None else given
         name = dataset_name(key, datasets)
         place = f"val_dataset['{key}']" if name == key else "val_dataset"
-        data[key] = ValidationData(whole(loader, place), key, seed, name)
+        data[key] = ValidationData(whole(loader, place), key, seed, f"the validation data '{name}'")
         check_alike(data[key].loader, place)
     return data
 

@@ -19,8 +19,5 @@ class PlainConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=self._fitting(shown(segment.text, lines=True)))
-
-    def _fitting(self, text: str) -> str:
-        """Escape what the encoding of the output lacks: it must not end a training."""
-        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+            text = shown(segment.text, lines=True).encode(self.encoding, "backslashreplace").decode(self.encoding)
+            yield segment if segment.control else segment._replace(text=text)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -18,27 +19,20 @@ from rich.text import Text
 
 from accmt.display.console import PlainConsole
 from accmt.display.lines import aligned, for_shell, sparkline, together, wrapped
-from accmt.display.summary import Header, Objective, Summary
 from accmt.rules import Decision, Observation
 from accmt.rules.printable import shown
 from accmt.rules.store import dataset_name
 
 _REFRESHES = 4
 _RECENT = 120
+_NATURAL = 1000  # columns of an output that is not a terminal: nothing in it is wrapped
 _SHORTEST_BAR, _LONGEST_BAR = 4, 40
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """Position of a training that is running.
-
-    Attributes:
-        step: Optimizer steps done.
-        steps: Optimizer steps of the whole training; None if unknown.
-        epoch: The epoch, as it is shown: `1.5/10` in the middle of the first, `1/10` at its end.
-        seconds: Time that this process has spent in steps, without evaluations, saving and checkpoints.
-        learning_rate: That of the next step; NaN if it is not at hand.
-    """
+class ShownPosition:
+    """Position of a running training: optimizer steps done and in all (None if unknown), the epoch as it is shown, the
+    time that this process has spent in steps alone, and the learning rate (NaN if it is not at hand)."""
 
     step: int
     steps: int | None
@@ -49,6 +43,18 @@ class Moment:
     @property
     def count(self) -> str:
         return str(self.step) if self.steps is None else f"{self.step}/{self.steps}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """Result of a rule: each objective with its value at each evaluation; the values, the moment and the folder of the
+    best model (nothing, "" and None if none was saved)."""
+
+    rule: str
+    courses: Mapping[str, Sequence[float]]
+    best: Mapping[str, float]
+    when: str
+    folder: Path | None
 
 
 def display_of(*, is_main: bool, quiet: bool) -> Display:
@@ -72,13 +78,13 @@ class Display:
     def warn(self, text: str) -> None:
         """Print a warning."""
 
-    def describe(self, header: Header) -> None:
-        """Describe the training before its first step."""
+    def describe(self, facts: Mapping[str, str], rules: Mapping[str, str], notes: Sequence[str]) -> None:
+        """Show facts and rules of a training by name, before its first step, and the changes since the checkpoint."""
 
-    def start(self, now: Callable[[], Moment]) -> None:
+    def start(self, now: Callable[[], ShownPosition]) -> None:
         """Start the display of progress, which may ask at any time, from another thread, where the training is."""
 
-    def logged(self, moment: Moment, loss: float) -> None:
+    def logged(self, moment: ShownPosition, loss: float) -> None:
         """Show the mean loss of a logging interval that has ended."""
 
     def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
@@ -87,8 +93,8 @@ class Display:
     def stop(self) -> None:
         """End the display of progress, however the loop ended."""
 
-    def summarize(self, summary: Summary) -> None:
-        """Show what each rule has saved, and why the training ended."""
+    def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
+        """Show what each rule has saved in the folder of a training, and why it ended."""
 
 
 class QuietDisplay(Display):
@@ -102,7 +108,7 @@ class ConsoleDisplay(Display):
     """Shows a training on a console. The bar polls the position a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or _Output(width=_width(), soft_wrap=False)
+        self._console = console or _Output()
         self._bar: _Bar | None = None
         self._speed = _Speed(2)
 
@@ -111,30 +117,30 @@ class ConsoleDisplay(Display):
             if self._console.is_terminal:
                 self._console.print(renderable)
                 continue
-            for line in self._console.render_lines(renderable, pad=False):
+            for line in self._console.render_lines(renderable, self._console.options.update(width=_NATURAL), pad=False):
                 self._console.print(Text("".join(segment.text for segment in line).rstrip()), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self._line(f"warning: {text}", "yellow")
 
-    def describe(self, header: Header) -> None:
-        widest = max(map(cell_len, header.facts), default=0) if self._width else 0
-        for name, value in header.facts.items():
+    def describe(self, facts: Mapping[str, str], rules: Mapping[str, str], notes: Sequence[str]) -> None:
+        widest = max(map(cell_len, facts), default=0) if self._width else 0
+        for name, value in facts.items():
             label = f"{name:{widest}} " if self._width else f"{name}:"
             self._line(f"{label} {value}", bold=len(name), indent=widest + 2)
-        for name, value in header.rules.items():
+        for name, value in rules.items():
             self._line(f"{name}: {value}", bold=len(name) + 1)
-        for note in header.notes:
+        for note in notes:
             self._line(f"note: {note}", "yellow")
 
-    def start(self, now: Callable[[], Moment]) -> None:
+    def start(self, now: Callable[[], ShownPosition]) -> None:
         self._speed = _Speed(_RECENT if self._console.is_terminal else 2)
         self._speed.at(now())
         if self._console.is_terminal:
             self._bar = _Bar(self._console, now, self._speed)
             self._bar.live.start()
 
-    def logged(self, moment: Moment, loss: float) -> None:
+    def logged(self, moment: ShownPosition, loss: float) -> None:
         if self._bar is not None:
             self._bar.loss = loss
             return
@@ -146,7 +152,7 @@ class ConsoleDisplay(Display):
         values = "; ".join(f"{dataset_name(key, results)}: {_named(metrics)}" for key, metrics in results.items())
         number = "before the first step" if observation.initial else f"{progress.evaluation} at step {progress.step}"
         if values:
-            self._line(f"evaluation {number}  {values}  ({_duration(seconds)})")
+            self._line(f"evaluation {number}  {values}  ({seconds:,.1f} s)")
         for verdict in decision.saved:
             self._line(f"  {verdict}", "green")
         if decision.stop is not None:
@@ -157,30 +163,28 @@ class ConsoleDisplay(Display):
             self._bar.live.stop()
             self._bar = None
 
-    def summarize(self, summary: Summary) -> None:
-        rows = []
-        for result in summary.rules:
-            best = ", ".join(map(self._drawn, result.objectives))
-            folder = "nothing was saved" if result.folder is None else for_shell(result.folder)
-            rows.append([shown(cell) for cell in (result.rule, best, together(result.when), folder)])
+    def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
         self._line("")
         self._line("Saved models", "bold")
-        for line in aligned(rows, self._width):
+        for line in aligned(list(map(self._cells, results)), self._width):
             self._console.print(Text(line), soft_wrap=True)
-        command = together(f"accmt explain {for_shell(summary.model_path)}")
+        command = together(f"accmt explain {for_shell(model_path)}")
         self._line(f"every decision and its reason: {command}")
         self._line("")
-        self._line(summary.end, "bold")
+        self._line(end, "bold")
 
     @property
     def _width(self) -> int | None:
         """Width of the terminal; None for a pipe or a file."""
         return self._console.width if self._console.is_terminal else None
 
-    def _drawn(self, objective: Objective) -> str:
-        best = "" if objective.best is None else f"{objective.best:.6g}"
-        picture = sparkline(objective.values, ascii_only=self._console.options.ascii_only)
-        return together(" ".join(filter(None, (objective.name, best, picture))))
+    def _cells(self, result: RuleResult) -> list[str]:
+        ascii_only, parts = self._console.options.ascii_only, []
+        for name, values in result.courses.items():
+            best = f" {result.best[name]:.6g}" if name in result.best else ""
+            parts.append(together(f"{name}{best} {sparkline(values, ascii_only=ascii_only)}".rstrip()))
+        folder = "nothing was saved" if result.folder is None else for_shell(result.folder)
+        return [shown(cell) for cell in (result.rule, ", ".join(parts), together(result.when), folder)]
 
     def _line(self, text: str, style: str = "", *, bold: int = 0, indent: int = 4) -> None:
         """Print one line, wrapped on a terminal only, so that programs can read it elsewhere."""
@@ -203,7 +207,7 @@ class _Output(PlainConsole):
 class _Bar:
     """One line that is drawn a few times per second: what has no room is left out, from its end."""
 
-    def __init__(self, console: Console, now: Callable[[], Moment], speed: _Speed) -> None:
+    def __init__(self, console: Console, now: Callable[[], ShownPosition], speed: _Speed) -> None:
         self.loss: float | None = None
         self._console, self._now, self._speed = console, now, speed
         self.live = Live(console=console, refresh_per_second=_REFRESHES, get_renderable=self._drawn)
@@ -227,9 +231,9 @@ class _Speed:
     """Steps per second, over the last moments at which the step had changed."""
 
     def __init__(self, moments: int) -> None:
-        self._last: deque[Moment] = deque(maxlen=moments)
+        self._last: deque[ShownPosition] = deque(maxlen=moments)
 
-    def at(self, moment: Moment) -> float:
+    def at(self, moment: ShownPosition) -> float:
         """Return the speed at a moment; 0 while it is not known."""
         if not self._last or self._last[-1].step != moment.step:
             self._last.append(moment)
@@ -238,7 +242,7 @@ class _Speed:
         return (last.step - first.step) / seconds if seconds > 0 else 0.0
 
 
-def _measured(moment: Moment, loss: float | None, speed: float) -> list[str]:
+def _measured(moment: ShownPosition, loss: float | None, speed: float) -> list[str]:
     """Return the loss, and the speed of steps with the time that the rest of them takes, evaluations aside."""
     texts = [] if loss is None else [f"loss {loss:.4g}"]
     if speed > 0:
@@ -256,16 +260,7 @@ def _speed(steps_per_second: float) -> str:
     return f"{shown} steps/s"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else _clock(seconds)
-
-
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _width() -> int | None:
-    """Return None, the actual width, for a terminal, and a large width for a file, so that no path is wrapped in it."""
-    return None if Console().is_terminal else 1000

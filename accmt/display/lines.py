@@ -19,8 +19,7 @@ _MOST_POINTS = 24
 
 
 def wrapped(text: str, width: int | None, indent: int = 4) -> str:
-    """Break a line between words; never within a path, a quoted text or what is kept `together`. Without a width (a
-    pipe), it is one line."""
+    """Break a line between words, not within quoted texts or what is kept `together`; for a pipe (None), nowhere."""
     if width is None:
         return text.replace(_KEPT, " ")
     lines = [""]

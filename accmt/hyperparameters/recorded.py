@@ -93,10 +93,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def said(name: str, then: Any, now: Any) -> str:
     """Describe a change."""
-    return f"{name} was {in_short(then)} and is {in_short(now)}"
+    return f"{name} was {_text(then)} and is {_text(now)}"
 
 
-def in_short(value: Any) -> str:
-    """Return the text of a recorded value, cut if it is long."""
+def _text(value: Any) -> str:
     text = value if isinstance(value, str) and value else repr(value)
     return text if len(text) <= _LONGEST_SAID else f"{text[:_LONGEST_SAID]}..."

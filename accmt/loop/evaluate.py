@@ -59,10 +59,6 @@ class Evaluation:
     def __bool__(self) -> bool:
         return bool(self.loaders)
 
-    def name_of(self, key: str) -> str:
-        """Return the name of a dataset for people."""
-        return dataset_name(key, self.loaders)
-
     def close(self) -> None:
         """Shut down the workers that load data, even if the traceback of an error still holds them."""
         for loader in self.loaders.values():
@@ -104,7 +100,7 @@ class DatasetValues:
     """
 
     def __init__(self, evaluation: Evaluation, key: str) -> None:
-        self._evaluation, self._key, self._name = evaluation, key, evaluation.name_of(key)
+        self._evaluation, self._key, self._name = evaluation, key, dataset_name(key, evaluation.loaders)
         device = evaluation.module.device
         self._loss = RunningSum(device)
         self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
@@ -198,7 +194,7 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
 
 
 def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
-    module, hooks, name = evaluation.module, evaluation.hooks, evaluation.name_of(key)
+    module, hooks, name = evaluation.module, evaluation.hooks, dataset_name(key, evaluation.loaders)
     hooks.on_before_validation_step(batch)
     with noted(f"{type(module).__name__}.validation_step on '{name}'", module.state):
         outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)

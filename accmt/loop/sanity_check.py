@@ -24,6 +24,7 @@ from accmt.loop.hooks import Hooks
 from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
+from accmt.rules.store import dataset_name
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
@@ -55,7 +56,7 @@ def try_out(evaluation: Evaluation) -> list[str]:
     ):
         for key, loader in evaluation.loaders.items():
             if any(everywhere(partial(_is_read_once, loader))):
-                name = evaluation.name_of(key)
+                name = dataset_name(key, evaluation.loaders)
                 warnings.append(
                     f"the validation data of '{name}' can be read only once: they are not part of the sanity check"
                 )
@@ -83,7 +84,7 @@ def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> li
         if name in tried.failures:
             then = f"nor on {_batches(most)}; the evaluation may fail" if most > 1 else "the evaluation may fail"
         warnings.append(
-            f"the metric '{name}' cannot be computed on one batch of '{evaluation.name_of(key)}' "
+            f"the metric '{name}' cannot be computed on one batch of '{dataset_name(key, evaluation.loaders)}' "
             f"({type(error).__name__}: {error}), {then}"
         )
     return warnings

@@ -83,7 +83,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> None:
                     warn(nothing_done(plan, stop))
             finally:
                 run.close()
-            run.display.summarize(after_training(run, stop, plan.model_path))
+            run.display.summarize(*after_training(run, stop, plan.model_path))
     finally:
         plan.close()
         plan.accelerator.free_memory()
@@ -101,7 +101,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     try:
         run = assemble(plan, TrainingState(), signals)
         notes = begin_training(plan, run, checkpoint)
-        run.display.describe(before_training(plan, notes))
+        run.display.describe(*before_training(plan, notes))
         options = plan.options
         for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):
             warn(warning)

@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from accmt.checkpoint.saved_models import SavedModel, best_in
+from accmt.checkpoint.saved_models import best_in
+from accmt.display.display import RuleResult
 from accmt.display.lines import for_shell
-from accmt.display.summary import Header, Objective, RuleResult, Summary
 from accmt.distributed.strategy import count_of
-from accmt.hyperparameters.optimizers import OPTIMIZERS
-from accmt.hyperparameters.recorded import in_short, recorded
 from accmt.hyperparameters.schedulers import SCHEDULERS
 from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
 from accmt.module import AcceleratorModule
-from accmt.rules import Facts, SavingRule, Stop
+from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
 from accmt.setup.plan import Plan
 
 
-def before_training(plan: Plan, notes: list[str]) -> Header:
+def before_training(plan: Plan, notes: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Describe the model, the device, the length, how it is trained, and each rule in words."""
-    rules = {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}
-    return Header({**_facts(plan), **dict(_settings(plan))}, rules, notes)
+    return _facts(plan), {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}, notes
 
 
-def after_training(run: Run, stop: Stop | None, model_path: Path) -> Summary:
+def after_training(run: Run, stop: Stop | None, model_path: Path) -> tuple[list[RuleResult], Path, str]:
     """Summarize what each rule saved and where, and why the training ended."""
     results = [_result(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
-    return Summary(results, model_path, f"{why}, after {_steps(run.position.step)}")
+    return results, model_path, f"{why}, after {_steps(run.position.step)}"
 
 
 def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
-    """Return the best model that a rule has saved, and the values that it has seen."""
+    """Return the best model that a rule has saved, and the values of its objectives at each evaluation."""
+    names = [str(objective) for objective in rule.saving.ranking.objectives]
+    seen = [v.values for each in run.records.decisions for v in each.verdicts if v.rule == rule.name]
+    courses = {name: [each[n] for each in seen if len(each) == len(names)] for n, name in enumerate(names)}
     has_saved = run.savings is not None and rule.name in run.state.model_savings
     saving = best_in(model_path / rule.folder) if has_saved else None
-    names = [str(objective) for objective in rule.saving.ranking.objectives]
-    verdicts = [v for decision in run.records.decisions for v in decision.verdicts if v.rule == rule.name]
-    seen = [v.values for v in verdicts if len(v.values) == len(names)]
-    values = [[each[place] for each in seen] for place in range(len(names))]
-    best = {} if saving is None else saving.values
-    objectives = [Objective(name, best.get(name), course) for name, course in zip(names, values, strict=True)]
-    when = "" if saving is None else f"step {saving.step}, epoch {_epoch_of(run, saving)}"
-    return RuleResult(rule.name, objectives, when, None if saving is None else saving.folder)
-
-
-def _epoch_of(run: Run, saving: SavedModel) -> str:
-    """Return the epoch in which a model was saved."""
-    moments = (decision.progress for decision in run.records.decisions if decision.progress.step == saving.step)
-    progress = next(moments, None)
-    return str(saving.epoch) if progress is None else epoch_shown(progress, run.data.steps_per_epoch, None)
+    if saving is None:
+        return RuleResult(rule.name, courses, {}, "", None)
+    moments = {each.progress.step: each.progress for each in run.records.decisions}
+    progress = moments.get(saving.step, Progress(step=saving.step, epoch=saving.epoch))
+    when = f"step {saving.step}, epoch {epoch_shown(progress, run.data.steps_per_epoch, None)}"
+    return RuleResult(rule.name, courses, saving.values, when, saving.folder)
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -94,18 +84,16 @@ def _facts(plan: Plan) -> dict[str, str]:
     }
     if plan.facts.metrics or plan.facts.training:
         facts["metrics"] = _directions(plan.facts)
-    return facts
+    return {**facts, "optimizer": _optimizer(plan), **dict(_settings(plan))}
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield how the model is trained, evaluated and saved, as far as it is set."""
     options, precision, keys = plan.options, plan.accelerator.mixed_precision, plan.facts.datasets
-    yield "optimizer", _optimizer(plan)
     if plan.schedule.scheduler is not None:
         yield "scheduler", _scheduler(plan)
-    parameter = next(plan.parts.model.parameters(), None)
-    plain = "" if parameter is None else str(parameter.dtype).removeprefix("torch.")
-    yield "precision", plain if precision in ("no", None) else f"{precision}, mixed"
+    types = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in plan.parts.model.parameters())
+    yield "precision", ", ".join(types) if precision == "no" else f"{precision}, mixed"
     if options.step.clip_grad is not None:
         yield "clipping", f"gradients to a norm of {options.step.clip_grad:g}"
     yield "seed", str(plan.data.seed)
@@ -120,33 +108,25 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "writes to", for_shell(plan.model_path)
     if options.tracking.trackers:
         name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
-        called = f"; {VALID_LOSS} is called {name} there" if sends and name != VALID_LOSS else ""
-        yield "sends to", ", ".join(options.tracking.trackers) + called
+        called = [f"where {VALID_LOSS} is called {name}"] if sends and name != VALID_LOSS else []
+        yield "sends to", ", ".join([*options.tracking.trackers, *called])
 
 
 def _optimizer(plan: Plan) -> str:
-    """Name the optimizer, its learning rates at the start, and its other arguments that were given."""
-    hps, groups = plan.options.hps, plan.optimizer.param_groups
-    rates = sorted({float(rate) for group in groups if (rate := group.get("initial_lr", group.get("lr"))) is not None})
-    texts = [f"learning rate {' and '.join(f'{rate:g}' for rate in rates)}"] if rates else []
-    if type(plan.module).get_optimizer is not AcceleratorModule.get_optimizer:
-        return ", ".join([type(plan.optimizer).__name__, *texts])
-    return ", ".join([OPTIMIZERS.title_of(hps.optimizer), *texts, *_given(hps.optim_kwargs, "lr")])
+    """Name the optimizer and its learning rate at the start; the lowest and the highest of several."""
+    rates = [group.get("initial_lr", group.get("lr")) for group in plan.optimizer.param_groups]
+    shown = [f"{rate:g}" for rate in sorted({float(rate) for rate in rates if rate is not None})]
+    rate = f", learning rate {' to '.join(dict.fromkeys([shown[0], shown[-1]]))}" if shown else ""
+    return f"{type(plan.optimizer).__name__}{rate}"
 
 
 def _scheduler(plan: Plan) -> str:
-    """Name the scheduler, its arguments that were given, and when it steps."""
-    hps, loop, name = plan.options.hps, plan.options.loop, plan.schedule.kind
-    texts: list[str] = []
-    if type(plan.module).get_scheduler is AcceleratorModule.get_scheduler and hps.scheduler is not None:
-        name, texts = SCHEDULERS.title_of(hps.scheduler), _given(hps.scheduler_kwargs)
-    steps = "epoch" if plan.options.step.scheduler_per_epoch else "step"
-    when = f"every {steps}" if loop.followed is None else f"follows {loop.followed}"
-    return ", ".join([name, *texts, when])
-
-
-def _given(kwargs: Mapping[str, Any], *others: str) -> list[str]:
-    return [f"{name} {in_short(recorded(value))}" for name, value in kwargs.items() if name not in others]
+    """Name the scheduler, and say when it steps."""
+    chosen, followed = plan.options.hps.scheduler, plan.options.loop.followed
+    is_chosen = chosen is not None and type(plan.module).get_scheduler is AcceleratorModule.get_scheduler
+    unit = "epoch" if plan.options.step.scheduler_per_epoch else "step"
+    when = f"every {unit}" if followed is None else f"follows {followed}"
+    return f"{SCHEDULERS.title_of(chosen) if is_chosen else plan.schedule.kind}, {when}"
 
 
 def _directions(facts: Facts) -> str:

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from accmt.display.console import PlainConsole
-from accmt.display.display import ConsoleDisplay, Display, Moment
-from accmt.display.summary import Header, Objective, RuleResult, Summary
+from accmt.display.display import ConsoleDisplay, Display, RuleResult, ShownPosition
 from accmt.display.tables import decision_table
 from accmt.rules import Decision, KeptModel, Observation, Outcome, Progress, Stop, Verdict
 
@@ -21,12 +20,12 @@ SAVED = Verdict(
     "best_accuracy", (0.912,), (0.905,), Outcome.SAVED, "0.912 beats 0.905, saved", kept=(KeptModel((0.912,), 2, 20),)
 )
 BLOCKED = Verdict("best_f1", (0.5,), None, Outcome.BLOCKED, "the condition does not hold")
-HEADER = Header({"model": "Net, 12 parameters"}, {"best_f1": "saves when f1 is higher"}, ["lr was 1 and is 2"])
+HEADER = ({"model": "Net, 12 parameters"}, {"best_f1": "saves when f1 is higher"}, ["lr was 1 and is 2"])
 RESULTS = (
-    RuleResult("best_f1", (Objective("f1", 0.9, (0.5, 0.9, 0.7)),), "step 20, epoch 1.5", Path("my runs/best_f1")),
-    RuleResult("best_loss", (Objective("loss", None, ()),), "", None),
+    RuleResult("best_f1", {"f1": (0.5, 0.9, 0.7)}, {"f1": 0.9}, "step 20, epoch 1.5", Path("my runs/best_f1")),
+    RuleResult("best_loss", {"loss": ()}, {}, "", None),
 )
-SUMMARY = Summary(RESULTS, Path("my runs"), "the training is complete, after 30 steps")
+SUMMARY = (RESULTS, Path("my runs"), "the training is complete, after 30 steps")
 OBSERVATION = Observation(Progress(step=20, epoch=1, evaluation=2), {"dev": {"accuracy": 0.912, "valid_loss": 1 / 3}})
 
 
@@ -38,14 +37,14 @@ def shown(act, **console):
 
 
 def begins(display, steps=1000):
-    display.start(lambda: Moment(0, steps, "1.0/10", 0.0))
+    display.start(lambda: ShownPosition(0, steps, "1.0/10", 0.0))
 
 
 def test_one_plain_line_per_logging_interval():
     def act(display):
         begins(display)
-        display.logged(Moment(100, 1000, "1/10", 2.0), 0.123456)
-        display.logged(Moment(300, 1000, "3.5/10", 4.0), math.nan)
+        display.logged(ShownPosition(100, 1000, "1/10", 2.0), 0.123456)
+        display.logged(ShownPosition(300, 1000, "3.5/10", 4.0), math.nan)
         display.stop()
 
     assert shown(act).splitlines() == [
@@ -57,7 +56,7 @@ def test_one_plain_line_per_logging_interval():
 def test_without_a_known_length():
     def act(display):
         begins(display, None)
-        display.logged(Moment(100, None, "1", 2.0), 1e-9)
+        display.logged(ShownPosition(100, None, "1", 2.0), 1e-9)
 
     assert shown(act) == "epoch 1  step 100  loss 1e-09  50 steps/s\n"
 
@@ -65,7 +64,7 @@ def test_without_a_known_length():
 def test_hours_are_shown():
     def act(display):
         begins(display)
-        display.logged(Moment(1000, 100_000, "1.1/10", 100.0), 1.0)
+        display.logged(ShownPosition(1000, 100_000, "1.1/10", 100.0), 1.0)
 
     assert shown(act).endswith("2:45:00 left\n")
 
@@ -73,7 +72,7 @@ def test_hours_are_shown():
 def test_no_time_has_gone_by():
     def act(display):
         begins(display)
-        display.logged(Moment(1, 10, "1.1", 0.0), 1.0)
+        display.logged(ShownPosition(1, 10, "1.1", 0.0), 1.0)
 
     assert shown(act) == "epoch 1.1  step 1/10  loss 1\n"
 
@@ -85,7 +84,7 @@ def test_evaluations_savings_and_stops():
         display.evaluated(OBSERVATION, Decision(OBSERVATION.progress, (SAVED, BLOCKED), stop=stop), 75.0)
 
     assert shown(act).splitlines() == [
-        "evaluation 2 at step 20  dev: accuracy 0.912, valid_loss 0.3333  (1:15)",
+        "evaluation 2 at step 20  dev: accuracy 0.912, valid_loss 0.3333  (75.0 s)",
         "  best_accuracy: 0.912 beats 0.905, saved",
         "  stop: accuracy > 0.9 holds",
     ]
@@ -130,11 +129,11 @@ def plain(text):
 )
 def test_a_terminal_gets_a_bar_and_no_lines(width, left):
     """It has what fits into one line, the most important first."""
-    moments = [Moment(20 + n * 10, 1000, "1.5/10", n / 5, 0.003) for n in range(11)]
+    moments = [ShownPosition(20 + n * 10, 1000, "1.5/10", n / 5, 0.003) for n in range(11)]
     output = StringIO()
     display = ConsoleDisplay(Console(file=output, force_terminal=True, width=width))
     display.start(lambda: moments.pop(0) if len(moments) > 1 else moments[0])
-    display.logged(Moment(100, 1000, "1/10", 2.0), 0.25)
+    display.logged(ShownPosition(100, 1000, "1/10", 2.0), 0.25)
     for _ in range(10):
         display._bar.live.refresh()
     display.stop()
@@ -147,7 +146,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(width, left):
 
 def test_the_time_of_evaluations_is_no_time_of_steps():
     """The clock of steps stands still during an evaluation, and so does what is shown."""
-    moments = [Moment(0, 100, "1.0/2", 0.0), *(Moment(50, 100, "1/2", 1.0) for _ in range(9))]
+    moments = [ShownPosition(0, 100, "1.0/2", 0.0), *(ShownPosition(50, 100, "1/2", 1.0) for _ in range(9))]
     output = StringIO()
     display = ConsoleDisplay(Console(file=output, force_terminal=True, width=100))
     display.start(lambda: moments.pop(0) if len(moments) > 1 else moments[0])
@@ -159,11 +158,11 @@ def test_the_time_of_evaluations_is_no_time_of_steps():
 
 def test_a_bar_shows_lines_above_it_and_is_gone_after_stop():
     def act(display):
-        display.start(lambda: Moment(5, None, "1", 0.0))
+        display.start(lambda: ShownPosition(5, None, "1", 0.0))
         display.evaluated(OBSERVATION, Decision(OBSERVATION.progress, (SAVED,)), 0.0)
         display.stop()
         display.stop()
-        display.logged(Moment(105, None, "2", 2.0), 0.25)
+        display.logged(ShownPosition(105, None, "2", 2.0), 0.25)
 
     text = plain(shown(act, force_terminal=True))
     assert "evaluation 2 at step 20  dev: accuracy 0.912" in text
@@ -175,7 +174,7 @@ def test_a_bar_ends_with_its_training_and_leaves_no_thread():
     file = StringIO()
     display = ConsoleDisplay(Console(file=file, force_terminal=True))
     for _ in range(3):
-        display.start(lambda: Moment(1, 10, "1.1/2", 0.0))
+        display.start(lambda: ShownPosition(1, 10, "1.1/2", 0.0))
         display.stop()
     for thread in set(threading.enumerate()) - before:
         thread.join(60)
@@ -186,12 +185,12 @@ def test_no_display_shows_nothing(capfd):
     display = Display()
     display.show("something")
     display.warn("something")
-    display.describe(HEADER)
+    display.describe(*HEADER)
     display.start(lambda: pytest.fail("the position was asked for"))
-    display.logged(Moment(100, None, "1", 1.0), 0.25)
+    display.logged(ShownPosition(100, None, "1", 1.0), 0.25)
     display.evaluated(OBSERVATION, Decision(OBSERVATION.progress, (SAVED,)), 0.0)
     display.stop()
-    display.summarize(SUMMARY)
+    display.summarize(*SUMMARY)
     assert capfd.readouterr() == ("", "")
 
 
@@ -214,8 +213,8 @@ def test_an_output_that_takes_nothing_more_ends_no_training(monkeypatch, error):
         display.warn("it goes on")
         display.show("a table")
         display.evaluated(OBSERVATION, Decision(Progress(step=1), (SAVED,)), 0.0)
-        display.describe(HEADER)
-        display.summarize(SUMMARY)
+        display.describe(*HEADER)
+        display.summarize(*SUMMARY)
 
 
 @pytest.mark.parametrize("force_terminal", [False, True])
@@ -229,9 +228,9 @@ def test_names_and_texts_steer_nothing(force_terminal):
     decision = Decision(OBSERVATION.progress, (verdict,), stop=Stop(evil, evil))
     display.evaluated(Observation(OBSERVATION.progress, {evil: {evil: 0.5}}), decision, 0.0)
     display.show(evil, Text(evil), decision_table([decision]))
-    display.describe(Header({"name": evil}, {evil: evil}, [evil]))
+    display.describe({"name": evil}, {evil: evil}, [evil])
     folder = Path(evil.partition(" http")[0])
-    display.summarize(Summary([RuleResult(evil, [Objective(evil, 1.0, [1, 2])], evil, folder)], folder, evil))
+    display.summarize([RuleResult(evil, {evil: [1, 2]}, {evil: 1.0}, evil, folder)], folder, evil)
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "secret" not in text
@@ -241,7 +240,7 @@ def test_names_and_texts_steer_nothing(force_terminal):
 
 def test_the_header_and_the_end_in_a_pipe():
     """Each is one line, which nothing is added to: a program can read it, and a log stays small."""
-    text = shown(lambda display: (display.describe(HEADER), display.summarize(SUMMARY)))
+    text = shown(lambda display: (display.describe(*HEADER), display.summarize(*SUMMARY)))
     assert text.split("\n") == [
         "model: Net, 12 parameters",
         "best_f1: saves when f1 is higher",
@@ -258,7 +257,7 @@ def test_the_header_and_the_end_in_a_pipe():
 
 
 def test_the_end_on_a_wide_terminal_is_in_columns():
-    text = plain(shown(lambda display: display.summarize(SUMMARY), force_terminal=True))
+    text = plain(shown(lambda display: display.summarize(*SUMMARY), force_terminal=True))
     assert text.splitlines()[2:4] == [
         "best_f1    f1 0.9 ▁█▄  step 20, epoch 1.5  'my runs/best_f1'",
         "best_loss  loss                            nothing was saved",
@@ -269,7 +268,7 @@ def test_the_end_on_a_wide_terminal_is_in_columns():
 def test_no_path_is_broken_on_a_narrow_terminal(width):
     output, folder = StringIO(), Path("my runs/a folder that is rather long/best_f1")
     display = ConsoleDisplay(PlainConsole(file=output, force_terminal=True, width=width))
-    display.summarize(Summary([replace(RESULTS[0], folder=folder)], folder, "complete"))
+    display.summarize([replace(RESULTS[0], folder=folder)], folder, "complete")
     display.warn(f"something is wrong in /data/{'deep/' * 20}file")
     lines = plain(output.getvalue()).splitlines()
     assert any(line.endswith(f"'{folder}'") for line in lines[:6])
@@ -288,7 +287,7 @@ def test_tables_are_not_padded_in_a_pipe():
 def test_an_output_without_unicode_gets_ascii(encoding):
     buffer = BytesIO()
     display = ConsoleDisplay(PlainConsole(file=TextIOWrapper(buffer, encoding), width=100))
-    display.summarize(replace(SUMMARY, rules=[replace(RESULTS[0], rule="best_größe", folder=Path("模"))]))
+    display.summarize([replace(RESULTS[0], rule="best_größe", folder=Path("模"))], Path("x"), "complete")
     display._console.file.flush()
     text = buffer.getvalue().decode(encoding)
     assert ("▁█▄" if encoding == "utf-8" else "_#:") in text
