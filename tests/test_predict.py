@@ -3,6 +3,7 @@
 import json
 from collections import namedtuple
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from launching import launch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from accmt import AcceleratorModule, Callback, ConfigError
+from accmt import AcceleratorModule, Callback, ConfigError, Trainer
 
 SCRIPT = Path(__file__).parent / "predicting.py"
 

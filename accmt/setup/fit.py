@@ -91,7 +91,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> Trainin
             finally:
                 run.close()
             restore_best(run, plan.model_path, plan.options.saving.restored)
-            run.display.show(*after_training(run, stop, plan.model_path))
+            run.display.summarize(*after_training(run, stop, plan.model_path))
             return TrainingHistory.of(run.records.observations, run.records.decisions)
     finally:
         plan.close()
@@ -110,7 +110,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     try:
         run = assemble(plan, TrainingState(), signals)
         notes = begin_training(plan, run, checkpoint)
-        run.display.show(*before_training(plan, notes))
+        run.display.describe(*before_training(plan, notes))
         options = plan.options
         for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):
             warn(warning)
