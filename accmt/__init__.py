@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from accmt.monitor import Monitor
     from accmt.rules import RuleError
     from accmt.seeding import set_seed
+    from accmt.setup.best import load_best
     from accmt.states import TrainingState
     from accmt.tracking.history import TrainingHistory
     from accmt.trainer import Trainer
@@ -64,6 +65,7 @@ _HOMES = {
     "Trainer": "accmt.trainer",
     "TrainingHistory": "accmt.tracking.history",
     "TrainingState": "accmt.states",
+    "load_best": "accmt.setup.best",
     "load_saving": "accmt.checkpoint.loading",
     "on_last_process": "accmt.decorators",
     "on_local_main_process": "accmt.decorators",
@@ -97,6 +99,7 @@ __all__ = [
     "TrainingHistory",
     "TrainingState",
     "__version__",
+    "load_best",
     "load_saving",
     "on_last_process",
     "on_local_main_process",

@@ -41,7 +41,6 @@ ARGUMENTS: Mapping[str, str] = {
     "verbose": "give quiet=True for warnings only",
     "scale_learning_rate": _ALWAYS.format("give the learning rate itself in the hyperparameters"),
     "dataloader_workers": "give dataloader_num_workers",
-    "seed": "call accmt.set_seed before",
     "accelerator": _ALWAYS.format("the trainer makes it; a module has it as self.accelerator while it is trained"),
     "comparator": "give greater_is_better to the metric",
 }

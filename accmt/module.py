@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from accmt.checkpoint.object_state import NetworkOwner
 from accmt.earlier import Gone
 from accmt.html_tables import html_table
 from accmt.padding import pad
@@ -45,7 +46,7 @@ class _TrainerAttribute:
         return None if module is None else module._trainer()  # type: ignore[return-value]  # set by the trainer
 
 
-class AcceleratorModule:
+class AcceleratorModule(NetworkOwner):
     """A model and its steps, without a loop: the constructor sets `self.model`, `training_step` returns a loss.
 
     `super().__init__()` need not be called. The trainer sets `state`, `device`, `accelerator` and `tracker` before the
@@ -91,6 +92,11 @@ class AcceleratorModule:
             of the batch. Or only the loss.
         """
         raise NotImplementedError(f"{type(self).__name__} has no validation_step")
+
+    def predict_step(self, batch: Any) -> Any:
+        """Return the predictions for one batch, for `Trainer.predict`: tensors whose first dimension is the samples,
+        dictionaries or tuples of these, or a list with one item for each sample."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict_step")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass; by default that of `self.model`."""

@@ -25,6 +25,7 @@ from accmt.html_tables import Cell, html_facts, number
 from accmt.hyperparameters import HyperParameters
 from accmt.loop.evaluate import evaluate
 from accmt.loop.exclusive import exclusive, lend
+from accmt.loop.predict import predict
 from accmt.loop.run import Run
 from accmt.loop.sanity_check import try_out
 from accmt.metrics.metric import Metric
@@ -34,16 +35,18 @@ from accmt.notices import heard_by, warn
 from accmt.rehearsal.findings import Rehearsal
 from accmt.rehearsal.rehearsed import perform, require_fork
 from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal, run_fork
-from accmt.rules import Decision, RuleError, SavingRule, canonical_name
+from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
+from accmt.setup.best import rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
-from accmt.setup.inputs import check_evaluation, check_fit
-from accmt.setup.model import lent, returned
+from accmt.setup.inputs import check_evaluation, check_fit, check_prediction
+from accmt.setup.model import left_in_place, lent, returned
 from accmt.setup.options import Options
 from accmt.setup.plain_module import as_module
 from accmt.setup.plan import Plan, plan
+from accmt.setup.prediction import as_predicting, prediction_step
 from accmt.states import TrainingState
 from accmt.tracebacks import concise
 from accmt.tracking.history import TrainingHistory
@@ -135,6 +138,12 @@ class Trainer:
             metrics with its result. No hook is called, and all state is left unchanged. False skips this.
         scheduler_metric: The score for a scheduler that follows a metric, such as ReduceLROnPlateau: "valid_loss", or a
             rule with one objective, such as "best_accuracy@dev". The scheduler steps after each evaluation.
+        seed: Seed Python, NumPy and torch on all processes at the start of `fit`, as `accmt.set_seed` does; None leaves
+            them as they are. A resumed training continues with the random states of its checkpoint. A module that was
+            constructed before `fit` already has its initial weights: call `accmt.set_seed` before to determine these.
+        restore_best: After the training, load the best model of the only rule (True), or of the rule with this name,
+            into the module, instead of leaving the weights of the last step in it. Not with a sharded model (FSDP) or
+            DeepSpeed.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -203,6 +212,8 @@ class Trainer:
         quiet: bool = False,
         sanity_check: bool = True,
         scheduler_metric: str | None = None,
+        seed: int | None = None,
+        restore_best: bool | str = False,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -297,6 +308,7 @@ class Trainer:
                     self._attach,
                     self._warn,
                     destroys=self._options.destroy,
+                    seed=self._options.seed,
                 )
             finally:
                 self._heartbeat = None
@@ -398,6 +410,44 @@ class Trainer:
                 evaluation.hooks.on_evaluation_end()
                 return values
 
+    @concise
+    @suggests("predict(...)")
+    def predict(self, module: AcceleratorModule | nn.Module | str | tuple[Any, Any], dataset: Dataset[Any]) -> Any:
+        """Predict a dataset in batches, as evaluations read it: each process its share, without gradients.
+
+        A callback of a training may call it, on all processes. Modes and devices of all networks are restored.
+
+        Args:
+            module: The module, with the weights to use (see `accmt.load_best`), or anything else that `fit` takes. Its
+                `predict_step(batch)` predicts a batch. Without one, `forward` gets a tensor, or a dictionary by names;
+                a batch of several parts, or with a name that it does not take, is refused, as it may hold a target. Of
+                a plain `torch.nn.Module` the target is left out: the last part, or the one other name. A transformers
+                model predicts logits.
+            dataset: The dataset; batches are those of `val_dataset` in `fit` (`collate_fn_val`, batch size).
+
+        Returns:
+            On the main process the predictions for all samples, in order; None on the others. Tensors are joined by
+            their first dimension, in main memory; dictionaries and tuples by field; lists, with one item for each
+            sample, are joined too. Other values become a list with one item for each batch.
+
+        Raises:
+            ConfigError: With all problems of the arguments.
+            TypeError: The batch may hold a target, or the predictions for two batches cannot be joined.
+            Busy: As in `evaluate`.
+        """
+        refuse_run_again()
+        with exclusive("predict") as outer:
+            used: AcceleratorModule = as_predicting(module, self._options)
+            check_prediction(used, dataset)
+            around = None if outer is None else outer.evaluation
+            with returned(used, (), is_due=True), left_in_place(used), lent(used):
+                evaluation = assemble_evaluation(self._options, used, {"predict": dataset}, TrainingState(), around)
+                used._trainer = TrainerLink(self)
+                try:
+                    return predict(evaluation, prediction_step(used))
+                finally:
+                    evaluation.close()
+
     def _warn(self, text: str) -> None:
         """Print a warning before a training exists that could show it."""
         display_of(is_main=PartialState().is_main_process, quiet=self._options.quiet).warn(text)
@@ -413,17 +463,17 @@ class Trainer:
     def best(self, rule: str) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
+        Before any `fit`, it is that of an earlier process in `model_path`.
+
         Raises:
             ValueError: If no such rule exists.
         """
-        rules = {known.name: known for known in self._fitted}
-        name = rule if rule in rules else canonical_name(rule)
-        if name not in rules:
-            known = ", ".join(rules) or "none, because nothing was trained yet"
-            raise ValueError(f"there is no rule {rule!r}; the rules are: {known}")
-        if name not in self.state.model_savings:
+        folders = {known.name: self.model_path / known.folder for known in self._fitted}
+        folders = folders or rule_folders(self.model_path, self._savings)
+        name = rule_named(rule, folders)
+        if self._fitted and name not in self.state.model_savings:
             return None
-        return best_in(self.model_path / rules[name].folder)
+        return best_in(folders[name])
 
     @concise
     def stop(self, reason: str = "the script asked for it") -> None:

@@ -140,7 +140,9 @@ def test_rules_can_ask_for_every_value_whose_direction_is_given(trainer, regress
 
 def test_a_declared_value_that_is_not_computed(trainer, regression, data):
     metric = Several("error", greater_is_better={"mean": False, "median": False}, main_metric="mean")
-    with pytest.raises(KeyError, match="the metric 'error' on '0' did not compute 'median'; its direction is declared"):
+    with pytest.raises(
+        KeyError, match="the metric 'error' on 'valid' did not compute 'median'; its direction is declared"
+    ):
         trainer(metrics=metric).fit(regression(), data(20), data(7, 1))
 
 
@@ -157,5 +159,5 @@ def test_two_metrics_that_compute_one_name(trainer, regression, data):
 
     metrics = [Several("first", main_metric="mean", greater_is_better=False)]
     metrics.append(FunctionMetric("second", lambda p, t: {"second": 1.0, "worst": 2.0}, True))
-    with pytest.raises(ValueError, match="two metrics on '0' computed 'worst'; 'second' is the second of them"):
+    with pytest.raises(ValueError, match="two metrics on 'valid' computed 'worst'; 'second' is the second of them"):
         trainer(metrics=metrics).fit(Doubled(), data(20), data(7, 1))

@@ -183,7 +183,8 @@ trainer = Trainer(HyperParameters(batch_size=4), "model", log_with="mine", datal
 trainer.fit(Regression(), make_data(8))
 """
     (tmp_path / "program.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = Path(__file__).parent, Path(__file__).with_name("support")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert (

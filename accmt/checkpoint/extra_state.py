@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from accmt.checkpoint.module_modes import Modes
-from accmt.checkpoint.object_state import Attributes, attributes_of, has_state
+from accmt.checkpoint.object_state import Attributes, attributes_of, has_own, has_state
 from accmt.checkpoint.optimizer_state import NamedOptimizer, held_by
 from accmt.checkpoint.shards import reshard
 from accmt.checkpoint.stateful import Mismatch
@@ -96,7 +96,7 @@ class ExtraState:
         """Yield each object that has only one of the two methods, the method it has, and the one it lacks."""
         for part in (self._module, *self._callbacks.values()):
             for has, lacks in (_METHODS, reversed(_METHODS)):
-                if hasattr(part, has) and not hasattr(part, lacks):
+                if has_own(part, has) and not has_own(part, lacks):
                     yield part, has, lacks
 
     def differing(

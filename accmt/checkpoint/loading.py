@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from accmt.checkpoint import publish
 from accmt.checkpoint.extra_state import ExtraState
@@ -37,18 +38,11 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         ValueError: Its files are damaged.
         Mismatch: It was saved from a different model; nothing was loaded.
     """
-    place = place_of_best(resolved(folder))
-    if place is None:
-        raise FileNotFoundError(f"there is no saved model in {folder}")
-    problem = publish.folder_problem(place)
-    if problem is not None:
-        raise ValueError(f"{place} cannot be used: {problem}")
-    saving = SavedModel.read(place)
+    saving, found, beside = _read_whole(folder)
     model = module.model if _is_wrapping(module) else module
     expected = by_plain_name(model, model.state_dict())
-    weights = as_expected(read_weights(place), expected)
+    weights = as_expected(found, expected)
     lines = differences(expected, weights, "the saved model")
-    beside = read_beside(place)
     kept = ExtraState(module, model) if _is_wrapping(module) else None
     if kept is not None and beside:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
@@ -60,9 +54,30 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         kept.found().load_state_dict(beside)
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
-        text = f"{place / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
+        text = f"{saving.folder / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
         warn(f"{text} to load them")
     return saving
+
+
+def _read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str, Tensor]]:
+    """Read the description and all weights of a saved model, again if a training replaces it meanwhile."""
+    place = place_of_best(resolved(folder))
+    if place is None:
+        raise FileNotFoundError(f"there is no saved model in {folder}")
+    before = place.stat()
+    try:
+        if (problem := publish.folder_problem(place)) is not None:
+            raise ValueError(f"{place} cannot be used: {problem}")
+        whole = SavedModel.read(place), read_weights(place), read_beside(place)
+    except (OSError, ValueError):
+        if place.exists() and _is_same(before, place.stat()):
+            raise
+        return _read_whole(folder)
+    return whole if _is_same(before, place.stat()) else _read_whole(folder)
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_ino, one.st_mtime_ns) == (other.st_ino, other.st_mtime_ns)
 
 
 def _is_wrapping(module: Any) -> bool:

@@ -1,4 +1,5 @@
-"""State in the attributes of a user's object that a checkpoint has to hold: networks, parameters, stateful objects.
+"""State in the attributes of a user's object that a checkpoint has to hold: networks, parameters, stateful objects;
+and the methods that a module has to handle all of its networks together.
 
 Containers and plain objects are searched too, so that a list of networks is found as well.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +98,96 @@ def attributes_of(owner: Any, model: nn.Module, apart: Sequence[Any] = ()) -> At
 
 def has_state(value: Any) -> bool:
     """Return whether an object has both `state_dict` and `load_state_dict`."""
-    return not isinstance(value, type) and all(
-        callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
-    )
+    return not isinstance(value, type) and all(has_own(value, name) for name in ("state_dict", "load_state_dict"))
+
+
+def has_own(value: Any, name: str) -> bool:
+    """Return whether an object has a method that is not one of `NetworkOwner`, which checkpoints do not use."""
+    method = getattr(value, name, None)
+    return callable(method) and getattr(method, "__func__", None) is not vars(NetworkOwner).get(name)
+
+
+class NetworkOwner:
+    """Methods of a `torch.nn.Module` for an object with several networks: `model`, and those in other attributes.
+
+    A subclass may use these names for anything else: only users call the methods by `self`.
+    """
+
+    model: nn.Module
+    teacher: nn.Module | None
+    device: torch.device
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give precedence to methods of other base classes, such as `torch.nn.Module`."""
+        super().__init_subclass__(**kwargs)
+        others = super()
+        for name in ("train", "eval", "to", "parameters", "state_dict", "load_state_dict"):
+            if getattr(cls, name) is vars(NetworkOwner)[name] and hasattr(others, name):
+                setattr(cls, name, getattr(others, name))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the model and the other networks to training mode, or to evaluation mode; the teacher always to this."""
+        for network in (self.model, *attributes_of(self, self.model).networks.values()):
+            network.train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def eval(self) -> Self:
+        """Set all networks to evaluation mode."""
+        return NetworkOwner.train(self, False)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert all networks and parameters, as `torch.nn.Module.to` does, and set `self.device`."""
+        found = attributes_of(self, self.model)
+        networks = [self.model, *found.networks.values(), *([] if self.teacher is None else [self.teacher])]
+        for network in networks:
+            network.to(*args, **kwargs)
+        for parameter in found.loose.values():
+            holder = nn.Module()
+            holder.register_buffer("value", parameter.data)
+            parameter.data = holder.to(*args, **kwargs).get_buffer("value")
+        tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
+        self.device = next((tensor.device for tensor in tensors), self.device)
+        return self
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield each parameter of the model and of the other networks once, without those of the teacher."""
+        found = (*self.model.parameters(), *attributes_of(self, self.model).parameters().values())
+        yield from {id(parameter): parameter for parameter in found}.values()  # type: ignore[misc]  # or a leaf tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights by name, as checkpoints have them: `model.<name>`, `<attribute>.<name>`; no teacher."""
+        own = by_plain_name(self.model, self.model.state_dict())
+        return {
+            **{f"model.{name}": value for name, value in own.items()},
+            **attributes_of(self, self.model).state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            RuntimeError: Names or shapes differ, all of which are listed; nothing was loaded.
+        """
+        expected, owner = NetworkOwner.state_dict(self), type(self).__name__
+        lines = [f"{name} is missing" for name in expected if name not in state]
+        lines += [f"{name} is not in {owner}" for name in state if name not in expected]
+        for name in expected.keys() & state.keys():
+            own, given = (getattr(one[name], "shape", None) for one in (expected, state))
+            if own != given:
+                wanted, found = ("not a tensor" if shape is None else tuple(shape) for shape in (own, given))
+                lines.append(f"{name} is {found} and must be {wanted}")
+        if lines:
+            hint = (
+                "" if expected.keys() & state.keys() else "\n  weights of the model alone: self.model.load_state_dict"
+            )
+            raise RuntimeError(
+                "\n  ".join([f"the weights are not those of {owner}; nothing was loaded:", *lines]) + hint
+            )
+        model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        self.model.load_state_dict(by_own_name(self.model, model))
+        attributes_of(self, self.model).load_state_dict(state)
 
 
 def _look(way: str, value: Any, found: Attributes, seen: set[int], depth: int) -> None:

@@ -19,6 +19,7 @@ from accmt.data.loaders import DataOptions, validation_loader
 from accmt.data.seeding import apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
 from accmt.module import AcceleratorModule
+from accmt.rules.store import dataset_name
 
 # Samplers that do not draw.
 _IN_ORDER = (SequentialSampler, list, tuple, range)
@@ -39,14 +40,15 @@ class ValidationData:
         loader: The loader.
         key: The key of the dataset.
         seed: Returns the seed of the training.
+        name: Its name in errors.
     """
 
-    def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int]) -> None:
+    def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int], name: str) -> None:
         state = PartialState()
         self.loader = loader = _with_own_sampler(loader)
         self.dataset = loader.dataset
         self.samples: int | None = None
-        self._key, self._seed = key, seed
+        self._key, self._seed, self._name = key, seed, name
         self._process, self._processes = state.process_index, state.num_processes
         self._copy = LoaderCopy(loader)
         self._indices: Indices | None = None
@@ -54,10 +56,6 @@ class ValidationData:
         if not self.is_stream:
             self._indices = self._sharded_indices()
             self._copy.request(self._indices)
-
-    @property
-    def _name(self) -> str:
-        return f"the validation data '{self._key}'"
 
     @property
     def is_stream(self) -> bool:
@@ -77,7 +75,7 @@ class ValidationData:
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
         vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
-        return ValidationData(loader, self._key, self._seed)
+        return ValidationData(loader, self._key, self._seed, self._name)
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)
@@ -131,9 +129,10 @@ def validation_loaders(
         collate = module.collate_fn_val or options.collate_val
         given = module.get_validation_dataloader(dataset)
         loader = validation_loader(dataset, options, collate) if given is None else given
-        name = f"val_dataset['{key}']"
-        data[key] = ValidationData(whole(loader, name), key, seed)
-        check_alike(data[key].loader, name)
+        name = dataset_name(key, datasets)
+        place = f"val_dataset['{key}']" if name == key else "val_dataset"
+        data[key] = ValidationData(whole(loader, place), key, seed, f"the validation data '{name}'")
+        check_alike(data[key].loader, place)
     return data
 
 

@@ -19,4 +19,5 @@ class PlainConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text, lines=True))
+            text = shown(segment.text, lines=True).encode(self.encoding, "backslashreplace").decode(self.encoding)
+            yield segment if segment.control else segment._replace(text=text)

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
 from accmt.display.console import PlainConsole
+from accmt.display.lines import aligned, for_shell, sparkline, together, wrapped
 from accmt.display.notebook import NotebookBar, notebook_shell
 from accmt.rules import Decision, Observation
-from accmt.rules import Progress as Counters
 from accmt.rules.printable import shown
+from accmt.rules.store import dataset_name
 
 _REFRESHES = 4
+_RECENT = 120
+_NATURAL = 1000  # columns of an output that is not a terminal: nothing in it is wrapped
+_SHORTEST_BAR, _LONGEST_BAR = 4, 40
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPosition:
+    """Position of a running training: optimizer steps done and in all (None if unknown), the epoch as it is shown, the
+    time that this process has spent in steps alone, and the learning rate (NaN if it is not at hand)."""
+
+    step: int
+    steps: int | None
+    epoch: str
+    seconds: float
+    learning_rate: float = math.nan
+
+    @property
+    def count(self) -> str:
+        return str(self.step) if self.steps is None else f"{self.step}/{self.steps}"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """Result of a rule: each objective with its value at each evaluation; the values, the moment and the folder of the
+    best model (nothing, "" and None if none was saved)."""
+
+    rule: str
+    courses: Mapping[str, Sequence[float]]
+    best: Mapping[str, float]
+    when: str
+    folder: Path | None
 
 
 def display_of(*, is_main: bool, quiet: bool) -> Display:
@@ -49,17 +79,23 @@ class Display:
     def warn(self, text: str) -> None:
         """Print a warning."""
 
-    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
-        """Start the display; `step` returns the current step, of `total`, after `elapsed` seconds in earlier runs."""
+    def describe(self, facts: Mapping[str, str], rules: Mapping[str, str], notes: Sequence[str]) -> None:
+        """Show facts and rules of a training by name, before its first step, and the changes since the checkpoint."""
 
-    def logged(self, progress: Counters, loss: float) -> None:
+    def start(self, now: Callable[[], ShownPosition]) -> None:
+        """Start the display of progress, which may ask at any time, from another thread, where the training is."""
+
+    def logged(self, moment: ShownPosition, loss: float) -> None:
         """Show the mean loss of a logging interval that has ended."""
 
-    def evaluated(self, observation: Observation, decision: Decision) -> None:
-        """Show the results of an evaluation and the decision."""
+    def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
+        """Show the results of an evaluation, the decision, and how long both took."""
 
     def stop(self) -> None:
-        """End the display, however the loop ended."""
+        """End the display of progress, however the loop ended."""
+
+    def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
+        """Show what each rule has saved in the folder of a training, and why it ended."""
 
 
 class QuietDisplay(Display):
@@ -70,52 +106,59 @@ class QuietDisplay(Display):
 
 
 class ConsoleDisplay(Display):
-    """Shows a training on a console. The bar polls the step a few times per second, at no cost to the loop."""
+    """Shows a training on a console. The bar polls the position a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or _output()
         self._bar: _Bar | NotebookBar | None = None
-        self._total: int | None = None
-        self._last = Counters()
+        self._speed = _Speed(2)
 
     def show(self, *renderables: RenderableType) -> None:
         for renderable in renderables:
-            self._console.print(renderable)
+            if self._console.is_terminal:
+                self._console.print(renderable)
+                continue
+            for line in self._console.render_lines(renderable, self._console.options.update(width=_NATURAL), pad=False):
+                self._console.print(Text("".join(segment.text for segment in line).rstrip()), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self._line(f"warning: {text}", "yellow")
 
-    def start(self, step: Callable[[], int], total: int | None, elapsed: float = 0.0) -> None:
-        self._total = total
-        self._last = Counters(step=step(), elapsed=elapsed)
+    def describe(self, facts: Mapping[str, str], rules: Mapping[str, str], notes: Sequence[str]) -> None:
+        widest = max(map(cell_len, facts), default=0) if self._width else 0
+        for name, value in facts.items():
+            label = f"{name:{widest}} " if self._width else f"{name}:"
+            self._line(f"{label} {value}", bold=len(name), indent=widest + 2)
+        for name, value in rules.items():
+            self._line(f"{name}: {value}", bold=len(name) + 1)
+        for note in notes:
+            self._line(f"note: {note}", "yellow")
+
+    def start(self, now: Callable[[], ShownPosition]) -> None:
+        shell = notebook_shell()
+        has_bar = self._console.is_terminal or shell is not None
+        speed = self._speed = _Speed(_RECENT if has_bar else 2)
+        speed.at(now())
         if self._console.is_terminal:
-            self._bar = _Bar(self._console, step, total)
-            self._bar.start()
-        elif (shell := notebook_shell()) is not None:
-            self._bar = NotebookBar(shell, lambda loss: (step(), total, _in_words(step(), total, loss)))
+            self._bar = _Bar(self._console, now, speed)
+        elif shell is not None:
+            self._bar = NotebookBar(shell, lambda loss: _in_words(now(), loss, speed))
+        if self._bar is not None:
             self._bar.start()
 
-    def logged(self, progress: Counters, loss: float) -> None:
+    def logged(self, moment: ShownPosition, loss: float) -> None:
         if self._bar is not None:
             self._bar.loss = loss
             return
-        steps, seconds = progress.step - self._last.step, progress.elapsed - self._last.elapsed
-        self._last = progress
-        speed = steps / seconds if seconds > 0 else 0.0
-        line = f"epoch {progress.epoch}  step {progress.step}"
-        if self._total is not None:
-            line += f"/{self._total}"
-        line += f"  loss {loss:.4g}  {_speed(speed)}"
-        if self._total is not None and speed > 0:
-            line += f"  {_clock((self._total - progress.step) / speed)} left"
-        self._line(line)
+        speed = self._speed.at(moment)
+        self._line("  ".join([f"epoch {moment.epoch}  step {moment.count}", *_measured(moment, loss, speed)]))
 
-    def evaluated(self, observation: Observation, decision: Decision) -> None:
-        progress = observation.progress
-        values = "; ".join(f"{key}: {_named(metrics)}" for key, metrics in observation.values.items())
+    def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
+        progress, results = observation.progress, observation.values
+        values = "; ".join(f"{dataset_name(key, results)}: {_named(metrics)}" for key, metrics in results.items())
         number = "before the first step" if observation.initial else f"{progress.evaluation} at step {progress.step}"
         if values:
-            self._line(f"evaluation {number}  {values}")
+            self._line(f"evaluation {number}  {values}  ({seconds:,.1f} s)")
         for verdict in decision.saved:
             self._line(f"  {verdict}", "green")
         if decision.stop is not None:
@@ -126,9 +169,34 @@ class ConsoleDisplay(Display):
             self._bar.stop()
             self._bar = None
 
-    def _line(self, text: str, style: str = "") -> None:
+    def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
+        self._line("")
+        self._line("Saved models", "bold")
+        for line in aligned(list(map(self._cells, results)), self._width):
+            self._console.print(Text(line), soft_wrap=True)
+        command = together(f"accmt explain {for_shell(model_path)}")
+        self._line(f"every decision and its reason: {command}")
+        self._line("")
+        self._line(end, "bold")
+
+    @property
+    def _width(self) -> int | None:
+        """Width of the terminal; None for a pipe or a file."""
+        return self._console.width if self._console.is_terminal else None
+
+    def _cells(self, result: RuleResult) -> list[str]:
+        ascii_only, parts = self._console.options.ascii_only, []
+        for name, values in result.courses.items():
+            best = f" {result.best[name]:.6g}" if name in result.best else ""
+            parts.append(together(f"{name}{best} {sparkline(values, ascii_only=ascii_only)}".rstrip()))
+        folder = "nothing was saved" if result.folder is None else for_shell(result.folder)
+        return [shown(cell) for cell in (result.rule, ", ".join(parts), together(result.when), folder)]
+
+    def _line(self, text: str, style: str = "", *, bold: int = 0, indent: int = 4) -> None:
         """Print one line, wrapped on a terminal only, so that programs can read it elsewhere."""
-        self._console.print(Text(shown(text), style), soft_wrap=not self._console.is_terminal)
+        line = Text(wrapped(shown(text), self._width, indent), style)
+        line.stylize("bold", 0, bold)
+        self._console.print(line, soft_wrap=True)
 
 
 class _Output(PlainConsole):
@@ -142,48 +210,69 @@ class _Output(PlainConsole):
         self.quiet = True
 
 
-class _Bar(Progress):
-    """A progress bar that reads the step whenever it is drawn."""
+def _output() -> Console:
+    """Return the console of this process. A notebook is not a terminal, whatever its streams say, but shows colours."""
+    if notebook_shell() is None:
+        return _Output()
+    return _Output(force_terminal=False, force_jupyter=False, color_system="standard")
 
-    def __init__(self, console: Console, step: Callable[[], int], total: int | None) -> None:
+
+class _Bar:
+    """One line that is drawn a few times per second: what has no room is left out, from its end."""
+
+    def __init__(self, console: Console, now: Callable[[], ShownPosition], speed: _Speed) -> None:
         self.loss: float | None = None
-        self._step = step
-        self._task: TaskID | None = None
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Loss(self),
-            _Speed(),
-            TimeRemainingColumn(),
-        )
-        super().__init__(*columns, console=console, refresh_per_second=_REFRESHES)
-        self._task = self.add_task("training", total=total, completed=step())
+        self._console, self._now, self._speed = console, now, speed
+        self.live = Live(console=console, refresh_per_second=_REFRESHES, get_renderable=self._drawn)
+        self.start, self.stop = self.live.start, self.live.stop
 
-    def get_renderables(self) -> Iterable[RenderableType]:
-        if self._task is not None:
-            self.update(self._task, completed=self._step())
-        return super().get_renderables()
+    def _drawn(self) -> RenderableType:
+        moment = self._now()
+        texts = _texts(moment, self.loss, self._speed)
+        epoch = f"epoch {moment.epoch}"
+        room = self._console.width - cell_len(epoch) - 3
+        while len(texts) > 1 and cell_len("  ".join(texts)) + _SHORTEST_BAR > room:
+            texts.pop()
+        width = max(1, min(_LONGEST_BAR, room - cell_len("  ".join(texts))))
+        line = Table.grid(*(Column(no_wrap=True) for _ in range(3)), padding=(0, 1))
+        line.add_row(Text(epoch), ProgressBar(moment.steps, moment.step, width=width), Text("  ".join(texts)))
+        return line
 
 
-class _Loss(ProgressColumn):
-    def __init__(self, bar: _Bar) -> None:
-        self._bar_of = bar
-        super().__init__()
+class _Speed:
+    """Steps per second, over the last moments at which the step had changed."""
 
-    def render(self, task: Task) -> Text:
-        loss = self._bar_of.loss
-        return Text("" if loss is None else f"loss {loss:.4g}")
+    def __init__(self, moments: int) -> None:
+        self._last: deque[ShownPosition] = deque(maxlen=moments)
+
+    def at(self, moment: ShownPosition) -> float:
+        """Return the speed at a moment; 0 while it is not known."""
+        if not self._last or self._last[-1].step != moment.step:
+            self._last.append(moment)
+        first, last = self._last[0], self._last[-1]
+        seconds = last.seconds - first.seconds
+        return (last.step - first.step) / seconds if seconds > 0 else 0.0
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else _speed(task.speed))
+def _in_words(moment: ShownPosition, loss: float | None, speed: _Speed) -> tuple[int, int | None, str]:
+    """Return the step, the number of steps, and all that a bar says."""
+    return moment.step, moment.steps, "  ".join([f"epoch {moment.epoch}", *_texts(moment, loss, speed)])
 
 
-def _in_words(step: int, total: int | None, loss: float | None) -> str:
-    texts = [f"step {step}" if total is None else f"step {step}/{total}"]
-    return "  ".join(texts if loss is None else [*texts, f"loss {loss:.4g}"])
+def _texts(moment: ShownPosition, loss: float | None, speed: _Speed) -> list[str]:
+    """Return what a bar says besides the epoch, the most important first."""
+    rate = moment.learning_rate
+    texts = [moment.count, *_measured(moment, loss, speed.at(moment))]
+    return texts if math.isnan(rate) else [*texts, f"lr {rate:.3g}"]
+
+
+def _measured(moment: ShownPosition, loss: float | None, speed: float) -> list[str]:
+    """Return the loss, and the speed of steps with the time that the rest of them takes, evaluations aside."""
+    texts = [] if loss is None else [f"loss {loss:.4g}"]
+    if speed > 0:
+        left = "" if moment.steps is None else f", {_clock((moment.steps - moment.step) / speed)} left"
+        texts.append(f"{_speed(speed)}{left}")
+    return texts
 
 
 def _named(metrics: Mapping[str, float]) -> str:
@@ -199,11 +288,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _output() -> Console:
-    """Return the console of this process: the actual width for a terminal, and a large one for a file or a notebook, so
-    that no path is wrapped in it. A notebook is not a terminal, whatever its streams say, but shows colours."""
-    if notebook_shell() is not None:
-        return _Output(width=1000, force_terminal=False, force_jupyter=False, color_system="standard")
-    return _Output(width=None if Console().is_terminal else 1000, soft_wrap=False)

@@ -1,10 +1,9 @@
-"""Tables: the decisions of a training, and what its rules saved."""
+"""The table of the decisions of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -44,20 +43,6 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
                 place = ("", "", "")
         if decision.stop is not None:
             table.add_row(*place, "", "", Text("stop", "bold"), Text(shown(decision.stop.reason)))
-    return table
-
-
-def savings_table(rows: Sequence[tuple[str, Mapping[str, float], int, Path | None]]) -> Table:
-    """Return a table with one row per rule: the values of its best model, the step, the folder."""
-    table = Table(title="Saved models", title_justify="left", box=None, pad_edge=False)
-    for column in ("rule", "best values", "step", "folder"):
-        table.add_column(column, overflow="fold", justify="right" if column == "step" else "left")
-    for rule, values, step, folder in rows:
-        best = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-        place = "" if folder is None else str(folder)
-        table.add_row(
-            Text(shown(rule)), Text(shown(best or "nothing")), str(step) if values else "", Text(shown(place))
-        )
     return table
 
 

@@ -74,6 +74,16 @@ def from_main(action: Callable[[], _T]) -> _T:
         return on_main(action)
 
 
+def to_main(value: _T) -> list[_T] | None:
+    """Return the values of all processes, in rank order, on the main process; None elsewhere."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return [value]
+    values: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
+    dist.gather_object(value, values)
+    return values
+
+
 def agreed(value: _T) -> _T:
     """Return the main process's value."""
     return on_main(lambda: value)

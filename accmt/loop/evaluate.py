@@ -31,7 +31,7 @@ from accmt.metrics.gather import gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.rules.errors import nearest
-from accmt.rules.store import VALID_LOSS
+from accmt.rules.store import VALID_LOSS, dataset_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class DatasetValues:
     """
 
     def __init__(self, evaluation: Evaluation, key: str) -> None:
-        self._evaluation, self._key = evaluation, key
+        self._evaluation, self._key, self._name = evaluation, key, dataset_name(key, evaluation.loaders)
         device = evaluation.module.device
         self._loss = RunningSum(device)
         self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
@@ -113,13 +113,13 @@ class DatasetValues:
             samples = samples_of(batch, loader.samples, self._evaluation.module) if counts else 0
             outputs = outputs_of(self._evaluation, self._key, batch)
             if counts:
-                self._loss.add(loss_of(outputs, self._key), samples)
+                self._loss.add(loss_of(outputs, self._name), samples)
                 self.collect(outputs)
 
     def collect(self, outputs: Mapping[str, Any]) -> None:
         """Collect the arguments of each metric."""
         for metric, gatherer in self._gatherers.items():
-            with noted(f"metric '{metric.name}' on '{self._key}'", self._evaluation.module.state):
+            with noted(f"metric '{metric.name}' on '{self._name}'", self._evaluation.module.state):
                 gatherer.add(self.arguments(outputs, metric))
 
     def arguments(self, outputs: Mapping[str, Any], metric: Metric) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ class DatasetValues:
         near = nearest(metric.name, [str(name) for name in outputs if name != "loss"])
         meant = "" if near is None else f"; is '{near}' meant for it?"
         raise KeyError(
-            f"validation_step for '{self._key}' returned nothing for the metric '{metric.name}'; "
+            f"validation_step for '{self._name}' returned nothing for the metric '{metric.name}'; "
             f"it returned: {_listed(outputs)}{meant}"
         )
 
@@ -146,13 +146,13 @@ class DatasetValues:
                 continue
             try:
                 if PartialState().is_main_process:
-                    add_values(values, computed or {}, metric, self._key)
+                    add_values(values, computed or {}, metric, self._name)
             except Exception as error:
                 self.mistakes.append(self._noted(error, metric))
         return values
 
     def _noted(self, error: Exception, metric: Metric) -> Exception:
-        error.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{self._key}'")
+        error.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{self._name}'")
         return error
 
 
@@ -194,36 +194,38 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
 
 
 def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
-    module, hooks = evaluation.module, evaluation.hooks
+    module, hooks, name = evaluation.module, evaluation.hooks, dataset_name(key, evaluation.loaders)
     hooks.on_before_validation_step(batch)
-    with noted(f"{type(module).__name__}.validation_step on '{key}'", module.state, batch):
+    with noted(f"{type(module).__name__}.validation_step on '{name}'", module.state, batch):
         outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)
     hooks.on_after_validation_step()
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
     if not isinstance(outputs, Mapping):
-        raise TypeError(f"validation_step for '{key}' must return a dictionary or a loss, not {type(outputs).__name__}")
+        raise TypeError(
+            f"validation_step for '{name}' must return a dictionary or a loss, not {type(outputs).__name__}"
+        )
     if "loss" not in outputs:
-        raise KeyError(f"validation_step for '{key}' returned no 'loss'; it returned: {_listed(outputs)}")
+        raise KeyError(f"validation_step for '{name}' returned no 'loss'; it returned: {_listed(outputs)}")
     return outputs
 
 
-def loss_of(outputs: Mapping[str, Any], key: str) -> Tensor:
+def loss_of(outputs: Mapping[str, Any], dataset: str) -> Tensor:
     loss = outputs["loss"]
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"the loss of validation_step for '{key}' must be a scalar tensor, not {shape}")
+        raise ValueError(f"the loss of validation_step for '{dataset}' must be a scalar tensor, not {shape}")
     return loss.reshape(())
 
 
-def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, key: str) -> None:
+def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, dataset: str) -> None:
     for name in metric.directions:
         if name not in computed:
             how = "give main_metric=..." if name == metric.main_metric else "its direction is declared"
-            raise KeyError(f"the metric '{metric.name}' on '{key}' did not compute '{name}'; {how}")
+            raise KeyError(f"the metric '{metric.name}' on '{dataset}' did not compute '{name}'; {how}")
     for name, value in computed.items():
         if name in values:
-            raise ValueError(f"two metrics on '{key}' computed '{name}'; '{metric.name}' is the second of them")
+            raise ValueError(f"two metrics on '{dataset}' computed '{name}'; '{metric.name}' is the second of them")
         values[name] = _number(value, metric, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ def log(run: Run, progress: Progress) -> None:
     """Log the mean training loss of the logging interval and the other monitored values."""
     loss = run.stepper.losses.since_log()
     _warn_of(loss, run, progress)
-    run.display.logged(progress, loss)
+    run.display.logged(run.moment(), loss)
     values = _monitored(run, progress, loss)
     if values:
         run.tracker.log(values, progress.step)
@@ -46,7 +47,7 @@ def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
 
 def observe(run: Run, initial: bool = False) -> Decision:
     """Evaluate, record the observation, decide, and save the models that were decided on."""
-    position, state = run.position, run.state
+    position, state, began = run.position, run.state, time.perf_counter()
     run.hooks.on_evaluation_start()
     values = evaluate(run.evaluation) if run.evaluation else {}
     state.evaluations_done += bool(run.evaluation)
@@ -62,7 +63,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
     decision = _save(run, run.engine.after_evaluation(observation))
     record(run, decision)
     _update_state(run, observation, decision)
-    _report(run, observation, decision)
+    _report(run, observation, decision, time.perf_counter() - began)
     _send(run, observation)
     if run.options.followed is not None and not initial:
         run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
@@ -133,11 +134,11 @@ def _send(run: Run, observation: Observation) -> None:
         run.tracker.log(values, observation.progress.step)
 
 
-def _report(run: Run, observation: Observation, decision: Decision) -> None:
+def _report(run: Run, observation: Observation, decision: Decision, seconds: float) -> None:
     for verdict in decision.verdicts:
         if verdict.outcome is Outcome.NAN and run.records.is_new(verdict.rule):
             warn(f"{verdict} at step {observation.progress.step}: it saves nothing until it is a number")
-    run.display.evaluated(observation, decision)
+    run.display.evaluated(observation, decision, seconds)
 
 
 def _save(run: Run, decision: Decision) -> Decision:

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from accmt.loop.evaluate import Evaluation
 
-Kind = Literal["fit", "evaluate", "optimize", "rehearse"]
+Kind = Literal["fit", "evaluate", "predict", "optimize", "rehearse"]
 
-_NAMES = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search", "rehearse": "a rehearsal"}
+_NAMES: dict[Kind, str] = {
+    "fit": "a training",
+    "evaluate": "an evaluation",
+    "predict": "a prediction",
+    "optimize": "a search",
+    "rehearse": "a rehearsal",
+}
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
+_MAY_HOLD |= {("optimize", "predict"), ("fit", "predict")}
 
 
 class Busy(RuntimeError):

@@ -52,14 +52,31 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._before = 0.0
-        self._started = time.perf_counter()
+        self._started: float | None = time.perf_counter()
 
     def elapsed(self) -> float:
-        return self._before + time.perf_counter() - self._started
+        started = self._started
+        return self._before + (0.0 if started is None else time.perf_counter() - started)
+
+    def pause(self) -> None:
+        """Measure nothing until `run`."""
+        self._before, self._started = self.elapsed(), None
+
+    def run(self) -> None:
+        """Measure from now on, if it is paused."""
+        self.set(self.elapsed())
 
     def set(self, elapsed: float) -> None:
         """Continue from a given time."""
         self._before, self._started = elapsed, time.perf_counter()
+
+
+def epoch_shown(progress: Progress, per_epoch: int | None, epochs: int | None) -> str:
+    """Return the epoch as people count: `1.5/10` in the middle of the first, `1/10` at its end."""
+    is_running = progress.step_in_epoch > 0 or not progress.step
+    tenth = min(9, 10 * progress.step_in_epoch // per_epoch) if per_epoch else 0
+    epoch = f"{progress.epoch + is_running}" + (f".{tenth}" if is_running and per_epoch else "")
+    return epoch if epochs is None else f"{epoch}/{epochs}"
 
 
 class TrainingPosition:
@@ -91,6 +108,8 @@ class TrainingPosition:
         self.ended_epoch = False
         self.is_settled = True
         self.stopwatch = Stopwatch()
+        self.step_clock = Stopwatch()  # of this process alone, and of steps alone
+        self.step_clock.pause()
         # Additional steps of past epochs whose length differed from the current one.
         self._more = 0
 

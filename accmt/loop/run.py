@@ -10,11 +10,11 @@ import torch
 from accmt.checkpoint.checkpointer import Checkpointer, CheckpointResult
 from accmt.checkpoint.model_store import ModelStore
 from accmt.data.loaders import TrainingData
-from accmt.display.display import Display
+from accmt.display.display import Display, ShownPosition
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
-from accmt.loop.progress import TrainingPosition
+from accmt.loop.progress import TrainingPosition, epoch_shown
 from accmt.loop.records import Records
 from accmt.loop.stateful_parts import RandomStates
 from accmt.loop.step import Stepper
@@ -113,6 +113,12 @@ class Run:
     @property
     def resumed(self) -> bool:
         return self.checkpointer.resumed_from is not None
+
+    def moment(self) -> ShownPosition:
+        """Return the position for the display; safe to call from another thread."""
+        position, seconds = self.position, self.position.step_clock.elapsed()
+        epoch = epoch_shown(position.progress(0.0), self.data.steps_per_epoch, position.total_epochs)
+        return ShownPosition(position.step, position.total_steps, epoch, seconds, self.stepper.rate_at_hand)
 
     def checkpoint(self) -> None:
         """Make a checkpoint, once the one being written is complete.

@@ -25,6 +25,7 @@ from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule
+from accmt.rules.store import dataset_name
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
@@ -57,8 +58,9 @@ def try_out(evaluation: Evaluation) -> list[str]:
     ):
         for key, loader in evaluation.loaders.items():
             if any(everywhere(partial(_is_read_once, loader))):
+                name = dataset_name(key, evaluation.loaders)
                 warnings.append(
-                    f"the validation data of '{key}' can be read only once: they are not part of the sanity check"
+                    f"the validation data of '{name}' can be read only once: they are not part of the sanity check"
                 )
                 continue
             try:
@@ -96,7 +98,8 @@ def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> li
         if name in tried.failures:
             then = f"nor on {_batches(most)}; the evaluation may fail" if most > 1 else "the evaluation may fail"
         warnings.append(
-            f"the metric '{name}' cannot be computed on one batch of '{key}' ({type(error).__name__}: {error}), {then}"
+            f"the metric '{name}' cannot be computed on one batch of '{dataset_name(key, evaluation.loaders)}' "
+            f"({type(error).__name__}: {error}), {then}"
         )
     return warnings
 
@@ -122,11 +125,11 @@ class _Trial(DatasetValues):
 
     def collect(self, outputs: Mapping[str, Any]) -> None:
         super().collect(outputs)
-        self.warnings += _untaken(outputs, self._taken, self._key)
+        self.warnings += _untaken(outputs, self._taken, self._name)
 
     def arguments(self, outputs: Mapping[str, Any], metric: Metric) -> tuple[Any, ...]:
         arguments = super().arguments(outputs, metric)
-        _check_call(metric, arguments, self._key)
+        _check_call(metric, arguments, self._name)
         return arguments
 
 

@@ -109,6 +109,12 @@ class Stepper:
         rate = self._optimizer.param_groups[0].get("lr")
         return math.nan if rate is None else float(rate)
 
+    @property
+    def rate_at_hand(self) -> float:
+        """The learning rate; NaN also if it is on a device, for which another thread must not wait."""
+        rate = self._optimizer.param_groups[0].get("lr")
+        return math.nan if isinstance(rate, Tensor) and rate.device.type != "cpu" else self.learning_rate
+
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
         batches: list[Any] = []

@@ -33,8 +33,8 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     """
     status: Status = "FAILED"
     last: Text | None = None
-    position, display = run.position, run.display
-    display.start(lambda: position.step, position.total_steps, position.stopwatch.elapsed())
+    display = run.display
+    display.start(run.moment)
     try:
         prepare()
         stop = train(run)

@@ -46,12 +46,14 @@ def train(run: Run) -> Stop | None:
 def _train_epoch(run: Run) -> Stop | None:
     """Train the rest of the current epoch."""
     position, stop, before = run.position, None, run.position.step
+    position.step_clock.run()
     for window in _windows(run):
         _step(run, window)
         if run.timetable.is_due():
             stop = _settle(run)
             run.last_step.note(run, is_settled=True)
             run.timetable.update()
+            position.step_clock.run()
         else:
             run.last_step.settle()
         if stop is not None or position.step == position.total_steps:
@@ -135,6 +137,7 @@ def _settle(run: Run) -> Stop | None:
     is_logged = due.log or _ends(run.options.log, position)
     if is_logged:
         log(run, progress)
+    position.step_clock.pause()
     stop = _stop_before(run, progress, is_logged=is_logged)
     evaluates = _evaluates(run, due, stop)
     decision = observe(run) if evaluates else None

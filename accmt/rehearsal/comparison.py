@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accmt.checkpoint.archive import JOURNALS
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.publish import MANIFEST
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.files.json_io import read_json
+from accmt.rules.reserved_names import DECISIONS, HISTORY, TRAINING
 
 BATCHES = "batches-{}.json"  # what each process read and computed
 _MOST = 6
@@ -26,7 +26,7 @@ def compare_trainings(one: Path, other: Path, step: int) -> list[str]:
     names = {path.relative_to(folder) for folder in checkpoints for path in folder.rglob("*") if path.is_file()}
     pairs = [(path, other / path.name) for path in sorted(one.glob(BATCHES.format("*")))]
     pairs += [(checkpoints[0] / name, checkpoints[1] / name) for name in sorted(names) if name.name != MANIFEST]
-    pairs += [(one / name, other / name) for name in JOURNALS if (one / name).exists()]
+    pairs += [(one / name, other / name) for name in (HISTORY, DECISIONS, TRAINING) if (one / name).exists()]
     return [line for first, second in pairs for line in _differing(first, second)]
 
 

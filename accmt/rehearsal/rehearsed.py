@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from accmt.data.digest import digest_of
 from accmt.data.validation import ValidationData
 from accmt.display.display import Display
 from accmt.distributed.collective import everywhere, from_main
+from accmt.distributed.signals import Terminated
 from accmt.distributed.strategy import whole_weights
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.run import Run
@@ -83,7 +85,9 @@ def perform(
         attach(run)
         probe.run = run
 
-    if fit(lambda: probe.cut_short(make_plan(changed, probe.folder)), attach_both, probe.warn, destroys=False):
+    planned = partial(make_plan, changed, probe.folder)
+    ended = fit(lambda: probe.cut_short(planned()), attach_both, probe.warn, destroys=False, seed=options.seed)
+    if isinstance(ended, Terminated):
         raise RuntimeError("SIGTERM ended the rehearsal")
     found = probe.findings(options.checkpoint.keep, free) if role.run == WHOLE else Rehearsal.read(role.found)
     if PartialState().is_main_process and found is not None:
@@ -157,7 +161,7 @@ class _Probe(Callback, Display):
             self._record("data", lambda: digest_of(batch))
 
     def on_before_backward(self, loss: Tensor) -> None:
-        self._record("loss", lambda: repr(float(loss)))
+        self._record("loss", lambda: repr(loss.item()))
 
     def on_after_optimizer_step(self, optimizer: Any) -> None:
         self._ended = self._ended or _now()

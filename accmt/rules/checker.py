@@ -28,7 +28,7 @@ from accmt.rules.parser import parse_saving
 from accmt.rules.reserved_names import as_on_disk
 from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
 from accmt.rules.static_checks import measures, truth
-from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+from accmt.rules.store import ONLY_DATASET, TRAIN_LOSS, VALID_LOSS, dataset_name
 from accmt.rules.units import PERCENT
 
 MOST_RULES = 1_000
@@ -278,6 +278,9 @@ class _Check:
             known = self._facts.datasets
             if dataset.text not in known:
                 allowed = f"the datasets are: {listed(known)}"
+                if known == (ONLY_DATASET,) and dataset.text == dataset_name(ONLY_DATASET, known):
+                    name = quoted(measure.metric.text)
+                    allowed = f"the only dataset is called 0 in rules: write {name}@0, or {name} alone"
                 self._problem(f"unknown dataset '{dataset.text}'", dataset, allowed, nearest(dataset.text, known))
 
     def _reports(self) -> str:

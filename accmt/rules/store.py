@@ -10,8 +10,15 @@ from accmt.rules.progress import Progress
 
 TRAIN_LOSS = "train_loss"
 VALID_LOSS = "valid_loss"
+ONLY_DATASET = "0"
+"""The key of a validation dataset that was given alone, in rules and on the disk."""
 
 Values = Mapping[str, Mapping[str, float]]
+
+
+def dataset_name(key: str, datasets: Collection[str]) -> str:
+    """Return the name of a dataset for people: `valid` for one that was given alone, instead of its key."""
+    return "valid" if key == ONLY_DATASET and len(datasets) == 1 else key
 
 
 @dataclass(frozen=True, slots=True, eq=False)

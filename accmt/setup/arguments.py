@@ -55,10 +55,12 @@ _KINDS = {
     **dict.fromkeys(_MAPPINGS, MAPPING.or_none()),
     **dict.fromkeys(_TEXTS, TEXT),
     **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
+    "seed": Kind("a whole number from 0 to 2**32 - 1", lambda value: is_whole(value, 0) and value < 2**32).or_none(),
     "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
     "clip_grad": Kind("a positive number", lambda value: is_number(value) and value > 0).or_none(),
     "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
     "monitor": Kind("a Monitor or a dictionary", lambda value: isinstance(value, Monitor | Mapping | None)),
+    "restore_best": Kind("True, False, or the name of a rule", lambda value: FLAG.fits(value) or TEXT.fits(value)),
     "max_shard_size": Kind(
         'a size such as "10GB" or "500MB"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value))
     ),
@@ -106,6 +108,7 @@ class ArgumentCheck:
             callbacks=self._callbacks(),
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
+            seed=given["seed"],
             given=given,
         )
         self._raise()
@@ -198,9 +201,10 @@ class ArgumentCheck:
                 place = f"patience[{rule!r}]" if rule else "patience"
                 none = "; for no patience leave it out" if value == -1 else ""
                 self._wrong(place, must_be(COUNT.wanted, value) + none)
-        return SavingOptions(
-            given["disable_model_saving"], given["safe_serialization"], given["max_shard_size"], patience
-        )
+        text = "disable_model_saving is given, so that there will be no model to restore: leave one of them out"
+        self._needs("restore_best", not given["disable_model_saving"], text)
+        written = given["disable_model_saving"], given["safe_serialization"], given["max_shard_size"]
+        return SavingOptions(*written, patience, given["restore_best"])
 
     def _rules(self, section: RuleSection, evaluate: CadenceRule | None, log: CadenceRule | None) -> RuleOptions:
         stops = section.stop_when

@@ -17,6 +17,8 @@ from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.run import Run
 from accmt.loop.supervise import supervise
 from accmt.notices import heard_by, warn
+from accmt.seeding import set_seed
+from accmt.setup.best import restore_best
 from accmt.setup.build import assemble
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent
@@ -33,6 +35,7 @@ def fit(
     listener: Callable[[str], None],
     *,
     destroys: bool,
+    seed: int | None = None,
 ) -> TrainingHistory | Terminated:
     """Train with all processes, and shut down however it ends.
 
@@ -41,12 +44,15 @@ def fit(
         attach: Makes the run visible to the user, once it is at its starting point.
         listener: Prints a warning while there is no plan.
         destroys: Destroy the process group afterwards.
+        seed: Seeds all random number generators before anything is planned; a checkpoint restores its own states.
 
     Returns:
         The history of the training; or the error of a SIGTERM, if one came.
     """
     signals, failures = Signals(), Failures()
     try:
+        if seed is not None:
+            set_seed(seed)
         with heard_by(listener):
             plan = make_plan()
         with heard_by(plan.display.warn):
@@ -84,7 +90,8 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> Trainin
                     warn(nothing_done(plan, stop))
             finally:
                 run.close()
-            run.display.show(*after_training(run, stop, plan.model_path))
+            restore_best(run, plan.model_path, plan.options.saving.restored)
+            run.display.summarize(*after_training(run, stop, plan.model_path))
             return TrainingHistory.of(run.records.observations, run.records.decisions)
     finally:
         plan.close()
@@ -103,7 +110,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     try:
         run = assemble(plan, TrainingState(), signals)
         notes = begin_training(plan, run, checkpoint)
-        run.display.show(*before_training(plan, notes))
+        run.display.describe(*before_training(plan, notes))
         options = plan.options
         for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):
             warn(warning)

@@ -13,7 +13,7 @@ from accmt.metrics.metric import Metric
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.rules import Facts, Length, Reported
-from accmt.rules.store import VALID_LOSS
+from accmt.rules.store import VALID_LOSS, dataset_name
 from accmt.setup.method_check import method_problems, overrides
 from accmt.setup.options import Options
 
@@ -62,6 +62,20 @@ def check_evaluation(options: Options, module: Any, datasets: Any) -> dict[str, 
     problems += _metric_problems(metrics, named)
     raise_problems(problems, "evaluate(...)")
     return named
+
+
+def check_prediction(module: Any, dataset: Any) -> None:
+    """Check the arguments of `predict`.
+
+    Raises:
+        ConfigError: With all problems.
+    """
+    raise_problems(_kind_problems(module), "predict(...)")
+    problems = (
+        [] if isinstance(getattr(module, "model", None), nn.Module) else [Problem(type(module).__name__, NO_MODEL)]
+    )
+    problems += method_problems(module, (), predicts=True) + _dataset_problems("dataset", dataset)
+    raise_problems(problems, "predict(...)")
 
 
 def _kind_problems(module: Any) -> list[Problem]:
@@ -201,7 +215,7 @@ def _metric_problems(
             for name, greater in metric.directions.items():
                 if name in seen or name in (VALID_LOSS, "train_loss", "loss"):
                     what = "is given twice" if name in seen else "has a name that is reserved for the losses"
-                    problems.append(Problem("metrics", f"'{name}' {what} (dataset '{key}')"))
+                    problems.append(Problem("metrics", f"'{name}' {what} (dataset '{dataset_name(key, datasets)}')"))
                 if directions.setdefault(name, greater) != greater:
                     text = f"'{name}' is better in different directions on different datasets"
                     problems.append(Problem("metrics", text))

@@ -14,6 +14,7 @@ from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 _NEAR = 0.85
 _CALLED_BY_USERS = frozenset({"forward", "freeze", "unfreeze", "log", "pad", "status_dict"})
 _COLLATE = ("collate_fn_train", "collate_fn_val")
+PREDICTS = "predict_step"
 _STATE = ("state_dict", "load_state_dict")
 
 # Names that other trainers, and earlier versions of this one, use.
@@ -51,10 +52,15 @@ _OF_CALLBACKS = {
 }
 
 
-def method_problems(module: AcceleratorModule, callbacks: Sequence[Callback]) -> list[Problem]:
-    """Report methods of a module and of callbacks whose signatures do not match the trainer's calls."""
+def method_problems(
+    module: AcceleratorModule, callbacks: Sequence[Callback], *, predicts: bool = False
+) -> list[Problem]:
+    """Report methods of a module and of callbacks whose signatures do not match the trainer's calls.
+
+    That of `predict_step` matters only if the module `predicts`: other trainers call it differently.
+    """
     problems: list[Problem] = []
-    for name in _called(AcceleratorModule):
+    for name in _called(AcceleratorModule) if predicts else (n for n in _called(AcceleratorModule) if n != PREDICTS):
         problems += _method_problems(module, AcceleratorModule, name)
     for name in _COLLATE:
         problems += function_problems(f"{type(module).__name__}.{name}", getattr(module, name, None), ("samples",))

@@ -58,6 +58,21 @@ def lent(module: AcceleratorModule) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def left_in_place(module: AcceleratorModule) -> Iterator[None]:
+    """Move all networks of a module back after the block to where they were."""
+    found = attributes_of(module, module.model)
+    networks = (module.model, *([] if module.teacher is None else [module.teacher]))
+    own = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    places = [(tensor, tensor.device) for tensor in (*own, *found.tensors())]
+    try:
+        yield
+    finally:
+        for tensor, device in places:
+            if tensor.device != device:
+                tensor.data = tensor.data.to(device)
+
+
+@contextmanager
 def returned(module: AcceleratorModule, callbacks: Sequence[Callback], *, is_due: bool) -> Iterator[None]:
     """Restore a module and callbacks to the surrounding training, if there is one, after an evaluation."""
     borrowed = [(module, _SET_ON_MODULES), *((callback, _SET_ON_CALLBACKS) for callback in callbacks)]

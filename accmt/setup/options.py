@@ -46,6 +46,7 @@ class SavingOptions:
     safe_serialization: bool
     max_shard_size: str
     patience: int | Mapping[str, int] | None
+    restored: bool | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +112,5 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    seed: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
+from accmt.setup.best import check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
@@ -92,6 +93,7 @@ def plan(
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
     facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
     rules = _rules(options, savings, facts)
+    check_restoring(options, rules, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])

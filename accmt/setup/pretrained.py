@@ -61,6 +61,11 @@ class PretrainedModule(AcceleratorModule):
         compared = dict.fromkeys(self._metrics, self._compared(outputs, arguments)) if self._metrics else {}
         return {"loss": loss, **compared}
 
+    def predict_step(self, batch: Any) -> Any:
+        outputs = self.model(**_arguments(batch))
+        logits = getattr(outputs, "logits", None)
+        return outputs if logits is None else logits
+
     def _loss(self, outputs: Any, arguments: Mapping[str, Any]) -> Tensor:
         loss = getattr(outputs, "loss", None)
         if isinstance(loss, Tensor):

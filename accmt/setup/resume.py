@@ -7,6 +7,7 @@ import glob
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
@@ -25,9 +26,10 @@ from accmt.loop.stateful_parts import EngineState
 from accmt.loop.utilization import begin_measuring
 from accmt.notices import warn
 from accmt.setup.plan import Plan
+from accmt.setup.run_file import describe_run, parameters_of, record_start
 from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.tracking.start import start_trackers
-from accmt.tracking.tracker import Beginning, NoTracker, Tracker
+from accmt.tracking.tracker import Beginning, NoTracker, Tracker, flat
 from accmt.tracking.training_file import Description, read_description, write_description
 
 
@@ -121,20 +123,21 @@ def _found(plan: Plan) -> Checkpoint | None:
 
 
 def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
-    run.module.tracker = _tracker(plan, None)
-    aside = from_main(lambda: _cleared(plan, run))
+    description = describe_run(plan, None)
+    run.module.tracker = _tracker(plan, None, description)
+    aside, notes = from_main(lambda: _cleared(plan, run, description))
     run.records.history.lines = run.records.decision_log.lines = 0
     plan.position.stopwatch.set(0.0)
-    return [] if aside is None else [f"the files of the earlier training were moved to {aside}"]
+    return notes if aside is None else [f"the files of the earlier training were moved to {aside}", *notes]
 
 
-def _cleared(plan: Plan, run: Run) -> Path | None:
-    """Move away the files of an earlier training, and write the description of the new one."""
+def _cleared(plan: Plan, run: Run, description: dict[str, Any]) -> tuple[Path | None, list[str]]:
+    """Move away the files of an earlier training, and write the descriptions of the new one."""
     aside = archive_training(plan.model_path, savings_in(plan.model_path))
     run.records.history.cut(0)
     run.records.decision_log.cut(0)
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"]))
-    return aside
+    return aside, record_start(plan.model_path, description, [])
 
 
 def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
@@ -143,7 +146,8 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
     engine = EngineState(run.engine).restored(saved.shared["engine"])
     with understood(checkpoint.path):
         changes = plan.settings.compare(saved, run.position, engine)
-    run.module.tracker = _tracker(plan, saved)
+    description = describe_run(plan, checkpoint)
+    run.module.tracker = _tracker(plan, saved, description)
     with understood(checkpoint.path), plan.schedule.applied():
         said = run.checkpointer.load(saved)
     rules = list(said["engine"])
@@ -153,6 +157,7 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
         notes += [] if later is None else [f"the later checkpoints were moved to {later}"]
     notes += from_main(lambda: _describe(plan, rules))
+    notes += from_main(lambda: record_start(plan.model_path, description, [*rules, *changes]))
     return notes + _settle_savings(run)
 
 
@@ -174,7 +179,7 @@ def _describe(plan: Plan, changes: list[str]) -> list[str]:
     return notes
 
 
-def _tracker(plan: Plan, saved: Saved | None) -> Tracker:
+def _tracker(plan: Plan, saved: Saved | None, description: dict[str, Any]) -> Tracker:
     """Create the trackers on the main process; if one fails, all processes learn of it."""
     options, tracking = plan.options, plan.options.tracking
     started: list[Tracker] = [NoTracker()]
@@ -182,7 +187,7 @@ def _tracker(plan: Plan, saved: Saved | None) -> Tracker:
     def start() -> None:
         former = {} if saved is None else saved.shared["tracker"]
         step = None if saved is None else saved.checkpoint.step
-        parameters = {**options.hps.to_dict(), **tracking.config}
+        parameters = {**parameters_of(description), **flat({**options.hps.to_dict(), **tracking.config})}
         names, goes_back = (tracking.logging_dir, tracking.track_name), options.checkpoint.goes_back
         beginning = Beginning(*names, parameters, former, step, goes_back, tracking.folder)
         started[0] = start_trackers(tracking.trackers, beginning, plan.model_path, plan.display.warn)

@@ -116,6 +116,8 @@ class Settings:
         # Earlier checkpoints have only the fields of the monitor that were given.
         lines = changes({**dict(_flat({"monitor": Monitor()})), **then["settings"]}, self._settings)
         said = {line.split(" was ")[0] for line in lines}
+        if then["settings"].get("seed") != self._settings.get("seed"):
+            lines.append("the seed takes effect with resume=False: a resume keeps the random states and data order")
         other = difference(then["data"], self._identity)
         progress = position.progress(saved.shared["position"]["elapsed"])
         if other and not self._insists and (position.is_finished or engine.standing_stop(progress) is not None):

@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from accmt.checkpoint.saved_models import best_in
-from accmt.display.tables import decision_table, savings_table
+from accmt.display.display import RuleResult
+from accmt.display.lines import for_shell
 from accmt.distributed.strategy import count_of
-from accmt.files.paths import shortened
+from accmt.hyperparameters.schedulers import SCHEDULERS
+from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
-from accmt.rules import Decision, Facts, SavingRule, Stop
+from accmt.module import AcceleratorModule
+from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
-from accmt.rules.printable import shown
+from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
 from accmt.setup.plan import Plan
 
-_MOST_ROWS = 100
+
+def before_training(plan: Plan, notes: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Describe the model, the device, the length, how it is trained, and each rule in words."""
+    return _facts(plan), {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}, notes
 
 
-def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
-    """Describe the model, the device, the length, and each rule in words."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in _facts(plan).items():
-        table.add_row(Text(name, "bold"), Text(shown(value)))
-    for rule in plan.rules.savings:
-        table.add_row(Text(shown(rule.name), "bold"), Text(shown(in_words(rule, plan.facts))))
-    return [table, *(Text(shown(f"note: {note}"), "yellow") for note in notes)]
-
-
-def after_training(run: Run, stop: Stop | None, model_path: Path) -> list[RenderableType]:
-    """Summarize the decision of each evaluation, what was saved and where, and why the training ended."""
-    worth, left_out = _worth_showing(run.records.decisions)
-    parts: list[RenderableType] = ["", decision_table(worth)]
-    if left_out:
-        where = shortened(run.records.decision_log.path)
-        parts.append(Text(f"{left_out} decisions that saved nothing are left out; all are in {where}"))
-    rows = [_saved(run, rule, model_path) for rule in run.engine.rules.savings]
+def after_training(run: Run, stop: Stop | None, model_path: Path) -> tuple[list[RuleResult], Path, str]:
+    """Summarize what each rule saved and where, and why the training ended."""
+    results = [_result(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
-    return [*parts, "", savings_table(rows), "", Text(shown(f"{why}, after {_steps(run.position.step)}"), "bold")]
+    return results, model_path, f"{why}, after {_steps(run.position.step)}"
 
 
-def _saved(run: Run, rule: SavingRule, model_path: Path) -> tuple[str, Mapping[str, float], int, Path | None]:
-    """Return the best model that a rule has saved, for the table: its values, step and folder."""
+def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
+    """Return the best model that a rule has saved, and the values of its objectives at each evaluation."""
+    names = [str(objective) for objective in rule.saving.ranking.objectives]
+    seen = [v.values for each in run.records.decisions for v in each.verdicts if v.rule == rule.name]
+    courses = {name: [each[n] for each in seen if len(each) == len(names)] for n, name in enumerate(names)}
     has_saved = run.savings is not None and rule.name in run.state.model_savings
     saving = best_in(model_path / rule.folder) if has_saved else None
     if saving is None:
-        return rule.name, {}, 0, None
-    return rule.name, saving.values, saving.step, shortened(saving.folder)
+        return RuleResult(rule.name, courses, {}, "", None)
+    moments = {each.progress.step: each.progress for each in run.records.decisions}
+    progress = moments.get(saving.step, Progress(step=saving.step, epoch=saving.epoch))
+    when = f"step {saving.step}, epoch {epoch_shown(progress, run.data.steps_per_epoch, None)}"
+    return RuleResult(rule.name, courses, saving.values, when, saving.folder)
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -81,7 +74,7 @@ def _facts(plan: Plan) -> dict[str, str]:
     batch = plan.options.data.batch_size * processes * data.accumulation
     factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []
     factors += [f"{processes} processes"] * (processes > 1)
-    factors += [f"{data.accumulation} batches a step"] * (data.accumulation > 1)
+    factors += [f"{data.accumulation} batches accumulated a step"] * (data.accumulation > 1)
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
@@ -89,16 +82,51 @@ def _facts(plan: Plan) -> dict[str, str]:
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
     }
-    if plan.facts.metrics:
+    if plan.facts.metrics or plan.facts.training:
         facts["metrics"] = _directions(plan.facts)
-    if plan.options.loop.followed is not None:
-        facts["scheduler"] = f"{type(plan.schedule.scheduler).__name__}, follows {plan.options.loop.followed}"
+    return {**facts, "optimizer": _optimizer(plan), **dict(_settings(plan))}
+
+
+def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield how the model is trained, evaluated and saved, as far as it is set."""
+    options, precision, keys = plan.options, plan.accelerator.mixed_precision, plan.facts.datasets
+    if plan.schedule.scheduler is not None:
+        yield "scheduler", _scheduler(plan)
+    types = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in plan.parts.model.parameters())
+    yield "precision", ", ".join(types) if precision == "no" else f"{precision}, mixed"
+    if options.step.clip_grad is not None:
+        yield "clipping", f"gradients to a norm of {options.step.clip_grad:g}"
+    yield "seed", str(plan.data.seed)
+    if plan.rules.stop_when:
+        yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
     if plan.rules.evaluate is not None:
-        facts["evaluates"] = f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {', '.join(plan.facts.datasets)}"
+        only = " (in rules: 0)" if keys == (ONLY_DATASET,) else ""
+        named = ", ".join(dataset_name(key, keys) for key in keys)
+        yield "evaluates", f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {named}{only}"
     checkpoint = plan.rules.checkpoint
-    facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
-    facts["writes to"] = str(shortened(plan.model_path))
-    return facts
+    yield "checkpoints", "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
+    yield "writes to", for_shell(plan.model_path)
+    if options.tracking.trackers:
+        name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
+        called = [f"where {VALID_LOSS} is called {name}"] if sends and name != VALID_LOSS else []
+        yield "sends to", ", ".join([*options.tracking.trackers, *called])
+
+
+def _optimizer(plan: Plan) -> str:
+    """Name the optimizer and its learning rate at the start; the lowest and the highest of several."""
+    rates = [group.get("initial_lr", group.get("lr")) for group in plan.optimizer.param_groups]
+    shown = [f"{rate:g}" for rate in sorted({float(rate) for rate in rates if rate is not None})]
+    rate = f", learning rate {' to '.join(dict.fromkeys([shown[0], shown[-1]]))}" if shown else ""
+    return f"{type(plan.optimizer).__name__}{rate}"
+
+
+def _scheduler(plan: Plan) -> str:
+    """Name the scheduler, and say when it steps."""
+    chosen, followed = plan.options.hps.scheduler, plan.options.loop.followed
+    is_chosen = chosen is not None and type(plan.module).get_scheduler is AcceleratorModule.get_scheduler
+    unit = "epoch" if plan.options.step.scheduler_per_epoch else "step"
+    when = f"every {unit}" if followed is None else f"follows {followed}"
+    return f"{SCHEDULERS.title_of(chosen) if is_chosen else plan.schedule.kind}, {when}"
 
 
 def _directions(facts: Facts) -> str:
@@ -107,8 +135,10 @@ def _directions(facts: Facts) -> str:
     for name, metric in facts.metrics.items():
         on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"
         words.setdefault(metric.greater_is_better, []).append(name + on)
-    said = {True: "higher is better", False: "lower is better", None: "without direction"}
-    return "; ".join(f"{', '.join(words[greater])}: {text}" for greater, text in said.items() if greater in words)
+    for name, greater_is_better in facts.training.items():
+        words.setdefault(greater_is_better, []).append(f"{name} (training)")
+    said = {True: "higher is better for", False: "lower is better for", None: "no direction for"}
+    return "; ".join(f"{text} {', '.join(words[greater])}" for greater, text in said.items() if greater in words)
 
 
 def _steps(count: int) -> str:
@@ -117,10 +147,3 @@ def _steps(count: int) -> str:
 
 def _epochs(count: int | None) -> str:
     return "an unknown number of epochs" if count is None else f"{count} epoch{'s' * (count != 1)}"
-
-
-def _worth_showing(decisions: list[Decision]) -> tuple[list[Decision], int]:
-    if sum(max(1, len(decision.verdicts)) for decision in decisions) <= _MOST_ROWS:
-        return decisions, 0
-    worth = [decision for decision in decisions if decision.saved or decision.stop][-_MOST_ROWS:]
-    return worth, len(decisions) - len(worth)

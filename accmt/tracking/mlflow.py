@@ -32,6 +32,7 @@ _FORBIDDEN = re.compile(r"[^\w\-. /]")
 _RUN = re.compile(r"[\w-]{1,100}")
 _LONGEST_NAME = 250
 _LONGEST_PARAMETER = 6000
+_MOST_PARAMETERS = 100  # in one request
 _IP = r"\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost"
 _ADDRESS = re.compile(rf"(?:[^/\s@]+@)?(?:{_IP}|[\w-]+(?:\.[\w-]+)*:\d+|(?:{_IP}):\d+)(?:/.*)?")
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
@@ -205,10 +206,12 @@ class MlflowTracker:
     def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log the parameters that the run does not have yet."""
         named = {metric_name(name): str(value)[:_LONGEST_PARAMETER] for name, value in flat(parameters).items()}
-        try:
-            self._client.log_batch(self._run_id, params=self._lacking(named))
-        except self._exception:  # an attempt that timed out may have logged them in the meantime
-            self._client.log_batch(self._run_id, params=self._lacking(named))
+        for first in range(0, len(named), _MOST_PARAMETERS):
+            some = dict(list(named.items())[first : first + _MOST_PARAMETERS])
+            try:
+                self._client.log_batch(self._run_id, params=self._lacking(some))
+            except self._exception:  # an attempt that timed out may have logged them in the meantime
+                self._client.log_batch(self._run_id, params=self._lacking(some))
 
     def _lacking(self, parameters: Mapping[str, str]) -> list[Param]:
         from mlflow.entities import Param

@@ -71,7 +71,9 @@ def count():
 
 @pytest.mark.parametrize("size", [4, 1, 10])
 def test_a_validation_stream_that_each_worker_reads_is_refused(trainer, size):
-    text = "the validation data '0': each of 2 workers reads all samples of the stream, so that they count 2 times: "
+    text = (
+        "the validation data 'valid': each of 2 workers reads all samples of the stream, so that they count 2 times: "
+    )
     with pytest.raises(RuntimeError, match=re.escape(text + "divide them in __iter__")):
         trainer(batch_size=(4, size), dataloader_num_workers=2).evaluate(Seen(), Stream())
 

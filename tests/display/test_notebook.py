@@ -69,11 +69,11 @@ def test_a_training_has_one_output(shell, trainer, regression, data, capsys):
     assert all(update for _, _, update in updates)
     assert len({display_id for _, display_id, _ in shell.published}) == 1
     last = shell.published[-1][0]
-    assert re.fullmatch(r"step 6/6  loss [\d.]+", last["text/plain"])
+    assert re.fullmatch(r"epoch 2/2  6/6  loss .* lr 0.05", last["text/plain"])
     assert f'<progress value="6" max="6"></progress> {last["text/plain"]}' in last["text/html"]
     printed = capsys.readouterr().out
     assert "evaluation 2 at step 6" in printed
-    assert "step 6/6" not in printed
+    assert "6/6" not in printed
 
 
 def test_quiet_is_quiet(shell, trainer, regression, data, capsys):

@@ -1,12 +1,11 @@
-"""The tables at the end of a training say what was decided, and why."""
+"""The table of decisions says what was decided, and why."""
 
 import math
 from io import StringIO
-from pathlib import Path
 
 from rich.console import Console
 
-from accmt.display.tables import decision_table, savings_table
+from accmt.display.tables import decision_table
 from accmt.rules import Decision, Outcome, Progress, Stop, Verdict
 
 
@@ -80,22 +79,6 @@ def test_long_texts_are_folded_and_not_cut():
     assert " ".join(lines_of(decision_table(decisions), 80)).count("word") == 60
 
 
-def test_savings():
-    table = savings_table(
-        [
-            ("best_accuracy", {"accuracy": 0.9}, 10, Path("models/best_accuracy")),
-            ("best_f1", {"f1": 0.123456789, "params": 3.0}, 20, Path("models/best_f1")),
-            ("best_recall", {}, 0, None),
-        ]
-    )
-    assert lines_of(table)[0] == "Saved models"
-    assert words_of(table) == [
-        ["best_accuracy", "accuracy 0.9", "10", "models/best_accuracy"],
-        ["best_f1", "f1 0.123457, params 3", "20", "models/best_f1"],
-        ["best_recall", "nothing"],
-    ]
-
-
 def test_names_with_brackets_are_no_markup():
     decisions = [
         Decision(Progress(), (verdict("best_f1[macro]@[dev]", Outcome.SAVED, 1.0, reason="[bold] is better"),))
@@ -103,5 +86,3 @@ def test_names_with_brackets_are_no_markup():
     assert words_of(decision_table(decisions)) == [
         ["0", "0", "0", "best_f1[macro]@[dev]", "1", "saved", "[bold] is better"]
     ]
-    table = savings_table([("best_f1[macro]@[dev]", {"f1[macro]": 0.9}, 10, Path("[models]/best_f1"))])
-    assert words_of(table) == [["best_f1[macro]@[dev]", "f1[macro] 0.9", "10", "[models]/best_f1"]]

@@ -47,7 +47,7 @@ def test_what_can_be_shared_out_is_read_once(found, name):
 )
 def test_what_is_sharded_already_is_refused_before_the_first_step(found, name, text):
     for each in found:
-        for trains, where in ((True, "train_dataset"), (False, "val_dataset['0']")):
+        for trains, where in ((True, "train_dataset"), (False, "val_dataset")):
             tried = each[f"{name} {trains}"]
             assert tried == {"error": f"ConfigError: 1 mistake in fit(...):\n  {where}: {text}", "seen": []}
 
@@ -55,6 +55,6 @@ def test_what_is_sharded_already_is_refused_before_the_first_step(found, name, t
 def test_a_stream_that_is_sharded_already_is_seen_when_it_is_read(found):
     for each in found:
         alone = each["stream by rank False"]
-        text = "the validation data '0': the processes read different samples from the stream: "
+        text = "the validation data 'valid': the processes read different samples from the stream: "
         assert alone["error"] == f"RuntimeError: {text}{ADVICE}"
         assert each["stream by rank True"]["error"] == f"RuntimeError: {text}{ADVICE}"

@@ -370,7 +370,7 @@ def test_what_is_shown(search, regression, in_order, capsys):
     first, second = study.trials[0].value, study.trials[1].value
     assert shown[:3] == [
         f"study {study.study_name}: minimize valid_loss",
-        "train_batch_size  2 | 4 | 8              ",
+        "train_batch_size  2 | 4 | 8",
         "learning_rate     0.001 to 0.1, log scale",
     ]
     assert [line for line in shown if re.match(r"trial \d", line)] == [

@@ -31,7 +31,10 @@ def test_parameters_are_the_hyperparameters_and_what_is_added(trainer, regressio
     trainer("plain", epochs=1, log_with="told", hps=hps).fit(regression(), data(4))
     more = {"team": "red", "seed": 7}
     trainer("more", epochs=1, log_with="told", hps=hps, additional_tracker_config=more).fit(regression(), data(4))
-    plain, added = (run.parameters for run in runs)
+    plain, added = (
+        {name: value for name, value in run.parameters.items() if not name.startswith(("run.", "trainer."))}
+        for run in runs
+    )
     assert (plain["epochs"], plain["optimizer.type"], plain["optimizer.lr"]) == (1, "SGD", 0.05)
     assert (plain["scheduler.type"], plain["scheduler.step_size"]) == ("StepLR", 2)
     assert added == {**plain, **more}

@@ -333,7 +333,7 @@ def test_metrics(refused, regression, data):
         metrics={"dev": one, "test": other},
     )
     refused(
-        "1 mistake in fit(...):\n  metrics: 'error' is given twice (dataset '0')",
+        "1 mistake in fit(...):\n  metrics: 'error' is given twice (dataset 'valid')",
         regression(),
         data(4),
         data(4),

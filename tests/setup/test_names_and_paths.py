@@ -17,7 +17,7 @@ OURS = [value for name, value in vars(names).items() if name.isupper() and isins
 HPS = {"epochs": 1, "batch_size": 4}
 TAKEN = [
     *(name for name in OURS if not name.endswith("-")),
-    *("earlier-1", "EARLIER-12", "Outbox", "OUTBOX.", "History.JSONL", "checkpointS", "training.json.."),
+    *("earlier-1", "EARLIER-12", "Outbox", "OUTBOX.", "History.JSONL", "checkpointS", "training.json..", "Run.json"),
 ]
 
 

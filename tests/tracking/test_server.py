@@ -61,6 +61,39 @@ def test_a_training_with_a_server(server, runs, trainer, regression, data, error
     assert capfd.readouterr().err == ""
 
 
+def test_parameters_are_what_the_training_is(server, runs, trainer, regression, data, tmp_path, capfd, monkeypatch):
+    """More than a server takes in one request; a resumed training changes none of them, as MLflow would refuse."""
+    monkeypatch.setattr("sys.argv", ["train.py", "--hf-token", "s3cret"])
+    more = {"long": "x" * 7000, "trainer": {"quiet": "mine"}, "epochs": "mine", **{f"more {i}": i for i in range(99)}}
+    arguments = {"log_with": "mlflow", "logging_dir": server.address, "additional_tracker_config": more, "log_every": 1}
+    trainer("told", seed=3, **arguments).fit(regression(), data(16), {"dev": data(4), "a@b": data(5)})
+    client, [run] = runs(server.address, "told")
+    told = run.data.params
+    assert told["long"] == "x" * 6000
+    assert told["more 98"] == "98"
+    assert (told["optimizer.type"], told["optimizer.lr"], told["optimizer.momentum"]) == ("SGD", "0.05", "0")
+    assert (told["trainer.clip_grad"], told["trainer.evaluate_every"]) == ("1.0", "epoch")
+    assert (told["trainer.monitor.epoch"], told["trainer.mixed_precision"]) == ("True", "no")
+    assert (told["run.seed"], told["run.processes"], told["run.total_steps"]) == ("3", "1", "8")
+    assert (told["run.model.parameters"], told["run.train_samples"]) == ("49", "16")
+    assert (told["run.validation_samples.dev"], told[metric_name("run.validation_samples.a@b")]) == ("4", "5")
+    assert told["run.rules.best_valid_loss"] == "saves when valid_loss is lower than at its last save"
+    assert told["run.command"] == "train.py --hf-token '***'"
+    assert {"run.time", "run.host", "run.devices", "run.versions.torch", "run.versions.python"} <= told.keys()
+    assert (told["trainer.quiet"], told["epochs"]) == ("mine", "mine"), "the user's own come last"
+    assert sorted(name for name in told if name.endswith(("epochs", ".lr"))) == ["epochs", "optimizer.lr"]
+    assert "trainer.monitor" not in told, "its fields are"
+    assert not [name for name in told if "more" in name and not name.startswith("more ")], "none is there twice"
+
+    trainer("told", epochs=3, lr=0.1, clip_grad=2.0, **arguments).fit(
+        regression(), data(16), {"dev": data(4), "a@b": data(5)}
+    )
+    client, [run] = runs(server.address, "told")
+    assert run.data.params == told
+    assert [step for step, _ in points(client, run, "train_loss")] == list(range(1, 13))
+    assert (run.info.status, capfd.readouterr().err) == ("FINISHED", "")
+
+
 def test_beside_a_server_files_go_to_a_folder(server, runs, trainer, regression, data, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     monkeypatch.chdir(tmp_path)

@@ -443,7 +443,9 @@ def test_an_outbox_makes_a_training_send_nothing_from_elsewhere(finished, model,
     assert f"not sent, as it waits since an earlier process: '{secret}' is outside of {model}" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "outbox", "best_valid_loss", "history.jsonl", "training.json"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "outbox", "best_valid_loss", "history.jsonl", "training.json", "run.json"]
+)
 def test_a_training_does_not_work_behind_a_link(finished, model, tmp_path, name):
     (tmp_path / "victim").mkdir()
     (tmp_path / "file").write_text("")

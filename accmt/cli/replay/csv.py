@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accmt.cli.arguments import CommandError, MetricArgument
-from accmt.cli.replay.rules import ONLY_DATASET
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.config.errors import did_you_mean
 from accmt.rules import Observation, Progress
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History, Need
-from accmt.rules.store import TRAIN_LOSS
+from accmt.rules.store import ONLY_DATASET, TRAIN_LOSS
 
 _NEEDED = ("step", "epoch")
 _COUNTERS = (*_NEEDED, "dataset", "elapsed")

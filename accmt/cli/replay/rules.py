@@ -15,11 +15,10 @@ from accmt.config.errors import ConfigError, Problem, did_you_mean, raise_proble
 from accmt.config.rules import RuleSection, read_rules, rule_problems
 from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience
 from accmt.rules.printable import escaped
-from accmt.rules.store import VALID_LOSS
+from accmt.rules.store import ONLY_DATASET, VALID_LOSS
 
 _T = TypeVar("_T")
 
-ONLY_DATASET = "0"
 _HINTS = {
     r"greater_is_better|^    .*\w:(max|min)\b": "give the direction with --metric, such as --metric accuracy:max",
     r"name=\.\.\.": "rules have names in a file: give it with --config",

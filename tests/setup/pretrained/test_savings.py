@@ -6,8 +6,21 @@ import sys
 import pytest
 import torch
 
-from accmt import load_saving
+from accmt import load_best, load_saving
 from accmt.collate_fns import DataCollatorForLanguageModeling
+
+
+def test_a_saving_is_found_and_predicts_logits(fitted, trainer, tiny, transformers):
+    _, saving = fitted(tiny.folder / "bert", tiny.texts(8))
+    found = transformers.BertForSequenceClassification.from_pretrained(tiny.folder / "bert")
+    load_best(saving.parent, found)
+    samples = [{**sample, "input_ids": sample["input_ids"][:2], "attention_mask": [1, 1]} for sample in tiny.texts(6)]
+    unlabelled = [{name: value for name, value in sample.items() if name != "labels"} for sample in samples]
+    with torch.no_grad():
+        expected = found(torch.tensor([sample["input_ids"] for sample in samples])).logits
+    for dataset in (samples, unlabelled):
+        predictions = trainer(collate_fn=tiny.collate).predict(saving, dataset)
+        torch.testing.assert_close(predictions, expected)
 
 
 @pytest.mark.parametrize("size", ["10GB", "2KB"])

@@ -1,0 +1,144 @@
+"""The best models of a training, found by the names of their rules: after `fit`, or in the folder that one wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
+
+from accmt.checkpoint.loading import load_saving
+from accmt.checkpoint.object_state import NetworkOwner
+from accmt.checkpoint.saved_models import SavedModel, best_in, is_saving, savings_in
+from accmt.config.errors import ConfigError, Problem
+from accmt.distributed.collective import from_each
+from accmt.distributed.strategy import is_deepspeed, shards_model
+from accmt.files.json_io import DamagedFile
+from accmt.files.paths import resolved
+from accmt.loop.run import Run
+from accmt.notices import warn
+from accmt.rules import Rules, SavingRule, canonical_name
+from accmt.rules.errors import listed, nearest
+from accmt.rules.reserved_names import is_taken
+from accmt.setup.options import Options
+from accmt.tracebacks import concise
+from accmt.tracking.training_file import Description, read_description
+
+
+@concise
+def load_best(
+    folder: str | Path, module: Any, rule: str | None = None, *, device: str | torch.device | None = None
+) -> SavedModel:
+    """Load the best model that a training has saved, verified, in evaluation mode. The training may still be running.
+
+    Args:
+        folder: The `model_path` of the training.
+        module: An `AcceleratorModule`, or a `torch.nn.Module`; see `accmt.load_saving`.
+        rule: The name or text of the rule; None for the only one.
+        device: Where to move the module; None for the GPU of this process, or to leave it where it is without one.
+
+    Returns:
+        The description of the saved model: rule, values, step, epoch, folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or the rule has not saved a model yet.
+        ValueError: There is no such rule, or there are several and none is named. Or the files are damaged.
+        Mismatch: It was saved from a different model; nothing was loaded.
+    """
+    model_path = resolved(folder)
+    if not model_path.is_dir():
+        raise FileNotFoundError(f"there is no folder {model_path}: give the model_path of a training")
+    if is_saving(model_path):
+        raise ValueError(f"{model_path} is the folder of a rule: give its parent, or call load_saving")
+    folders = rule_folders(model_path)
+    names = list(_described(model_path) or folders)
+    if not names:
+        raise FileNotFoundError(f"no rule has saved a model in {model_path} yet")
+    if rule is None and len(names) > 1:
+        raise ValueError(f"several rules save models in {model_path}: name one of them, {listed(names)}")
+    name = names[0] if rule is None else rule_named(rule, folders)
+    place = folders[name]
+    if best_in(place) is None:
+        raise FileNotFoundError(f"'{name}' has not saved a model in {model_path} yet")
+    saved = load_saving(place, module)
+    if device is None:
+        is_there = is_initialized() and PartialState().device.type != "cpu"
+        device = PartialState().device if is_there else torch.accelerator.current_accelerator(check_available=True)
+    kind: Any = NetworkOwner if isinstance(module, NetworkOwner) else type(module)
+    if device is not None:
+        kind.to(module, device)
+    kind.eval(module)
+    return saved
+
+
+def rule_folders(model_path: Path, registered: Iterable[SavingRule] = ()) -> dict[str, Path]:
+    """Return the folder of each rule by name: registered ones, those of the training in `model_path`, and those of
+    models there."""
+    rules = {**{rule.name: rule for rule in registered}, **_described(model_path)}
+    found = {name: model_path / rule.folder for name, rule in rules.items()}
+    for place in savings_in(model_path) if model_path.is_dir() else ():
+        with suppress(DamagedFile, FileNotFoundError):  # another rule may be asked for
+            if place not in found.values() and not is_taken(place.name) and (saved := best_in(place)) is not None:
+                found.setdefault(saved.rule, place)
+    return found
+
+
+def rule_named(rule: str, known: Mapping[str, Any]) -> str:
+    """Return the name of a rule that is given by its name or its text.
+
+    Raises:
+        ValueError: There is no such rule.
+    """
+    name = rule if rule in known else canonical_name(rule)
+    if name in known:
+        return name
+    near = nearest(rule, known)
+    meant = "" if near is None else f"; did you mean '{near}'?"
+    rules = ", ".join(known) or "none, because nothing was trained yet"
+    raise ValueError(f"there is no rule {rule!r}; the rules are: {rules}{meant}")
+
+
+def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) -> None:
+    """Check that the rule whose model is to be restored is one of the training.
+
+    Raises:
+        ConfigError: It is not, or the model is sharded.
+    """
+    wanted, names, text = options.saving.restored, {rule.name: rule for rule in rules.savings}, None
+    if wanted is not False and (is_deepspeed(accelerator) or shards_model(accelerator)):
+        text = "a model that FSDP or DeepSpeed holds is not restored: leave it out, and call load_best afterwards"
+    elif wanted is True and len(names) > 1:
+        text = f"is True, and there are several rules: give the name of one of them, {listed(list(names))}"
+    elif isinstance(wanted, str):
+        try:
+            rule_named(wanted, names)
+        except ValueError as error:
+            text = str(error)
+    if text is not None:
+        raise ConfigError([Problem("restore_best", text)], "Trainer(...)")
+
+
+def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
+    """Load the best model of a rule at the end of its training, on all processes."""
+    if wanted is False:
+        return
+    rules = {rule.name: rule for rule in run.engine.rules.savings}
+    name = rule_named(wanted, rules) if isinstance(wanted, str) else next(iter(rules))
+    if name in run.state.model_savings:
+        from_each(partial(load_saving, model_path / rules[name].folder, run.module))
+    else:
+        warn(f"restore_best: '{name}' has saved no model, so that the module keeps its weights of the last step")
+
+
+def _described(model_path: Path) -> dict[str, SavingRule]:
+    try:
+        about: Description | None = read_description(model_path)
+    except DamagedFile as error:
+        warn(f"the rules of the training are not known: {error}")
+        about = None
+    return {} if about is None else {rule.name: rule for rule in about.rules.savings}

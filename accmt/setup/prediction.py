@@ -1,0 +1,74 @@
+"""What `predict` calls for each batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from accmt.distributed.weight_names import unwrapped
+from accmt.module import AcceleratorModule
+from accmt.setup.method_check import PREDICTS, overrides
+from accmt.setup.options import Options
+from accmt.setup.plain_module import PlainModule
+from accmt.setup.pretrained import resolve
+
+_WRITE = "write predict_step(self, batch), such as: return self.model(batch[0])"
+
+
+class PredictingModule(AcceleratorModule):
+    """A plain `torch.nn.Module`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
+def as_predicting(given: Any, options: Options) -> Any:
+    """Return the module for what `predict` was given, anything that `fit` takes.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    if isinstance(given, PlainModule):
+        return copy(given)  # in a callback: the training needs its own
+    module = resolve(given, {}, options)
+    is_plain = isinstance(module, nn.Module) and not isinstance(module, AcceleratorModule)
+    return PredictingModule(module) if is_plain else module
+
+
+def prediction_step(module: AcceleratorModule) -> Callable[[Any], Any]:
+    """Return what predicts a batch: `predict_step` of the module, or else its `forward`."""
+    if overrides(module, AcceleratorModule, PREDICTS):
+        return module.predict_step
+    # The batches of a plain module may hold a target, as those of `fit` do.
+    return partial(_called_with, module, drops_target=isinstance(module, PlainModule | PredictingModule))
+
+
+def _called_with(module: AcceleratorModule, batch: Any, *, drops_target: bool) -> Any:
+    """Call the forward pass of a module with a batch: a dictionary by name, else the only item.
+
+    `drops_target` leaves out the last of several items, and an entry of a dictionary that forward does not take.
+
+    Raises:
+        TypeError: The batch may hold a target.
+    """
+    forward = module.forward if overrides(module, AcceleratorModule, "forward") else unwrapped(module.model).forward
+    items = list(batch) if isinstance(batch, tuple | list) else [batch]
+    items = items[:-1] if drops_target and len(items) > 1 else items
+    if len(items) == 1 and isinstance(items[0], Mapping):
+        parameters = inspect.signature(forward).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        taken = {name: value for name, value in items[0].items() if takes_all or name in parameters}
+        if left := [str(name) for name in items[0] if name not in taken][drops_target:]:
+            raise TypeError(
+                f"forward takes {', '.join(parameters)}, and the batch also has {', '.join(left)}: {_WRITE}"
+            )
+        return module(**taken)
+    if len(items) > 1 and not drops_target:
+        text = f"a batch has {len(items)} parts, and {type(module).__name__} does not say which of them are inputs"
+        raise TypeError(f"{text}: {_WRITE}")
+    return module(*items)
