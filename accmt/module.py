@@ -17,13 +17,11 @@ from accmt.html_tables import html_table
 from accmt.padding import pad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from accelerate import Accelerator
 
     from accmt.states import Tracker, TrainerProtocol, TrainingState
-
-_COLUMNS = ("part", "class", "parameters", "trained")
 
 
 class TrainerLink:
@@ -107,7 +105,7 @@ class AcceleratorModule(NetworkOwner):
 
     def __len__(self) -> int:
         """Return the number of parameters of the model."""
-        return _count(self.model.parameters())
+        return _count(self.model)
 
     def __bool__(self) -> bool:
         return True
@@ -119,11 +117,12 @@ class AcceleratorModule(NetworkOwner):
 
     def _repr_html_(self) -> str:
         model = getattr(self, "model", None)
-        parts = {"model": model, **vars(self)}
-        if isinstance(model, nn.Module):
-            parts |= {f"model.{name}": part for name, part in model.named_children()}
-        rows = [_described(name, part) for name, part in sorted(parts.items()) if isinstance(part, nn.Module)]
-        return html_table(repr(self), _COLUMNS, rows)
+        children = model.named_children() if isinstance(model, nn.Module) else ()
+        parts = {**vars(self), **{f"model.{name}": part for name, part in children}}
+        rows = [
+            (name, type(part).__name__, _count(part)) for name, part in parts.items() if isinstance(part, nn.Module)
+        ]
+        return html_table(repr(self), ("part", "class", "parameters"), rows)
 
     def freeze(self, module: nn.Module) -> None:
         """Exclude all parameters of a module from training."""
@@ -243,15 +242,9 @@ class AcceleratorModule(NetworkOwner):
         return float(reduced)
 
 
-def _count(parameters: Iterable[Tensor]) -> int:
+def _count(part: nn.Module) -> int:
     # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
-
-
-def _described(name: str, part: nn.Module) -> list[str | int]:
-    """Return the cells of a part of a module: name, class, parameters, and how many of them are trained."""
-    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
-    return [name, type(part).__name__, _count(part.parameters()), _count(trained)]
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in part.parameters())
 
 
 def _single(name: str, value: Tensor | float) -> Tensor | float:

@@ -20,7 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _MARK, _LAST_LINE = "accmt_mistake", "accmt_last_line"
-_IN_NOTEBOOKS = "_render_traceback_"  # IPython calls it, as its documentation says
+_IN_NOTEBOOKS = "_render_traceback_"  # IPython calls it
 
 
 def concise(function: _Function) -> _Function:

@@ -21,7 +21,7 @@ from accmt.display.notebook import Decisions
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.distributed.signals import Terminated, end_by_signal
 from accmt.files.paths import resolved, shortened
-from accmt.html_tables import Cell, html_facts, number
+from accmt.html_tables import html_table
 from accmt.hyperparameters import HyperParameters
 from accmt.loop.evaluate import evaluate
 from accmt.loop.exclusive import exclusive, lend
@@ -510,14 +510,11 @@ class Trainer:
         return f"Trainer({str(shortened(self.model_path))!r}, rules: {rules}, step {self.state.global_step})"
 
     def _repr_html_(self) -> str:
-        hps, state = self._options.hps, self.state
-        length = {"epochs": hps.epochs} if hps.max_steps is None else {"max_steps": hps.max_steps}
-        facts: dict[str, Cell] = {"writes to": str(shortened(self.model_path)), **length}
-        facts |= {"batch size": str(hps.batch_size), "optimizer": str(hps.optimizer), "step": state.global_step}
-        for rule in self._fitted or self._savings:
-            best = ", ".join(map(number, state.model_savings.get(rule.name, ())))
-            facts[rule.name] = f"best {best}" if best else "nothing saved yet"
-        return html_facts("Trainer", facts)
+        hps, saved = self._options.hps, self.state.model_savings
+        length = ("epochs", str(hps.epochs)) if hps.max_steps is None else ("max_steps", str(hps.max_steps))
+        rows = [("writes to", str(shortened(self.model_path))), length, ("step", str(self.state.global_step))]
+        rows += [(rule.name, str(saved.get(rule.name, "nothing saved yet"))) for rule in self._fitted or self._savings]
+        return html_table("Trainer", (), rows)
 
     def _attach(self, run: Run) -> None:
         """Make the run visible to callbacks and the user."""

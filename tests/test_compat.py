@@ -30,6 +30,7 @@ TREES = {
 ALLOWED = {
     "_exit": "documented: https://docs.python.org/3/library/os.html#os._exit",
     "_replace": "documented, of named tuples",
+    "_render_traceback_": "documented, of IPython: it calls it to show an error",
     "_fields": "documented, of named tuples",
     "_token_id": "the end of the names of public attributes of tokenizers",
 }

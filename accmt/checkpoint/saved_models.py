@@ -11,7 +11,7 @@ from typing import Literal
 from accmt.files.foreign import is_file, is_folder
 from accmt.files.json_io import read_json
 from accmt.files.paths import shortened
-from accmt.html_tables import Cell, html_facts
+from accmt.html_tables import html_table
 from accmt.rules import reserved_names as names
 from accmt.rules.codec import Count, Jsonable
 
@@ -80,8 +80,9 @@ class SavedModel:
         return cls(about.rule, about.values, about.step, about.epoch, folder)
 
     def _repr_html_(self) -> str:
-        place: dict[str, Cell] = {"step": self.step, "epoch": self.epoch, "folder": str(shortened(self.folder))}
-        return html_facts(f"SavedModel of {self.rule}", {**self.values, **place})
+        where = {"step": self.step, "epoch": self.epoch, "folder": shortened(self.folder)}
+        rows = [(name, str(value)) for name, value in {**self.values, **where}.items()]
+        return html_table(f"SavedModel of {self.rule}", (), rows)
 
 
 def best_in(folder: Path) -> SavedModel | None:

@@ -27,6 +27,8 @@ from accmt.rules.store import dataset_name
 _REFRESHES = 4
 _RECENT = 120
 _NATURAL = 1000  # columns of an output that is not a terminal: nothing in it is wrapped
+# Not a terminal, whatever the streams of a kernel say, but with colours.
+_NOTEBOOK: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": "standard"}
 _SHORTEST_BAR, _LONGEST_BAR = 4, 40
 
 
@@ -109,7 +111,7 @@ class ConsoleDisplay(Display):
     """Shows a training on a console. The bar polls the position a few times per second, at no cost to the loop."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or _output()
+        self._console = console or _Output(**(_NOTEBOOK if notebook_shell() else {}))
         self._bar: _Bar | NotebookBar | None = None
         self._speed = _Speed(2)
 
@@ -136,8 +138,7 @@ class ConsoleDisplay(Display):
 
     def start(self, now: Callable[[], ShownPosition]) -> None:
         shell = notebook_shell()
-        has_bar = self._console.is_terminal or shell is not None
-        speed = self._speed = _Speed(_RECENT if has_bar else 2)
+        self._speed = speed = _Speed(_RECENT if self._console.is_terminal or shell else 2)
         speed.at(now())
         if self._console.is_terminal:
             self._bar = _Bar(self._console, now, speed)
@@ -210,13 +211,6 @@ class _Output(PlainConsole):
         self.quiet = True
 
 
-def _output() -> Console:
-    """Return the console of this process. A notebook is not a terminal, whatever its streams say, but shows colours."""
-    if notebook_shell() is None:
-        return _Output()
-    return _Output(force_terminal=False, force_jupyter=False, color_system="standard")
-
-
 class _Bar:
     """One line that is drawn a few times per second: what has no room is left out, from its end."""
 
@@ -255,14 +249,12 @@ class _Speed:
 
 
 def _in_words(moment: ShownPosition, loss: float | None, speed: _Speed) -> tuple[int, int | None, str]:
-    """Return the step, the number of steps, and all that a bar says."""
     return moment.step, moment.steps, "  ".join([f"epoch {moment.epoch}", *_texts(moment, loss, speed)])
 
 
 def _texts(moment: ShownPosition, loss: float | None, speed: _Speed) -> list[str]:
     """Return what a bar says besides the epoch, the most important first."""
-    rate = moment.learning_rate
-    texts = [moment.count, *_measured(moment, loss, speed.at(moment))]
+    texts, rate = [moment.count, *_measured(moment, loss, speed.at(moment))], moment.learning_rate
     return texts if math.isnan(rate) else [*texts, f"lr {rate:.3g}"]
 
 

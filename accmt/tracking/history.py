@@ -66,9 +66,8 @@ class TrainingHistory:
         """Return the history of a training with these evaluations and decisions."""
         last = stop_of(decisions)
         savings: dict[str, tuple[int, ...]] = {}
-        for decision in decisions:
-            for verdict in decision.saved:
-                savings[verdict.rule] = (*savings.get(verdict.rule, ()), decision.progress.step)
+        for verdict, step in ((verdict, one.progress.step) for one in decisions for verdict in one.saved):
+            savings[verdict.rule] = (*savings.get(verdict.rule, ()), step)
         return cls(tuple(observations), None if last is None else last.stop, savings)
 
     def __len__(self) -> int:
@@ -100,20 +99,14 @@ class TrainingHistory:
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the values over the steps: axes for each metric, a line for each dataset, and marks where rules saved.
 
-        Args:
-            path: A file to write the figure to, such as "history.png" or "history.pdf".
-
-        Returns:
-            The figure, which a notebook shows.
+        Returns the figure, which a notebook shows; with a path, such as "history.png", it is also written.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
-            ValueError: There is nothing to draw yet, or the file is of a format that matplotlib does not know.
+            ValueError: There is no evaluation yet, or matplotlib does not know the format of the file.
         """
         if find_spec("matplotlib") is None:
-            raise ModuleNotFoundError(
-                "plot needs matplotlib, which is not installed: pip install matplotlib (or the extra accmt[plot])"
-            )
+            raise ModuleNotFoundError("plot needs matplotlib, which is not installed: pip install matplotlib")
         if not self.observations:
             raise ValueError("there is nothing to plot: the training has no evaluation yet")
         from accmt.tracking.plot import draw_history
@@ -124,20 +117,14 @@ class TrainingHistory:
         return figure
 
     def _repr_html_(self) -> str:
-        names = list(dict.fromkeys((value.metric, value.dataset) for value in self))
-        rows: dict[tuple[int, int], dict[tuple[str, str | None], float]] = {}
+        rows: dict[tuple[int, int], dict[str, Cell]] = {}
         for step, epoch, dataset, metric, value in self:
-            rows.setdefault((step, epoch), {})[metric, dataset] = value
-        columns = [
-            "step",
-            "epoch",
-            *(metric if dataset is None else f"{metric}@{dataset}" for metric, dataset in names),
-        ]
-        cells: list[list[Cell]] = []
-        for (step, epoch), values in rows.items():
-            saved = ", ".join(rule for rule, steps in self.savings.items() if step in steps)
-            cells.append([step, epoch, *map(values.get, names), saved])
-        return html_table(repr(self), [*columns, "saved by"], cells)
+            rows.setdefault((step, epoch), {})[metric if dataset is None else f"{metric}@{dataset}"] = value
+        for (step, _), row in rows.items():
+            row["saved by"] = ", ".join(rule for rule, steps in self.savings.items() if step in steps)
+        names = sorted({name: None for row in rows.values() for name in row}, key=lambda name: name == "saved by")
+        cells = [(*place, *map(row.get, names)) for place, row in rows.items()]
+        return html_table(repr(self), ["step", "epoch", *names], cells)
 
     def __repr__(self) -> str:
         epochs = self.observations[-1].progress.epoch if self.observations else 0

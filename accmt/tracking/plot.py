@@ -16,8 +16,7 @@ from accmt.rules.printable import shown
 if TYPE_CHECKING:
     from accmt.tracking.history import HistoryValue
 
-_WIDTH, _HEIGHT, _ACROSS = 4.2, 3.0, 3
-_MARKS = "^svDoP*X"
+_ACROSS, _MARKS = 3, "^svDoP*X"
 
 
 class HistoryFigure(Figure):
@@ -30,50 +29,27 @@ class HistoryFigure(Figure):
 
 
 def draw_history(values: Sequence[HistoryValue], savings: Mapping[str, Sequence[int]]) -> Figure:
-    """Draw a line per dataset in the axes of each metric, and below the lines the steps at which each rule saved."""
+    """Draw a line per dataset in the axes of each metric, and above the axis of steps where each rule saved."""
     metrics = list(dict.fromkeys(value.metric for value in values))
-    across = min(len(metrics), _ACROSS)
-    down = -(-len(metrics) // across)
-    figure = HistoryFigure(figsize=(_WIDTH * across, _HEIGHT * down + 0.4), layout="constrained")
-    handles: dict[str, Line2D] = {}
+    across, down = min(len(metrics), _ACROSS), -(-len(metrics) // _ACROSS)
+    figure, marks = HistoryFigure(figsize=(4.2 * across, 3 * down + 0.4), layout="constrained"), []
     for place, metric in enumerate(metrics, 1):
-        axes = figure.add_subplot(down, across, place)
-        _draw_metric(axes, metric, values)
-        handles = dict(zip(savings, _mark(axes, savings), strict=True))
-    if handles:
-        labels = [_plain(f"saved by {rule}") for rule in handles]
-        figure.legend(list(handles.values()), labels, loc="outside lower center", frameon=False)
+        axes = figure.add_subplot(down, across, place, title=_plain(metric), xlabel="step")
+        for dataset in dict.fromkeys(value.dataset for value in values if value.metric == metric):
+            points = [(one.step, one.value) for one in values if (one.metric, one.dataset) == (metric, dataset)]
+            axes.plot(*zip(*points, strict=True), marker=".", label=_plain(dataset or "training"))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.legend()
+        marks = [_mark(axes, row, steps) for row, steps in enumerate(savings.values())]
+    figure.legend(marks, [_plain(f"saved by {rule}") for rule in savings], loc="outside lower center", frameon=False)
     return figure
 
 
-def _draw_metric(axes: Axes, metric: str, values: Sequence[HistoryValue]) -> None:
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for value in values:
-        if value.metric == metric:
-            lines.setdefault("training" if value.dataset is None else value.dataset, []).append(
-                (value.step, value.value)
-            )
-    for dataset, points in lines.items():
-        steps, numbers = zip(*points, strict=True)
-        axes.plot(steps, numbers, marker=".", label=_plain(dataset))
-    axes.set_title(_plain(metric))
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-
-
-def _mark(axes: Axes, savings: Mapping[str, Sequence[int]]) -> list[Line2D]:
-    """Mark the steps at which rules saved, in a strip above the axis of steps: a row for each rule."""
-    marks = []
-    for row, steps in enumerate(savings.values()):
-        style = {"marker": _MARKS[row % len(_MARKS)], "linestyle": "", "markersize": 5, "color": f"C{9 - row % 8}"}
-        heights = [0.03 + 0.05 * row] * len(steps)
-        marks += axes.plot(steps, heights, transform=axes.get_xaxis_transform(), **style)  # type: ignore[arg-type]
-    return marks
+def _mark(axes: Axes, row: int, steps: Sequence[int]) -> Line2D:
+    heights, place = [0.03 + 0.05 * row] * len(steps), axes.get_xaxis_transform()
+    return axes.plot(steps, heights, f"C{9 - row % 8}{_MARKS[row % 8]}", markersize=5, transform=place)[0]
 
 
 def _plain(text: str) -> str:
-    """Return a text that matplotlib draws as it is: no formula, and no underscore first, which hides it in legends."""
-    written = shown(text).replace("$", r"\$")
-    return f" {written}" if written.startswith("_") else written
+    """Return a text that is drawn as it is: no formula, and no underscore first, which would hide it in legends."""
+    return shown(f" {text}" if text.startswith("_") else text).replace("$", r"\$")

@@ -12,7 +12,7 @@ from accmt import TrainingHistory
 from accmt.checkpoint.saved_models import SavedModel
 from accmt.display.display import ConsoleDisplay
 from accmt.display.notebook import Decisions, NotebookBar, notebook_shell
-from accmt.html_tables import html_facts, html_table
+from accmt.html_tables import html_table
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop, Verdict
 
 EVIL = "<script>alert('x')</script>"
@@ -128,7 +128,7 @@ def test_texts_of_users_are_escaped(trainer, regression, tmp_path):
         text = one._repr_html_()
         assert ESCAPED in text or "&lt;script" in text
         assert not re.search(r"<(script|b|i)>", text)
-    assert "\x1b" not in html_facts("\x1b[2J", {"\x1b": "\x1b"})
+    assert "\x1b" not in html_table("\x1b[2J", ["\x1b"], [["\x1b"]])
 
 
 def test_trainer_and_module_before_and_after(trainer, regression, data):
@@ -138,12 +138,10 @@ def test_trainer_and_module_before_and_after(trainer, regression, data):
     assert repr(object.__new__(regression)) == "Regression(no model yet)"
     assert "model.0" not in object.__new__(regression)._repr_html_()
     module.head = nn.Linear(2, 2)
-    module.freeze(module.head)
-    assert re.search(r">head<.*>Linear<.*>6<.*>0<.*>model<.*>49<.*>49<.*>model\.0<.*>40<", module._repr_html_())
+    assert re.search(r">model<.*>49<.*>head<.*>Linear<.*>6<.*>model\.0<.*>40<", module._repr_html_())
     training.fit(module, data(8), data(4))
     assert repr(training) == f"Trainer('{training.model_path}', rules: best_valid_loss, step 4)"
-    best = training.state.model_savings["best_valid_loss"][0]
-    assert f"best {best:.6g}" in training._repr_html_()
+    assert str(training.state.model_savings["best_valid_loss"]) in training._repr_html_()
 
 
 def test_decisions_are_a_list(trainer, regression, data):
@@ -175,4 +173,4 @@ def test_values_that_are_missing_or_no_numbers():
     text = TrainingHistory(observations)._repr_html_()
     assert text.count(">nan<") == 2
     assert ">0.123457<" in text
-    assert re.search(r"text-align: right\"></td>", text)
+    assert re.search(r"text-align: left\"></td>", text)

@@ -63,7 +63,7 @@ def test_without_matplotlib(monkeypatch, trainer, regression, data):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError) as caught:
         history.plot()
-    text = "plot needs matplotlib, which is not installed: pip install matplotlib (or the extra accmt[plot])"
+    text = "plot needs matplotlib, which is not installed: pip install matplotlib"
     assert str(caught.value) == text
 
 
