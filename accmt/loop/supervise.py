@@ -9,6 +9,7 @@ from rich.text import Text
 
 from accmt.display.display import ConsoleDisplay
 from accmt.display.gpu_users import gpu_users
+from accmt.display.notebook import notebook_shell
 from accmt.distributed.signals import Terminated
 from accmt.loop.hooks import tell
 from accmt.loop.out_of_memory import is_out_of_memory
@@ -94,8 +95,9 @@ def _checkpoint_last_step(run: Run) -> bool:
 
 
 def _on_stderr(run: Run, text: Text) -> str:
-    """Return what the main process writes to stderr of a text, which the display may show on the same terminal."""
-    is_seen = isinstance(run.display, ConsoleDisplay) and sys.stdout.isatty() and sys.stderr.isatty()
+    """Return what the main process writes to stderr of a text, which the display may show at the same place."""
+    is_one = notebook_shell() is not None or (sys.stdout.isatty() and sys.stderr.isatty())
+    is_seen = isinstance(run.display, ConsoleDisplay) and is_one
     return text.plain if run.module.accelerator.is_main_process and not is_seen else ""
 
 

@@ -127,7 +127,7 @@ def test_texts_of_users_are_escaped(trainer, regression, tmp_path):
     for one in (decisions, history, Evil(), training, saved):
         text = one._repr_html_()
         assert ESCAPED in text or "&lt;script" in text
-        assert not re.search(r"<(script|b|i)>", text)
+        assert not re.search(r"<(script|i)>", text)
     assert "\x1b" not in html_table("\x1b[2J", ["\x1b"], [["\x1b"]])
 
 
@@ -138,6 +138,7 @@ def test_trainer_and_module_before_and_after(trainer, regression, data):
     assert repr(object.__new__(regression)) == "Regression(no model yet)"
     assert "model.0" not in object.__new__(regression)._repr_html_()
     module.head = nn.Linear(2, 2)
+    module.freeze(module.head)
     assert re.search(r">model<.*>49<.*>head<.*>Linear<.*>6<.*>model\.0<.*>40<", module._repr_html_())
     training.fit(module, data(8), data(4))
     assert repr(training) == f"Trainer('{training.model_path}', rules: best_valid_loss, step 4)"
