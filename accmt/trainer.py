@@ -510,10 +510,12 @@ class Trainer:
         return f"Trainer({str(shortened(self.model_path))!r}, rules: {rules}, step {self.state.global_step})"
 
     def _repr_html_(self) -> str:
-        hps, saved = self._options.hps, self.state.model_savings
-        length = ("epochs", str(hps.epochs)) if hps.max_steps is None else ("max_steps", str(hps.max_steps))
-        rows = [("writes to", str(shortened(self.model_path))), length, ("step", str(self.state.global_step))]
-        rows += [(rule.name, str(saved.get(rule.name, "nothing saved yet"))) for rule in self._fitted or self._savings]
+        hps, rows = self._options.hps, [("writes to", str(shortened(self.model_path)))]
+        rows.append(("epochs", str(hps.epochs)) if hps.max_steps is None else ("max_steps", str(hps.max_steps)))
+        rows.append(("step", str(self.state.global_step)))
+        for rule in self._fitted or self._savings:
+            best = ", ".join(f"{value:.6g}" for value in self.state.model_savings.get(rule.name, ()))
+            rows.append((rule.name, best or "nothing saved yet"))
         return html_table("Trainer", (), rows)
 
     def _attach(self, run: Run) -> None:

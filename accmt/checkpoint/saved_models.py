@@ -80,8 +80,8 @@ class SavedModel:
         return cls(about.rule, about.values, about.step, about.epoch, folder)
 
     def _repr_html_(self) -> str:
-        where = {"step": self.step, "epoch": self.epoch, "folder": shortened(self.folder)}
-        rows = [(name, str(value)) for name, value in {**self.values, **where}.items()]
+        rows = [(name, f"{value:.6g}") for name, value in self.values.items()]
+        rows += [("step", str(self.step)), ("epoch", str(self.epoch)), ("folder", str(shortened(self.folder)))]
         return html_table(f"SavedModel of {self.rule}", (), rows)
 
 

@@ -27,8 +27,8 @@ from accmt.rules.store import dataset_name
 _REFRESHES = 4
 _RECENT = 120
 _NATURAL = 1000  # columns of an output that is not a terminal: nothing in it is wrapped
-# Not a terminal, whatever the streams of a kernel say, but with colours.
-_NOTEBOOK: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": "standard"}
+# Not a terminal, whatever the streams of a kernel say, but with colours, and lines that a browser need not break.
+_NOTEBOOK: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": "standard", "width": 100}
 _SHORTEST_BAR, _LONGEST_BAR = 4, 40
 
 
@@ -182,8 +182,8 @@ class ConsoleDisplay(Display):
 
     @property
     def _width(self) -> int | None:
-        """Width of the terminal; None for a pipe or a file."""
-        return self._console.width if self._console.is_terminal else None
+        """Width of the terminal or the notebook; None for a pipe or a file."""
+        return self._console.width if self._console.is_terminal or notebook_shell() else None
 
     def _cells(self, result: RuleResult) -> list[str]:
         ascii_only, parts = self._console.options.ascii_only, []

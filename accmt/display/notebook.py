@@ -14,6 +14,7 @@ from accmt.html_tables import html_table
 from accmt.rules import Decision
 
 _PAUSE = 0.25  # seconds
+_STYLE = "white-space: pre-wrap; font-variant-numeric: tabular-nums"
 
 
 class Decisions(list[Decision]):
@@ -74,6 +75,6 @@ class NotebookBar:
         step, steps, text = now = self._drawn(self.loss)
         if now != self._shown:
             bar = "" if steps is None else f'<progress value="{step}" max="{max(1, steps)}"></progress> '
-            data = {"text/html": f"<div>{bar}{html.escape(text)}</div>", "text/plain": text}
+            data = {"text/html": f'<div style="{_STYLE}">{bar}{html.escape(text)}</div>', "text/plain": text}
             self._publish(data=data, transient=self._output, update=self._shown is not None)
             self._shown = now

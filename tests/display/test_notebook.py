@@ -88,6 +88,16 @@ def test_warnings_are_lines(shell, capsys):
     assert shell.published == []
 
 
+def test_long_lines_are_broken_between_words(shell, tmp_path, capsys):
+    """A browser would break them anywhere, also in paths."""
+    path = tmp_path / ("folder" * 20)
+    ConsoleDisplay().warn(f"{'a few words ' * 10}and '{path}' exists")
+    lines = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
+    assert len(lines) > 2
+    assert lines[0].endswith(" a few")
+    assert any(str(path) in line for line in lines)
+
+
 def test_the_bar_of_a_training_of_unknown_length_is_a_text(shell):
     bar = NotebookBar(shell, lambda loss: (3, None, f"step 3 {EVIL}"))
     bar.start()
@@ -142,7 +152,7 @@ def test_trainer_and_module_before_and_after(trainer, regression, data):
     assert re.search(r">model<.*>49<.*>head<.*>Linear<.*>6<.*>model\.0<.*>40<", module._repr_html_())
     training.fit(module, data(8), data(4))
     assert repr(training) == f"Trainer('{training.model_path}', rules: best_valid_loss, step 4)"
-    assert str(training.state.model_savings["best_valid_loss"]) in training._repr_html_()
+    assert f">{training.state.model_savings['best_valid_loss'][0]:.6g}<" in training._repr_html_()
 
 
 def test_decisions_are_a_list(trainer, regression, data):
