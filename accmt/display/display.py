@@ -28,7 +28,7 @@ _REFRESHES = 4
 _RECENT = 120
 _NATURAL = 1000  # columns of an output that is not a terminal: nothing in it is wrapped
 # Not a terminal, whatever the streams of a kernel say, but with colours, and lines that a browser need not break.
-_NOTEBOOK: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": "standard", "width": 100}
+_NOTEBOOK: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": "standard", "width": 110}
 _SHORTEST_BAR, _LONGEST_BAR = 4, 40
 
 
