@@ -302,7 +302,7 @@ class ExtendedAcceleratorModule(AcceleratorModule):
         self.step_scheduler()
 
     def step_optimizer(self) -> None:
-        """Clip the gradients as the trainer's `clip_grad` says, and step the optimizer."""
+        """Clip the gradients as the trainer's `clip_grad` or `clip_grad_value` says, and step the optimizer."""
         self._stepper.step_optimizer()
 
     def step_scheduler(self) -> None:

@@ -65,7 +65,8 @@ class Trainer:
         log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate supports, such as "tensorboard".
         log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never. Or a text,
             such as "100 steps", "0.5 epochs", "10 seconds".
-        grad_accumulation_steps: Batches per optimizer step.
+        grad_accumulation_steps: Batches per optimizer step; or a table by epoch, such as {0: 8, 5: 2}: 8 in the epochs
+            0 to 4, and 2 from epoch 5 on.
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them; the model needs a
             method `gradient_checkpointing_enable`, as models of transformers have.
         gradient_checkpointing_kwargs: Arguments of that method.
@@ -124,6 +125,16 @@ class Trainer:
             metrics with its result. No hook is called, and all state is left unchanged. False skips this.
         scheduler_metric: The score for a scheduler that follows a metric, such as ReduceLROnPlateau: "valid_loss", or a
             rule with one objective, such as "best_accuracy@dev". The scheduler steps after each evaluation.
+        clip_grad_value: Clip each element of the gradients to this absolute value, instead of their norm: `clip_grad`
+            is left out, or None.
+        limit_train_batches: Train in each epoch on so many batches of each process only, or on this fraction of them (a
+            float; rounded down, at least one): the first ones of the order of that epoch. A stream then has epochs
+            of known length, and must not end before.
+        limit_val_batches: Evaluate on so many batches of each dataset only, of all processes together, or on this
+            fraction of them: always the first ones.
+        profile: True to profile 5 optimizer steps after 6 others with `torch.profiler`; or a dictionary with the first
+            and the last step of this run, such as {"steps": (10, 20)}, and arguments of the profiler such as
+            `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -148,7 +159,7 @@ class Trainer:
         logging_dir: str = "logs",
         log_with: str | list[str] | None = None,
         log_every: int | str | None = -1,
-        grad_accumulation_steps: int | None = None,
+        grad_accumulation_steps: int | dict[int, int] | None = None,
         gradient_checkpointing: bool = False,
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
         clip_grad: float | None = 1.0,
@@ -191,6 +202,10 @@ class Trainer:
         quiet: bool = False,
         sanity_check: bool = True,
         scheduler_metric: str | None = None,
+        clip_grad_value: float | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        profile: bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -308,6 +323,8 @@ class Trainer:
                 self._introduce(module, state)
                 evaluation.hooks.on_evaluation_start()
                 try:
+                    if around is None and any(data.is_limited for data in evaluation.loaders.values()):
+                        self._warn("limit_val_batches: only the first batches of each dataset are evaluated")
                     if self._options.loop.sanity_check and around is None:
                         with heard_by(self._warn):
                             for warning in try_out(evaluation):

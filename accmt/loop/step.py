@@ -32,6 +32,7 @@ class StepOptions:
 
     Attributes:
         clip_grad: Maximum norm of all gradients; None for no clipping.
+        clip_value: Maximum absolute value of each element of the gradients; None for no clipping.
         set_to_none: Reset gradients to None instead of zero.
         place_batches: Move batches to the device.
         prepare_batches: Convert batches to the precision of the model, if an engine needs that.
@@ -42,6 +43,7 @@ class StepOptions:
     """
 
     clip_grad: float | None
+    clip_value: float | None
     set_to_none: bool
     place_batches: bool
     prepare_batches: bool
@@ -205,6 +207,10 @@ class Stepper:
             average_gradients(self._trained.outside())
         if self._limit is not None and self._updates.clip is not None:
             self.grad_norm = self._updates.clip(self._trained.held(), self._limit)
+        if self.options.clip_value is not None:
+            # The norm was taken of unscaled gradients already, and they can be unscaled only once.
+            clip = self._updates.clip_value if self._limit is None else nn.utils.clip_grad_value_
+            clip(self._trained.held(), self.options.clip_value)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""

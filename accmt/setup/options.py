@@ -105,7 +105,7 @@ class Options:
     step: StepOptions
     loop: LoopOptions
     tracking: TrackingOptions
-    accumulation: int
+    accumulation: int | Mapping[int, int]
     training_metrics: Mapping[str, bool]
     metrics: Mapping[str | None, Sequence[Metric]]
     callbacks: tuple[Callback, ...]

@@ -12,6 +12,7 @@ import torch
 from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.stateful import Mismatch
 from accmt.config.errors import ConfigError, Problem
+from accmt.data.accumulation import Accumulation
 from accmt.data.identity import difference, identify_dataset, order_of
 from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
@@ -187,6 +188,8 @@ def _in_force(options: Options) -> dict[str, Any]:
     force: dict[str, Any] = {"monitor": options.loop.monitor, "stop_when": [stop.text for stop in rules.stop_when]}
     if options.given.get("evaluate_every_n_steps") is None:
         force["evaluate_every"] = rules.evaluate.text
+    if isinstance(options.accumulation, Mapping):
+        force["grad_accumulation_steps"] = str(Accumulation.of(options.accumulation))
     if every is not None:
         force["checkpoint_every"] = every.text
     return force

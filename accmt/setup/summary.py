@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -78,10 +78,12 @@ def _facts(plan: Plan) -> dict[str, str]:
     model, position, data = plan.parts.model, plan.position, plan.data
     total, trained = count_of(model)
     processes = plan.accelerator.num_processes
-    batch = plan.options.data.batch_size * processes * data.accumulation
-    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []
+    together = data.accumulation.at(position.epoch)
+    batch = plan.options.data.batch_size * processes * together
+    several = data.accumulation.sizes != {1}
+    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or several else []
     factors += [f"{processes} processes"] * (processes > 1)
-    factors += [f"{data.accumulation} batches a step"] * (data.accumulation > 1)
+    factors += [f"{data.accumulation} batches a step"] * several
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
@@ -89,6 +91,8 @@ def _facts(plan: Plan) -> dict[str, str]:
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
     }
+    if limits := list(_limits(plan)):
+        facts["limited"] = "; ".join(limits)
     if plan.facts.metrics:
         facts["metrics"] = _directions(plan.facts)
     if plan.options.loop.followed is not None:
@@ -99,6 +103,18 @@ def _facts(plan: Plan) -> dict[str, str]:
     facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
     facts["writes to"] = str(shortened(plan.model_path))
     return facts
+
+
+def _limits(plan: Plan) -> Iterator[str]:
+    """Yield what is left out of the data."""
+    data = plan.data
+    if data.is_limited:
+        of = "" if data.whole_length is None else f" of {data.whole_length:,}"
+        each = " on each process" if plan.accelerator.num_processes > 1 else ""
+        yield f"each epoch trains on {data.batches_per_epoch:,}{of} batches{each}"
+    for key, loader in plan.loaders.items():
+        if loader.is_limited:
+            yield f"evaluations on '{key}' use the first {loader.limit:,} batches"
 
 
 def _directions(facts: Facts) -> str:
