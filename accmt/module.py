@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from accmt.earlier import Gone
+from accmt.model_summary import ModelSummary, summarize
 from accmt.padding import pad
 
 if TYPE_CHECKING:
@@ -103,6 +104,14 @@ class AcceleratorModule:
 
     def __bool__(self) -> bool:
         return True
+
+    def summary(self, depth: int = 1) -> ModelSummary:
+        """Return the parts of the module's networks, with their class, parameters and size; `print` it as a table.
+
+        Args:
+            depth: The levels of parts into which `self.model` is divided; 0 for none.
+        """
+        return summarize(self, depth)
 
     def freeze(self, module: nn.Module) -> None:
         """Exclude all parameters of a module from training."""

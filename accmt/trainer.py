@@ -32,6 +32,7 @@ from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit
+from accmt.setup.lr_range_test import LearningRateCurve, RangeTest, find_rates
 from accmt.setup.model import lent, returned
 from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
@@ -289,6 +290,42 @@ class Trainer:
                 self._heartbeat = None
         if ended is not None:
             end_by_signal(ended)
+
+    @suggests("find_lr(...)")
+    def find_lr(
+        self,
+        module: AcceleratorModule,
+        train_dataset: Dataset[Any] | None = None,
+        *,
+        min_lr: float = 1e-7,
+        max_lr: float = 1.0,
+        steps: int = 100,
+        smoothing: float = 0.9,
+        divergence: float = 4.0,
+    ) -> LearningRateCurve:
+        """Test a range of learning rates (Smith, arXiv:1506.01186): train with the rate growing from step to step.
+
+        Batches, accumulation, clipping and the optimizer are those of `fit`; there is no scheduler and no callback.
+        Afterwards module, optimizer, random states and data are as before; nothing is written. With several parameter
+        groups, the rate is that of the first, and the others keep their ratio to it.
+
+        Args:
+            module, train_dataset: As for `fit`.
+            min_lr, max_lr: The first and the last rate; each is the previous one times the same factor.
+            steps: Optimizer steps.
+            smoothing: The weight of the past, from 0 to below 1, in the moving average of the losses.
+            divergence: The test ends when the smoothed loss exceeds its lowest value times this.
+
+        Returns:
+            The curve: `rates`, `losses`, `suggestion` (where the smoothed loss falls most steeply) and `plot(path)`.
+
+        Raises:
+            ConfigError, ValueError: If something cannot work; also with FSDP or DeepSpeed.
+        """
+        refuse_run_again()
+        with exclusive("find_lr"), heard_by(self._warn):
+            test = RangeTest(min_lr, max_lr, steps, smoothing, divergence)
+            return find_rates(self._options, module, train_dataset, test)
 
     @suggests("evaluate(...)")
     def evaluate(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,8 @@ class Accumulation:
 
     def spans(self) -> Iterator[tuple[int, float, int]]:
         """Yield the first epoch, the end and the batches per step of each span of epochs."""
-        for (start, size), (end, _) in pairwise((*self.starts, (math.inf, 0))):
+        ends = (*(start for start, _ in self.starts[1:]), math.inf)
+        for (start, size), end in zip(self.starts, ends, strict=True):
             yield start, end, size
 
 

@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from accmt.loop.evaluate import Evaluation
 
-Kind = Literal["fit", "evaluate", "optimize"]
+Kind = Literal["fit", "evaluate", "optimize", "find_lr"]
 
-_NAMES: dict[Kind, str] = {"fit": "a training", "evaluate": "an evaluation", "optimize": "a search"}
+_NAMES: dict[Kind, str] = {
+    "fit": "a training",
+    "evaluate": "an evaluation",
+    "optimize": "a search",
+    "find_lr": "a learning rate range test",
+}
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
 
 

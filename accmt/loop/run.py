@@ -14,6 +14,7 @@ from accmt.display.display import Display
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
+from accmt.loop.profiling import StepProfiler
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.records import Records
 from accmt.loop.stateful_parts import RandomStates
@@ -76,6 +77,7 @@ class Run:
         timetable: When something may be due.
         random: The random states at the start of the epoch, and of the checkpoint.
         last_step: The last complete step, kept if a checkpoint must be made of it when the next one fails.
+        profiler: The profiler of some steps; None if none are profiled.
     """
 
     options: LoopOptions
@@ -93,6 +95,7 @@ class Run:
     timetable: Timetable
     random: RandomStates
     last_step: LastStep
+    profiler: StepProfiler | None = None
 
     @property
     def state(self) -> TrainingState:
@@ -153,5 +156,7 @@ class Run:
 
     def close(self) -> None:
         """Release what the training holds besides its results."""
+        if self.profiler is not None:
+            self.profiler.close()
         self.heartbeat.close()
         self.checkpointer.close()

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.callbacks import Callback
-from accmt.config.errors import Problem, must_be, raise_problems
+from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
 from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
 from accmt.config.rules import RuleSection, read_rules
 from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
 from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
+from accmt.loop.profiling import ProfileOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
 from accmt.loop.timetable import StepInterval
@@ -34,6 +35,7 @@ from accmt.tracking.tracker_arguments import choose_trackers, name_problems, nam
 
 CHECKPOINT_EVERY = "epoch"
 CLIP_GRAD = 1.0
+_PROFILED = ("record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules")
 PRECISIONS = ("no", "fp16", "bf16")
 _SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)
 _T = TypeVar("_T")
@@ -121,6 +123,7 @@ class ArgumentCheck:
             callbacks=self._callbacks(),
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
+            profile=self._profile(),
             given=given,
         )
         self._raise()
@@ -384,6 +387,26 @@ class ArgumentCheck:
                 self._wrong(place, must_be('"min" or "max", for which way is better', direction))
         return {str(name): direction == "max" for name, direction in (given or {}).items()}
 
+    def _profile(self) -> ProfileOptions | None:
+        given = self._given["profile"]
+        if given is None or isinstance(given, bool):
+            return ProfileOptions() if given else None
+        if not isinstance(given, Mapping):
+            self._wrong("profile", must_be('True, None, or a dictionary such as {"steps": (10, 20)}', given))
+            return None
+        flags = {name: value for name, value in given.items() if name != "steps"}
+        for name, value in flags.items():
+            if name not in _PROFILED:
+                known = ", ".join(("steps", *_PROFILED))
+                self._wrong(f"profile[{name!r}]", f"is unknown{did_you_mean(str(name), _PROFILED)} Known are: {known}")
+            self._problems += FLAG.problems(f"profile[{name!r}]", value)
+        steps = given.get("steps", (7, 11))
+        if not _is_range(steps):
+            wanted = "the first and the last step, whole numbers from 2, such as (10, 20)"
+            self._wrong("profile['steps']", must_be(wanted, steps))
+            return None
+        return ProfileOptions(steps[0], steps[1], flags)
+
     def _metrics(self) -> dict[str | None, list[Metric]]:
         """Return dataset -> metrics; the key None means all datasets."""
         given = self._given["metrics"]
@@ -409,6 +432,11 @@ class ArgumentCheck:
                 self._wrong("callback", f"{type(callback).__name__} is given twice, and would be called twice")
                 break
         return tuple(listed)
+
+
+def _is_range(steps: Any) -> bool:
+    is_pair = isinstance(steps, tuple | list) and len(steps) == 2 and all(is_whole(step, 2) for step in steps)
+    return is_pair and steps[0] <= steps[1]
 
 
 def _is_table(value: Any) -> bool:

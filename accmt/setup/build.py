@@ -30,6 +30,7 @@ from accmt.loop.hooks import Hooks
 from accmt.loop.last_step import LastStep
 from accmt.loop.manual import ManualStepper
 from accmt.loop.means import LossMeter, TrainingMetrics
+from accmt.loop.profiling import StepProfiler
 from accmt.loop.records import Records
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import (
@@ -72,7 +73,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     module._logged = {} if logs and module._log_every is None else None
     hooks, engine = Hooks(options.callbacks, state), RuleEngine(plan.rules, plan.facts)
     state.patience_left = engine.patience_left()
-    stepper = _stepper(plan, prepared, hooks, looks=engine.watches)
+    stepper = stepper_of(plan, prepared, hooks, looks=engine.watches)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # With a sharded model, processes wait for each other in every forward pass: none can repeat a step alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
@@ -103,6 +104,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading, is_on=checkpoint.on_exception),
+        profiler=_profiler(plan),
     )
 
 
@@ -177,6 +179,13 @@ def assemble_evaluation(
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
 
 
+def _profiler(plan: Plan) -> StepProfiler | None:
+    options = plan.options.profile
+    if options is None:
+        return None
+    return StepProfiler(options, plan.model_path, plan.accelerator.process_index, plan.display)
+
+
 def _savings(plan: Plan) -> ModelStore | None:
     saving = plan.options.saving
     if saving.disabled:
@@ -185,7 +194,8 @@ def _savings(plan: Plan) -> ModelStore | None:
     return ModelStore(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
-def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:
+def stepper_of(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:
+    """Return the maker of optimizer steps for a prepared model."""
     module, optimizer, kind = plan.module, prepared.optimizer, Stepper
     if isinstance(module, ExtendedAcceleratorModule):
         kind = ManualStepper

@@ -9,6 +9,7 @@ from typing import Any
 from accmt.callbacks import Callback
 from accmt.data.loaders import DataOptions
 from accmt.hyperparameters import HyperParameters
+from accmt.loop.profiling import ProfileOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
 from accmt.metrics.metric import Metric
@@ -111,4 +112,5 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    profile: ProfileOptions | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

@@ -28,9 +28,9 @@ from accmt.rules import RuleEngine
 from accmt.rules.codec import Count, from_plain_at
 from accmt.setup.options import Options
 
-NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience")
-"""Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, and the
-patience, whose changes the rules report."""
+NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile")
+"""Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, the
+patience, whose changes the rules report, and the profile, which changes no result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ from accmt.display.tables import decision_table, savings_table
 from accmt.distributed.strategy import count_of
 from accmt.files.paths import shortened
 from accmt.loop.run import Run
+from accmt.model_summary import summarize
 from accmt.rules import Decision, Facts, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.printable import shown
 from accmt.setup.plan import Plan
 
 _MOST_ROWS = 100
+_MOST_PARTS = 8
 
 
 def before_training(plan: Plan, notes: list[str]) -> list[RenderableType]:
@@ -83,10 +85,12 @@ def _facts(plan: Plan) -> dict[str, str]:
     several = data.accumulation.sizes != {1}
     factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or several else []
     factors += [f"{processes} processes"] * (processes > 1)
-    factors += [f"{data.accumulation} batches a step"] * several
+    is_table = len(data.accumulation.starts) > 1
+    factors += [f"batches a step: {data.accumulation}" if is_table else f"{together} batches a step"] * several
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
+        "parts": _parts(plan),
         "device": f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}",
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
@@ -102,7 +106,15 @@ def _facts(plan: Plan) -> dict[str, str]:
     checkpoint = plan.rules.checkpoint
     facts["checkpoints"] = "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
     facts["writes to"] = str(shortened(plan.model_path))
-    return facts
+    return {name: text for name, text in facts.items() if text}
+
+
+def _parts(plan: Plan) -> str:
+    """List the parts that have parameters, with their numbers; nothing for a single one."""
+    parts = [part for part in summarize(plan.module).parts if part.parameters]
+    listed = [f"{part.name.removeprefix('model.')} {part.parameters:,}" for part in parts[:_MOST_PARTS]]
+    more = [f"{len(parts) - _MOST_PARTS} more"] if len(parts) > _MOST_PARTS else []
+    return ", ".join([*listed, *more]) if len(parts) > 1 else ""
 
 
 def _limits(plan: Plan) -> Iterator[str]:

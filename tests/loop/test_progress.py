@@ -24,13 +24,22 @@ class Data:
     def steps_per_epoch(self):
         return -(-self.batches // self.accumulation)
 
+    def steps_in(self, epoch):
+        return self.steps_per_epoch
+
+    def steps_before(self, epoch):
+        return epoch * self.steps_per_epoch
+
+    def epochs_for(self, steps):
+        return -(-steps // self.steps_per_epoch)
+
     def samples_after(self, batches, offset=0):
         return 2 * batches * self.processes + offset
 
     def locate(self, place, then):
         return divmod(place, self.unit.size)
 
-    def steps_left(self, batch, offset):
+    def steps_left(self, epoch, batch, offset):
         samples = self.batches * self.unit.size - offset
         return max(0, -(-(-(-samples // self.unit.size) - batch) // self.accumulation))
 
