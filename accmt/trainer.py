@@ -32,7 +32,7 @@ from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit
-from accmt.setup.lr_range_test import LearningRateCurve, RangeTest, find_rates
+from accmt.setup.lr_range_test import LearningRateCurve, find_rates, rates_between
 from accmt.setup.model import lent, returned
 from accmt.setup.plan import Plan, plan
 from accmt.setup.pretrained import resolve
@@ -300,32 +300,27 @@ class Trainer:
         min_lr: float = 1e-7,
         max_lr: float = 1.0,
         steps: int = 100,
-        smoothing: float = 0.9,
-        divergence: float = 4.0,
     ) -> LearningRateCurve:
         """Test a range of learning rates (Smith, arXiv:1506.01186): train with the rate growing from step to step.
 
-        Batches, accumulation, clipping and the optimizer are those of `fit`; there is no scheduler and no callback.
-        Afterwards module, optimizer, random states and data are as before; nothing is written. With several parameter
-        groups, the rate is that of the first, and the others keep their ratio to it.
+        Batches, accumulation, clipping and optimizer are those of `fit`, without scheduler and callbacks. The test ends
+        early when the smoothed loss exceeds 4 times its minimum. Then module, optimizer, random states and data are as
+        before; nothing is written. The rate is that of the first parameter group; others keep their ratio to it.
 
         Args:
             module, train_dataset: As for `fit`.
             min_lr, max_lr: The first and the last rate; each is the previous one times the same factor.
             steps: Optimizer steps.
-            smoothing: The weight of the past, from 0 to below 1, in the moving average of the losses.
-            divergence: The test ends when the smoothed loss exceeds its lowest value times this.
 
         Returns:
-            The curve: `rates`, `losses`, `suggestion` (where the smoothed loss falls most steeply) and `plot(path)`.
+            The curve: `rates`, `losses`, `suggestion` (where the loss falls most steeply) and `plot(path)`.
 
         Raises:
             ConfigError, ValueError: If something cannot work; also with FSDP or DeepSpeed.
         """
         refuse_run_again()
         with exclusive("find_lr"), heard_by(self._warn):
-            test = RangeTest(min_lr, max_lr, steps, smoothing, divergence)
-            return find_rates(self._options, module, train_dataset, test)
+            return find_rates(self._options, module, train_dataset, rates_between(min_lr, max_lr, steps))
 
     @suggests("evaluate(...)")
     def evaluate(

@@ -18,7 +18,7 @@ from accelerate.data_loader import get_sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
 from accmt.config.errors import ConfigError, Problem
-from accmt.data.accumulation import Accumulation
+from accmt.data.accumulation import Accumulation, steps_before
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import length_of
@@ -176,7 +176,7 @@ class TrainingData:
     def steps_before(self, epoch: int) -> int | None:
         """Count the optimizer steps of all epochs before one; None if the length of the data is unknown."""
         batches = self.batches_per_epoch
-        return None if batches is None else self.accumulation.steps_before(epoch, batches)
+        return None if batches is None else steps_before(self.accumulation, epoch, batches)
 
     def epochs_for(self, steps: int) -> int | None:
         """Count the epochs that contain so many optimizer steps; None if the length of the data is unknown."""

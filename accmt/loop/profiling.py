@@ -29,14 +29,7 @@ class ProfileOptions:
 
 
 class StepProfiler:
-    """Profiler of a range of steps; the step before them is profiled too, and discarded.
-
-    Args:
-        options: What to profile.
-        folder: The folder of the training.
-        rank: The rank of this process.
-        display: Shows the table.
-    """
+    """Profiler of a range of steps; the step before them is profiled too, and discarded."""
 
     def __init__(self, options: ProfileOptions, folder: Path, rank: int, display: Display) -> None:
         self._options, self._folder, self._rank, self._display = options, folder / PROFILE, rank, display
@@ -46,9 +39,9 @@ class StepProfiler:
 
     def start(self, step: int) -> None:
         """Start before the first step of this run, after so many steps of the training."""
+        assert self._profile is not None
         self._begin = step
-        if self._profile is not None:
-            self._profile.start()
+        self._profile.start()
 
     def stepped(self) -> None:
         """Count a step."""
@@ -64,19 +57,18 @@ class StepProfiler:
         if ended is None:
             return
         if self._step < self._options.last:
-            o = self._options
-            warn(f"profile: steps {o.first} to {o.last} of this run were asked for, and it ended after {self._step}")
+            asked = f"steps {self._options.first} to {self._options.last} of this run were asked for"
+            warn(f"profile: {asked}, and it ended after {self._step}")
         ended.stop()
 
     def _report(self, ended: profile) -> None:
-        first, last = self._begin + self._options.first, self._begin + self._step
-        path = self._folder / f"steps-{first}-{last}-rank-{self._rank}.json"
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         self._display.show(Text(ended.key_averages().table(sort_by=by, row_limit=_ROWS)))
+        first, last = self._begin + self._options.first, self._begin + self._step
+        path = self._folder / f"steps-{first}-{last}-rank-{self._rank}.json"
         try:
             self._folder.mkdir(exist_ok=True)
             ended.export_chrome_trace(str(path))
+            self._display.show(Text(f"the trace of the profile is in {shortened(path)}"))
         except (OSError, RuntimeError) as error:
             warn(f"the trace of the profile could not be written: {error}")
-        else:
-            self._display.show(Text(f"the trace of the profile is in {shortened(path)}"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.callbacks import Callback
-from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
+from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
 from accmt.config.rules import RuleSection, read_rules
 from accmt.data.loaders import DataOptions
@@ -50,7 +50,10 @@ _FLAGS = (
     *("eval_when_start", "eval_when_finish", "sanity_check", "destroy_after_training", "quiet"),
 )
 _COUNTS = ("max_checkpoints", "evaluate_every_n_steps", "cleanup_cache_every_n_steps")
-_LIMITS = ("limit_train_batches", "limit_val_batches")
+_LIMIT = Kind(
+    "a number of batches from 1, a fraction such as 0.1",
+    lambda value: COUNT.fits(value) or (isinstance(value, float) and 0 < value <= 1),
+)
 _POSITIVE = Kind("a positive number", lambda value: is_number(value) and value > 0)
 _MAPPINGS = ("gradient_checkpointing_kwargs", "compile_kwargs", "additional_tracker_config")
 _TEXTS = ("logging_dir", "train_loss_metric_name", "val_loss_metric_name")
@@ -67,13 +70,11 @@ _KINDS = {
         "a whole number from 1, a table such as {0: 8, 5: 2} (epoch, from 0 -> batches)",
         lambda value: COUNT.fits(value) or _is_table(value),
     ).or_none(),
-    **dict.fromkeys(
-        _LIMITS,
-        Kind(
-            "a number of batches from 1, a fraction such as 0.1",
-            lambda value: COUNT.fits(value) or (isinstance(value, float) and 0 < value <= 1),
-        ).or_none(),
-    ),
+    "profile": Kind(
+        f'True, False, a dictionary of "steps", such as (10, 20), the first from 2, and flags: {", ".join(_PROFILED)}',
+        lambda value: _is_profile(value),
+    ).or_none(),
+    **dict.fromkeys(("limit_train_batches", "limit_val_batches"), _LIMIT.or_none()),
     "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
     "monitor": Kind("a Monitor or a dictionary", lambda value: isinstance(value, Monitor | Mapping | None)),
     "max_shard_size": Kind(
@@ -123,7 +124,7 @@ class ArgumentCheck:
             callbacks=self._callbacks(),
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
-            profile=self._profile(),
+            profile=_profile(given["profile"]),
             given=given,
         )
         self._raise()
@@ -387,26 +388,6 @@ class ArgumentCheck:
                 self._wrong(place, must_be('"min" or "max", for which way is better', direction))
         return {str(name): direction == "max" for name, direction in (given or {}).items()}
 
-    def _profile(self) -> ProfileOptions | None:
-        given = self._given["profile"]
-        if given is None or isinstance(given, bool):
-            return ProfileOptions() if given else None
-        if not isinstance(given, Mapping):
-            self._wrong("profile", must_be('True, None, or a dictionary such as {"steps": (10, 20)}', given))
-            return None
-        flags = {name: value for name, value in given.items() if name != "steps"}
-        for name, value in flags.items():
-            if name not in _PROFILED:
-                known = ", ".join(("steps", *_PROFILED))
-                self._wrong(f"profile[{name!r}]", f"is unknown{did_you_mean(str(name), _PROFILED)} Known are: {known}")
-            self._problems += FLAG.problems(f"profile[{name!r}]", value)
-        steps = given.get("steps", (7, 11))
-        if not _is_range(steps):
-            wanted = "the first and the last step, whole numbers from 2, such as (10, 20)"
-            self._wrong("profile['steps']", must_be(wanted, steps))
-            return None
-        return ProfileOptions(steps[0], steps[1], flags)
-
     def _metrics(self) -> dict[str | None, list[Metric]]:
         """Return dataset -> metrics; the key None means all datasets."""
         given = self._given["metrics"]
@@ -434,9 +415,19 @@ class ArgumentCheck:
         return tuple(listed)
 
 
-def _is_range(steps: Any) -> bool:
-    is_pair = isinstance(steps, tuple | list) and len(steps) == 2 and all(is_whole(step, 2) for step in steps)
-    return is_pair and steps[0] <= steps[1]
+def _profile(given: Any) -> ProfileOptions | None:
+    flags = dict(given) if isinstance(given, Mapping) else {}
+    first, last = flags.pop("steps", (7, 11))
+    return None if given is None or given is False else ProfileOptions(first, last, flags)
+
+
+def _is_profile(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return isinstance(value, bool)
+    steps = value.get("steps", (7, 11))
+    is_range = isinstance(steps, tuple | list) and len(steps) == 2 and all(is_whole(step, 2) for step in steps)
+    flags = all(name == "steps" or (name in _PROFILED and isinstance(flag, bool)) for name, flag in value.items())
+    return is_range and steps[0] <= steps[1] and flags
 
 
 def _is_table(value: Any) -> bool:

@@ -87,6 +87,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     checkpointer = kind(
         Checkpoints(plan.model_path), parts, stateful, checkpoint.keep, in_background=checkpoint.in_background
     )
+    asked, where = options.profile, (plan.model_path, accelerator.process_index, plan.display)
     heartbeat = Heartbeat(position.stopwatch.elapsed, signals, checkpointer)
     return Run(
         options=options.loop,
@@ -104,7 +105,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading, is_on=checkpoint.on_exception),
-        profiler=_profiler(plan),
+        profiler=None if asked is None else StepProfiler(asked, *where),
     )
 
 
@@ -177,13 +178,6 @@ def assemble_evaluation(
     seed = agreed_seed()
     loaders = validation_loaders(options.data, module, datasets, lambda: seed)
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
-
-
-def _profiler(plan: Plan) -> StepProfiler | None:
-    options = plan.options.profile
-    if options is None:
-        return None
-    return StepProfiler(options, plan.model_path, plan.accelerator.process_index, plan.display)
 
 
 def _savings(plan: Plan) -> ModelStore | None:

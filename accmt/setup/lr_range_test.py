@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from accmt.checkpoint.rng import untouched_random_state
 from accmt.config.errors import ConfigError, Problem
 from accmt.data.generators import generators_of
 from accmt.data.loaders import TrainingData, Window
-from accmt.distributed.collective import agreed
 from accmt.distributed.process_group import leave_side_groups
 from accmt.distributed.strategy import PLAIN
 from accmt.loop.hooks import Hooks
@@ -41,35 +38,8 @@ from accmt.tracking.tracker import NoTracker
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True, slots=True)
-class RangeTest:
-    """The range of rates and the number of steps; the loss is smoothed by a moving average that weights its past by
-    `smoothing`, and diverges when it exceeds `divergence` times its lowest value."""
-
-    min_lr: float
-    max_lr: float
-    steps: int
-    smoothing: float
-    divergence: float
-
-    def check(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: One of them is out of its range.
-        """
-        if not 0 < self.min_lr < self.max_lr < math.inf:
-            raise ValueError(f"min_lr is {self.min_lr} and max_lr {self.max_lr}: they must be positive and increase")
-        if not isinstance(self.steps, int) or self.steps < 2:
-            raise ValueError(f"steps is {self.steps!r}: it must be a whole number from 2")
-        if not 0 <= self.smoothing < 1 or not self.divergence > 1:
-            text = f"smoothing is {self.smoothing} and divergence {self.divergence}"
-            raise ValueError(f"{text}: they must be from 0 to below 1, and above 1")
-
-    def rate(self, step: int) -> float:
-        """Return the rate of a step, from 0 on."""
-        return float(self.min_lr * (self.max_lr / self.min_lr) ** (step / (self.steps - 1)))
+_SMOOTHING = 0.9  # the weight of the past in the moving average
+_DIVERGENCE = 4.0  # the test ends when the average exceeds its minimum by this factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +49,7 @@ class LearningRateCurve:
     Attributes:
         rates: The learning rate of each step.
         losses: The mean loss of each step, before its update.
-        smoothed: The moving averages of the losses, without the bias towards their start.
+        smoothed: Exponential moving averages of the losses, without the bias towards their start.
         diverged: The test ended early, because the loss diverged.
     """
 
@@ -90,20 +60,17 @@ class LearningRateCurve:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate at which the smoothed loss falls most steeply per factor of the rate; None if it never falls."""
-        known = [value for value in self.smoothed if math.isfinite(value)]
-        slopes = np.gradient(known) if len(known) > 1 else np.zeros(1)
-        return self.rates[int(slopes.argmin())] if slopes.min() < 0 else None
+        """The rate of the steepest descent: the middle of the fifth of all steps in which a straight line through the
+        losses falls most steeply. None if it never falls."""
+        known = [loss for loss in self.losses if math.isfinite(loss)]
+        width = max(2, len(known) // 5)
+        parts = [known[begin : begin + width] for begin in range(len(known) - width + 1)]
+        slopes = [float(np.polyfit(range(width), part, 1)[0]) for part in parts]
+        steepest = min(slopes, default=0.0)
+        return self.rates[slopes.index(steepest) + width // 2] if steepest < 0 else None
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the losses over the rates, and the suggestion.
-
-        Args:
-            path: Where to save the picture; its ending names the format.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
+        """Draw the losses over the rates, and save the picture if a path is given; needs matplotlib."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -120,119 +87,112 @@ class LearningRateCurve:
         return figure
 
 
-def find_rates(
-    options: Options, module: AcceleratorModule, dataset: Dataset[Any] | None, test: RangeTest
-) -> LearningRateCurve:
-    """Train a module at a growing rate, and restore it.
+def rates_between(least: float, most: float, steps: int) -> list[float]:
+    """Return rates that grow by the same factor.
+
+    Raises:
+        ValueError: They are not positive, do not grow, or are fewer than 2.
+    """
+    if not 0 < least < most < math.inf or isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+        given = f"min_lr={least}, max_lr={most}, steps={steps}"
+        raise ValueError(f"{given}: the rates must be positive, the second greater, and steps a whole number from 2")
+    return [float(rate) for rate in np.geomspace(least, most, steps)]
+
+
+def find_rates(options: Options, module: AcceleratorModule, dataset: Any, rates: Sequence[float]) -> LearningRateCurve:
+    """Train a module at growing rates, and restore it.
 
     Raises:
         ConfigError: The training is not possible, or its state could not be restored.
     """
-    test.check()
-    plain = RuleOptions((), CadenceRule.parse("epoch"), (), None)
-    hps = replace(options.hps, scheduler=None, scheduler_kwargs={})
     options = replace(
         options,
-        hps=hps,
-        rules=plain,
+        hps=replace(options.hps, scheduler=None, scheduler_kwargs={}),
+        rules=RuleOptions((), CadenceRule.parse("epoch"), (), None),
         checkpoint=replace(options.checkpoint, every=None, resume=False, on_exception=False, in_background=False),
         loop=replace(options.loop, followed=None),
+        metrics={},
         callbacks=(),
     )
     check_fit(options, module, dataset, None)
     if isinstance(module, ExtendedAcceleratorModule):
-        text = f"{type(module).__name__} makes its optimizer steps itself: their rates cannot be set"
-        raise ConfigError([Problem("module", text)], "find_lr(...)")
+        raise _refused("module", f"{type(module).__name__} makes its optimizer steps itself: leave out the test")
     if isinstance(dataset, Iterator):
-        text = "is an iterator: what is read from it would be missing in the training"
-        raise ConfigError([Problem("train_dataset", text)], "find_lr(...)")
+        raise _refused("train_dataset", "is an iterator, and what is read from it would be missing in the training")
     with ExitStack() as stack:
         stack.enter_context(lent(module))
-        stack.enter_context(_unscheduled(module))
+        module.get_scheduler = lambda *_: None  # type: ignore[method-assign]
+        stack.callback(vars(module).pop, "get_scheduler")
         made = plan(options, Path(), (), module, dataset, {})
-        stack.callback(leave_side_groups)
-        stack.callback(made.accelerator.free_memory)
-        stack.callback(made.close)
+        for end in (leave_side_groups, made.accelerator.free_memory, made.close):
+            stack.callback(end)
         if made.accelerator.distributed_type not in PLAIN:
-            text = f"its weights could not be restored with {made.accelerator.distributed_type.value}"
-            raise ConfigError([Problem("module", f"{text}: run the test without it")], "find_lr(...)")
+            engine = made.accelerator.distributed_type.value
+            raise _refused("module", f"its state could not be restored with {engine}: launch the test without it")
+        if not all(group.get("lr") for group in made.optimizer.param_groups):
+            raise _refused("lr", "the optimizer has no positive learning rate, which the test would scale: give it one")
         stack.enter_context(_restored(made))
-        return _tested(made, test)
+        return _tested(made, rates)
 
 
-def _tested(made: Plan, test: RangeTest) -> LearningRateCurve:
-    """Train step by step until the last rate, or until the loss diverges."""
+def _refused(place: str, text: str) -> ConfigError:
+    return ConfigError([Problem(place, text)], "find_lr(...)")
+
+
+def _tested(made: Plan, rates: Sequence[float]) -> LearningRateCurve:
+    """Train a step at each rate, until the loss diverges."""
     module, accelerator, options = made.module, made.accelerator, made.options
     module.tracker, module.state = NoTracker(), TrainingState()
     module.device, module.accelerator = accelerator.device, accelerator
-    groups = made.optimizer.param_groups
-    ratios = [group.get("lr") for group in groups]
-    if not all(ratios):
-        text = "the optimizer has no positive learning rate of its own, which would be scaled: give it one"
-        raise ConfigError([Problem("lr", text)], "find_lr(...)")
     prepared = prepare(module, made.optimizer, options.model, through_wrapper=options.step.through_wrapper)
+    groups = made.optimizer.param_groups  # which `prepare` replaces
+    ratios = [float(group["lr"]) / float(groups[0]["lr"]) for group in groups]
     stepper = stepper_of(made, prepared, Hooks((), module.state), looks=False)
     losses: list[float] = []
     smoothed: list[float] = []
     average, diverged = 0.0, False
-    for step, window in zip(range(test.steps), _windows(made.data, module.state), strict=False):
-        for group, own in zip(prepared.optimizer.param_groups, ratios, strict=True):
-            group["lr"] = test.rate(step) * own / ratios[0]
+    for rate, window in zip(rates, _windows(made.data, module.state), strict=False):
+        for group, ratio in zip(groups, ratios, strict=True):
+            group["lr"] = rate * ratio
         stepper.step(window)
-        module.state.global_step = step + 1
-        losses.append(agreed(stepper.losses.since_log()))
-        average = test.smoothing * average + (1 - test.smoothing) * losses[-1]
-        smoothed.append(average / (1 - test.smoothing ** (step + 1)))
-        diverged = not math.isfinite(average) or smoothed[-1] > test.divergence * min(smoothed)
+        losses.append(stepper.losses.since_log())
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * losses[-1]
+        smoothed.append(average / (1 - _SMOOTHING ** len(losses)))
+        settled = smoothed[len(rates) // 10 :]
+        diverged = not math.isfinite(average) or smoothed[-1] > _DIVERGENCE * min(settled, default=math.inf)
         if diverged:
             break
-    rates = tuple(test.rate(step) for step in range(len(losses)))
-    return LearningRateCurve(rates, tuple(losses), tuple(smoothed), diverged)
+    return LearningRateCurve(tuple(rates[: len(losses)]), tuple(losses), tuple(smoothed), diverged)
 
 
 def _windows(data: TrainingData, state: TrainingState) -> Iterator[Window]:
     """Yield the windows of one epoch after another."""
     for epoch in count():
         state.epoch, state.train_step = epoch, 0
-        yield from data.windows(epoch)
-
-
-@contextmanager
-def _unscheduled(module: AcceleratorModule) -> Iterator[None]:
-    """Let the module make no scheduler in the block."""
-    module.get_scheduler = lambda *_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del module.get_scheduler
+        for window in data.windows(epoch):
+            yield window
+            state.global_step += 1
 
 
 @contextmanager
 def _restored(made: Plan) -> Iterator[None]:
-    """Restore everything that a training changes in the block: weights, optimizer, modes, attributes, random states."""
+    """Restore what a training changes in the block: weights, optimizer, modes, attributes, data and random states."""
     module, loader, optimizer = made.module, made.data.loader, made.optimizer
-    networks = [module.model, *(value for value in vars(module).values() if isinstance(value, torch.nn.Module))]
-    layers = {id(layer): (layer, layer.training) for network in networks for layer in network.modules()}
-    tensors = {id(one): one for network in networks for one in (*network.parameters(), *network.buffers())}
-    tensors |= {id(one): one for group in optimizer.param_groups for one in group["params"]}
-    values = [(one, one.detach().clone(), one.grad, one.requires_grad) for one in tensors.values()]
+    networks = [value for value in vars(module).values() if isinstance(value, torch.nn.Module)]
+    modes = [(layer, layer.training) for network in networks for layer in network.modules()]
+    tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
+    tensors += [one for group in optimizer.param_groups for one in group["params"]]
+    values = [(one, one.detach().clone(), one.grad) for one in tensors]
     former = copy.deepcopy(optimizer.state_dict())
-    things = [module, *networks, *([module.state] if module.state is not None else [])]
+    things = [module, *networks, *([] if module.state is None else [module.state])]
     generators = generators_of(module, module.model, {"train": loader})
     with untouched(things, [loader], generators), untouched_random_state(made.accelerator.device):
         try:
             yield
         finally:
-            _put_back(values)
+            for tensor, value, gradient in values:
+                tensor.detach().copy_(value)
+                tensor.grad = gradient
             optimizer.load_state_dict(former)
-            for layer, training in layers.values():
+            for layer, training in modes:
                 layer.training = training
-
-
-def _put_back(values: Sequence[tuple[Tensor, Tensor, Tensor | None, bool]]) -> None:
-    with torch.no_grad():
-        for tensor, value, gradient, requires_grad in values:
-            tensor.copy_(value)
-            tensor.grad = gradient
-            if tensor.is_leaf and tensor.requires_grad != requires_grad:
-                tensor.requires_grad_(requires_grad)
