@@ -60,7 +60,7 @@ def _parts(name: str, network: nn.Module, depth: int, seen: set[int]) -> Iterato
     tensors = [*network.parameters(not children), *network.buffers(not children)]
     if tensors or not children:
         new = {id(one): one for one in tensors if id(one) not in seen}
-        seen |= new.keys()
+        seen.update(new)
         # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
         counts = [(one, int(getattr(one, "ds_numel", one.numel()))) for one in new.values()]
         own = [(one, count) for one, count in counts if isinstance(one, nn.Parameter)]

@@ -130,7 +130,7 @@ class AcceleratorModule:
 
         Args:
             optimizer: The optimizer of the training.
-            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown.
+            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown, or epochs differ.
             epochs: Epochs of the training.
         """
         return None

@@ -49,6 +49,12 @@ def at(step, epoch, batch, step_in_epoch):
     return {**counted, "evaluation": 0, "samples_before": 0}
 
 
+def counted(counters, processes):
+    """The counters as a checkpoint of so many processes has them."""
+    unit = Unit("samples", 2, processes, 1)
+    return {"place": counters["batch"] * unit.size, "unit": asdict(unit), **counters}
+
+
 @pytest.mark.parametrize(
     ("before", "now", "per_epoch", "batch", "total"),
     [
@@ -61,7 +67,7 @@ def at(step, epoch, batch, step_in_epoch):
 def test_another_number_of_processes(before, now, per_epoch, batch, total):
     """After the first epoch of three and 4 of 6 batches each of two processes."""
     position = TrainingPosition(Data(per_epoch, processes=now), 3, None)
-    position.restore(at(10, 1, 4, 4), before)
+    position.restore(counted(at(10, 1, 4, 4), before))
     assert (position.batch, position.step_in_epoch) == (batch, batch)
     assert position.batch * 2 * now + position.offset == 16  # samples
     assert position.moved == (before != now)
@@ -72,20 +78,20 @@ def test_another_number_of_processes(before, now, per_epoch, batch, total):
 
 def test_other_data():
     position = TrainingPosition(Data(9), 3, None)
-    position.restore(at(12, 2, 0, 0), 1)  # two epochs of six
+    position.restore(counted(at(12, 2, 0, 0), 1))  # two epochs of six
     assert position.total_steps == 21
 
 
 def test_a_limit_of_steps_stays():
     position = TrainingPosition(Data(9), 3, 40)
-    position.restore(at(12, 2, 0, 0), 1)
+    position.restore(counted(at(12, 2, 0, 0), 1))
     assert position.total_steps == 40
     assert position.total_epochs == 6  # two, three whole ones, and one step more
 
 
 def test_steps_of_several_batches():
     position = TrainingPosition(Data(24, accumulation=4), 2, None)
-    position.restore(at(1, 0, 4, 1), 4)
+    position.restore(counted(at(1, 0, 4, 1), 4))
     assert (position.batch, position.step_in_epoch) == (16, 4)
     assert position.total_steps == 1 + 2 + 6
 
@@ -93,6 +99,6 @@ def test_steps_of_several_batches():
 def test_nothing_is_left_of_an_epoch():
     """The three samples that are left are no whole round of batches: the next epoch follows."""
     position = TrainingPosition(Data(2, processes=2), 3, None)
-    position.restore({**at(3, 1, 0, 0), "place": 8, "unit": asdict(Unit("samples", 2, 1, 1))}, 1)
+    position.restore(counted({**at(3, 1, 0, 0), "place": 8, "unit": asdict(Unit("samples", 2, 1, 1))}, 1))
     assert (position.epoch, position.batch, position.offset, position.passed_end) == (2, 0, 0, True)
     assert (position.progress(0).samples, position.total_steps) == (8, 5)
