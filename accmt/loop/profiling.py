@@ -33,14 +33,15 @@ class StepProfiler:
 
     def __init__(self, options: ProfileOptions, folder: Path, rank: int, display: Display) -> None:
         self._options, self._folder, self._rank, self._display = options, folder / PROFILE, rank, display
-        plan = schedule(wait=options.first - 2, warmup=1, active=options.last - options.first + 1, repeat=1)
-        self._profile: profile | None = profile(schedule=plan, on_trace_ready=self._report, **options.flags)
+        self._profile: profile | None = None
         self._begin = self._step = 0
 
     def start(self, step: int) -> None:
         """Start before the first step of this run, after so many steps of the training."""
-        assert self._profile is not None
+        first, last = self._options.first, self._options.last
+        plan = schedule(wait=first - 2, warmup=1, active=last - first + 1, repeat=1)
         self._begin = step
+        self._profile = profile(schedule=plan, on_trace_ready=self._report, **self._options.flags)
         self._profile.start()
 
     def stepped(self) -> None:

@@ -3,10 +3,12 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import launch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from accmt import AcceleratorModule, Callback, ConfigError, ExtendedAcceleratorModule, Monitor, RuleError
 from accmt.data.loaders import TrainingData
+from accmt.loop.gradient_backends import updates_of
 from accmt.loop.progress import TrainingPosition
 
 EVERY_STEP = {"checkpoint_every": "1 steps", "multiple_checkpoints": True, "disable_model_saving": True}
@@ -708,3 +711,19 @@ def test_two_processes(tmp_path):
     assert two["validated"] == 2 * [[4, 5, 6, 7]]
     names = sorted(path.name for path in (tmp_path / "model" / "profile").iterdir())
     assert names == ["steps-2-3-rank-0.json", "steps-2-3-rank-1.json"]
+
+
+def test_scaled_gradients_are_unscaled_before_their_values_are_clipped():
+    """With a scaler, Accelerate clips, which unscales first; after the norm was measured, nothing unscales again."""
+    called, parameter = [], nn.Parameter(torch.ones(2))
+    accelerator = SimpleNamespace(
+        scaler=object(),
+        distributed_type=DistributedType.NO,
+        no_sync=None,
+        backward=None,
+        clip_grad_value_=lambda parameters, most: called.append((parameters, most)),
+        clip_grad_norm_=None,
+    )
+    optimizer = SimpleNamespace(step=None, zero_grad=None)
+    updates_of(accelerator, nn.Linear(1, 1), optimizer).clip_value([parameter], 0.5)
+    assert called == [([parameter], 0.5)]
