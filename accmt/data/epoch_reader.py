@@ -135,6 +135,11 @@ class Reader:
         """True if reading can start at any sample of an epoch, not only between two of its batches."""
         return self._rest is not None or (self._stream is not None and not self.workers)
 
+    @property
+    def outruns_epochs(self) -> bool:
+        """True if workers that outlive an epoch keep a state, and would be ahead of one that is cut."""
+        return self._asks_loader and bool(self._copy.loader.persistent_workers)
+
     def __len__(self) -> int:
         return len(self._copy.loader)
 

@@ -154,6 +154,9 @@ class TrainingData:
         self.whole_length = length_of(self._reader)
         self._most = limited(limit, self.whole_length, "limit_train_batches")
         self.batches_per_epoch = self.batches_after(0)
+        if self.is_limited and self._reader.outruns_epochs:
+            text = "persistent workers of a loader with a state read past the cut: give persistent_workers=False"
+            raise ConfigError([Problem("limit_train_batches", text)], "fit(...)")
 
     @property
     def is_limited(self) -> bool:

@@ -22,7 +22,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from accmt import set_seed
+from accmt import ConfigError, set_seed
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.checkpoint.serialization import pack, unpack
 from accmt.data.loaders import TrainingData
@@ -46,11 +46,11 @@ class Kept:
     at_start: dict[str, torch.Tensor]
 
 
-def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, keep=()):
+def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, keep=(), limit=None):
     """The batches of each step, with what a model draws in it, and what is kept after `until` of them; or, with `keep`,
     what is kept after each of these numbers of steps, while it trains on."""
     set_seed(seed)
-    data = TrainingData(make(), accumulation, seed)
+    data = TrainingData(make(), accumulation, seed, limit)
     steps, epoch, batch, now, at_start, found = [], 0, 0, None, {}, {}
     if kept is not None:
         epoch, batch, now, at_start = kept.epoch, kept.batch, kept.now, kept.at_start
@@ -85,15 +85,15 @@ def assert_resumes_while_kept(make, accumulation, cuts):
         assert whole[:until] + after == whole, until
 
 
-def assert_resumes(make, accumulation=1, cuts=None, epochs=2):
+def assert_resumes(make, accumulation=1, cuts=None, epochs=2, limit=None):
     """After a cut at each step the rest is the rest, in a process with other seeds. To keep the states changes
     nothing."""
-    whole, _ = trained(make, accumulation=accumulation, epochs=epochs)
+    whole, _ = trained(make, accumulation=accumulation, epochs=epochs, limit=limit)
     cuts = cuts or range(1, len(whole))
-    again, kept = trained(make, accumulation=accumulation, epochs=epochs, keep=cuts)
+    again, kept = trained(make, accumulation=accumulation, epochs=epochs, keep=cuts, limit=limit)
     assert again == whole
     for until in cuts:
-        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept[until], seed=99)
+        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept[until], seed=99, limit=limit)
         assert whole[:until] + after == whole, until
 
 
@@ -451,6 +451,21 @@ def test_cut_between_accumulation_windows(name):
 @pytest.mark.parametrize("name", LOADERS)
 def test_cut_with_two_workers(name):
     assert_resumes_while_kept(partial(LOADERS[name], 2), 2, cuts=(4,))
+
+
+@pytest.mark.parametrize("name", [*LOADERS, *IN_ONE_PROCESS])
+def test_epochs_of_two_batches(name):
+    make = partial(LOADERS[name], 0) if name in LOADERS else IN_ONE_PROCESS[name]
+    assert_resumes(make, cuts=(1, 2, 3), limit=2)
+
+
+@pytest.mark.parametrize("name", PERSISTENT)
+def test_epochs_of_two_batches_with_workers_that_outlive_them(name):
+    if name.startswith("torchdata"):
+        with pytest.raises(ConfigError, match="limit_train_batches: persistent workers of a loader with a state"):
+            trained(PERSISTENT[name], limit=2)
+        return
+    assert_resumes(PERSISTENT[name], cuts=(1, 2), limit=2)
 
 
 @pytest.mark.parametrize("name", PERSISTENT)
