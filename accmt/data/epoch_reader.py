@@ -137,8 +137,9 @@ class Reader:
 
     @property
     def outruns_epochs(self) -> bool:
-        """True if workers that outlive an epoch keep a state, and would be ahead of one that is cut."""
-        return self._asks_loader and bool(self._copy.loader.persistent_workers)
+        """True if the end of an epoch that is cut may not be restored exactly: something keeps a state there."""
+        outlives = self._asks_loader and bool(self._copy.loader.persistent_workers)
+        return outlives or any(map(has_state, self._samplers)) or (self._indices is None and has_state(self._dataset))
 
     def __len__(self) -> int:
         return len(self._copy.loader)

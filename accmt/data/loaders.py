@@ -153,10 +153,7 @@ class TrainingData:
         self._is_last = True
         self.whole_length = length_of(self._reader)
         self._most = limited(limit, self.whole_length, "limit_train_batches")
-        self.batches_per_epoch = self.batches_after(0)
-        if self.is_limited and self._reader.outruns_epochs:
-            text = "persistent workers of a loader with a state read past the cut: give persistent_workers=False"
-            raise ConfigError([Problem("limit_train_batches", text)], "fit(...)")
+        self.batches_per_epoch = _least(self.whole_length, self._most)
 
     @property
     def is_limited(self) -> bool:
@@ -170,6 +167,11 @@ class TrainingData:
             return None
         different = {-(-self.batches_per_epoch // size) for size in self.accumulation.sizes}
         return different.pop() if len(different) == 1 else None
+
+    @property
+    def outruns_epochs(self) -> bool:
+        """True if epochs are limited, and a resume after the first may not be exact."""
+        return self.is_limited and self._reader.outruns_epochs
 
     def steps_in(self, epoch: int) -> int | None:
         """Count the optimizer steps of an epoch; None if the length of the data is unknown."""
@@ -204,13 +206,11 @@ class TrainingData:
 
     def batches_after(self, offset: int) -> int | None:
         """Count the batches of this process in an epoch without its first `offset` samples; None if unknown."""
-        length = self.whole_length
-        if offset and length is not None:
-            length = self._reader.length_after(offset)
-        if self._most is None:
-            return length
-        most = self._most - (offset > 0)  # the rest of a batch that was begun with another size is left out
-        return most if length is None else min(most, length)
+        if not offset:
+            return self.batches_per_epoch
+        length = None if self.whole_length is None else self._reader.length_after(offset)
+        # The rest of a batch that was begun with another size is left out.
+        return _least(length, None if self._most is None else self._most - 1)
 
     def steps_left(self, epoch: int, batch: int, offset: int) -> int | None:
         """Count the optimizer steps of an epoch from a position on; None if the length of the data is unknown."""
@@ -326,6 +326,10 @@ class TrainingData:
                 self._ahead, self._is_last = None, True
             yield Window(iter(window), len(window), not following)
             window = following
+
+
+def _least(*counts: int | None) -> int | None:
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _loader(

@@ -92,6 +92,10 @@ def plan(
     rules = _rules(options, savings, facts)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
+    if options.checkpoint.enabled and data.outruns_epochs:
+        warnings.append(
+            "limit_train_batches cuts data that keep a state: a resume after the first epoch may not be exact"
+        )
     warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
     optimizer, schedule, is_ours = optimizer_of(options, module, data, position, accelerator)
     check_scheduler(schedule.scheduler, options, facts)

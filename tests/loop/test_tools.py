@@ -727,3 +727,17 @@ def test_scaled_gradients_are_unscaled_before_their_values_are_clipped():
     optimizer = SimpleNamespace(step=None, zero_grad=None)
     updates_of(accelerator, nn.Linear(1, 1), optimizer).clip_value([parameter], 0.5)
     assert called == [([parameter], 0.5)]
+
+
+@pytest.mark.parametrize("limit", [2, None])
+def test_cut_data_that_keep_a_state_are_warned_about(trainer, capsys, limit):
+    class Stateful(Stream):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    trainer(limit_train_batches=limit).fit(Seen(), Stateful(12))
+    text = "limit_train_batches cuts data that keep a state: a resume after the first epoch may not be exact"
+    assert (text in capsys.readouterr().out) == (limit is not None)
