@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -719,7 +720,7 @@ def test_scaled_gradients_are_unscaled_before_their_values_are_clipped():
     accelerator = SimpleNamespace(
         scaler=object(),
         distributed_type=DistributedType.NO,
-        no_sync=None,
+        no_sync=nullcontext,
         backward=None,
         clip_grad_value_=lambda parameters, most: called.append((parameters, most)),
         clip_grad_norm_=None,
