@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from accmt.checkpoint.object_state import NetworkOwner
 from accmt.earlier import Gone
+from accmt.model_summary import ModelSummary, summarize
 from accmt.padding import pad
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ class AcceleratorModule(NetworkOwner):
     def __bool__(self) -> bool:
         return True
 
+    def summary(self, depth: int = 1) -> ModelSummary:
+        """Return the parts of the module's networks, with their class, parameters and size; `print` it as a table.
+
+        Args:
+            depth: The levels of parts into which `self.model` is divided; 0 for none.
+        """
+        return summarize(self, depth)
+
     def freeze(self, module: nn.Module) -> None:
         """Exclude all parameters of a module from training."""
         module.requires_grad_(False)
@@ -127,7 +136,7 @@ class AcceleratorModule(NetworkOwner):
 
         Args:
             optimizer: The optimizer of the training.
-            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown.
+            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown, or epochs differ.
             epochs: Epochs of the training.
         """
         return None
@@ -308,7 +317,7 @@ class ExtendedAcceleratorModule(AcceleratorModule):
         self.step_scheduler()
 
     def step_optimizer(self) -> None:
-        """Clip the gradients as the trainer's `clip_grad` says, and step the optimizer."""
+        """Clip the gradients as the trainer's `clip_grad` or `clip_grad_value` says, and step the optimizer."""
         self._stepper.step_optimizer()
 
     def step_scheduler(self) -> None:
