@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from accmt.checkpoint.object_state import NetworkOwner
 from accmt.earlier import Gone
 from accmt.html_tables import html_table
+from accmt.model_summary import ModelSummary, summarize
 from accmt.padding import pad
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ class AcceleratorModule(NetworkOwner):
 
     def __len__(self) -> int:
         """Return the number of parameters of the model."""
-        return _count(self.model)
+        # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
+        return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in self.model.parameters())
 
     def __bool__(self) -> bool:
         return True
@@ -116,13 +119,17 @@ class AcceleratorModule(NetworkOwner):
         return f"{type(self).__name__}({inner})"
 
     def _repr_html_(self) -> str:
-        model = getattr(self, "model", None)
-        children = model.named_children() if isinstance(model, nn.Module) else ()
-        parts = {**vars(self), **{f"model.{name}": part for name, part in children}}
-        rows = [
-            (name, type(part).__name__, _count(part)) for name, part in parts.items() if isinstance(part, nn.Module)
-        ]
-        return html_table(repr(self), ("part", "class", "parameters"), rows)
+        has_model = isinstance(getattr(self, "model", None), nn.Module)
+        rows = map(astuple, self.summary().parts if has_model else ())
+        return html_table(repr(self), ("part", "class", "parameters", "trainable", "bytes"), rows)
+
+    def summary(self, depth: int = 1) -> ModelSummary:
+        """Return the parts of the module's networks, with their class, parameters and size; `print` it as a table.
+
+        Args:
+            depth: The levels of parts into which `self.model` is divided; 0 for none.
+        """
+        return summarize(self, depth)
 
     def freeze(self, module: nn.Module) -> None:
         """Exclude all parameters of a module from training."""
@@ -141,7 +148,7 @@ class AcceleratorModule(NetworkOwner):
 
         Args:
             optimizer: The optimizer of the training.
-            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown.
+            steps_per_epoch: Optimizer steps per epoch; None if the length of the data is unknown, or epochs differ.
             epochs: Epochs of the training.
         """
         return None
@@ -242,11 +249,6 @@ class AcceleratorModule(NetworkOwner):
         return float(reduced)
 
 
-def _count(part: nn.Module) -> int:
-    # Under DeepSpeed's stage 3 a process holds only a shard of each parameter; `ds_numel` is the full size.
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in part.parameters())
-
-
 def _single(name: str, value: Tensor | float) -> Tensor | float:
     """Return a logged value if it is a single number.
 
@@ -327,7 +329,7 @@ class ExtendedAcceleratorModule(AcceleratorModule):
         self.step_scheduler()
 
     def step_optimizer(self) -> None:
-        """Clip the gradients as the trainer's `clip_grad` says, and step the optimizer."""
+        """Clip the gradients as the trainer's `clip_grad` or `clip_grad_value` says, and step the optimizer."""
         self._stepper.step_optimizer()
 
     def step_scheduler(self) -> None:

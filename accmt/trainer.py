@@ -42,6 +42,7 @@ from accmt.setup.best import rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit, check_prediction
+from accmt.setup.lr_range_test import LearningRateCurve, find_rates, rates_between
 from accmt.setup.model import left_in_place, lent, returned
 from accmt.setup.options import Options
 from accmt.setup.plain_module import as_module
@@ -79,7 +80,8 @@ class Trainer:
         log_with: The tracker, or a list of trackers: "mlflow", or one that Accelerate supports, such as "tensorboard".
         log_every: Log the training loss every N optimizer steps; -1 at the end of every epoch; None never. Or a text,
             such as "100 steps", "0.5 epochs", "10 seconds".
-        grad_accumulation_steps: Batches per optimizer step.
+        grad_accumulation_steps: Batches per optimizer step; or a table by epoch, such as {0: 8, 5: 2}: 8 in the epochs
+            0 to 4, and 2 from epoch 5 on.
         gradient_checkpointing: Recompute activations in the backward pass instead of storing them; the model needs a
             method `gradient_checkpointing_enable`, as models of transformers have.
         gradient_checkpointing_kwargs: Arguments of that method.
@@ -144,6 +146,16 @@ class Trainer:
         restore_best: After the training, load the best model of the only rule (True), or of the rule with this name,
             into the module, instead of leaving the weights of the last step in it. Not with a sharded model (FSDP) or
             DeepSpeed.
+        clip_grad_value: Clip each element of the gradients to this absolute value, instead of their norm: `clip_grad`
+            is left out, or None.
+        limit_train_batches: Train in each epoch on so many batches of each process only, or on this fraction of them (a
+            float; rounded down, at least one): the first ones of the order of that epoch. A stream then has epochs
+            of known length, and must not end before.
+        limit_val_batches: Evaluate on so many batches of each dataset only, of all processes together, or on this
+            fraction of them: always the first ones.
+        profile: True to profile 5 optimizer steps after 6 others with `torch.profiler`; or a dictionary with the first
+            and the last step of this run, such as {"steps": (10, 20)}, and arguments of the profiler such as
+            `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -169,7 +181,7 @@ class Trainer:
         logging_dir: str = "logs",
         log_with: str | list[str] | None = None,
         log_every: int | str | None = -1,
-        grad_accumulation_steps: int | None = None,
+        grad_accumulation_steps: int | dict[int, int] | None = None,
         gradient_checkpointing: bool = False,
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
         clip_grad: float | None = 1.0,
@@ -214,6 +226,10 @@ class Trainer:
         scheduler_metric: str | None = None,
         seed: int | None = None,
         restore_best: bool | str = False,
+        clip_grad_value: float | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        profile: bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -317,6 +333,40 @@ class Trainer:
         return ended
 
     @concise
+    @suggests("find_lr(...)")
+    def find_lr(
+        self,
+        module: AcceleratorModule | nn.Module | str | tuple[Any, Any] | Any,
+        train_dataset: Dataset[Any] | None = None,
+        *,
+        loss_fn: Callable[[Any, Any], Any] | None = None,
+        min_lr: float = 1e-7,
+        max_lr: float = 1.0,
+        steps: int = 100,
+    ) -> LearningRateCurve:
+        """Test a range of learning rates (Smith, arXiv:1506.01186): train with the rate growing from step to step.
+
+        Batches, accumulation, clipping and optimizer are those of `fit`, without scheduler and callbacks. The test ends
+        early when the smoothed loss exceeds 4 times its minimum. Then module, optimizer, random states and data are as
+        before; nothing is written. The rate is that of the first parameter group; others keep their ratio to it.
+
+        Args:
+            module, train_dataset, loss_fn: As for `fit`.
+            min_lr, max_lr: The first and the last rate; each is the previous one times the same factor.
+            steps: Optimizer steps.
+
+        Returns:
+            The curve: `rates`, `losses`, `suggestion` (where the loss falls most steeply) and `plot(path)`.
+
+        Raises:
+            ConfigError, ValueError: If something cannot work; also with FSDP or DeepSpeed.
+        """
+        refuse_run_again()
+        with exclusive("find_lr"), heard_by(self._warn):
+            module, options = as_module(module, self._options, {}, loss_fn, None, "find_lr(...)")
+            return find_rates(options, module, train_dataset, rates_between(min_lr, max_lr, steps))
+
+    @concise
     def rehearse(
         self,
         module: AcceleratorModule | nn.Module | str | tuple[Any, Any] | Any,
@@ -400,6 +450,8 @@ class Trainer:
                 self._introduce(module, state)
                 evaluation.hooks.on_evaluation_start()
                 try:
+                    if around is None and any(data.is_limited for data in evaluation.loaders.values()):
+                        self._warn("limit_val_batches: only the first batches of each dataset are evaluated")
                     if self._options.loop.sanity_check and around is None:
                         with heard_by(self._warn):
                             for warning in try_out(evaluation):

@@ -135,6 +135,12 @@ class Reader:
         """True if reading can start at any sample of an epoch, not only between two of its batches."""
         return self._rest is not None or (self._stream is not None and not self.workers)
 
+    @property
+    def outruns_epochs(self) -> bool:
+        """True if the end of an epoch that is cut may not be restored exactly: something keeps a state there."""
+        outlives = self._asks_loader and bool(self._copy.loader.persistent_workers)
+        return outlives or any(map(has_state, self._samplers)) or (self._indices is None and has_state(self._dataset))
+
     def __len__(self) -> int:
         return len(self._copy.loader)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain, islice
 from typing import Any, TypeGuard
 
@@ -16,6 +17,8 @@ from accelerate import PartialState
 from accelerate.data_loader import get_sampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
+from accmt.config.errors import ConfigError, Problem
+from accmt.data.accumulation import Accumulation, steps_before
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import length_of
@@ -40,6 +43,8 @@ class DataOptions:
     workers: int | None
     pin_memory: bool
     drop_last: bool
+    limit_train: int | float | None = None
+    limit_val: int | float | None = None
 
     @property
     def collates(self) -> tuple[Collate | None, ...]:
@@ -83,6 +88,20 @@ def validation_loader(dataset: Dataset[Any], options: DataOptions, collate: Coll
     return _loader(dataset, options, options.eval_batch_size, None, collate, False)
 
 
+def limited(limit: int | float | None, length: int | None, name: str) -> int | None:
+    """Return the most batches that a limit allows: a number of them, or a fraction of `length`, at least one.
+
+    Raises:
+        ConfigError: A fraction of an unknown length is asked for.
+    """
+    if not isinstance(limit, float):
+        return limit
+    if length is None:
+        text = f"is a fraction ({limit}), and the data have no known length: give a number of batches"
+        raise ConfigError([Problem(name, text)], "fit(...)")
+    return max(1, int(Fraction(str(limit)) * length))
+
+
 def is_several(sampler: Any) -> TypeGuard[Sequence[Sampler[int]]]:
     """Return whether a list of samplers was given, not one sampler or a list of indices."""
     return isinstance(sampler, list | tuple) and any(isinstance(item, Sampler) for item in sampler)
@@ -107,13 +126,20 @@ class TrainingData:
 
     Args:
         loader: The loader, before it is sharded across processes.
-        accumulation: Batches per optimizer step.
+        accumulation: Batches per optimizer step, or a table: first epoch -> batches.
         seed: The seed of the order of the data; the same on every process.
+        limit: The most batches of this process in an epoch, or a fraction of all; None for all.
     """
 
-    def __init__(self, loader: DataLoader[Any], accumulation: int, seed: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        accumulation: int | Mapping[int, int],
+        seed: int,
+        limit: int | float | None = None,
+    ) -> None:
         self.loader = loader
-        self.accumulation = accumulation
+        self.accumulation = Accumulation.of(accumulation)
         self.seed = seed
         sampler = loader.sampler if loader.batch_sampler is None else get_sampler(loader)
         self._samples = length_of(sampler)
@@ -125,12 +151,42 @@ class TrainingData:
         self._reader = Reader(loader, self.samplers, state.process_index, state.num_processes)
         self._ahead: Mapping[str, Any] | None = None
         self._is_last = True
-        self.batches_per_epoch = self._first_length = length_of(self._reader)
+        self.whole_length = length_of(self._reader)
+        self._most = limited(limit, self.whole_length, "limit_train_batches")
+        self.batches_per_epoch = _least(self.whole_length, self._most)
+
+    @property
+    def is_limited(self) -> bool:
+        """True if epochs are shorter than the data."""
+        return self.batches_per_epoch != self.whole_length
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps per epoch; None if the length of the data is unknown."""
-        return None if self.batches_per_epoch is None else -(-self.batches_per_epoch // self.accumulation)
+        """Optimizer steps per epoch; None if the length of the data is unknown, or epochs differ."""
+        if self.batches_per_epoch is None:
+            return None
+        different = {-(-self.batches_per_epoch // size) for size in self.accumulation.sizes}
+        return different.pop() if len(different) == 1 else None
+
+    @property
+    def outruns_epochs(self) -> bool:
+        """True if epochs are limited, and a resume after the first may not be exact."""
+        return self.is_limited and self._reader.outruns_epochs
+
+    def steps_in(self, epoch: int) -> int | None:
+        """Count the optimizer steps of an epoch; None if the length of the data is unknown."""
+        batches = self.batches_per_epoch
+        return None if batches is None else -(-batches // self.accumulation.at(epoch))
+
+    def steps_before(self, epoch: int) -> int | None:
+        """Count the optimizer steps of all epochs before one; None if the length of the data is unknown."""
+        batches = self.batches_per_epoch
+        return None if batches is None else steps_before(self.accumulation, epoch, batches)
+
+    def epochs_for(self, steps: int) -> int | None:
+        """Count the epochs that contain so many optimizer steps; None if the length of the data is unknown."""
+        batches = self.batches_per_epoch
+        return None if batches is None else self.accumulation.epochs_for(steps, batches)
 
     @property
     def batch_size(self) -> int:
@@ -140,7 +196,7 @@ class TrainingData:
     @property
     def samples_per_step(self) -> int:
         """Maximum number of samples in one optimizer step, over all processes."""
-        return self._batch_size * self.accumulation
+        return self._batch_size * max(self.accumulation.sizes)
 
     def samples_after(self, batches: int, offset: int = 0) -> int:
         """Count the samples, without padding, in the first `batches` batches of all processes and in what was skipped
@@ -150,13 +206,16 @@ class TrainingData:
 
     def batches_after(self, offset: int) -> int | None:
         """Count the batches of this process in an epoch without its first `offset` samples; None if unknown."""
-        is_known = self.batches_per_epoch is not None
-        return self._reader.length_after(offset) if offset and is_known else self.batches_per_epoch
+        if not offset:
+            return self.batches_per_epoch
+        length = None if self.whole_length is None else self._reader.length_after(offset)
+        # The rest of a batch that was begun with another size is left out.
+        return _least(length, None if self._most is None else self._most - 1)
 
-    def steps_left(self, batch: int, offset: int) -> int | None:
+    def steps_left(self, epoch: int, batch: int, offset: int) -> int | None:
         """Count the optimizer steps of an epoch from a position on; None if the length of the data is unknown."""
         batches = self.batches_after(offset)
-        return None if batches is None else max(0, -(-(batches - batch) // self.accumulation))
+        return None if batches is None else max(0, -(-(batches - batch) // self.accumulation.at(epoch)))
 
     def locate(self, place: int, then: Unit) -> tuple[int, int]:
         """Locate a position in an epoch that was counted in another unit.
@@ -209,7 +268,10 @@ class TrainingData:
         self._ahead, self._is_last = None, False
         batches, length = self._reader.read(Place(epoch, self.seed, skip, offset), skipped), self.batches_after(offset)
         self._check_length(epoch)
-        return self._windows_of_unknown(batches) if length is None else self._windows_of_known(batches, length - skip)
+        together = self.accumulation.at(epoch)
+        if length is None:
+            return self._windows_of_unknown(batches, together)
+        return self._windows_of_known(batches, length - skip, together)
 
     def close(self) -> None:
         """Shut down the workers."""
@@ -222,17 +284,17 @@ class TrainingData:
             RuntimeError: It does not.
         """
         length = self._reader.length_of_epoch
-        if length != self._first_length:
+        if length != self.whole_length:
             raise RuntimeError(
-                f"epoch {epoch} of the training data has {length} batches of this process, and {self._first_length} "
+                f"epoch {epoch} of the training data has {length} batches of this process, and {self.whole_length} "
                 f"were counted at the start: the steps of the training, its schedules and its rules require epochs "
                 f"of equal length. Make all epochs equally long, or remove __len__ from the sampler or the dataset "
                 f"that changes: then every epoch is read to its end"
             )
 
-    def _windows_of_known(self, batches: Iterator[Any], remaining: int) -> Iterator[Window]:
+    def _windows_of_known(self, batches: Iterator[Any], remaining: int, together: int) -> Iterator[Window]:
         while remaining > 0:
-            size = min(self.accumulation, remaining)
+            size = min(together, remaining)
             remaining -= size
             self._is_last = remaining == 0
             yield Window(self._promised(batches, size, self._is_last), size, self._is_last)
@@ -246,23 +308,28 @@ class TrainingData:
         for _ in range(size):
             batch: Any = next(batches, END)
             if batch is END:
-                promised = f"{self.batches_per_epoch} batches of this process in each epoch"
-                raise RuntimeError(f"the training data end early: their length promises {promised}")
+                who = "their length promises" if self.whole_length is not None else "limit_train_batches asks for"
+                promised = f"{who} {self.batches_per_epoch} batches of this process in each epoch"
+                raise RuntimeError(f"the training data end early: {promised}")
             yield batch
         if is_last:
             self._reader.finish(batches)
 
-    def _windows_of_unknown(self, batches: Iterator[Any]) -> Iterator[Window]:
+    def _windows_of_unknown(self, batches: Iterator[Any], together: int) -> Iterator[Window]:
         """Yield windows, reading one ahead: nothing else shows whether a window is the last."""
-        window = list(islice(batches, self.accumulation))
+        window = list(islice(batches, together))
         while window:
             self._ahead = self._reader.state(at_end=False)
-            following = list(islice(batches, self.accumulation))
+            following = list(islice(batches, together))
             if not following:
                 self._reader.finish(batches)
                 self._ahead, self._is_last = None, True
             yield Window(iter(window), len(window), not following)
             window = following
+
+
+def _least(*counts: int | None) -> int | None:
+    return min((count for count in counts if count is not None), default=None)
 
 
 def _loader(

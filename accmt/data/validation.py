@@ -15,7 +15,7 @@ from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
 from accmt.data.loader_copy import LoaderCopy
-from accmt.data.loaders import DataOptions, validation_loader
+from accmt.data.loaders import DataOptions, limited, validation_loader
 from accmt.data.seeding import apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
 from accmt.module import AcceleratorModule
@@ -41,15 +41,25 @@ class ValidationData:
         key: The key of the dataset.
         seed: Returns the seed of the training.
         name: Its name in errors.
+        limit: The most batches of all processes together, from the first on, or a fraction of all; None for all.
     """
 
-    def __init__(self, loader: DataLoader[Any], key: str, seed: Callable[[], int], name: str) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        key: str,
+        seed: Callable[[], int],
+        name: str,
+        limit: int | float | None = None,
+    ) -> None:
         state = PartialState()
         self.loader = loader = _with_own_sampler(loader)
         self.dataset = loader.dataset
         self.samples: int | None = None
         self._key, self._seed, self._name = key, seed, name
         self._process, self._processes = state.process_index, state.num_processes
+        self.limit = limited(limit, None if self.is_stream else length_of(loader), "limit_val_batches")
+        self._most = None if self.limit is None else len(range(self._process, self.limit, self._processes))
         self._copy = LoaderCopy(loader)
         self._indices: Indices | None = None
         self._is_ready = is_ready(loader.dataset, loader.collate_fn)
@@ -66,8 +76,15 @@ class ValidationData:
         """Number of batches of this process; None if unknown."""
         return None if self.is_stream else length_of(self)
 
+    @property
+    def is_limited(self) -> bool:
+        """True if it may have fewer batches than the data."""
+        whole_length = None if self.is_stream else length_of(self.loader)
+        return self.limit is not None and (whole_length is None or self.limit < whole_length)
+
     def __len__(self) -> int:
-        return len(self._copy.loader)
+        length = len(self._copy.loader)
+        return length if self._most is None else min(length, self._most)
 
     def with_workers(self, workers: int) -> ValidationData:
         """Return the same batches, loaded by another number of workers."""
@@ -75,13 +92,13 @@ class ValidationData:
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
         vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
-        return ValidationData(loader, self._key, self._seed, self._name)
+        return ValidationData(loader, self._key, self._seed, self._name, self.limit)
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)
         self._copy.seed(seed)
         batches = self._stream(seed) if self._indices is None else self._of_indices(self._indices, seed)
-        for samples, batch in self._copy.sizes.beside(batches, self._indices):
+        for samples, batch in islice(self._copy.sizes.beside(batches, self._indices), self._most):
             self.samples = samples
             yield batch
 
@@ -131,7 +148,8 @@ def validation_loaders(
         loader = validation_loader(dataset, options, collate) if given is None else given
         name = dataset_name(key, datasets)
         place = f"val_dataset['{key}']" if name == key else "val_dataset"
-        data[key] = ValidationData(whole(loader, place), key, seed, f"the validation data '{name}'")
+        shown = f"the validation data '{name}'"
+        data[key] = ValidationData(whole(loader, place), key, seed, shown, options.limit_val)
         check_alike(data[key].loader, place)
     return data
 

@@ -173,8 +173,9 @@ def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:
     if monitor.train_loss:
         values[options.train_loss_name] = loss
     if monitor.epoch:
-        per_epoch = run.data.steps_per_epoch
-        values["epoch"] = progress.step / per_epoch if per_epoch else float(progress.epoch)
+        per_epoch, current = run.data.steps_per_epoch, run.data.steps_in(progress.epoch)
+        part = progress.step_in_epoch / current if current else 0.0
+        values["epoch"] = progress.step / per_epoch if per_epoch else progress.epoch + part
     if monitor.learning_rate:
         values["learning_rate"] = float(run.stepper.learning_rate)
     if monitor.grad_norm and run.stepper.grad_norm is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from accmt.loop.evaluate import Evaluation
 
-Kind = Literal["fit", "evaluate", "predict", "optimize", "rehearse"]
+Kind = Literal["fit", "evaluate", "predict", "optimize", "rehearse", "find_lr"]
 
 _NAMES: dict[Kind, str] = {
     "fit": "a training",
@@ -24,6 +24,7 @@ _NAMES: dict[Kind, str] = {
     "predict": "a prediction",
     "optimize": "a search",
     "rehearse": "a rehearsal",
+    "find_lr": "a learning rate range test",
 }
 _MAY_HOLD: set[tuple[Kind, Kind]] = {("optimize", "fit"), ("optimize", "evaluate"), ("fit", "evaluate")}
 _MAY_HOLD |= {("optimize", "predict"), ("fit", "predict")}

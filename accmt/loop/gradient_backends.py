@@ -26,6 +26,7 @@ class GradientBackend:
         step: Steps the optimizer.
         zero_grad: Resets the gradients.
         was_skipped: Returns whether the last step was skipped because gradients overflowed fp16; None if none ever is.
+        clip_value: Clips each element of the gradients of parameters; not with DeepSpeed.
         norm: If `step` clips: returns the norm of the last step's gradients before clipping.
     """
 
@@ -35,6 +36,7 @@ class GradientBackend:
     step: Callable[..., Any]
     zero_grad: Callable[..., None]
     was_skipped: Callable[[], bool] | None
+    clip_value: Callable[[list[nn.Parameter], float], None] = nn.utils.clip_grad_value_
     norm: Callable[[], Tensor | None] = lambda: None
 
 
@@ -53,7 +55,13 @@ def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Gr
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
 
     return GradientBackend(
-        accelerator.backward, no_sync, clip, optimizer.step, optimizer.zero_grad, lambda: optimizer.step_was_skipped
+        accelerator.backward,
+        no_sync,
+        clip,
+        optimizer.step,
+        optimizer.zero_grad,
+        lambda: optimizer.step_was_skipped,
+        accelerator.clip_grad_value_,
     )
 
 
@@ -79,5 +87,5 @@ def _by_deepspeed(engine: Any, optimizer: Any) -> GradientBackend:
     if is_managed:
         engine.set_gradient_accumulation_boundary(is_boundary=True)
     return GradientBackend(
-        engine.backward, no_sync, None, engine.step, zero_grad, lambda: bool(optimizer.step_was_skipped), norm
+        engine.backward, no_sync, None, engine.step, zero_grad, lambda: bool(optimizer.step_was_skipped), norm=norm
     )

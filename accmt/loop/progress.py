@@ -116,18 +116,15 @@ class TrainingPosition:
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole training; None if the length of the data is unknown."""
-        per_epoch = self._data.steps_per_epoch
         if self._max_steps is not None:
             return self._max_steps
-        return None if per_epoch is None else per_epoch * self._epochs + self._more
+        steps = self._data.steps_before(self._epochs)
+        return None if steps is None else steps + self._more
 
     @property
     def total_epochs(self) -> int | None:
         """Epochs of the whole training, the last possibly partial; None if unknown."""
-        if self._max_steps is None:
-            return self._epochs
-        per_epoch = self._data.steps_per_epoch
-        return None if per_epoch is None else -(-(self._max_steps - self._more) // per_epoch)
+        return self._epochs if self._max_steps is None else self._data.epochs_for(self._max_steps - self._more)
 
     @property
     def is_finished(self) -> bool:
@@ -193,7 +190,7 @@ class TrainingPosition:
             "elapsed": self.stopwatch.elapsed(),
             "data_seed": self._data.seed,
             "processes": unit.processes,
-            "steps_per_epoch": self._data.steps_per_epoch,
+            "steps_per_epoch": self._data.steps_in(counters["epoch"]),
         }
 
     def check(self, state: Any) -> None:
@@ -207,7 +204,8 @@ class TrainingPosition:
         self.is_settled = state["settled"]
         self.stopwatch.set(state["elapsed"])
         self._data.seed = state["data_seed"]
-        notes, length, processes = [], self._data.steps_per_epoch, self._data.unit.processes
+        notes, processes = [], self._data.unit.processes
+        length = self._data.steps_in(state["position"]["epoch"])
         if state["steps_per_epoch"] != length:
             notes.append(
                 f"an epoch had {state['steps_per_epoch']} steps and now has {length}: the count of steps continues"
@@ -232,20 +230,22 @@ class TrainingPosition:
             setattr(self, name, data[name])
         then = Unit(**data["unit"])
         self.batch, self.offset = self._data.locate(data["place"], then)
-        self.moved, per_epoch = then != self._data.unit, self._data.steps_per_epoch
+        self.moved = then != self._data.unit
         self.ended_epoch = data.get("ended_epoch", False)
-        if self.ended_epoch and per_epoch is not None:
-            self._more = self.step - self.epoch * per_epoch - self.step_in_epoch
+        before = self._data.steps_before(self.epoch)
+        if self.ended_epoch and before is not None:
+            self._more = self.step - self.step_in_epoch - before
         if self.ended_epoch:
             return
-        left = self._data.steps_left(self.batch, self.offset)
-        if left is None or per_epoch is None:
-            return
-        if not left:
+        left = self._data.steps_left(self.epoch, self.batch, self.offset)
+        if left == 0:
             self.next_epoch()
-            self.passed_end, left = True, per_epoch
+            self.passed_end, left = True, self._data.steps_in(self.epoch)
+        per_epoch, before = self._data.steps_in(self.epoch), self._data.steps_before(self.epoch)
+        if left is None or per_epoch is None or before is None:
+            return
         self.step_in_epoch = max(0, per_epoch - left)
-        self._more = self.step + left - (self.epoch + 1) * per_epoch
+        self._more = self.step + left - before - per_epoch
 
     @property
     def _place(self) -> int:

@@ -14,6 +14,7 @@ from accmt.display.display import Display, ShownPosition
 from accmt.distributed.heartbeat import Heartbeat
 from accmt.loop.evaluate import Evaluation
 from accmt.loop.hooks import Hooks
+from accmt.loop.profiling import StepProfiler
 from accmt.loop.progress import TrainingPosition, epoch_shown
 from accmt.loop.records import Records
 from accmt.loop.stateful_parts import RandomStates
@@ -103,6 +104,10 @@ class Run:
         return self.module.tracker
 
     @property
+    def profiler(self) -> StepProfiler | None:
+        return self.stepper.profiler
+
+    @property
     def hooks(self) -> Hooks:
         return self.evaluation.hooks
 
@@ -159,5 +164,7 @@ class Run:
 
     def close(self) -> None:
         """Release what the training holds besides its results."""
+        if self.profiler is not None:
+            self.profiler.close()
         self.heartbeat.close()
         self.checkpointer.close()

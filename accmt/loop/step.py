@@ -22,6 +22,7 @@ from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
 from accmt.loop.out_of_memory import tried_again
+from accmt.loop.profiling import StepProfiler
 from accmt.loop.trainable_parameters import Beside, Trained
 from accmt.module import AcceleratorModule
 
@@ -32,6 +33,7 @@ class StepOptions:
 
     Attributes:
         clip_grad: Maximum norm of all gradients; None for no clipping.
+        clip_value: Maximum absolute value of each element of the gradients; None for no clipping.
         set_to_none: Reset gradients to None instead of zero.
         place_batches: Move batches to the device.
         prepare_batches: Convert batches to the precision of the model, if an engine needs that.
@@ -42,6 +44,7 @@ class StepOptions:
     """
 
     clip_grad: float | None
+    clip_value: float | None
     set_to_none: bool
     place_batches: bool
     prepare_batches: bool
@@ -57,7 +60,8 @@ class StepOptions:
 
 
 class Stepper:
-    """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device.
+    """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device; `profiler`
+    follows some of the steps, if any are to be profiled.
 
     Args:
         module: The module, which knows its Accelerator and its state.
@@ -102,6 +106,7 @@ class Stepper:
         self._shares_gradients = False
         self.losses, self.metrics = means
         self.grad_norm: Tensor | None = None
+        self.profiler: StepProfiler | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -211,6 +216,10 @@ class Stepper:
             average_gradients(self._trained.outside())
         if self._limit is not None and self._updates.clip is not None:
             self.grad_norm = self._updates.clip(self._trained.held(), self._limit)
+        if self.options.clip_value is not None:
+            # The norm was taken of unscaled gradients already, and they can be unscaled only once.
+            clip = self._updates.clip_value if self._limit is None else nn.utils.clip_grad_value_
+            clip(self._trained.held(), self.options.clip_value)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""

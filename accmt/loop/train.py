@@ -35,6 +35,8 @@ def train(run: Run) -> Stop | None:
         Terminated: SIGTERM requested the end; a checkpoint was made.
     """
     stop = _begin(run)
+    if run.profiler is not None:
+        run.profiler.start(run.position.step)
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
     run.finish_checkpoint()
@@ -124,6 +126,8 @@ def _step(run: Run, window: Window) -> None:
     run.position.advance(window)
     run.state.global_step = run.position.step
     run.last_step.note(run, is_settled=False)
+    if run.profiler is not None:
+        run.profiler.stepped()
 
 
 def _settle(run: Run) -> Stop | None:

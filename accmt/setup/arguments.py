@@ -17,6 +17,7 @@ from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
 from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
 from accmt.hyperparameters.schedulers import NEEDS_METRIC, is_plateau
+from accmt.loop.profiling import ProfileOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
 from accmt.loop.timetable import StepInterval
@@ -33,6 +34,8 @@ from accmt.tracking.mlflow import is_address
 from accmt.tracking.tracker_arguments import choose_trackers, name_problems, names_in, places_of
 
 CHECKPOINT_EVERY = "epoch"
+CLIP_GRAD = 1.0
+_PROFILED = ("record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules")
 PRECISIONS = ("no", "fp16", "bf16")
 _SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)
 _T = TypeVar("_T")
@@ -46,7 +49,12 @@ _FLAGS = (
     *("dataloader_pin_memory", "dataloader_drop_last", "batch_device_placement", "prepare_batch"),
     *("eval_when_start", "eval_when_finish", "sanity_check", "destroy_after_training", "quiet"),
 )
-_COUNTS = ("max_checkpoints", "evaluate_every_n_steps", "grad_accumulation_steps", "cleanup_cache_every_n_steps")
+_COUNTS = ("max_checkpoints", "evaluate_every_n_steps", "cleanup_cache_every_n_steps")
+_LIMIT = Kind(
+    "a number of batches from 1, a fraction such as 0.1",
+    lambda value: COUNT.fits(value) or (isinstance(value, float) and 0 < value <= 1),
+)
+_POSITIVE = Kind("a positive number", lambda value: is_number(value) and value > 0)
 _MAPPINGS = ("gradient_checkpointing_kwargs", "compile_kwargs", "additional_tracker_config")
 _TEXTS = ("logging_dir", "train_loss_metric_name", "val_loss_metric_name")
 _KINDS = {
@@ -57,7 +65,17 @@ _KINDS = {
     **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
     "seed": Kind("a whole number from 0 to 2**32 - 1", lambda value: is_whole(value, 0) and value < 2**32).or_none(),
     "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
-    "clip_grad": Kind("a positive number", lambda value: is_number(value) and value > 0).or_none(),
+    "clip_grad": _POSITIVE.or_none(),
+    "clip_grad_value": _POSITIVE.or_none(),
+    "grad_accumulation_steps": Kind(
+        "a whole number from 1, a table such as {0: 8, 5: 2} (epoch, from 0 -> batches)",
+        lambda value: COUNT.fits(value) or _is_table(value),
+    ).or_none(),
+    "profile": Kind(
+        f'True, False, a dictionary of "steps", such as (10, 20), the first from 2, and flags: {", ".join(_PROFILED)}',
+        lambda value: _is_profile(value),
+    ).or_none(),
+    **dict.fromkeys(("limit_train_batches", "limit_val_batches"), _LIMIT.or_none()),
     "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
     "monitor": Kind("a Monitor or a dictionary", lambda value: isinstance(value, Monitor | Mapping | None)),
     "restore_best": Kind("True, False, or the name of a rule", lambda value: FLAG.fits(value) or TEXT.fits(value)),
@@ -109,6 +127,7 @@ class ArgumentCheck:
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
             seed=given["seed"],
+            profile=_profile(given["profile"]),
             given=given,
         )
         self._raise()
@@ -251,12 +270,17 @@ class ArgumentCheck:
             workers=given["dataloader_num_workers"],
             pin_memory=given["dataloader_pin_memory"],
             drop_last=given["dataloader_drop_last"],
+            limit_train=given["limit_train_batches"],
+            limit_val=given["limit_val_batches"],
         )
 
     def _step(self, config: Config, monitor: Monitor) -> StepOptions:
-        given = self._given
+        given, value = self._given, self._given["clip_grad_value"]
+        if value is not None and given["clip_grad"] not in (None, CLIP_GRAD):
+            self._wrong("clip_grad_value", "is given together with clip_grad: give one of them")
         return StepOptions(
-            clip_grad=given["clip_grad"],
+            clip_grad=given["clip_grad"] if value is None else None,
+            clip_value=value,
             set_to_none=given["set_to_none"],
             place_batches=given["batch_device_placement"],
             prepare_batches=given["prepare_batch"],
@@ -393,6 +417,27 @@ class ArgumentCheck:
                 self._wrong("callback", f"{type(callback).__name__} is given twice, and would be called twice")
                 break
         return tuple(listed)
+
+
+def _profile(given: Any) -> ProfileOptions | None:
+    flags = dict(given) if isinstance(given, Mapping) else {}
+    first, last = flags.pop("steps", (7, 11))
+    return None if given is None or given is False else ProfileOptions(first, last, flags)
+
+
+def _is_profile(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return isinstance(value, bool)
+    steps = value.get("steps", (7, 11))
+    is_range = isinstance(steps, tuple | list) and len(steps) == 2 and all(is_whole(step, 2) for step in steps)
+    flags = all(name == "steps" or (name in _PROFILED and isinstance(flag, bool)) for name, flag in value.items())
+    return is_range and steps[0] <= steps[1] and flags
+
+
+def _is_table(value: Any) -> bool:
+    """Return whether a value says the batches per step by epoch, from epoch 0 on."""
+    is_table = isinstance(value, Mapping) and 0 in value
+    return is_table and all(is_whole(epoch, 0) and COUNT.fits(batches) for epoch, batches in value.items())
 
 
 def _as_interval(rule: CadenceRule) -> StepInterval | None:

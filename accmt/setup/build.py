@@ -30,6 +30,7 @@ from accmt.loop.hooks import Hooks
 from accmt.loop.last_step import LastStep
 from accmt.loop.manual import ManualStepper
 from accmt.loop.means import LossMeter, TrainingMetrics
+from accmt.loop.profiling import StepProfiler
 from accmt.loop.records import Records
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import (
@@ -73,7 +74,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     module._logged = {} if logs and module._log_every is None else None
     hooks, engine = Hooks(options.callbacks, state), RuleEngine(plan.rules, plan.facts)
     state.patience_left = engine.patience_left()
-    stepper = _stepper(plan, prepared, hooks, looks=engine.watches)
+    stepper = stepper_of(plan, prepared, hooks, looks=engine.watches)
     metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
     # With a sharded model, processes wait for each other in every forward pass: none can repeat a step alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
@@ -87,6 +88,9 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     checkpointer = kind(
         Checkpoints(plan.model_path), parts, stateful, checkpoint.keep, in_background=checkpoint.in_background
     )
+    if options.profile is not None:
+        where = plan.model_path, accelerator.process_index, plan.display
+        stepper.profiler = StepProfiler(options.profile, *where)
     heartbeat = Heartbeat(position.stopwatch.elapsed, signals, checkpointer)
     return Run(
         options=options.loop,
@@ -189,7 +193,8 @@ def _savings(plan: Plan) -> ModelStore | None:
     return ModelStore(plan.model_path, form, extras_of(plan.module, unwrapped(plan.parts.model), plan.options))
 
 
-def _stepper(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:
+def stepper_of(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:
+    """Return the maker of optimizer steps for a prepared model."""
     module, optimizer, kind = plan.module, prepared.optimizer, Stepper
     if isinstance(module, ExtendedAcceleratorModule):
         kind = ManualStepper

@@ -126,7 +126,7 @@ def _model_problems(options: Options, module: AcceleratorModule) -> list[Problem
     if options.model.gradient_checkpointing and not any(hasattr(model, name) for name in names):
         text = f"needs a method gradient_checkpointing_enable, and {type(model).__name__} has none"
         problems.append(Problem("gradient_checkpointing", text))
-    if options.accumulation > 1 and isinstance(module, ExtendedAcceleratorModule):
+    if options.accumulation != 1 and isinstance(module, ExtendedAcceleratorModule):
         text = (
             "an ExtendedAcceleratorModule accumulates gradients itself: leave it out, and step where self.state says so"
         )

@@ -12,7 +12,7 @@ from accmt.config.errors import Problem
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
 _NEAR = 0.85
-_CALLED_BY_USERS = frozenset({"forward", "freeze", "unfreeze", "log", "pad", "status_dict"})
+_CALLED_BY_USERS = frozenset({"forward", "freeze", "unfreeze", "log", "pad", "status_dict", "summary"})
 _COLLATE = ("collate_fn_train", "collate_fn_val")
 PREDICTS = "predict_step"
 _STATE = ("state_dict", "load_state_dict")

@@ -75,6 +75,9 @@ def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule
         text = f"the gradients of {type(sparse).__name__} are sparse and have no norm to clip: give clip_grad=None"
         watched = ", and no grad_norm in monitor" if options.step.clip_grad is None else ""
         raise ConfigError([Problem("clip_grad", f"{text}{watched}")], "fit(...)")
+    if sparse is not None and options.step.clip_value is not None:
+        text = f"the gradients of {type(sparse).__name__} are sparse and cannot be clipped: leave it out"
+        raise ConfigError([Problem("clip_grad_value", text)], "fit(...)")
     own = {id(parameter) for parameter in module.model.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in held):

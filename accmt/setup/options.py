@@ -9,6 +9,7 @@ from typing import Any
 from accmt.callbacks import Callback
 from accmt.data.loaders import DataOptions
 from accmt.hyperparameters import HyperParameters
+from accmt.loop.profiling import ProfileOptions
 from accmt.loop.run import LoopOptions
 from accmt.loop.step import StepOptions
 from accmt.metrics.metric import Metric
@@ -106,11 +107,12 @@ class Options:
     step: StepOptions
     loop: LoopOptions
     tracking: TrackingOptions
-    accumulation: int
+    accumulation: int | Mapping[int, int]
     training_metrics: Mapping[str, bool]
     metrics: Mapping[str | None, Sequence[Metric]]
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
     seed: int | None = None
+    profile: ProfileOptions | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

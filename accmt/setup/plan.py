@@ -96,6 +96,10 @@ def plan(
     check_restoring(options, rules, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
+    if options.checkpoint.enabled and data.outruns_epochs:
+        warnings.append(
+            "limit_train_batches cuts data that keep a state: a resume after the first epoch may not be exact"
+        )
     warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
     optimizer, schedule, is_ours = optimizer_of(options, module, data, position, accelerator)
     check_scheduler(schedule.scheduler, options, facts)
@@ -140,7 +144,7 @@ def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset
         loader = training_loader(dataset, options.data, collate)
     loader = whole(loader, "train_dataset")
     check_alike(loader, "train_dataset")
-    data = TrainingData(loader, options.accumulation, agreed_seed())
+    data = TrainingData(loader, options.accumulation, agreed_seed(), options.data.limit_train)
     if data.batches_per_epoch == 0:
         text = "has no whole batch: with dataloader_drop_last the batch must not be larger than the dataset"
         raise ConfigError([Problem("train_dataset", text)], "fit(...)")
@@ -217,6 +221,9 @@ def _check_engine(options: Options, accelerator: Accelerator) -> None:
     if options.checkpoint.in_background and is_deepspeed(accelerator):
         text = "DeepSpeed writes its part of a checkpoint while the training waits: leave it out"
         raise ConfigError([Problem("checkpoint_async", text)], "Trainer(...)")
+    if options.step.clip_value is not None and (is_deepspeed(accelerator) or shards_model(accelerator)):
+        text = "DeepSpeed and FSDP clip gradients by their norm only: leave it out, and give clip_grad"
+        raise ConfigError([Problem("clip_grad_value", text)], "Trainer(...)")
     if options.checkpoint.on_exception and (is_deepspeed(accelerator) or shards_model(accelerator)):
         text = "a failed step of a sharded model does not leave a complete model: leave it out"
         raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")

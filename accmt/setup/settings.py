@@ -12,6 +12,7 @@ import torch
 from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.stateful import Mismatch
 from accmt.config.errors import ConfigError, Problem
+from accmt.data.accumulation import Accumulation
 from accmt.data.identity import difference, identify_dataset, order_of
 from accmt.data.loaders import TrainingData
 from accmt.distributed.collective import from_main
@@ -27,9 +28,9 @@ from accmt.rules import RuleEngine
 from accmt.rules.codec import Count, from_plain_at
 from accmt.setup.options import Options
 
-NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience")
-"""Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, and the
-patience, whose changes the rules report."""
+NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile")
+"""Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, the
+patience, whose changes the rules report, and the profile, which changes no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,8 @@ def _in_force(options: Options) -> dict[str, Any]:
     force: dict[str, Any] = {"monitor": options.loop.monitor, "stop_when": [stop.text for stop in rules.stop_when]}
     if options.given.get("evaluate_every_n_steps") is None:
         force["evaluate_every"] = rules.evaluate.text
+    if isinstance(options.accumulation, Mapping):
+        force["grad_accumulation_steps"] = str(Accumulation.of(options.accumulation))
     if every is not None:
         force["checkpoint_every"] = every.text
     return force

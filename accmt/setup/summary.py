@@ -12,11 +12,14 @@ from accmt.distributed.strategy import count_of
 from accmt.hyperparameters.schedulers import SCHEDULERS
 from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
+from accmt.model_summary import summarize
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
 from accmt.setup.plan import Plan
+
+_MOST_PARTS = 8
 
 
 def before_training(plan: Plan, notes: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -71,20 +74,27 @@ def _facts(plan: Plan) -> dict[str, str]:
     model, position, data = plan.parts.model, plan.position, plan.data
     total, trained = count_of(model)
     processes = plan.accelerator.num_processes
-    batch = plan.options.data.batch_size * processes * data.accumulation
-    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or data.accumulation > 1 else []
+    together = data.accumulation.at(position.epoch)
+    batch = plan.options.data.batch_size * processes * together
+    several = data.accumulation.sizes != {1}
+    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or several else []
     factors += [f"{processes} processes"] * (processes > 1)
-    factors += [f"{data.accumulation} batches accumulated a step"] * (data.accumulation > 1)
+    is_table = len(data.accumulation.starts) > 1
+    factors += [f"batches a step: {data.accumulation}" if is_table else f"{together} batches a step"] * several
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
+        "parts": _parts(plan),
         "device": f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}",
         "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
         "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
     }
+    if limits := list(_limits(plan)):
+        facts["limited"] = "; ".join(limits)
     if plan.facts.metrics or plan.facts.training:
         facts["metrics"] = _directions(plan.facts)
-    return {**facts, "optimizer": _optimizer(plan), **dict(_settings(plan))}
+    facts = {**facts, "optimizer": _optimizer(plan), **dict(_settings(plan))}
+    return {name: text for name, text in facts.items() if text}
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -96,6 +106,8 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "precision", ", ".join(types) if precision == "no" else f"{precision}, mixed"
     if options.step.clip_grad is not None:
         yield "clipping", f"gradients to a norm of {options.step.clip_grad:g}"
+    if options.step.clip_value is not None:
+        yield "clipping", f"each element of the gradients to {options.step.clip_value:g}"
     yield "seed", str(plan.data.seed)
     if plan.rules.stop_when:
         yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
@@ -127,6 +139,26 @@ def _scheduler(plan: Plan) -> str:
     unit = "epoch" if plan.options.step.scheduler_per_epoch else "step"
     when = f"every {unit}" if followed is None else f"follows {followed}"
     return f"{SCHEDULERS.title_of(chosen) if is_chosen else plan.schedule.kind}, {when}"
+
+
+def _parts(plan: Plan) -> str:
+    """List the parts that have parameters, with their numbers; nothing for a single one."""
+    parts = [part for part in summarize(plan.module).parts if part.parameters]
+    listed = [f"{part.name.removeprefix('model.')} {part.parameters:,}" for part in parts[:_MOST_PARTS]]
+    more = [f"{len(parts) - _MOST_PARTS} more"] if len(parts) > _MOST_PARTS else []
+    return ", ".join([*listed, *more]) if len(parts) > 1 else ""
+
+
+def _limits(plan: Plan) -> Iterator[str]:
+    """Yield what is left out of the data."""
+    data, keys = plan.data, plan.facts.datasets
+    if data.is_limited:
+        of = "" if data.whole_length is None else f" of {data.whole_length:,}"
+        each = " on each process" if plan.accelerator.num_processes > 1 else ""
+        yield f"each epoch trains on {data.batches_per_epoch:,}{of} batches{each}"
+    for key, loader in plan.loaders.items():
+        if loader.is_limited:
+            yield f"evaluations on '{dataset_name(key, keys)}' use the first {loader.limit:,} batches"
 
 
 def _directions(facts: Facts) -> str:

@@ -46,11 +46,11 @@ class Kept:
     at_start: dict[str, torch.Tensor]
 
 
-def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, keep=()):
+def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, keep=(), limit=None):
     """The batches of each step, with what a model draws in it, and what is kept after `until` of them; or, with `keep`,
     what is kept after each of these numbers of steps, while it trains on."""
     set_seed(seed)
-    data = TrainingData(make(), accumulation, seed)
+    data = TrainingData(make(), accumulation, seed, limit)
     steps, epoch, batch, now, at_start, found = [], 0, 0, None, {}, {}
     if kept is not None:
         epoch, batch, now, at_start = kept.epoch, kept.batch, kept.now, kept.at_start
@@ -85,15 +85,15 @@ def assert_resumes_while_kept(make, accumulation, cuts):
         assert whole[:until] + after == whole, until
 
 
-def assert_resumes(make, accumulation=1, cuts=None, epochs=2):
+def assert_resumes(make, accumulation=1, cuts=None, epochs=2, limit=None):
     """After a cut at each step the rest is the rest, in a process with other seeds. To keep the states changes
     nothing."""
-    whole, _ = trained(make, accumulation=accumulation, epochs=epochs)
+    whole, _ = trained(make, accumulation=accumulation, epochs=epochs, limit=limit)
     cuts = cuts or range(1, len(whole))
-    again, kept = trained(make, accumulation=accumulation, epochs=epochs, keep=cuts)
+    again, kept = trained(make, accumulation=accumulation, epochs=epochs, keep=cuts, limit=limit)
     assert again == whole
     for until in cuts:
-        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept[until], seed=99)
+        after, _ = trained(make, accumulation=accumulation, epochs=epochs, kept=kept[until], seed=99, limit=limit)
         assert whole[:until] + after == whole, until
 
 
@@ -451,6 +451,16 @@ def test_cut_between_accumulation_windows(name):
 @pytest.mark.parametrize("name", LOADERS)
 def test_cut_with_two_workers(name):
     assert_resumes_while_kept(partial(LOADERS[name], 2), 2, cuts=(4,))
+
+
+ALL = {**{name: partial(make, 0) for name, make in LOADERS.items()}, **IN_ONE_PROCESS}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_epochs_of_two_batches(name):
+    """Exact within the first; also later, unless `outruns_epochs` says that it may not be."""
+    ahead = TrainingData(ALL[name](), 1, 7, 2).outruns_epochs
+    assert_resumes(ALL[name], cuts=(1,) if ahead else (1, 2, 3), limit=2)
 
 
 @pytest.mark.parametrize("name", PERSISTENT)

@@ -70,9 +70,9 @@ def trained(pairs, steps=None):
     return seen, places[0]
 
 
-def continued(pairs, place, before):
+def continued(pairs, place):
     for data, position in pairs:
-        position.restore(place, before)
+        position.restore(place)
         yield data, position
 
 
@@ -84,7 +84,7 @@ def continued(pairs, place, before):
 def test_every_sample_once(processes, kind, before, steps, now):
     seen, place = trained(processes(LOADERS[kind], *before), steps)
     assert place["place"] == len(seen) == before[0] * before[1] * steps
-    rest, end = trained(continued(processes(LOADERS[kind], *now), place, before[1]))
+    rest, end = trained(continued(processes(LOADERS[kind], *now), place))
     left, batches = COUNT - len(seen), now[0] * now[1]
     if kind == "drops":
         assert len(rest) == len(set(rest) - set(seen)) == left // batches * batches
@@ -97,9 +97,9 @@ def test_every_sample_once(processes, kind, before, steps, now):
 @pytest.mark.parametrize(("before", "now"), [(2, 3), (3, 2), (1, 2)])
 def test_whole_batches_where_the_user_makes_them(processes, before, now):
     seen, place = trained(processes(batches_of, 4, before), 1)
-    rest, _ = trained(continued(processes(batches_of, 4, now), place, before))
+    rest, _ = trained(continued(processes(batches_of, 4, now), place))
     left = 12 - before
     assert set(seen + rest) == set(range(COUNT))
     assert len(rest) == -(-left // now) * now * 4
     with pytest.raises(Mismatch, match="batches of 4 on"):
-        list(continued(processes(batches_of, 3, now), place, before))
+        list(continued(processes(batches_of, 3, now), place))

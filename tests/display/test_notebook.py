@@ -149,7 +149,7 @@ def test_trainer_and_module_before_and_after(trainer, regression, data):
     assert "model.0" not in object.__new__(regression)._repr_html_()
     module.head = nn.Linear(2, 2)
     module.freeze(module.head)
-    assert re.search(r">model<.*>49<.*>head<.*>Linear<.*>6<.*>model\.0<.*>40<", module._repr_html_())
+    assert re.search(r">model\.0<.*>Linear<.*>40<.*>40<.*>160<.*>head<.*>Linear<.*>6<.*>0<", module._repr_html_())
     training.fit(module, data(8), data(4))
     assert repr(training) == f"Trainer('{training.model_path}', rules: best_valid_loss, step 4)"
     assert f">{training.state.model_savings['best_valid_loss'][0]:.6g}<" in training._repr_html_()

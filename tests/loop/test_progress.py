@@ -24,13 +24,22 @@ class Data:
     def steps_per_epoch(self):
         return -(-self.batches // self.accumulation)
 
+    def steps_in(self, epoch):
+        return self.steps_per_epoch
+
+    def steps_before(self, epoch):
+        return epoch * self.steps_per_epoch
+
+    def epochs_for(self, steps):
+        return -(-steps // self.steps_per_epoch)
+
     def samples_after(self, batches, offset=0):
         return 2 * batches * self.processes + offset
 
     def locate(self, place, then):
         return divmod(place, self.unit.size)
 
-    def steps_left(self, batch, offset):
+    def steps_left(self, epoch, batch, offset):
         samples = self.batches * self.unit.size - offset
         return max(0, -(-(-(-samples // self.unit.size) - batch) // self.accumulation))
 
@@ -40,6 +49,12 @@ def at(step, epoch, batch, step_in_epoch, processes=1):
     counted = {"step": step, "epoch": epoch, "batch": batch, "step_in_epoch": step_in_epoch}
     unit = Unit("samples", 2, processes, 1)
     return {**counted, "evaluation": 0, "samples_before": 0, "place": batch * unit.size, "unit": asdict(unit)}
+
+
+def counted(counters, processes):
+    """The counters as a checkpoint of so many processes has them."""
+    unit = Unit("samples", 2, processes, 1)
+    return {"place": counters["batch"] * unit.size, "unit": asdict(unit), **counters}
 
 
 @pytest.mark.parametrize(

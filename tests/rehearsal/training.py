@@ -116,7 +116,8 @@ if what == "fit first":
     trainer.fit(module, train, valid)
     trainer = Trainer(hps, folder / "model", **arguments)
 before = [random_states(), files(), counter.calls, sorted(vars(module)), str(list(module.model.parameters()))]
-found = trainer.rehearse(module, train, valid, **({"num_labels": 2} if what == "kwargs" else {}))
+more = {"kwargs": {"num_labels": 2}, "plain": {"loss_fn": torch.nn.MSELoss(), "metrics": "mae"}}.get(what, {})
+found = trainer.rehearse(module.model if what == "plain" else module, train, valid, **more)
 after = [random_states(), files(), counter.calls, sorted(vars(module)), str(list(module.model.parameters()))]
 result = {"costs": found.costs, "notes": found.notes, "differences": found.differences, "not_tried": found.not_tried}
 result |= {"unchanged": before == after, "left": files(), "seconds": found.seconds, "text": str(found)}

@@ -47,7 +47,7 @@ def constructor(match, error=ConfigError, **arguments):
         ({"clip_grad": -1}, "clip_grad: must be a positive number, or None, not -1 (int)"),
         (
             {"grad_accumulation_steps": 0},
-            "grad_accumulation_steps: must be a whole number from 1, or None, not 0 (int)",
+            "grad_accumulation_steps: must be a whole number from 1, a table such as {0: 8, 5: 2} (epoch, from 0 -> batches), or None, not 0 (int)",
         ),
         ({"shuffle_train": "yes"}, "shuffle_train: must be True or False, not 'yes' (str)"),
         (
