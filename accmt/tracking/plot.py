@@ -1,4 +1,4 @@
-"""Figure of a history. Imports matplotlib, so only what draws imports this module."""
+"""Figures, such as that of a history. Imports matplotlib, so only what draws imports this module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ACROSS, _MARKS = 3, "^svDoP*X"
 
 
-class HistoryFigure(Figure):
+class InlineFigure(Figure):
     """Figure that a notebook shows without pyplot, whose figures would be shown again at the end of the cell."""
 
     def _repr_png_(self) -> bytes:
@@ -32,7 +32,7 @@ def draw_history(values: Sequence[HistoryValue], savings: Mapping[str, Sequence[
     """Draw a line per dataset in the axes of each metric, and above the axis of steps where each rule saved."""
     metrics = list(dict.fromkeys(value.metric for value in values))
     across, down = min(len(metrics), _ACROSS), -(-len(metrics) // _ACROSS)
-    figure, marks = HistoryFigure(figsize=(4.2 * across, 3 * down + 0.4), layout="constrained"), []
+    figure, marks = InlineFigure(figsize=(4.2 * across, 3 * down + 0.4), layout="constrained"), []
     for place, metric in enumerate(metrics, 1):
         axes = figure.add_subplot(down, across, place, title=_plain(metric), xlabel="step")
         for dataset in dict.fromkeys(value.dataset for value in values if value.metric == metric):
