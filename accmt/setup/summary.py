@@ -80,7 +80,7 @@ def _facts(plan: Plan) -> dict[str, str]:
     factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or several else []
     factors += [f"{processes} processes"] * (processes > 1)
     is_table = len(data.accumulation.starts) > 1
-    factors += [f"batches a step: {data.accumulation}" if is_table else f"{together} batches a step"] * several
+    factors += [f"batches a step: {data.accumulation}" if is_table else f"{together} batches accumulated a step"] * several
     steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
     facts = {
         "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",

@@ -109,7 +109,7 @@ def test_one_wrong_argument(arguments, text):
         ),
         (
             lambda: Trainer(HPS, "nowhere").evaluate(AcceleratorModule(), dataset=[]),
-            "evaluate(...):\n  dataset: unknown argument, did you mean 'datasets'? Allowed are module, datasets",
+            "evaluate(...):\n  dataset: unknown argument, did you mean 'datasets'? Allowed are module, datasets, loss_fn, metrics",
         ),
         (
             lambda: Trainer(HPS, "nowhere").fit(AcceleratorModule(), train_datset=[]),

@@ -43,7 +43,7 @@ def test_the_given_model_is_trained_in_place(trainer, capsys):
     training.register_model_saving("best_accuracy@dev")
     training.fit(model, data, {"dev": data}, loss_fn=nn.CrossEntropyLoss())
     assert not torch.equal(model[0].weight, before)
-    assert "metrics accuracy: higher is better; valid_loss: lower is better" in header(capsys)
+    assert "metrics: higher is better for accuracy; lower is better for valid_loss" in header(capsys)
     saving = training.best("best_accuracy@dev")
     loaded = network()
     load_saving(saving.folder, loaded)
@@ -197,7 +197,7 @@ def test_metrics_by_name_and_object(trainer, capsys):
     assert values["mse"] == pytest.approx(error.square().mean().item())
     assert values["worst"] == pytest.approx(error.abs().max().item())
     training.fit(model, data, {"dev": data}, loss_fn=loss, metrics="mae")
-    assert "metrics bias, mae, valid_loss: lower is better" in header(capsys)
+    assert "metrics: lower is better for bias, mae, valid_loss" in header(capsys)
 
 
 class Two(nn.Module):
