@@ -137,8 +137,9 @@ def test_errors_say_what_to_do(two_rules, trainer, data, tmp_path):
 
 def test_only_the_folders_of_a_training_are_left(two_rules):
     (two_rules.model_path / "training.json").write_text("{")
-    with pytest.warns(UserWarning, match="the rules of the training are not known"):
+    with pytest.warns(UserWarning, match="the rules of the training are not known") as caught:
         assert load_best(two_rules.model_path, Worsening(), "close").rule == "close"
+    assert len(caught) == 1
     (two_rules.model_path / "training.json").unlink()
     shutil.rmtree(two_rules.model_path / "close")
     assert load_best(two_rules.model_path, Worsening()).rule == "best_valid_loss"
