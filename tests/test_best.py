@@ -76,6 +76,18 @@ def test_it_is_put_on_the_device(trained):
     assert plain[0].weight.device.type == "meta"
 
 
+def test_without_a_device_it_is_that_of_the_process(trained, monkeypatch):
+    """A process that was told to use its CPU does so, whatever else there is."""
+    training, _ = trained
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("meta"))
+    module = Worsening()
+    load_best(training.model_path, module)
+    assert module.model[0].weight.device.type == module.device.type == "cpu"
+    monkeypatch.setattr("accmt.setup.best.is_initialized", lambda: False)
+    load_best(training.model_path, module)
+    assert module.model[0].weight.device.type == "meta"
+
+
 def test_methods_of_the_user_are_not_called(trained):
     class Own(Worsening):
         train = to = eval = parameters = None

@@ -43,8 +43,7 @@ class Attributes:
         """Return all parameters, by attribute path."""
         found = dict(self.loose)
         for way, network in self.networks.items():
-            for name, parameter in network.named_parameters():
-                found[f"{way}.{plain_name(network, name)}"] = parameter
+            found |= {f"{way}.{plain_name(network, name)}": one for name, one in network.named_parameters()}
         return found
 
     def parts(self) -> dict[str, list[Tensor]]:
@@ -61,8 +60,8 @@ class Attributes:
         """Return the weights, and the extra state of networks, by attribute path and plain name."""
         states: dict[str, Any] = {way: value.detach() for way, value in self.loose.items()}
         for way, network in self.networks.items():
-            for name, value in by_plain_name(network, network.state_dict()).items():
-                states[f"{way}.{name}"] = value
+            own = by_plain_name(network, network.state_dict())
+            states |= {f"{way}.{name}": value for name, value in own.items()}
         return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ def load_best(
         folder: The `model_path` of the training.
         module: An `AcceleratorModule`, or a `torch.nn.Module`; see `accmt.load_saving`.
         rule: The name or text of the rule; None for the only one.
-        device: Where to move the module; None for the GPU of this process, or to leave it where it is without one.
+        device: Where to move the module; None for the device of this process: its GPU, if it has and uses one.
 
     Returns:
         The description of the saved model: rule, values, step, epoch, folder.
@@ -68,8 +68,7 @@ def load_best(
         raise FileNotFoundError(f"'{name}' has not saved a model in {model_path} yet")
     saved = load_saving(place, module)
     if device is None:
-        is_there = is_initialized() and PartialState().device.type != "cpu"
-        device = PartialState().device if is_there else torch.accelerator.current_accelerator(check_available=True)
+        device = PartialState().device if is_initialized() else torch.accelerator.current_accelerator(True)
     kind: Any = NetworkOwner if isinstance(module, NetworkOwner) else type(module)
     if device is not None:
         kind.to(module, device)
