@@ -89,8 +89,8 @@ def perform(
     ended = fit(lambda: probe.cut_short(planned()), attach_both, probe.warn, destroys=False, seed=options.seed)
     if isinstance(ended, Terminated):
         raise RuntimeError("SIGTERM ended the rehearsal")
-    found = probe.findings() if role.run == WHOLE else role.findings()
-    if PartialState().is_main_process and found is not None:
+    whole = probe.findings() if role.run == WHOLE else None
+    if PartialState().is_main_process and (found := whole or role.findings()) is not None:
         differing = compare_trainings(place / WHOLE, probe.folder, probe.steps) if role.run == RESUMED else None
         write_json(role.found, replace(found, differences=differing).to_json())
 
