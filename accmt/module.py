@@ -194,11 +194,9 @@ class AcceleratorModule(NetworkOwner):
         """
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is {reduction!r}: it must be 'sum' or 'mean'")
-        declared = () if self._training_metrics is None else self._training_metrics.names
-        for name in values.keys() & set(declared):
-            assert self._training_metrics is not None
-            _single(name, values[name])
-            self._training_metrics.add(name, values[name], self.state.train_step, reduction)
+        if (metrics := self._training_metrics) is not None:
+            for name in values.keys() & set(metrics.names):
+                metrics.add(name, _single(name, values[name]), self.state.train_step, reduction)
         if self._logged is not None:
             self._logged |= {name: (_kept(name, value), step, reduction) for name, value in values.items()}
         elif self._log_every is not None and step % self._log_every == 0:
@@ -214,39 +212,13 @@ class AcceleratorModule(NetworkOwner):
         for step, scalars in by_step.items():
             self.tracker.log(scalars, step)
 
-    def pad(
-        self,
-        tensor: Tensor | list[Tensor] | tuple[Tensor, ...],
-        value: int | float,
-        padding: Literal["max_length", "longest"] | None = None,
-        max_length: int | None = None,
-        side: Literal["left", "right"] = "right",
-        op: Literal["stack", "cat"] | Callable[..., Any] | None = None,
-    ) -> Any:
-        """Pad the last dimension of tensors to one length.
-
-        Args:
-            tensor: A tensor, or a list or tuple of tensors.
-            value: The padding value.
-            padding: To the "longest" of a list or tuple (the default for them), or to "max_length" (for one tensor).
-            max_length: The length for "max_length".
-            side: The side to pad.
-            op: Operation on the padded tensors of a list or tuple: "stack", "cat", or a function of the list.
-
-        Returns:
-            The padded input, or the result of `op`.
-
-        Raises:
-            ValueError, TypeError: See `accmt.padding.pad`.
-        """
-        return pad(tensor, value, padding, max_length, side, op)
+    pad = staticmethod(pad)
 
     def _reduced(self, name: str, value: Tensor | float, reduction: str) -> float:
         value = _single(name, value)
-        if not isinstance(value, Tensor):
-            return float(value)
-        reduced = self.accelerator.reduce(value.detach().to(self.device), reduction=reduction)
-        return float(reduced)
+        if isinstance(value, Tensor):
+            value = self.accelerator.reduce(value.detach().to(self.device), reduction=reduction)
+        return float(value)
 
 
 def _single(name: str, value: Tensor | float) -> Tensor | float:
@@ -272,11 +244,9 @@ class _TrainingMetrics(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Declared names."""
-        ...
 
     def add(self, name: str, value: Tensor | float, batch: int, reduction: str) -> None:
         """Record a value that was logged for a batch."""
-        ...
 
 
 class ManualSteps(Protocol):
@@ -284,19 +254,15 @@ class ManualSteps(Protocol):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Compute gradients."""
-        ...
 
     def step_optimizer(self) -> None:
         """Clip the gradients and step the optimizer."""
-        ...
 
     def step_scheduler(self) -> None:
         """Step the scheduler."""
-        ...
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients."""
-        ...
 
 
 class ExtendedAcceleratorModule(AcceleratorModule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.setup.arguments import ArgumentCheck
-from accmt.setup.best import rule_folders, rule_named
+from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
 from accmt.setup.inputs import check_evaluation, check_fit, check_prediction
@@ -493,7 +494,8 @@ class Trainer:
             check_prediction(used, dataset)
             around = None if outer is None else outer.evaluation
             with returned(used, (), is_due=True), left_in_place(used), lent(used):
-                evaluation = assemble_evaluation(self._options, used, {"predict": dataset}, TrainingState(), around)
+                options = replace(self._options, data=replace(self._options.data, limit_val=None))
+                evaluation = assemble_evaluation(options, used, {"predict": dataset}, TrainingState(), around)
                 used._trainer = TrainerLink(self)
                 try:
                     return predict(evaluation, prediction_step(used))
@@ -521,7 +523,7 @@ class Trainer:
             ValueError: If no such rule exists.
         """
         folders = {known.name: self.model_path / known.folder for known in self._fitted}
-        folders = folders or rule_folders(self.model_path, self._savings)
+        folders = folders or rule_folders(self.model_path, (*self._savings, *recorded_rules(self.model_path)))
         name = rule_named(rule, folders)
         if self._fitted and name not in self.state.model_savings:
             return None

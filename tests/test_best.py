@@ -76,6 +76,18 @@ def test_it_is_put_on_the_device(trained):
     assert plain[0].weight.device.type == "meta"
 
 
+def test_without_a_device_it_is_that_of_the_process(trained, monkeypatch):
+    """A process that was told to use its CPU does so, whatever else there is."""
+    training, _ = trained
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("meta"))
+    module = Worsening()
+    load_best(training.model_path, module)
+    assert module.model[0].weight.device.type == module.device.type == "cpu"
+    monkeypatch.setattr("accmt.setup.best.is_initialized", lambda: False)
+    load_best(training.model_path, module)
+    assert module.model[0].weight.device.type == "meta"
+
+
 def test_methods_of_the_user_are_not_called(trained):
     class Own(Worsening):
         train = to = eval = parameters = None
@@ -137,8 +149,9 @@ def test_errors_say_what_to_do(two_rules, trainer, data, tmp_path):
 
 def test_only_the_folders_of_a_training_are_left(two_rules):
     (two_rules.model_path / "training.json").write_text("{")
-    with pytest.warns(UserWarning, match="the rules of the training are not known"):
+    with pytest.warns(UserWarning, match="the rules of the training are not known") as caught:
         assert load_best(two_rules.model_path, Worsening(), "close").rule == "close"
+    assert len(caught) == 1
     (two_rules.model_path / "training.json").unlink()
     shutil.rmtree(two_rules.model_path / "close")
     assert load_best(two_rules.model_path, Worsening()).rule == "best_valid_loss"

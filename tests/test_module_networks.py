@@ -41,7 +41,9 @@ def test_train_and_eval():
 def test_to_moves_and_converts():
     module = Several()
     scale = module.scale
+    scale.sum().backward()
     assert module.to(torch.float64) is module
+    assert scale.grad.dtype is torch.float64
     tensors = [*module.parameters(), *module.teacher.parameters(), module.model[1].running_mean]
     assert {tensor.dtype for tensor in tensors} == {torch.float64}
     assert module.model[1].num_batches_tracked.dtype is torch.int64

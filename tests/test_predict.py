@@ -45,6 +45,11 @@ def test_predictions_are_in_order_and_nothing_changes(trainer, predicting, data)
     torch.testing.assert_close(predictions, by_hand(module, dataset))
 
 
+def test_a_limit_of_evaluations_cuts_no_predictions(trainer, predicting, data):
+    module, dataset = predicting(), data(11)
+    torch.testing.assert_close(trainer(limit_val_batches=1).predict(module, dataset), by_hand(module, dataset))
+
+
 def test_batches_are_those_of_evaluations(trainer, regression, data):
     seen = []
 
@@ -255,16 +260,16 @@ def test_two_processes_predict_what_one_does(tmp_path):
 
 
 def test_a_callback_predicts_with_the_plain_module_of_its_training(tmp_path):
-    """The target is left out, and the training keeps its metrics."""
+    """The target is left out if there is one, and the training keeps its metrics."""
 
     class Predicts(Callback):
         shapes: ClassVar = []
 
         def on_evaluation_end(self):
-            self.shapes.append(tuple(self.trainer.predict(self.module, data).shape))
+            self.shapes += [tuple(self.trainer.predict(self.module, one).shape) for one in (data, data[:][0])]
 
     data = TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
     trainer = Trainer({"epochs": 2, "batch_size": 4}, tmp_path, callback=Predicts(), quiet=True)
     history = trainer.fit(nn.Linear(3, 2), data, data, loss_fn=nn.CrossEntropyLoss())
-    assert Predicts.shapes == [(12, 2), (12, 2)]
+    assert Predicts.shapes == [(12, 2)] * 4
     assert {value.metric for value in history} == {"train_loss", "valid_loss", "accuracy"}

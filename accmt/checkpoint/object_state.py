@@ -43,8 +43,7 @@ class Attributes:
         """Return all parameters, by attribute path."""
         found = dict(self.loose)
         for way, network in self.networks.items():
-            for name, parameter in network.named_parameters():
-                found[f"{way}.{plain_name(network, name)}"] = parameter
+            found |= {f"{way}.{plain_name(network, name)}": one for name, one in network.named_parameters()}
         return found
 
     def parts(self) -> dict[str, list[Tensor]]:
@@ -54,15 +53,15 @@ class Attributes:
 
     def tensors(self) -> list[Tensor]:
         """Return all parameters and buffers."""
-        parameters = [parameter for part in self.parts().values() for parameter in part]
-        return parameters + [buffer for network in self.networks.values() for buffer in network.buffers()]
+        buffers = (buffer for network in self.networks.values() for buffer in network.buffers())
+        return [*self.parameters().values(), *buffers]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights, and the extra state of networks, by attribute path and plain name."""
         states: dict[str, Any] = {way: value.detach() for way, value in self.loose.items()}
         for way, network in self.networks.items():
-            for name, value in by_plain_name(network, network.state_dict()).items():
-                states[f"{way}.{name}"] = value
+            own = by_plain_name(network, network.state_dict())
+            states |= {f"{way}.{name}": value for name, value in own.items()}
         return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,7 +126,7 @@ class NetworkOwner:
 
     def train(self, mode: bool = True) -> Self:
         """Set the model and the other networks to training mode, or to evaluation mode; the teacher always to this."""
-        for network in (self.model, *attributes_of(self, self.model).networks.values()):
+        for network in _whole(self).networks.values():
             network.train(mode)
         if self.teacher is not None:
             self.teacher.eval()
@@ -139,30 +138,24 @@ class NetworkOwner:
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert all networks and parameters, as `torch.nn.Module.to` does, and set `self.device`."""
-        found = attributes_of(self, self.model)
-        networks = [self.model, *found.networks.values(), *([] if self.teacher is None else [self.teacher])]
+        found = _whole(self)
+        networks = [*found.networks.values(), *([] if self.teacher is None else [self.teacher])]
         for network in networks:
             network.to(*args, **kwargs)
         for parameter in found.loose.values():
-            holder = nn.Module()
-            holder.register_buffer("value", parameter.data)
-            parameter.data = holder.to(*args, **kwargs).get_buffer("value")
+            [moved] = nn.ParameterList([parameter]).to(*args, **kwargs)
+            parameter.data = moved.data
         tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
         self.device = next((tensor.device for tensor in tensors), self.device)
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield each parameter of the model and of the other networks once, without those of the teacher."""
-        found = (*self.model.parameters(), *attributes_of(self, self.model).parameters().values())
-        yield from {id(parameter): parameter for parameter in found}.values()  # type: ignore[misc]  # or a leaf tensor
+        yield from _whole(self).parameters().values()  # type: ignore[misc]  # or a leaf tensor
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights by name, as checkpoints have them: `model.<name>`, `<attribute>.<name>`; no teacher."""
-        own = by_plain_name(self.model, self.model.state_dict())
-        return {
-            **{f"model.{name}": value for name, value in own.items()},
-            **attributes_of(self, self.model).state_dict(),
-        }
+        return _whole(self).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -173,21 +166,23 @@ class NetworkOwner:
         expected, owner = NetworkOwner.state_dict(self), type(self).__name__
         lines = [f"{name} is missing" for name in expected if name not in state]
         lines += [f"{name} is not in {owner}" for name in state if name not in expected]
-        for name in expected.keys() & state.keys():
-            own, given = (getattr(one[name], "shape", None) for one in (expected, state))
-            if own != given:
-                wanted, found = ("not a tensor" if shape is None else tuple(shape) for shape in (own, given))
-                lines.append(f"{name} is {found} and must be {wanted}")
+        pairs = [(name, _shape(state[name]), _shape(expected[name])) for name in expected if name in state]
+        lines += [f"{name} is {found} and must be {wanted}" for name, found, wanted in pairs if found != wanted]
         if lines:
-            hint = (
-                "" if expected.keys() & state.keys() else "\n  weights of the model alone: self.model.load_state_dict"
-            )
-            raise RuntimeError(
-                "\n  ".join([f"the weights are not those of {owner}; nothing was loaded:", *lines]) + hint
-            )
-        model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-        self.model.load_state_dict(by_own_name(self.model, model))
-        attributes_of(self, self.model).load_state_dict(state)
+            first = f"the weights are not those of {owner}; nothing was loaded:"
+            hint = [] if pairs else ["weights of the model alone: self.model.load_state_dict"]
+            raise RuntimeError("\n  ".join([first, *lines, *hint]))
+        _whole(self).load_state_dict(state)
+
+
+def _whole(owner: NetworkOwner) -> Attributes:
+    """Return all networks, with the model, and the parameters outside of them."""
+    found = attributes_of(owner, owner.model)
+    return Attributes({"model": owner.model, **found.networks}, found.loose)
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if hasattr(value, "shape") else "not a tensor"
 
 
 def _look(way: str, value: Any, found: Attributes, seen: set[int], depth: int) -> None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from accmt.checkpoint.checkpoints import Checkpoints
+from accmt.checkpoint.format import shortened_value
 from accmt.checkpoint.publish import MANIFEST
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.files.json_io import read_json
 from accmt.rules.reserved_names import DECISIONS, HISTORY, TRAINING
 
 BATCHES = "batches-{}.json"  # what each process read and computed
-_MOST = 6
 
 
 def compare_trainings(one: Path, other: Path, step: int) -> list[str]:
@@ -27,17 +27,15 @@ def compare_trainings(one: Path, other: Path, step: int) -> list[str]:
     pairs = [(path, other / path.name) for path in sorted(one.glob(BATCHES.format("*")))]
     pairs += [(checkpoints[0] / name, checkpoints[1] / name) for name in sorted(names) if name.name != MANIFEST]
     pairs += [(one / name, other / name) for name in (HISTORY, DECISIONS, TRAINING) if (one / name).exists()]
-    return [line for first, second in pairs for line in _differing(first, second)]
+    return [line for first, second in pairs for line in shortened_value(list(_differing(first, second)))]
 
 
 def _differing(one: Path, other: Path) -> Iterator[str]:
     values, others = _values(one), _values(other)
-    names = [name for name in {**values, **others} if name.rpartition(".")[2] != "elapsed"]
-    names = [name for name in names if not _same(values.get(name), others.get(name))]
-    for name in names[:_MOST]:
-        yield f"{one.name}: {name}{_how(values.get(name), others.get(name))}"
-    if len(names) > _MOST:
-        yield f"{one.name}: and {len(names) - _MOST} more"
+    for name in {**values, **others}:
+        pair = values.get(name), others.get(name)
+        if name.rpartition(".")[2] != "elapsed" and not _same(*pair):
+            yield f"{one.name}: {name}{_how(*pair)}"
 
 
 def _values(path: Path) -> dict[str, Any]:
@@ -53,10 +51,10 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
+    if not isinstance(value, dict | list):
         yield name, value
-    for key, item in items or ():
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         yield from _leaves(item, f"{name}.{key}" if name else str(key))
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from rich.filesize import decimal
 
 from accmt.rules import CadenceRule, Length
+from accmt.rules.codec import Jsonable
 from accmt.rules.units import PERCENT, SECONDS
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class Rehearsal(Jsonable):
     """Findings of a rehearsal; `str(rehearsal)` is a table of them.
 
     Attributes:
@@ -31,15 +30,6 @@ class Rehearsal:
     notes: list[str]
     not_tried: str
     differences: list[str] | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Rehearsal | None:
-        """Read findings from a file, if it exists."""
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-    def write(self, path: Path) -> None:
-        """Write the findings into a file."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @property
     def seconds(self) -> float | None:

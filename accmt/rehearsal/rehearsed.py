@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,14 @@ from accmt.display.display import Display
 from accmt.distributed.collective import everywhere, from_main
 from accmt.distributed.signals import Terminated
 from accmt.distributed.strategy import whole_weights
+from accmt.files.json_io import write_json
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.run import Run
+from accmt.notices import warn
 from accmt.rehearsal.comparison import BATCHES, compare_trainings
 from accmt.rehearsal.findings import Rehearsal, times
 from accmt.rehearsal.runs import KILLED, RESUMED, WHOLE, Role
 from accmt.rules import CadenceRule, KeptModel, Outcome, SavingRule, Verdict
-from accmt.rules.reserved_names import CHECKPOINTS
 from accmt.setup.fit import fit
 from accmt.setup.options import Options
 from accmt.setup.plan import Plan
@@ -75,7 +75,7 @@ def perform(
     if os.environ.get("LOCAL_WORLD_SIZE", count) != count:
         raise RuntimeError("a training on several machines cannot be rehearsed: rehearse it on one of them")
     place = role.place(model_path)
-    free, probe = shutil.disk_usage(place.parent).free, _Probe(role.run, place)
+    probe = _Probe(role.run, place, options.checkpoint.keep)
     resume = None if role.run == WHOLE else True
     checkpoint = replace(options.checkpoint, keep=None, resume=resume, on_exception=False)
     tracking = replace(options.tracking, trackers={})
@@ -89,10 +89,10 @@ def perform(
     ended = fit(lambda: probe.cut_short(planned()), attach_both, probe.warn, destroys=False, seed=options.seed)
     if isinstance(ended, Terminated):
         raise RuntimeError("SIGTERM ended the rehearsal")
-    found = probe.findings(options.checkpoint.keep, free) if role.run == WHOLE else Rehearsal.read(role.found)
-    if PartialState().is_main_process and found is not None:
+    whole = probe.findings() if role.run == WHOLE else None
+    if PartialState().is_main_process and (found := whole or role.findings()) is not None:
         differing = compare_trainings(place / WHOLE, probe.folder, probe.steps) if role.run == RESUMED else None
-        replace(found, differences=differing).write(role.found)
+        write_json(role.found, replace(found, differences=differing).to_json())
 
 
 class FirstBatches(ValidationData):
@@ -100,21 +100,17 @@ class FirstBatches(ValidationData):
 
     def __init__(self, whole: ValidationData) -> None:
         vars(self).update(vars(whole))
-        self._ends: list[float] = []
-
-    @property
-    def length(self) -> int | None:
-        whole = super().length
-        return None if whole is None else min(_BATCHES, whole)
+        self._whole, self._ends = whole.length, list[float]()
+        self._most = _BATCHES if self._most is None else min(_BATCHES, self._most)
 
     @property
     def seconds(self) -> float | None:
-        whole, ends = super().length, self._ends
+        whole, ends = self._whole, self._ends
         return None if whole is None else ends[1] - ends[0] + (ends[-1] - ends[-2]) * (whole - 1) if whole else 0.0
 
     def __iter__(self) -> Iterator[Any]:
         self._ends = [_now()]
-        for batch in islice(super().__iter__(), _BATCHES):
+        for batch in super().__iter__():
             yield batch
             self._ends.append(_now())
 
@@ -125,7 +121,7 @@ class _Probe(Callback, Display):
     run: Run
     plan: Plan
 
-    def __init__(self, kind: str, place: Path) -> None:
+    def __init__(self, kind: str, place: Path, keep: int | None) -> None:
         super().__init__()
         self.folder, self.steps = place / (WHOLE if kind == WHOLE else RESUMED), _STEPS
         self._kind, self._checkpoint, self._not_tried = kind, _CHECKPOINT, ""
@@ -133,7 +129,8 @@ class _Probe(Callback, Display):
         self._begun: dict[int, float] = {}  # steps done -> when the next batch was there
         self._ended = 0.0  # the first step
         self._seen: dict[str, dict[str, str]] = {}  # batch -> its data and its loss
-        self._saves: dict[str, tuple[float, int]] = {}  # rule, or "checkpoints" -> seconds and bytes
+        self._costs: dict[str, tuple[float | None, int, int | None]] = {}
+        self._keep, self._disk, self._free = keep, 0, shutil.disk_usage(place.parent).free
 
     def warn(self, text: str) -> None:
         self._warnings += [] if text in self._warnings else [text]
@@ -148,9 +145,10 @@ class _Probe(Callback, Display):
         savings = tuple(replace(rule, patience=None) for rule in plan.rules.savings)
         evaluate, checkpoint = plan.rules.evaluate and every, plan.rules.checkpoint and every
         rules = replace(plan.rules, savings=savings, stop_when=(), evaluate=evaluate, checkpoint=checkpoint)
+        options = replace(plan.options, saving=replace(plan.options.saving, restored=False))
         position = TrainingPosition(plan.data, plan.options.hps.epochs, self.steps)
         loaders = {key: FirstBatches(loader) for key, loader in plan.loaders.items()}
-        return replace(plan, rules=rules, position=position, loaders=loaders, display=self)
+        return replace(plan, options=options, rules=rules, position=position, loaders=loaders, display=self)
 
     def on_before_training_step(self, batch: Any) -> None:
         step = self.run.position.step
@@ -167,52 +165,51 @@ class _Probe(Callback, Display):
         self._ended = self._ended or _now()
 
     def on_fit_end(self) -> None:
-        run, file = self.run, self.folder / BATCHES.format(PartialState().process_index)
+        file = self.folder / BATCHES.format(PartialState().process_index)
         everywhere(lambda: file.write_text(json.dumps(self._seen), encoding="utf-8"))
-        if self._kind != WHOLE:
-            return
-        for rule in run.engine.rules.savings if run.savings is not None else ():
+        if self._kind == WHOLE:
+            self._find_costs()
+
+    def findings(self) -> Rehearsal:
+        """Return the findings of the training from scratch."""
+        warnings = [f"warning: {text}" for text in self._warnings]
+        return Rehearsal(self._costs, [*self._rooms(), *warnings], self._not_tried)
+
+    def _find_costs(self) -> None:
+        """Find the costs of everything. Save a model for each rule, and a checkpoint, once more."""
+        run, rules, length, each = self.run, self.plan.rules, self.plan.facts.length, self._seconds_per_step()
+        evaluations = times(rules.evaluate or CadenceRule.parse("epoch"), length, each, None)
+        self._costs["step"] = each, 0, length.total_steps
+        for key, loader in run.evaluation.loaders.items():
+            assert isinstance(loader, FirstBatches)
+            self._costs[f"evaluation on {key}"] = loader.seconds, 0, evaluations
+        for rule in rules.savings if run.savings is not None else ():
             began = _now()
             self._save(rule)
-            self._saves[rule.name] = _now() - began, _size(self.folder / rule.folder)
-        if run.checkpointer.writes:
+            seconds, size = _now() - began, _size(self.folder / rule.folder)
+            self._costs[f"save {rule.name}"] = seconds, size, evaluations
+            self._disk += size * (rule.keep + 1)  # a new one is complete before an old one is deleted
+        if rules.checkpoint is not None:
             began = _now()
             run.checkpoint()
             seconds = _now() - began
             run.finish_checkpoint()
-            self._saves[CHECKPOINTS] = seconds, _size(Checkpoints(self.folder).all()[-1].path)
-
-    def findings(self, keep: int | None, free: int) -> Rehearsal:
-        """Return the findings. The training keeps `keep` checkpoints, and `free` bytes are free on the disk."""
-        rules, length, each, disk = self.plan.rules, self.plan.facts.length, self._seconds_per_step(), 0
-        evaluations = times(rules.evaluate or CadenceRule.parse("epoch"), length, each, None)
-        costs: dict[str, tuple[float | None, int, int | None]] = {"step": (each, 0, length.total_steps)}
-        for key, loader in self.run.evaluation.loaders.items():
-            assert isinstance(loader, FirstBatches)
-            costs[f"evaluation on {key}"] = loader.seconds, 0, evaluations
-        for rule in rules.savings if self.run.savings is not None else ():
-            seconds, size = self._saves[rule.name]
-            costs[f"save {rule.name}"] = seconds, size, evaluations
-            disk += size * (rule.keep + 1)  # a new one is complete before an old one is deleted
-        if rules.checkpoint is not None:
-            seconds, size = self._saves[CHECKPOINTS]
+            size = _size(Checkpoints(self.folder).all()[-1].path)
             number = times(rules.checkpoint, length, each, evaluations)
-            costs["checkpoint"] = seconds, size, number
-            kept = min((count for count in (keep, number) if count is not None), default=None)
-            disk += size * (1 + (kept or 1))
+            self._costs["checkpoint"] = seconds, size, number
+            kept = min((count for count in (self._keep, number) if count is not None), default=None)
+            self._disk += size * (1 + (kept or 1))
             if kept is None:
-                self._warnings.append("how many checkpoints will be kept is unknown: the disk space is for one of them")
-        warnings = [f"warning: {text}" for text in self._warnings]
-        return Rehearsal(costs, [*self._rooms(disk, free), *warnings], self._not_tried)
+                warn("how many checkpoints will be kept is unknown: the disk space is for one of them")
 
-    def _rooms(self, disk: int, free: int) -> Iterator[str]:
+    def _rooms(self) -> Iterator[str]:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         taken = torch.accelerator.max_memory_allocated() if PartialState().device.type == "cuda" else 0
         main, device = (max(peaks) for peaks in zip(*everywhere(lambda: (memory, taken)), strict=True))
         on_device = f", {decimal(device)} on its device" if device else ""
         yield f"peak memory of a process: {decimal(main)}{on_device}"
-        yield f"disk: checkpoints and saved models need {decimal(disk)}, {decimal(free)} are free"
-        if disk > free:
+        yield f"disk: checkpoints and saved models need {decimal(self._disk)}, {decimal(self._free)} are free"
+        if self._disk > self._free:
             yield "warning: the disk has too little free space"
 
     def _between_steps(self, step: int) -> None:
@@ -247,7 +244,7 @@ class _Probe(Callback, Display):
         kept = KeptModel(nothing, run.position.evaluation + 1, run.position.step)
         verdict = Verdict(rule.name, nothing, None, Outcome.SAVED, "it is rehearsed", kept=(kept,))
         weights = whole_weights(parts.model, self.module.accelerator)
-        beside = {} if parts.kept is None else parts.kept.trained(run.stepper.held())
+        beside = parts.kept.trained(run.stepper.held())
         from_main(lambda: savings.save(rule, verdict, weights, run.position.epoch, beside))
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 
+from accmt.files.json_io import read_json
 from accmt.rehearsal.findings import Rehearsal
 from accmt.rules.reserved_names import TEMPORARY
 
@@ -45,6 +46,10 @@ class Role:
     def found(self) -> Path:
         """The file of the findings."""
         return Path(self.folder, "found.json")
+
+    def findings(self) -> Rehearsal | None:
+        """Read the findings, if there are any yet."""
+        return read_json(self.found, Rehearsal) if self.found.exists() else None
 
     def place(self, model_path: Path) -> Path:
         """Return the folder for the files of the trainings, on the file system of `model_path`."""
@@ -76,7 +81,7 @@ def make_runs(start: Callable[[Role, Path], int], tell: Callable[[str], None]) -
             tell(f"rehearsal {number}/{len(_RUNS)}: {words}")
             role, log = Role(run, str(folder)), folder / f"{run}.log"
             status = start(role, log)
-            found = Rehearsal.read(role.found)
+            found = role.findings()
             is_done = found is not None and (run == WHOLE or found.differences is not None)
             if status not in ((-signal.SIGKILL, 128 + signal.SIGKILL) if run == KILLED else (0,) * is_done):
                 how = f"ended with status {status}" if status else "ended without a training"
@@ -101,10 +106,8 @@ def run_program(command: Sequence[str], role: Role, log: Path) -> int:
         )
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()  # a launcher passes it on
-            raise
         finally:
+            process.terminate()  # a launcher passes it on
             process.wait()
 
 

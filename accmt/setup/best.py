@@ -27,7 +27,7 @@ from accmt.rules.errors import listed, nearest
 from accmt.rules.reserved_names import is_taken
 from accmt.setup.options import Options
 from accmt.tracebacks import concise
-from accmt.tracking.training_file import Description, read_description
+from accmt.tracking.training_file import read_description
 
 
 @concise
@@ -40,7 +40,7 @@ def load_best(
         folder: The `model_path` of the training.
         module: An `AcceleratorModule`, or a `torch.nn.Module`; see `accmt.load_saving`.
         rule: The name or text of the rule; None for the only one.
-        device: Where to move the module; None for the GPU of this process, or to leave it where it is without one.
+        device: Where to move the module; None for the device of this process: its GPU, if it has and uses one.
 
     Returns:
         The description of the saved model: rule, values, step, epoch, folder.
@@ -55,8 +55,9 @@ def load_best(
         raise FileNotFoundError(f"there is no folder {model_path}: give the model_path of a training")
     if is_saving(model_path):
         raise ValueError(f"{model_path} is the folder of a rule: give its parent, or call load_saving")
-    folders = rule_folders(model_path)
-    names = list(_described(model_path) or folders)
+    rules = recorded_rules(model_path)
+    folders = rule_folders(model_path, rules)
+    names = [rule.name for rule in rules] or list(folders)
     if not names:
         raise FileNotFoundError(f"no rule has saved a model in {model_path} yet")
     if rule is None and len(names) > 1:
@@ -67,8 +68,7 @@ def load_best(
         raise FileNotFoundError(f"'{name}' has not saved a model in {model_path} yet")
     saved = load_saving(place, module)
     if device is None:
-        is_there = is_initialized() and PartialState().device.type != "cpu"
-        device = PartialState().device if is_there else torch.accelerator.current_accelerator(check_available=True)
+        device = PartialState().device if is_initialized() else torch.accelerator.current_accelerator(True)
     kind: Any = NetworkOwner if isinstance(module, NetworkOwner) else type(module)
     if device is not None:
         kind.to(module, device)
@@ -76,11 +76,19 @@ def load_best(
     return saved
 
 
-def rule_folders(model_path: Path, registered: Iterable[SavingRule] = ()) -> dict[str, Path]:
-    """Return the folder of each rule by name: registered ones, those of the training in `model_path`, and those of
-    models there."""
-    rules = {**{rule.name: rule for rule in registered}, **_described(model_path)}
-    found = {name: model_path / rule.folder for name, rule in rules.items()}
+def recorded_rules(model_path: Path) -> tuple[SavingRule, ...]:
+    """Return the saving rules of the training in `model_path`; none if they are not known."""
+    about = None
+    try:
+        about = read_description(model_path)
+    except DamagedFile as error:
+        warn(f"the rules of the training are not known: {error}")
+    return () if about is None else about.rules.savings
+
+
+def rule_folders(model_path: Path, rules: Iterable[SavingRule]) -> dict[str, Path]:
+    """Return the folder of each rule by name: of these rules, and of those of other models in `model_path`."""
+    found = {rule.name: model_path / rule.folder for rule in rules}
     for place in savings_in(model_path) if model_path.is_dir() else ():
         with suppress(DamagedFile, FileNotFoundError):  # another rule may be asked for
             if place not in found.values() and not is_taken(place.name) and (saved := best_in(place)) is not None:
@@ -97,8 +105,7 @@ def rule_named(rule: str, known: Mapping[str, Any]) -> str:
     name = rule if rule in known else canonical_name(rule)
     if name in known:
         return name
-    near = nearest(rule, known)
-    meant = "" if near is None else f"; did you mean '{near}'?"
+    meant = "" if (near := nearest(rule, known)) is None else f"; did you mean '{near}'?"
     rules = ", ".join(known) or "none, because nothing was trained yet"
     raise ValueError(f"there is no rule {rule!r}; the rules are: {rules}{meant}")
 
@@ -133,12 +140,3 @@ def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
         from_each(partial(load_saving, model_path / rules[name].folder, run.module))
     else:
         warn(f"restore_best: '{name}' has saved no model, so that the module keeps its weights of the last step")
-
-
-def _described(model_path: Path) -> dict[str, SavingRule]:
-    try:
-        about: Description | None = read_description(model_path)
-    except DamagedFile as error:
-        warn(f"the rules of the training are not known: {error}")
-        about = None
-    return {} if about is None else {rule.name: rule for rule in about.rules.savings}

@@ -16,7 +16,7 @@ from accmt import HyperParameterSearch
 from accmt.loop.exclusive import Busy, exclusive
 from accmt.rehearsal.comparison import compare_trainings
 from accmt.rehearsal.findings import Rehearsal, times
-from accmt.rehearsal.runs import VARIABLE
+from accmt.rehearsal.runs import VARIABLE, Role
 from accmt.rules import CadenceRule, Length
 
 TRAINING = Path(__file__).with_name("training.py")
@@ -116,6 +116,11 @@ def test_other_trainings_resume_exactly_too(rehearsed, what):
     assert found["unchanged"]
 
 
+def test_no_model_is_restored(rehearsed):
+    """The rule of `restore_best` saves nothing in so few steps, which says nothing about the whole training."""
+    assert [note for note in found_of(rehearsed, "few")["notes"] if "restore_best" in note] == []
+
+
 def test_a_stream_without_length(rehearsed):
     found = found_of(rehearsed, "stream")
     assert found["costs"]["evaluation on 0"][0] is None
@@ -177,7 +182,7 @@ def test_the_run_that_a_script_is_started_for(tmp_path):
         TRAINING.read_text().replace("raise SystemExit", "1 / 0"), "fits", tmp_path, environment={VARIABLE: role}
     )
     ran.check()
-    assert Rehearsal.read(tmp_path / "found.json").costs["step"][2] == 60
+    assert Role("whole", str(tmp_path)).findings().costs["step"][2] == 60
     assert not (tmp_path / "model").exists()
 
 

@@ -103,6 +103,8 @@ arguments |= {"no saving": {"disable_model_saving": True}, "no checkpoints": {"e
 )
 if what in ("none",):
     del arguments["metrics"]
+if what == "few":
+    arguments |= {"restore_best": "best_valid_loss"}
 length = {"epochs": 3, "max_steps": {"one step": 1, "two steps": 2, "stream": 30}.get(what)}
 hps = HyperParameters(**length, batch_size=4, optimizer="AdamW", optim_kwargs={"lr": 0.01})
 trainer = Trainer(hps, folder / "model", **arguments)
