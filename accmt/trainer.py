@@ -241,7 +241,6 @@ class Trainer:
         self._tracker: Tracker = NoTracker()
         self._heartbeat: Heartbeat | None = None
 
-    @concise
     @suggests("register_model_saving(...)")
     def register_model_saving(
         self,
@@ -330,7 +329,6 @@ class Trainer:
             end_by_signal(ended)
         return ended
 
-    @concise
     @suggests("find_lr(...)")
     def find_lr(
         self,
@@ -407,7 +405,6 @@ class Trainer:
         with exclusive("fit"):
             perform(role, self._options, self.model_path, planned, self._attach)
 
-    @concise
     @suggests("evaluate(...)")
     def evaluate(
         self,
@@ -460,7 +457,6 @@ class Trainer:
                 evaluation.hooks.on_evaluation_end()
                 return values
 
-    @concise
     @suggests("predict(...)")
     def predict(self, module: AcceleratorModule | nn.Module | str | tuple[Any, Any], dataset: Dataset[Any]) -> Any:
         """Predict a dataset in batches, as evaluations read it: each process its share, without gradients.

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class ConsoleDisplay(Display):
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or _Output()
-        self._bar: _Bar | None = None
+        self._live: Live | None = None
+        self._loss: float | None = None
         self._speed = _Speed(2)
 
     def show(self, *renderables: RenderableType) -> None:
@@ -137,12 +139,13 @@ class ConsoleDisplay(Display):
         self._speed = _Speed(_RECENT if self._console.is_terminal else 2)
         self._speed.at(now())
         if self._console.is_terminal:
-            self._bar = _Bar(self._console, now, self._speed)
-            self._bar.live.start()
+            drawn = partial(self._drawn, now)
+            self._live = Live(console=self._console, refresh_per_second=_REFRESHES, get_renderable=drawn)
+            self._live.start()
 
     def logged(self, moment: ShownPosition, loss: float) -> None:
-        if self._bar is not None:
-            self._bar.loss = loss
+        if self._live is not None:
+            self._loss = loss
             return
         speed = self._speed.at(moment)
         self._line("  ".join([f"epoch {moment.epoch}  step {moment.count}", *_measured(moment, loss, speed)]))
@@ -159,9 +162,9 @@ class ConsoleDisplay(Display):
             self._line(f"  stop: {decision.stop.reason}", "bold")
 
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.live.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
         self._line("")
@@ -172,6 +175,20 @@ class ConsoleDisplay(Display):
         self._line(f"every decision and its reason: {command}")
         self._line("")
         self._line(end, "bold")
+
+    def _drawn(self, now: Callable[[], ShownPosition]) -> RenderableType:
+        """Draw the bar in one line: what has no room is left out, from its end."""
+        moment = now()
+        texts = [moment.count, *_measured(moment, self._loss, self._speed.at(moment))]
+        texts += [] if math.isnan(moment.learning_rate) else [f"lr {moment.learning_rate:.3g}"]
+        epoch = f"epoch {moment.epoch}"
+        room = self._console.width - cell_len(epoch) - 3
+        while len(texts) > 1 and cell_len("  ".join(texts)) + _SHORTEST_BAR > room:
+            texts.pop()
+        width = max(1, min(_LONGEST_BAR, room - cell_len("  ".join(texts))))
+        line = Table.grid(*(Column(no_wrap=True) for _ in range(3)), padding=(0, 1))
+        line.add_row(Text(epoch), ProgressBar(moment.steps, moment.step, width=width), Text("  ".join(texts)))
+        return line
 
     @property
     def _width(self) -> int | None:
@@ -202,29 +219,6 @@ class _Output(PlainConsole):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-
-
-class _Bar:
-    """One line that is drawn a few times per second: what has no room is left out, from its end."""
-
-    def __init__(self, console: Console, now: Callable[[], ShownPosition], speed: _Speed) -> None:
-        self.loss: float | None = None
-        self._console, self._now, self._speed = console, now, speed
-        self.live = Live(console=console, refresh_per_second=_REFRESHES, get_renderable=self._drawn)
-
-    def _drawn(self) -> RenderableType:
-        moment = self._now()
-        rate, loss = moment.learning_rate, self.loss
-        texts = [moment.count, *_measured(moment, loss, self._speed.at(moment))]
-        texts += [] if math.isnan(rate) else [f"lr {rate:.3g}"]
-        epoch = f"epoch {moment.epoch}"
-        room = self._console.width - cell_len(epoch) - 3
-        while len(texts) > 1 and cell_len("  ".join(texts)) + _SHORTEST_BAR > room:
-            texts.pop()
-        width = max(1, min(_LONGEST_BAR, room - cell_len("  ".join(texts))))
-        line = Table.grid(*(Column(no_wrap=True) for _ in range(3)), padding=(0, 1))
-        line.add_row(Text(epoch), ProgressBar(moment.steps, moment.step, width=width), Text("  ".join(texts)))
-        return line
 
 
 class _Speed:

@@ -11,7 +11,10 @@ from accmt.rules.printable import shown
 
 _SHORTEST = 4  # of what may be a secret: others are choices such as "min"
 _SHORTEST_VARIABLE = 8
-_KINDS = r"(?:secret|passw|passphrase|[-_.]pwd|credential|api[-_]?key|(?:token|key)(?![a-z]))"
+# Whole words, also in apiToken and authtoken; not the special tokens of a vocabulary, nor a loss per token.
+_TEXTS = "".join(rf"(?<!{kind}[-_.])" for kind in ("pad", "bos", "eos", "unk", "cls", "sep", "mask", "image", "per"))
+_BEGIN = rf"(?:(?<![a-z]){_TEXTS}|(?-i:(?=[TK][a-z]))|(?<=api)|(?<=auth)|(?<=access)|(?<=hf))"
+_KINDS = rf"(?:secret|passw|passphrase|[-_.]pwd|credential|{_BEGIN}(?:token|key)(?![a-z]))"
 _NAMED = re.compile(_KINDS, re.IGNORECASE)
 _OPTION = re.compile(rf"-[\w.-]*{_KINDS}[\w.-]*", re.IGNORECASE)
 _LOGIN = re.compile(r"[^\s/@:='\"]+:[^\s/@'\"]+@(?=[\w-]+\.[\w.-]+|[\w-]+:\d|localhost)")  # of an address without ://
@@ -22,7 +25,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
     """Mask the secrets in JSON: texts with a name such as `api_key`, and what follows such a name within a text or in a
     list of arguments; passwords and tokens of URLs; and values of environment variables with such names."""
     if isinstance(value, Mapping):
-        return {key: without_secrets(entry, key) for key, entry in value.items()}
+        return {key: without_secrets(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list):
         return [
             without_secrets(item, before if _OPTION.fullmatch(before) and not str(item).startswith("--") else name)
@@ -30,8 +33,9 @@ def without_secrets(value: Any, name: str = "") -> Any:
         ]
     if not isinstance(value, str):
         return value
-    for secret in [text for key, text in os.environ.items() if len(text) >= _SHORTEST_VARIABLE and _NAMED.search(key)]:
+    secrets = [text for key, text in os.environ.items() if len(text) >= _SHORTEST_VARIABLE and _NAMED.search(key)]
+    for secret in sorted(secrets, key=len, reverse=True):  # one may contain another
         value = value.replace(secret, "***")
-    return (
-        "***" if _NAMED.search(name) and len(value) >= _SHORTEST else _GIVEN.sub(r"\1***", _LOGIN.sub("", shown(value)))
-    )
+    if _NAMED.search(name) and len(value) >= _SHORTEST:
+        return "***"
+    return _GIVEN.sub(r"\1***", _LOGIN.sub("", shown(value)))

@@ -94,6 +94,7 @@ class Run:
     timetable: Timetable
     random: RandomStates
     last_step: LastStep
+    profiler: StepProfiler | None
 
     @property
     def state(self) -> TrainingState:
@@ -102,10 +103,6 @@ class Run:
     @property
     def tracker(self) -> Tracker:
         return self.module.tracker
-
-    @property
-    def profiler(self) -> StepProfiler | None:
-        return self.stepper.profiler
 
     @property
     def hooks(self) -> Hooks:

@@ -22,7 +22,6 @@ from accmt.loop.hooks import Hooks, add_note
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
 from accmt.loop.out_of_memory import tried_again
-from accmt.loop.profiling import StepProfiler
 from accmt.loop.trainable_parameters import Beside, Trained
 from accmt.module import AcceleratorModule
 
@@ -60,8 +59,7 @@ class StepOptions:
 
 
 class Stepper:
-    """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device; `profiler`
-    follows some of the steps, if any are to be profiled.
+    """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device.
 
     Args:
         module: The module, which knows its Accelerator and its state.
@@ -106,7 +104,6 @@ class Stepper:
         self._shares_gradients = False
         self.losses, self.metrics = means
         self.grad_norm: Tensor | None = None
-        self.profiler: StepProfiler | None = None
 
     @property
     def learning_rate(self) -> float:

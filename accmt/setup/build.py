@@ -88,9 +88,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     checkpointer = kind(
         Checkpoints(plan.model_path), parts, stateful, checkpoint.keep, in_background=checkpoint.in_background
     )
-    if options.profile is not None:
-        where = plan.model_path, accelerator.process_index, plan.display
-        stepper.profiler = StepProfiler(options.profile, *where)
+    where = plan.model_path, accelerator.process_index, plan.display
     heartbeat = Heartbeat(position.stopwatch.elapsed, signals, checkpointer)
     return Run(
         options=options.loop,
@@ -108,6 +106,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading, is_on=checkpoint.on_exception),
+        profiler=None if options.profile is None else StepProfiler(options.profile, *where),
     )
 
 

@@ -121,6 +121,9 @@ def find_rates(options: Options, module: AcceleratorModule, dataset: Any, rates:
         raise _refused("train_dataset", "is an iterator, and what is read from it would be missing in the training")
     with ExitStack() as stack:
         stack.enter_context(lent(module))
+        stack.callback(
+            vars(module).update, {name: one for name, one in vars(module).items() if name == "get_scheduler"}
+        )
         module.get_scheduler = lambda *_: None  # type: ignore[method-assign]
         stack.callback(vars(module).pop, "get_scheduler")
         made = plan(options, Path(), (), module, dataset, {})

@@ -238,6 +238,40 @@ def test_what_is_no_secret_stays(plain, monkeypatch):
     assert without_secrets({"nll_per_token": "min"}) == {"nll_per_token": "min"}
 
 
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "tokenizer", "pad_token", "eos_token", "loss_per_token", "monkey", "keyboard", "MONKEY"]
+)
+def test_a_name_is_masked_by_its_words(name):
+    assert without_secrets({name: "</mean>"}) == {name: "</mean>"}
+    assert without_secrets(f"--{name}=mean") == f"--{name}=mean"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token", "key", "hf_token", "HF_TOKEN", "apiToken", "authtoken", "apikey", "accessKey", "x-api-key", "Token"],
+)
+def test_names_of_secrets(name):
+    assert without_secrets({name: "s3cret"}) == {name: "***"}
+    assert without_secrets(f"{name}=s3cret") == f"{name}=***"
+
+
+def test_a_secret_that_begins_with_another_one_is_masked_whole(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "abcdefgh")
+    monkeypatch.setenv("B_TOKEN", "abcdefgh-12345678")
+    assert without_secrets("abcdefgh-12345678") == "***"
+
+
+def test_tables_in_hyperparameters(trainer, regression, data):
+    """Their keys may be numbers."""
+
+    def make(parameters, lr, phases):
+        return torch.optim.SGD(parameters, lr)
+
+    training = trainer(epochs=1, hps={"optimizer": {"type": make, "lr": 0.1, "phases": {0: "warm"}}})
+    training.fit(regression(), data(8))
+    assert read(training)["hyperparameters"]["optimizer"]["phases"] == {"0": "warm"}
+
+
 PROGRAM = """
 import sys
 from torch import nn, ones, tensor
