@@ -11,14 +11,20 @@ from accmt.rules.printable import shown
 
 _SHORTEST = 4  # of what may be a secret: others are choices such as "min"
 _SHORTEST_VARIABLE = 8
-# Whole words, also in apiToken and authtoken; not the special tokens of a vocabulary, nor a loss per token.
+# `token` and `key` are whole words, also in apiToken; not a token of a vocabulary, nor a loss per token.
 _TEXTS = "".join(rf"(?<!{kind}[-_.])" for kind in ("pad", "bos", "eos", "unk", "cls", "sep", "mask", "image", "per"))
 _BEGIN = rf"(?:(?<![a-z]){_TEXTS}|(?-i:(?=[TK][a-z]))|(?<=api)|(?<=auth)|(?<=access)|(?<=hf))"
-_KINDS = rf"(?:secret|passw|passphrase|[-_.]pwd|credential|{_BEGIN}(?:token|key)(?![a-z]))"
+_SURE = rf"secret|passw|passphrase|credential|api[-_]?key|{_BEGIN}token(?![a-z])"
+_KINDS = rf"(?:{_SURE}|[-_.]pwd|{_BEGIN}key(?![a-z]))"
 _NAMED = re.compile(_KINDS, re.IGNORECASE)
 _OPTION = re.compile(rf"-[\w.-]*{_KINDS}[\w.-]*", re.IGNORECASE)
 _LOGIN = re.compile(r"[^\s/@:='\"]+:[^\s/@'\"]+@(?=[\w-]+\.[\w.-]+|[\w-]+:\d|localhost)")  # of an address without ://
 _GIVEN = re.compile(rf"({_KINDS}[\w.-]{{0,99}}['\"]?\s?[=:]\s?['\"]?)[^\s'\",}}]+", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a value of this name is a secret, whatever it is."""
+    return re.search(_SURE, name, re.IGNORECASE) is not None
 
 
 def without_secrets(value: Any, name: str = "") -> Any:

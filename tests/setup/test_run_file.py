@@ -13,7 +13,7 @@ from launching import launch
 from torch.utils.data import IterableDataset
 
 import accmt
-from accmt import ConfigError, Trainer
+from accmt import ConfigError, HyperParameters, Trainer
 from accmt.files.secret_values import without_secrets
 
 
@@ -261,15 +261,20 @@ def test_a_secret_that_begins_with_another_one_is_masked_whole(monkeypatch):
     assert without_secrets("abcdefgh-12345678") == "***"
 
 
-def test_tables_in_hyperparameters(trainer, regression, data):
-    """Their keys may be numbers."""
+def test_tables_in_hyperparameters_and_numbers_of_tokens(tmp_path, regression, data, capsys):
+    """Keys of a table may be numbers; a number of tokens is no secret, and a resume says that it has changed."""
 
     def make(parameters, lr, phases):
         return torch.optim.SGD(parameters, lr)
 
-    training = trainer(epochs=1, hps={"optimizer": {"type": make, "lr": 0.1, "phases": {0: "warm"}}})
-    training.fit(regression(), data(8))
-    assert read(training)["hyperparameters"]["optimizer"]["phases"] == {"0": "warm"}
+    for epochs, most in ((1, 8), (2, 16)):
+        hps = HyperParameters(epochs, optimizer=make, optim_kwargs={"lr": 0.1, "phases": {0: "warm"}}, batch_size=4)
+        training = Trainer(hps, tmp_path / "model", additional_tracker_config={"max_tokens": most})
+        training.fit(regression(), data(8))
+    run = read(training)
+    assert run["hyperparameters"]["optim_kwargs"]["phases"] == {"0": "warm"}
+    assert run["arguments"]["additional_tracker_config"] == {"max_tokens": 16}
+    assert "additional_tracker_config.max_tokens was 8 and is 16" in capsys.readouterr().out
 
 
 PROGRAM = """
@@ -354,7 +359,7 @@ def test_a_resumed_training_keeps_its_random_states(trainer, regression, data, c
     trainer("whole", epochs=2, seed=5).fit(whole.module, data(16))
     former, later = Draws(regression), Draws(regression)
     trainer("cut", epochs=1, seed=5).fit(former.module, data(16))
-    assert "seed" not in capsys.readouterr().out
+    assert "note: " not in capsys.readouterr().out
     trainer("cut", epochs=2, seed=6).fit(later.module, data(16))
     assert former.seen + later.seen == whole.seen
     shown = capsys.readouterr().out
