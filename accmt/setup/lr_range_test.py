@@ -151,9 +151,7 @@ def _tested(made: Plan, rates: Sequence[float]) -> LearningRateCurve:
     groups = made.optimizer.param_groups  # which `prepare` replaces
     ratios = [float(group["lr"]) / float(groups[0]["lr"]) for group in groups]
     stepper = stepper_of(made, prepared, Hooks((), module.state), looks=False)
-    losses: list[float] = []
-    smoothed: list[float] = []
-    average, diverged = 0.0, False
+    losses, smoothed, average, diverged = list[float](), list[float](), 0.0, False
     for rate, window in zip(rates, _windows(made.data, module.state), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             group["lr"] = rate * ratio

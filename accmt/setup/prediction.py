@@ -20,13 +20,6 @@ from accmt.setup.pretrained import resolve
 _WRITE = "write predict_step(self, batch), such as: return self.model(batch[0])"
 
 
-class PredictingModule(AcceleratorModule):
-    """A plain `torch.nn.Module`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-
 def as_predicting(given: Any, options: Options) -> Any:
     """Return the module for what `predict` was given, anything that `fit` takes.
 
@@ -37,7 +30,7 @@ def as_predicting(given: Any, options: Options) -> Any:
         return copy(given)  # in a callback: the training needs its own
     module = resolve(given, {}, options)
     is_plain = isinstance(module, nn.Module) and not isinstance(module, AcceleratorModule)
-    return PredictingModule(module) if is_plain else module
+    return PlainModule(module, None, ()) if is_plain else module
 
 
 def prediction_step(module: AcceleratorModule) -> Callable[[Any], Any]:
@@ -45,7 +38,7 @@ def prediction_step(module: AcceleratorModule) -> Callable[[Any], Any]:
     if overrides(module, AcceleratorModule, PREDICTS):
         return module.predict_step
     # The batches of a plain module may hold a target, as those of `fit` do.
-    return partial(_called_with, module, drops_target=isinstance(module, PlainModule | PredictingModule))
+    return partial(_called_with, module, drops_target=isinstance(module, PlainModule))
 
 
 def _called_with(module: AcceleratorModule, batch: Any, *, drops_target: bool) -> Any:

@@ -22,10 +22,10 @@ from accmt.setup.plan import Plan
 _MOST_PARTS = 8
 
 
-def before_training(plan: Plan, notes: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+def before_training(plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
     """Describe the model, the device, the length, how it is trained, and each rule in words."""
     facts = {name: text for name, text in _facts(plan) if text}
-    return facts, {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}, notes
+    return facts, {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}
 
 
 def after_training(run: Run, stop: Stop | None, model_path: Path) -> tuple[list[RuleResult], Path, str]:

@@ -17,4 +17,4 @@ def test_its_programs_run(tmp_path):
     ran = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "\nTrainingHistory(5 evaluations, 5 epochs)\n" in ran.stdout
-    assert "accuracy: higher is better" in ran.stdout
+    assert "higher is better for accuracy" in ran.stdout
