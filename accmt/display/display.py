@@ -164,7 +164,7 @@ class ConsoleDisplay(Display):
     def stop(self) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = None
+            self._live = self._loss = None
 
     def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
         self._line("")

@@ -272,7 +272,7 @@ def test_tables_in_hyperparameters_and_numbers_of_tokens(tmp_path, regression, d
         training = Trainer(hps, tmp_path / "model", additional_tracker_config={"max_tokens": most})
         training.fit(regression(), data(8))
     run = read(training)
-    assert run["hyperparameters"]["optim_kwargs"]["phases"] == {"0": "warm"}
+    assert run["hyperparameters"]["optimizer"]["phases"] == {"0": "warm"}
     assert run["arguments"]["additional_tracker_config"] == {"max_tokens": 16}
     assert "additional_tracker_config.max_tokens was 8 and is 16" in capsys.readouterr().out
 
