@@ -35,11 +35,9 @@ class ModelSummary:
         return ModelPart("together", "", *sums)
 
     def __str__(self) -> str:
+        parts = map(astuple, (*self.parts, self.together))
         rows = [["name", "class", "parameters", "trainable", "bytes"]]
-        rows += [
-            [f"{cell:,}" if isinstance(cell, int) else cell for cell in astuple(p)]
-            for p in (*self.parts, self.together)
-        ]
+        rows += [[f"{cell:,}" if isinstance(cell, int) else cell for cell in part] for part in parts]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -85,7 +85,11 @@ def _shorten(error: BaseException) -> None:
 
 
 def _parts(trace: TracebackType | None) -> list[TracebackType]:
-    return [] if trace is None else [trace, *_parts(trace.tb_next)]
+    parts = []
+    while trace is not None:
+        parts.append(trace)
+        trace = trace.tb_next
+    return parts
 
 
 def _shows_all() -> bool:

@@ -244,7 +244,6 @@ class Trainer:
         self._tracker: Tracker = NoTracker()
         self._heartbeat: Heartbeat | None = None
 
-    @concise
     @suggests("register_model_saving(...)")
     def register_model_saving(
         self,
@@ -333,7 +332,6 @@ class Trainer:
             end_by_signal(ended)
         return ended
 
-    @concise
     @suggests("find_lr(...)")
     def find_lr(
         self,
@@ -410,7 +408,6 @@ class Trainer:
         with exclusive("fit"):
             perform(role, self._options, self.model_path, planned, self._attach)
 
-    @concise
     @suggests("evaluate(...)")
     def evaluate(
         self,
@@ -463,7 +460,6 @@ class Trainer:
                 evaluation.hooks.on_evaluation_end()
                 return values
 
-    @concise
     @suggests("predict(...)")
     def predict(self, module: AcceleratorModule | nn.Module | str | tuple[Any, Any], dataset: Dataset[Any]) -> Any:
         """Predict a dataset in batches, as evaluations read it: each process its share, without gradients.

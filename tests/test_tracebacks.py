@@ -127,6 +127,17 @@ def test_errors_of_the_users_code_keep_all_frames(trainer, regression, data, kin
     assert not is_mistake(caught.value)
 
 
+def test_the_deepest_recursion_stays_the_error_that_is_raised(trainer, regression, data):
+    class Endless(regression):
+        def training_step(self, batch):
+            return self.training_step(batch)
+
+    with pytest.raises(RecursionError) as caught:
+        trainer().fit(Endless(), data(8))
+    assert caught.value.__context__ is None
+    assert any("its batch: " in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("defect", ["{}[batch]", "int('x')", "check(batch)"])
 def test_defects_keep_all_frames(trainer, regression, data, monkeypatch, defect):
     """Neither an operation that fails nor an assertion in accmt is a mistake of the user."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
+from accmt.tracebacks import concise
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _shortened = reprlib.Repr()
@@ -78,7 +79,7 @@ def unknown_argument(name: object, allowed: Iterable[str]) -> str:
 def suggests(
     source: str, unknown: Callable[[object, Iterable[str]], str] = unknown_argument
 ) -> Callable[[_Function], _Function]:
-    """Decorate a method, so that it refuses an unknown keyword argument with a ConfigError that suggests the right one.
+    """Make a method `concise`, and refuse an unknown keyword argument with a ConfigError that suggests the right one.
 
     Args:
         source: The source that the error names.
@@ -88,6 +89,7 @@ def suggests(
     def decorated(function: _Function) -> _Function:
         names = list(inspect.signature(function).parameters)[1:]
 
+        @concise
         @wraps(function)
         def checked(*arguments: Any, **keywords: Any) -> Any:
             raise_problems((Problem(name, unknown(name, names)) for name in keywords if name not in names), source)

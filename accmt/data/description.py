@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from accmt.rules.printable import shown
@@ -22,8 +23,9 @@ def _described(part: Any, depth: int) -> str:
         return f"{part.dtype} {tuple(part.shape)}".removeprefix("torch.") + (f" on {device}" if device != "cpu" else "")
     if not depth or not isinstance(part, Mapping | list | tuple):
         return type(part).__name__
-    pairs = part.items() if isinstance(part, Mapping) else (("", element) for element in part)
-    texts = [f"{repr(key) + ': ' if key != '' else ''}{_described(value, depth - 1)}" for key, value in pairs]
-    more = [f"{len(texts) - _MOST} more"] if len(texts) > _MOST else []
+    keys = [f"{key!r}: " for key in islice(part, _MOST)] if isinstance(part, Mapping) else [""] * _MOST
+    values = part.values() if isinstance(part, Mapping) else part
+    texts = [f"{key}{_described(value, depth - 1)}" for key, value in zip(keys, values, strict=False)]
+    more = [f"{len(part) - _MOST} more"] if len(part) > _MOST else []
     begin, end = "{}" if isinstance(part, Mapping) else "[]" if isinstance(part, list) else "()"
-    return begin + ", ".join(texts[:_MOST] + more) + end
+    return begin + ", ".join(texts + more) + end

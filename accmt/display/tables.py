@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import zip_longest
 
 from rich.table import Table
@@ -37,9 +37,8 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
         for verdict in decision.verdicts:
             if rule in (None, verdict.rule):
                 word = Text(verdict.outcome.value, _STYLES[verdict.outcome])
-                table.add_row(
-                    *place, Text(shown(verdict.rule)), _values(verdict.values), word, Text(shown(verdict.reason))
-                )
+                values = ", ".join(f"{value:.6g}" for value in verdict.values)
+                table.add_row(*place, Text(shown(verdict.rule)), values, word, Text(shown(verdict.reason)))
                 place = ("", "", "")
         if decision.stop is not None:
             table.add_row(*place, "", "", Text("stop", "bold"), Text(shown(decision.stop.reason)))
@@ -50,7 +49,3 @@ def _is_repeated(decision: Decision, following: Decision) -> bool:
     """Return whether the evaluation at the end of the same step repeats a stop between evaluations."""
     at_one_step = decision.progress.step == following.progress.step
     return not decision.verdicts and at_one_step and decision.stop == following.stop
-
-
-def _values(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)

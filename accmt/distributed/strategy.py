@@ -59,12 +59,6 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Mapping[str, An
     return by_plain_name(model, model.state_dict())
 
 
-def count_of(model: nn.Module) -> tuple[int, int]:
-    """Count the parameters of a model and those that are trained, also where DeepSpeed has partitioned them."""
-    counts = [(int(getattr(one, "ds_numel", one.numel())), one.requires_grad) for one in model.parameters()]
-    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
-
-
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor on this process; all of it if the tensor is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

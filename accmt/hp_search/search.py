@@ -100,7 +100,6 @@ class HyperParameterSearch:
         self._arguments = {**defaults, **arguments, **alone}
         self.set_parameters()
 
-    @concise
     @suggests("set_parameters(...)")
     def set_parameters(  # noqa: PLR0913  (the documented arguments)
         self,
@@ -147,7 +146,6 @@ class HyperParameterSearch:
         del given["self"]
         self._space = read_space(given)
 
-    @concise
     @suggests("optimize(...)")
     def optimize(  # noqa: PLR0913  (the documented arguments, and where the study is kept)
         self,

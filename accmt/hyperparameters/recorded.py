@@ -14,13 +14,13 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+from accmt.files.secret_values import is_secret
 from accmt.hyperparameters.catalogue import qualified_name
 from accmt.hyperparameters.plain import comparable, plain_value
 
 _LONGEST_LIST, _LONGEST_TEXT, _LONGEST_SAID = 32, 300, 60
 _ARGUMENTS_OF = {"optim_kwargs": "optimizer", "scheduler_kwargs": "scheduler"}
 _LOGIN = re.compile(r"://[^/@\s]+@")
-_SECRET = re.compile(r"token|secret|passw|api_?key|credential", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -28,7 +28,7 @@ def recorded(value: object) -> Any:
     """Convert a value to JSON; an object without its own string form becomes its class, and its name if it has one."""
     value = comparable(value)
     if isinstance(value, Mapping):
-        return {str(key): "***" if _SECRET.search(str(key)) else recorded(item) for key, item in value.items()}
+        return {str(key): "***" if is_secret(str(key)) else recorded(item) for key, item in value.items()}
     if isinstance(value, list):
         items = [recorded(item) for item in value]
         return items if len(items) <= _LONGEST_LIST else f"{len(items)} values ({digest(items)})"

@@ -16,7 +16,6 @@ from accmt.hyperparameters.fields import unknown_field, validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
 from accmt.hyperparameters.plain import comparable, plain_value
 from accmt.hyperparameters.schedulers import SCHEDULERS, ScheduleLength, SchedulerChoice
-from accmt.tracebacks import concise
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -51,7 +50,6 @@ class HyperParameters:
     scheduler_kwargs: dict[str, Any]
     step_scheduler_per_epoch: bool
 
-    @concise
     @suggests("HyperParameters", unknown_field)
     def __init__(
         self,

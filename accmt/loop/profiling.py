@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ _ROWS = 15
 class ProfileOptions:
     """The first (from 2) and the last step to profile, counted from 1 in each run, and flags of torch's profiler."""
 
-    first: int = 7
-    last: int = 11
-    flags: Mapping[str, Any] = field(default_factory=dict)
+    first: int
+    last: int
+    flags: Mapping[str, Any]
 
 
 class StepProfiler:

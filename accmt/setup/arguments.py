@@ -229,7 +229,7 @@ class ArgumentCheck:
         stops = section.stop_when
         if self._given["stop_when"] is not None:
             parsed = (
-                self._parsed(StopCondition.parse, text, "stop_when") for text in _as_list(self._given["stop_when"])
+                self._parsed(StopCondition.parse, text, "stop_when") for text in as_list(self._given["stop_when"])
             )
             stops = tuple(stop for stop in parsed if stop is not None)
         return RuleOptions(section.savings, evaluate or CadenceRule.parse("epoch"), stops, log)
@@ -398,7 +398,7 @@ class ArgumentCheck:
         by_dataset = given if isinstance(given, Mapping) else {None: given}
         metrics: dict[str | None, list[Metric]] = {}
         for key, value in by_dataset.items():
-            listed = _as_list(value)
+            listed = as_list(value)
             for metric in listed:
                 if not isinstance(metric, Metric):
                     place = "metrics" if key is None else f"metrics[{key!r}]"
@@ -408,7 +408,7 @@ class ArgumentCheck:
         return metrics
 
     def _callbacks(self) -> tuple[Callback, ...]:
-        listed = _as_list(self._given["callback"])
+        listed = as_list(self._given["callback"])
         for callback in listed:
             if not isinstance(callback, Callback):
                 hint = ": give an instance, not the class" if isinstance(callback, type) else ""
@@ -450,7 +450,7 @@ def _as_interval(rule: CadenceRule) -> StepInterval | None:
     return StepInterval(None) if quantity.unit == "epoch" and quantity.value == 1 else None
 
 
-def _as_list(given: Any) -> list[Any]:
+def as_list(given: Any) -> list[Any]:
     """Return the items of an argument that may be one, several, or None."""
     return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 

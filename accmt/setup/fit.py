@@ -110,7 +110,7 @@ def _begun(plan: Plan, checkpoint: Checkpoint | None, signals: Signals) -> Run:
     try:
         run = assemble(plan, TrainingState(), signals)
         notes = begin_training(plan, run, checkpoint)
-        run.display.describe(*before_training(plan, notes))
+        run.display.describe(*before_training(plan), notes)
         options = plan.options
         for warning in (*plan.warnings, *uncalled(plan.module, options.callbacks, options.data.collates)):
             warn(warning)

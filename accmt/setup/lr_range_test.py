@@ -121,6 +121,9 @@ def find_rates(options: Options, module: AcceleratorModule, dataset: Any, rates:
         raise _refused("train_dataset", "is an iterator, and what is read from it would be missing in the training")
     with ExitStack() as stack:
         stack.enter_context(lent(module))
+        stack.callback(
+            vars(module).update, {name: one for name, one in vars(module).items() if name == "get_scheduler"}
+        )
         module.get_scheduler = lambda *_: None  # type: ignore[method-assign]
         stack.callback(vars(module).pop, "get_scheduler")
         made = plan(options, Path(), (), module, dataset, {})
@@ -148,9 +151,7 @@ def _tested(made: Plan, rates: Sequence[float]) -> LearningRateCurve:
     groups = made.optimizer.param_groups  # which `prepare` replaces
     ratios = [float(group["lr"]) / float(groups[0]["lr"]) for group in groups]
     stepper = stepper_of(made, prepared, Hooks((), module.state), looks=False)
-    losses: list[float] = []
-    smoothed: list[float] = []
-    average, diverged = 0.0, False
+    losses, smoothed, average, diverged = list[float](), list[float](), 0.0, False
     for rate, window in zip(rates, _windows(made.data, module.state), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             group["lr"] = rate * ratio

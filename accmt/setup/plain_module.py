@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.data.description import describe_batch
 from accmt.data.validation import ValidationData
 from accmt.loop.sanity_check import seen_first
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.module import AcceleratorModule
 from accmt.notices import warn
+from accmt.setup.arguments import as_list
 from accmt.setup.inputs import metrics_on
 from accmt.setup.method_check import function_problems
 from accmt.setup.options import Options
@@ -82,8 +84,7 @@ class PlainModule(AcceleratorModule):
 
     def _parts(self, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
         """Return the arguments of the model, those by name, and the target."""
-        keys = batch if isinstance(batch, Mapping) else ()
-        named = {key: batch[key] for key in keys if key in self._names}
+        named = {key: batch[key] for key in batch if key in self._names} if isinstance(batch, Mapping) else {}
         if named and len(named) == len(batch) - 1:
             return (), named, next(batch[key] for key in batch if key not in named)
         if isinstance(batch, tuple | list) and len(batch) > 1:
@@ -91,10 +92,9 @@ class PlainModule(AcceleratorModule):
             if len(inputs) == 1 and isinstance(inputs[0], Mapping) and self._names.issuperset(inputs[0]):
                 return (), inputs[0], target
             return inputs, {}, target
-        what = f"of {', '.join(map(str, keys))}" if keys else f"of {len(batch)}" if hasattr(batch, "__len__") else ""
         raise TypeError(
             f"a batch is (input, target), (input, ..., target), or a dictionary of arguments of forward "
-            f"({', '.join(sorted(self._names))}) and the target, not a {type(batch).__name__} {what}: "
+            f"({', '.join(sorted(self._names))}) and the target, not {describe_batch(batch)}: "
             f"change the collate_fn, or write an AcceleratorModule"
         )
 
@@ -104,9 +104,10 @@ class PlainModule(AcceleratorModule):
         are_classes = name == "accuracy" and limit is None
         shape = tuple(getattr(output, "shape", ()))
         if not isinstance(target, Tensor) or target.shape != ((*shape[:1], *shape[2:]) if are_classes else shape):
-            kinds = [f"{type(one).__name__} {tuple(getattr(one, 'shape', ()))}" for one in (output, target)]
-            text = f"'{name}' cannot compare an output, {kinds[0]}, with its target, {kinds[1]}"
-            raise TypeError(f"{text}: make them alike, or give fit other metrics (metrics=[] for none)")
+            text = f"'{name}' cannot compare an output, {describe_batch(output)}, with its target"
+            raise TypeError(
+                f"{text}, {describe_batch(target)}: make them alike, or give fit other metrics (metrics=[] for none)"
+            )
         counts = torch.ones_like(target, dtype=torch.bool)
         if are_classes:
             hits, counts = output.argmax(1) == target, target != self._ignored
@@ -175,8 +176,7 @@ def _plain(
     if is_module and any(one.requires_grad and id(one) not in inside for one in loss_fn.parameters()):
         text = f"{type(loss_fn).__name__} has parameters to train, which no optimizer would hold"
         problems.append(Problem("loss_fn", f"{text}: write an AcceleratorModule with get_optimizer"))
-    several = metrics if isinstance(metrics, list | tuple) else [] if metrics is None else [metrics]
-    own = [_metric(one) if isinstance(one, str) and one in _NAMES else one for one in several]
+    own = [_metric(one) if isinstance(one, str) and one in _NAMES else one for one in as_list(metrics)]
     wanted = f"a Metric, one of {', '.join(_NAMES)}, or a list of these"
     problems += [Problem("metrics", must_be(wanted, one)) for one in own if not isinstance(one, Metric)]
     if problems:

@@ -18,12 +18,13 @@ import torch
 
 from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.checkpoints import Checkpoint
+from accmt.data.indices import length_of
 from accmt.distributed.collective import from_each
-from accmt.distributed.strategy import count_of
 from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json
 from accmt.files.secret_values import without_secrets
 from accmt.hyperparameters.recorded import recorded
+from accmt.model_summary import summarize
 from accmt.rules.codec import to_plain
 from accmt.rules.describe import in_words
 from accmt.rules.reserved_names import RUN
@@ -47,7 +48,7 @@ class _Former:
 
 def describe_run(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Return the content of the file for a training that starts now. Call it on all processes."""
-    options, data, (total, trained) = plan.options, plan.data, count_of(plan.parts.model)
+    options, data, model = plan.options, plan.data, summarize(plan.module, 0).parts[0]
     left_open = {"mixed_precision": plan.accelerator.mixed_precision, "grad_accumulation_steps": options.accumulation}
     left_open |= {"track_name": options.tracking.track_name, "model_path": str(plan.model_path)}
     content = {
@@ -58,9 +59,9 @@ def describe_run(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "rules": {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings},
         "seed": data.seed,
         "total_steps": plan.position.total_steps,
-        "model": {"parameters": total, "trainable": trained},
-        "train_samples": _size_of(data.loader.dataset),
-        "validation_samples": {key: _size_of(each.dataset) for key, each in plan.loaders.items()},
+        "model": {"parameters": model.parameters, "trainable": model.trainable},
+        "train_samples": length_of(data.loader.dataset),
+        "validation_samples": {key: length_of(each.dataset) for key, each in plan.loaders.items()},
         "starts": [_start(plan, checkpoint)],
     }
     return dict(to_plain(content))
@@ -116,13 +117,6 @@ def _start(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "versions": {**versions, "python": platform.python_version(), "cuda": torch.version.cuda},
         "git": _git_state() if plan.accelerator.is_main_process else None,
     }
-
-
-def _size_of(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except Exception:  # also of a class that has lengths in general
-        return None
 
 
 def _described(device: torch.device) -> str:

@@ -27,6 +27,7 @@ from accmt.monitor import Monitor
 from accmt.rules import RuleEngine
 from accmt.rules.codec import Count, from_plain_at
 from accmt.setup.options import Options
+from accmt.tracking.tracker import flat
 
 NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile")
 """Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, the
@@ -115,7 +116,7 @@ class Settings:
         """
         then = saved.shared["configuration"]
         # Earlier checkpoints have only the fields of the monitor that were given.
-        lines = changes({**dict(_flat({"monitor": Monitor()})), **then["settings"]}, self._settings)
+        lines = changes({**_recorded({"monitor": Monitor()}), **then["settings"]}, self._settings)
         said = {line.split(" was ")[0] for line in lines}
         if then["settings"].get("seed") != self._settings.get("seed"):
             lines.append("the seed takes effect with resume=False: a resume keeps the random states and data order")
@@ -158,8 +159,7 @@ def configuration(options: Options, module: AcceleratorModule) -> dict[str, Any]
     arguments |= _in_force(options)
     return {
         **dict(_hyperparameters(options, module)),
-        **dict(_flat(arguments)),
-        **dict(_flat({"kwargs": options.given.get("kwargs", {})})),
+        **_recorded({**arguments, "kwargs": options.given.get("kwargs", {})}),
     }
 
 
@@ -197,11 +197,7 @@ def _in_force(options: Options) -> dict[str, Any]:
     return force
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten nested mappings into dotted names."""
-    for name, value in values.items():
-        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        if isinstance(plain, Mapping):
-            yield from _flat(recorded(plain), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", recorded(plain)
+def _recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Record values, nested ones by dotted names."""
+    fields = {name: asdict(one) for name, one in values.items() if is_dataclass(one) and not isinstance(one, type)}
+    return flat(recorded({**values, **fields}))

@@ -8,7 +8,6 @@ from pathlib import Path
 from accmt.checkpoint.saved_models import best_in
 from accmt.display.display import RuleResult
 from accmt.display.lines import for_shell
-from accmt.distributed.strategy import count_of
 from accmt.hyperparameters.schedulers import SCHEDULERS
 from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
@@ -16,22 +15,24 @@ from accmt.model_summary import summarize
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
+from accmt.rules.errors import numbered
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
 from accmt.setup.plan import Plan
 
 _MOST_PARTS = 8
 
 
-def before_training(plan: Plan, notes: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+def before_training(plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
     """Describe the model, the device, the length, how it is trained, and each rule in words."""
-    return _facts(plan), {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}, notes
+    facts = {name: text for name, text in _facts(plan) if text}
+    return facts, {rule.name: in_words(rule, plan.facts) for rule in plan.rules.savings}
 
 
 def after_training(run: Run, stop: Stop | None, model_path: Path) -> tuple[list[RuleResult], Path, str]:
     """Summarize what each rule saved and where, and why the training ended."""
     results = [_result(run, rule, model_path) for rule in run.engine.rules.savings]
     why = "the training is complete" if stop is None else f"stopped: {stop.reason}"
-    return results, model_path, f"{why}, after {_steps(run.position.step)}"
+    return results, model_path, f"{why}, after {numbered(run.position.step, 'step')}"
 
 
 def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
@@ -57,51 +58,31 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
             f"nothing was trained: the training is stopped at step {position.step}: {stop.reason}. "
             f"To continue, change what stops it, or give resume=False to start from scratch"
         )
-    given, done = ("max_steps", hps.max_steps), position.step
-    if hps.max_steps is None:
-        given, done = ("epochs", hps.epochs), position.epoch
-    name, wanted = given
-    more = f" {name} is {wanted}, and {done} are done:" if done > (wanted or 0) else ""
-    wanted_more = "steps (max_steps)" if name == "max_steps" else name
+    name, wanted, done, wants = "epochs", hps.epochs, position.epoch, "epochs"
+    if hps.max_steps is not None:
+        name, wanted, done, wants = "max_steps", hps.max_steps, position.step, "steps (max_steps)"
+    more = f" {name} is {wanted}, and {done} are done:" if done > wanted else ""
     return (
         f"nothing was trained:{more} the training is already finished, after {_epochs(position.epoch)} and "
-        f"{_steps(position.step)}. Give more {wanted_more} to continue, "
-        f"or resume=False to start from scratch"
+        f"{numbered(position.step, 'step')}. Give more {wants} to continue, or resume=False to start from scratch"
     )
 
 
-def _facts(plan: Plan) -> dict[str, str]:
-    model, position, data = plan.parts.model, plan.position, plan.data
-    total, trained = count_of(model)
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what is trained, and how it is trained, evaluated and saved; "" for what is not set."""
+    options, position, keys = plan.options, plan.position, plan.facts.datasets
+    model, precision = summarize(plan.module, 0).parts[0], plan.accelerator.mixed_precision
+    yield "model", f"{model.kind}, {model.parameters:,} parameters, {model.trainable:,} of them trained"
+    yield "parts", _parts(plan)
     processes = plan.accelerator.num_processes
-    together = data.accumulation.at(position.epoch)
-    batch = plan.options.data.batch_size * processes * together
-    several = data.accumulation.sizes != {1}
-    factors = [f"{plan.options.data.batch_size} a process"] if processes > 1 or several else []
-    factors += [f"{processes} processes"] * (processes > 1)
-    is_table = len(data.accumulation.starts) > 1
-    factors += [f"batches a step: {data.accumulation}" if is_table else f"{together} batches accumulated a step"] * several
-    steps = "unknown" if position.total_steps is None else f"{position.total_steps:,}"
-    facts = {
-        "model": f"{type(model).__name__}, {total:,} parameters, {trained:,} of them trained",
-        "parts": _parts(plan),
-        "device": f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}",
-        "batch": f"{batch} samples" + (f" ({', '.join(factors)})" if factors else ""),
-        "length": f"{steps} step{'s' * (position.total_steps != 1)}, {_epochs(position.total_epochs)}",
-    }
-    if limits := list(_limits(plan)):
-        facts["limited"] = "; ".join(limits)
-    if plan.facts.metrics or plan.facts.training:
-        facts["metrics"] = _directions(plan.facts)
-    facts = {**facts, "optimizer": _optimizer(plan), **dict(_settings(plan))}
-    return {name: text for name, text in facts.items() if text}
-
-
-def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield how the model is trained, evaluated and saved, as far as it is set."""
-    options, precision, keys = plan.options, plan.accelerator.mixed_precision, plan.facts.datasets
-    if plan.schedule.scheduler is not None:
-        yield "scheduler", _scheduler(plan)
+    yield "device", f"{plan.accelerator.device}, {processes} process{'es' * (processes > 1)}"
+    yield "batch", _batch(plan)
+    steps = "unknown steps" if position.total_steps is None else numbered(position.total_steps, "step", ",")
+    yield "length", f"{steps}, {_epochs(position.total_epochs)}"
+    yield "limited", "; ".join(_limits(plan))
+    yield "metrics", _directions(plan.facts)
+    yield "optimizer", _optimizer(plan)
+    yield "scheduler", "" if plan.schedule.scheduler is None else _scheduler(plan)
     types = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in plan.parts.model.parameters())
     yield "precision", ", ".join(types) if precision == "no" else f"{precision}, mixed"
     if options.step.clip_grad is not None:
@@ -109,8 +90,7 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     if options.step.clip_value is not None:
         yield "clipping", f"each element of the gradients to {options.step.clip_value:g}"
     yield "seed", str(plan.data.seed)
-    if plan.rules.stop_when:
-        yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
+    yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
     if plan.rules.evaluate is not None:
         only = " (in rules: 0)" if keys == (ONLY_DATASET,) else ""
         named = ", ".join(dataset_name(key, keys) for key in keys)
@@ -118,10 +98,22 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     checkpoint = plan.rules.checkpoint
     yield "checkpoints", "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
     yield "writes to", for_shell(plan.model_path)
-    if options.tracking.trackers:
-        name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
-        called = [f"where {VALID_LOSS} is called {name}"] if sends and name != VALID_LOSS else []
-        yield "sends to", ", ".join([*options.tracking.trackers, *called])
+    name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
+    called = [f"where {VALID_LOSS} is called {name}"] if sends and name != VALID_LOSS else []
+    yield "sends to", ", ".join([*options.tracking.trackers, *called] if options.tracking.trackers else ())
+
+
+def _batch(plan: Plan) -> str:
+    """Say how many samples make a step, and of which factors the number is the product."""
+    size, processes, accumulation = plan.options.data.batch_size, plan.accelerator.num_processes, plan.data.accumulation
+    together = accumulation.at(plan.position.epoch)
+    factors = [f"{processes} processes"] * (processes > 1)
+    if len(accumulation.starts) > 1:
+        factors.append(f"batches a step: {accumulation}")
+    elif together > 1:
+        factors.append(f"{together} batches accumulated a step")
+    product = f"{size * processes * together} samples"
+    return f"{product} ({', '.join([f'{size} a process', *factors])})" if factors else product
 
 
 def _optimizer(plan: Plan) -> str:
@@ -173,9 +165,5 @@ def _directions(facts: Facts) -> str:
     return "; ".join(f"{text} {', '.join(words[greater])}" for greater, text in said.items() if greater in words)
 
 
-def _steps(count: int) -> str:
-    return f"{count} step{'s' * (count != 1)}"
-
-
 def _epochs(count: int | None) -> str:
-    return "an unknown number of epochs" if count is None else f"{count} epoch{'s' * (count != 1)}"
+    return "an unknown number of epochs" if count is None else numbered(count, "epoch")

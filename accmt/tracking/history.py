@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from accmt.files.paths import resolved
 from accmt.html_tables import Cell, html_table
 from accmt.rules import Decision, Observation, Stop
+from accmt.rules.errors import numbered
 from accmt.rules.store import TRAIN_LOSS
 from accmt.tracking.journal import DECISIONS, HISTORY, read
 
@@ -128,7 +129,7 @@ class TrainingHistory:
 
     def __repr__(self) -> str:
         epochs = self.observations[-1].progress.epoch if self.observations else 0
-        parts = [_counted(len(self), "evaluation"), _counted(epochs, "epoch")]
+        parts = [numbered(len(self), "evaluation"), numbered(epochs, "epoch")]
         parts += [] if self.stop is None else [f"stopped: {self.stop.reason}"]
         return f"TrainingHistory({', '.join(parts)})"
 
@@ -152,7 +153,3 @@ def entries_of(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not {what}: {error}") from None
     return tuple(made)
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"

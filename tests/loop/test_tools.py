@@ -584,6 +584,13 @@ def test_a_training_after_the_range_test_is_the_one_without_it(trainer, regressi
     assert same(weights(tested), weights(plain))
 
 
+def test_a_scheduler_set_on_the_module_itself_is_left_there(trainer, regression, data):
+    module = regression()
+    module.get_scheduler = own = lambda optimizer, *_: torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    trainer().find_lr(module, data(8), steps=3)
+    assert vars(module)["get_scheduler"] is own
+
+
 def test_the_range_test_stops_where_the_loss_diverges_and_suggests_a_lower_rate(trainer, regression, data):
     curve = trainer(batch_size=16, clip_grad=None).find_lr(regression(), data(200), min_lr=1e-6, max_lr=1e3)
     assert curve.diverged

@@ -241,7 +241,7 @@ def test_kinds_of_batches_mean_the_same(trainer):
 
 KINDS = (
     "a batch is (input, target), (input, ..., target), or a dictionary of arguments of forward (left, right) "
-    "and the target, not a "
+    "and the target, not "
 )
 DO = ": change the collate_fn, or write an AcceleratorModule"
 
@@ -249,12 +249,15 @@ DO = ": change the collate_fn, or write an AcceleratorModule"
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda left, right, target: left, "Tensor of 4"),
-        (lambda left, right, target: (left,), "list of 1"),
-        (lambda left, right, target: {"left": left, "right": right}, "dict of left, right"),
+        (lambda left, right, target: left, "float32 (4, 4)"),
+        (lambda left, right, target: (left,), "[float32 (4, 4)]"),
+        (
+            lambda left, right, target: {"left": left, "right": right},
+            "{'left': float32 (4, 4), 'right': float32 (4, 4)}",
+        ),
         (
             lambda left, right, target: {"left": left, "right": right, "labels": target, "index": target},
-            "dict of left, right, labels, index",
+            "{'left': float32 (4, 4), 'right': float32 (4, 4), 'labels': int64 (4,), 'index': int64 (4,)}",
         ),
     ],
 )
@@ -274,7 +277,7 @@ def test_outputs_that_do_not_fit_their_targets(trainer):
     with pytest.raises(TypeError) as caught:
         trainer().fit(network(1), data, data, loss_fn=lambda output, target: (output - target).square().mean())
     assert str(caught.value) == (
-        "'mae' cannot compare an output, Tensor (4, 1), with its target, Tensor (4,): make them alike, or give fit "
+        "'mae' cannot compare an output, float32 (4, 1), with its target, float32 (4,): make them alike, or give fit "
         "other metrics (metrics=[] for none)"
     )
 

@@ -13,7 +13,7 @@ from launching import launch
 from torch.utils.data import IterableDataset
 
 import accmt
-from accmt import ConfigError, Trainer
+from accmt import ConfigError, HyperParameters, Trainer
 from accmt.files.secret_values import without_secrets
 
 
@@ -236,6 +236,45 @@ def test_what_is_no_secret_stays(plain, monkeypatch):
     monkeypatch.setenv("PWD", "/home/me/runs")
     assert without_secrets([plain, 1, None, True]) == [plain, 1, None, True]
     assert without_secrets({"nll_per_token": "min"}) == {"nll_per_token": "min"}
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "tokenizer", "pad_token", "eos_token", "loss_per_token", "monkey", "keyboard", "MONKEY"]
+)
+def test_a_name_is_masked_by_its_words(name):
+    assert without_secrets({name: "</mean>"}) == {name: "</mean>"}
+    assert without_secrets(f"--{name}=mean") == f"--{name}=mean"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token", "key", "hf_token", "HF_TOKEN", "apiToken", "authtoken", "apikey", "accessKey", "x-api-key", "Token"],
+)
+def test_names_of_secrets(name):
+    assert without_secrets({name: "s3cret"}) == {name: "***"}
+    assert without_secrets(f"{name}=s3cret") == f"{name}=***"
+
+
+def test_a_secret_that_begins_with_another_one_is_masked_whole(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "abcdefgh")
+    monkeypatch.setenv("B_TOKEN", "abcdefgh-12345678")
+    assert without_secrets("abcdefgh-12345678") == "***"
+
+
+def test_tables_in_hyperparameters_and_numbers_of_tokens(tmp_path, regression, data, capsys):
+    """Keys of a table may be numbers; a number of tokens is no secret, and a resume says that it has changed."""
+
+    def make(parameters, lr, phases):
+        return torch.optim.SGD(parameters, lr)
+
+    for epochs, most in ((1, 8), (2, 16)):
+        hps = HyperParameters(epochs, optimizer=make, optim_kwargs={"lr": 0.1, "phases": {0: "warm"}}, batch_size=4)
+        training = Trainer(hps, tmp_path / "model", additional_tracker_config={"max_tokens": most})
+        training.fit(regression(), data(8))
+    run = read(training)
+    assert run["hyperparameters"]["optimizer"]["phases"] == {"0": "warm"}
+    assert run["arguments"]["additional_tracker_config"] == {"max_tokens": 16}
+    assert "additional_tracker_config.max_tokens was 8 and is 16" in capsys.readouterr().out
 
 
 PROGRAM = """
