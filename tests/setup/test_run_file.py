@@ -320,7 +320,7 @@ def test_a_resumed_training_keeps_its_random_states(trainer, regression, data, c
     trainer("whole", epochs=2, seed=5).fit(whole.module, data(16))
     former, later = Draws(regression), Draws(regression)
     trainer("cut", epochs=1, seed=5).fit(former.module, data(16))
-    assert "seed" not in capsys.readouterr().out
+    assert "seed was" not in capsys.readouterr().out
     trainer("cut", epochs=2, seed=6).fit(later.module, data(16))
     assert former.seen + later.seen == whole.seen
     shown = capsys.readouterr().out
@@ -335,3 +335,25 @@ def test_what_is_not_a_seed(tmp_path, seed):
     kind = type(seed).__name__
     text = f"seed: must be a whole number from 0 to 2**32 - 1, or None, not {seed!r} ({kind})"
     assert str(caught.value) == f"1 mistake in Trainer(...):\n  {text}"
+
+
+def test_a_seed_that_had_no_effect_is_not_compared(trainer, regression, data, capsys):
+    trainer(epochs=1, seed=7).fit(regression(), data(16))
+    trainer(epochs=2, seed=8).fit(regression(), data(16))
+    capsys.readouterr()
+    trainer(epochs=3).fit(regression(), data(16))
+    shown = capsys.readouterr().out
+    assert "seed was" not in shown
+    assert "the seed takes effect" not in shown
+    trainer(epochs=4, seed=7).fit(regression(), data(16))
+    assert "seed was" not in capsys.readouterr().out
+    trainer(epochs=5, seed=8).fit(regression(), data(16))
+    assert "note: seed was 7 and is 8\n" in capsys.readouterr().out
+
+
+def test_quiet_is_not_compared_at_a_resume(trainer, regression, data, capsys):
+    trainer(epochs=1, quiet=True).fit(regression(), data(16))
+    trainer(epochs=2, quiet=False).fit(regression(), data(16))
+    shown = capsys.readouterr().out
+    assert "note: epochs was 1 and is 2\n" in shown
+    assert "quiet was" not in shown
