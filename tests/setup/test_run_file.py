@@ -122,7 +122,7 @@ def test_a_damaged_file_is_kept_aside(trainer, regression, data, capsys, content
     trainer(epochs=2).fit(regression(), data(8))
     place, aside = training.model_path / "run.json", training.model_path / "earlier-1"
     shown = capsys.readouterr().out.replace("\n", "")
-    assert f"note: earlier starts are not known: {place} cannot be read: " in shown
+    assert f"warning: earlier starts are not known: {place} cannot be read: " in shown
     assert f"it was moved to {aside}" in shown
     assert (aside / "run.json").read_text() == content
     assert [start["checkpoint"] for start in read(training)["starts"]] == ["checkpoint-0001-step-2"]
@@ -134,7 +134,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(trainer, regression, data, c
     (training.model_path / "run.json").write_text("my notes")
     training.fit(regression(), data(8))
     assert (training.model_path / "earlier-1" / "run.json").read_text() == "my notes"
-    assert "note: earlier starts are not known: " in capsys.readouterr().out
+    assert "warning: earlier starts are not known: " in capsys.readouterr().out
 
 
 def test_a_disk_that_refuses_it_is_a_warning(trainer, regression, data, capsys, monkeypatch):
