@@ -260,7 +260,7 @@ def test_nothing_to_restore_is_said(trainer, data, capsys):
     training.fit(module, data(8), data(4))
     said = " ".join(capsys.readouterr().out.split())
     name = next(iter(training.state.patience_left))
-    assert f"restore_best: '{name}' has saved no model, so that the module keeps its weights of the last step" in said
+    assert f"restore_best: '{name}' has saved no model, so the module keeps its weights of the last step" in said
     assert are_equal(module.model.parameters(), kept.weights[-1])
 
 

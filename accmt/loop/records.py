@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accmt.checkpoint.archive import move_to_archive
 from accmt.display.notebook import Decisions
 from accmt.rules import Decision, Observation
 from accmt.rules.codec import Count, Jsonable, from_plain
@@ -78,27 +79,51 @@ class Records:
         from_plain(_State, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
-        """Cut the journals to the lines that they had, and return which of these are lost, one line each."""
+        """Cut the journals to the lines that they had, and return which of these are lost, one line each.
+
+        A journal with damaged lines is moved to `earlier-N`, and its readable lines are written again.
+        """
         self.reported = set(state["nan_reported"])
-        self.history.cut(state["history"])
-        self.decision_log.cut(state["decisions"])
-        self.observations[:] = _read(self.history, Observation)
-        self.decisions[:] = _read(self.decision_log, Decision)
-        notes: list[str] = []
-        if self.history.lines < state["history"]:
-            text = f"the history has {self.history.lines} of {state['history']} evaluations left: the rest is lost"
-            notes.append(text)
-        if len(self.decisions) < state["decisions"]:
-            text = f"{len(self.decisions)} of {state['decisions']} decisions can be read: the rest is lost"
-            notes.append(text)
-        return notes
+        self.observations[:], of_history = _cut(self.history, state["history"], Observation, "evaluations")
+        self.decisions[:], of_decisions = _cut(self.decision_log, state["decisions"], Decision, "decisions")
+        return of_history + of_decisions
 
 
-def _read(written: Journal, kind: type[_T]) -> list[_T]:
-    """Read the entries of a journal, skipping lines damaged since: nothing is decided from their content."""
-    entries: list[_T] = []
-    # Another process may be truncating the file at this moment, so count the lines here as well.
-    for line in (read_lines(written.path) if written.path.is_file() else [])[: written.lines]:
-        with suppress(ValueError, RecursionError):
-            entries.append(kind.from_json(json.loads(line)))
-    return entries
+def _cut(journal: Journal, count: int, kind: type[_T], name: str) -> tuple[list[_T], list[str]]:
+    """Cut a journal to its first lines, without those that cannot be read: nothing is decided from their content.
+
+    Returns:
+        The entries, and what is lost.
+    """
+    lines = _first_lines(journal.path, count)
+    readable = [(line, entry) for line in lines if (entry := _entry(line, kind)) is not None]
+    if len(readable) == len(lines):
+        journal.cut(count)
+        moved = ""
+    else:
+        moved = _move_aside(journal)
+        journal.replace([line for line, _ in readable])
+    entries = [entry for _, entry in readable]
+    lost = f"{len(entries)} of {count} {name} can be read: the rest is lost{moved}"
+    return entries, [lost] if len(entries) < count else []
+
+
+def _move_aside(journal: Journal) -> str:
+    """Move a damaged journal away if this process writes it, and return where to, as the end of a sentence."""
+    if not journal.writes:
+        return ""
+    aside = move_to_archive(journal.path.parent, [journal.path])
+    return f"; the damaged {journal.path.name} was moved to {aside}"
+
+
+def _first_lines(path: Path, count: int) -> list[str]:
+    """Read the first lines of a journal, which the main process may be replacing at this moment."""
+    with suppress(FileNotFoundError):
+        return read_lines(path)[:count]
+    return []
+
+
+def _entry(line: str, kind: type[_T]) -> _T | None:
+    with suppress(ValueError, RecursionError):
+        return kind.from_json(json.loads(line))
+    return None

@@ -139,4 +139,4 @@ def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
     if name in run.state.model_savings:
         from_each(partial(load_saving, model_path / rules[name].folder, run.module))
     else:
-        warn(f"restore_best: '{name}' has saved no model, so that the module keeps its weights of the last step")
+        warn(f"restore_best: '{name}' has saved no model, so the module keeps its weights of the last step")

@@ -125,10 +125,11 @@ def _found(plan: Plan) -> Checkpoint | None:
 def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
     description = describe_run(plan, None)
     run.module.tracker = _tracker(plan, None, description)
-    aside, notes = from_main(lambda: _cleared(plan, run, description))
+    aside, lost = from_main(lambda: _cleared(plan, run, description))
     run.records.history.lines = run.records.decision_log.lines = 0
     plan.position.stopwatch.set(0.0)
-    return notes if aside is None else [f"the files of the earlier training were moved to {aside}", *notes]
+    _warn_of(lost)
+    return [] if aside is None else [f"the files of the earlier training were moved to {aside}"]
 
 
 def _cleared(plan: Plan, run: Run, description: dict[str, Any]) -> tuple[Path | None, list[str]]:
@@ -152,13 +153,21 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
         said = run.checkpointer.load(saved)
     rules = list(said["engine"])
     notes = [f"continuing from {checkpoint.path.name}", *rules, *said.get("data", ()), *changes]
-    notes += [*said["model"], *said["records"], *said["position"]]
+    notes += [*said["model"], *said["position"]]
+    lost = list(said["records"])
     if plan.options.checkpoint.goes_back:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
         notes += [] if later is None else [f"the later checkpoints were moved to {later}"]
-    notes += from_main(lambda: _describe(plan, rules))
-    notes += from_main(lambda: record_start(plan.model_path, description, [*rules, *changes]))
+    lost += from_main(lambda: _describe(plan, rules))
+    lost += from_main(lambda: record_start(plan.model_path, description, [*rules, *changes]))
+    _warn_of(lost)
     return notes + _settle_savings(run)
+
+
+def _warn_of(lost: list[str]) -> None:
+    """Warn of each damage that was found: unlike notes, warnings are also shown with `quiet=True`."""
+    for line in lost:
+        warn(line)
 
 
 def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:

@@ -29,9 +29,9 @@ from accmt.rules.codec import Count, from_plain_at
 from accmt.setup.options import Options
 from accmt.tracking.tracker import flat
 
-NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile")
+NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile", "quiet")
 """Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, the
-patience, whose changes the rules report, and the profile, which changes no result."""
+patience, whose changes the rules report, and the profile and quiet, which change no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ class Settings:
         from_plain_at("configuration", _State, state)
 
     def load_state_dict(self, state: Any) -> list[str]:
-        """Restore nothing."""
+        """Restore only the seed, which stays in effect: a resume does not seed again."""
+        self._settings = {**self._settings, "seed": state["settings"].get("seed")}
         return []
 
     def compare(self, saved: Saved, position: TrainingPosition, engine: RuleEngine) -> list[str]:
@@ -116,9 +117,12 @@ class Settings:
         """
         then = saved.shared["configuration"]
         # Earlier checkpoints have only the fields of the monitor that were given.
-        lines = changes({**_recorded({"monitor": Monitor()}), **then["settings"]}, self._settings)
+        seeded = then["settings"].get("seed")
+        seed = seeded if self._settings.get("seed") is None else self._settings["seed"]
+        current = {**self._settings, "seed": seed}
+        lines = changes({**_recorded({"monitor": Monitor()}), **then["settings"]}, current)
         said = {line.split(" was ")[0] for line in lines}
-        if then["settings"].get("seed") != self._settings.get("seed"):
+        if seed != seeded:
             lines.append("the seed takes effect with resume=False: a resume keeps the random states and data order")
         other = difference(then["data"], self._identity)
         progress = position.progress(saved.shared["position"]["elapsed"])

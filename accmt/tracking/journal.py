@@ -27,7 +27,7 @@ class Journal:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
-        self._writes = writes
+        self.writes = writes
         self._waiting = b""
         self.lines = 0
 
@@ -58,19 +58,22 @@ class Journal:
         Raises:
             OSError: They could not be written; the file is unchanged.
         """
-        if self._writes and self._waiting:
+        if self.writes and self._waiting:
             self._write(self._waiting)
         self._waiting = b""
 
     def cut(self, lines: int) -> None:
         """Truncate to the first `lines` lines, if there are so many, as later ones are written again."""
         self.lines, self._waiting = lines, b""
-        if not self._writes or not (self.path.exists() or lines):
-            return
-        kept = read_lines(self.path)[:lines] if self.path.exists() else []
-        self.lines = len(kept)
-        replace_file(self.path, "".join(line + "\n" for line in kept))
-        flush_directory(self.path.parent)
+        if self.writes and (self.path.exists() or lines):
+            self.replace(read_lines(self.path)[:lines] if self.path.exists() else [])
+
+    def replace(self, lines: list[str]) -> None:
+        """Replace all lines."""
+        self.lines, self._waiting = len(lines), b""
+        if self.writes:
+            replace_file(self.path, "".join(line + "\n" for line in lines))
+            flush_directory(self.path.parent)
 
     def _write(self, lines: bytes) -> None:
         is_new = not self.path.exists()

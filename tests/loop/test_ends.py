@@ -140,3 +140,14 @@ def test_nothing_is_held_after_a_failure_before_the_first_step(trainer, regressi
         with pytest.raises(ValueError, match="a hook fails as well"):
             trainer("kept", log_with="tensorboard", logging_dir=folder, callback=ends).fit(regression(), data(16))
     assert held() == before
+
+
+@pytest.mark.parametrize("arguments", [{"enable_checkpointing": False}, {"checkpoint_every": None}])
+def test_an_interruption_without_checkpoints_says_that_they_are_off(trainer, regression, data, capsys, arguments):
+    class Interrupt(Callback):
+        def on_after_training_step(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(callback=Interrupt(), **arguments).fit(regression(), data(8))
+    assert "interrupted at step 0; checkpoints are off: run again to start from scratch" in capsys.readouterr().out

@@ -14,9 +14,10 @@ from launching import launch, start
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
-from accmt import AcceleratorModule, Callback, FunctionMetric, set_seed
+from accmt import AcceleratorModule, Callback, FunctionMetric, TrainingHistory, set_seed
 from accmt.checkpoint.checkpoints import NoCheckpoint
 from accmt.checkpoint.stateful import Mismatch
+from accmt.cli.main import main
 
 
 class PowerCut(BaseException):
@@ -642,3 +643,39 @@ def test_two_processes(tmp_path):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert len(found) >= 6
         assert [name for name, same in found.items() if not same] == []
+
+
+@pytest.mark.parametrize("name", ["decisions.jsonl", "history.jsonl"])
+def test_a_damaged_journal_is_moved_away_and_its_readable_lines_are_kept(trainer, regression, data, capsys, name):
+    trainer(epochs=3, quiet=True).fit(regression(), data(8), data(8))
+    path = trainer(epochs=3).model_path / name
+    first, _, third = path.read_text().splitlines(keepends=True)
+    path.write_text(damaged := f"{first}garbage\n{third}")
+    capsys.readouterr()
+    training = trainer(epochs=4, quiet=True)
+    training.fit(regression(), data(8), data(8))
+    kind = {"decisions.jsonl": "decisions", "history.jsonl": "evaluations"}[name]
+    aside = training.model_path / "earlier-1"
+    text = f"2 of 3 {kind} can be read: the rest is lost; the damaged {name} was moved to {aside}"
+    shown = capsys.readouterr()
+    assert f"warning: {text}\n" in (shown.out + shown.err).replace("\n  ", " ")
+    assert (aside / name).read_text() == damaged
+    lines = path.read_text().splitlines(keepends=True)
+    assert lines[:2] == [first, third]
+    assert len(lines) == 3
+    assert main(["explain", str(training.model_path)]) == 0
+    assert main(["replay", str(training.model_path)]) == 0
+    assert "damaged" not in capsys.readouterr().err
+    assert TrainingHistory.load(training.model_path)
+
+
+def test_data_lost_is_a_warning_that_quiet_shows(trainer, regression, data, capsys):
+    trainer(epochs=2, quiet=True).fit(regression(), data(8), data(8))
+    training = trainer(epochs=3, quiet=True)
+    (training.model_path / "history.jsonl").write_text("")
+    (training.model_path / "run.json").write_text("garbage")
+    capsys.readouterr()
+    training.fit(regression(), data(8), data(8))
+    shown = "".join(capsys.readouterr())
+    assert "warning: 0 of 2 evaluations can be read: the rest is lost\n" in shown
+    assert "warning: earlier starts are not known: " in shown

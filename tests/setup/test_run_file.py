@@ -122,7 +122,7 @@ def test_a_damaged_file_is_kept_aside(trainer, regression, data, capsys, content
     trainer(epochs=2).fit(regression(), data(8))
     place, aside = training.model_path / "run.json", training.model_path / "earlier-1"
     shown = capsys.readouterr().out.replace("\n", "")
-    assert f"note: earlier starts are not known: {place} cannot be read: " in shown
+    assert f"warning: earlier starts are not known: {place} cannot be read: " in shown
     assert f"it was moved to {aside}" in shown
     assert (aside / "run.json").read_text() == content
     assert [start["checkpoint"] for start in read(training)["starts"]] == ["checkpoint-0001-step-2"]
@@ -134,7 +134,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(trainer, regression, data, c
     (training.model_path / "run.json").write_text("my notes")
     training.fit(regression(), data(8))
     assert (training.model_path / "earlier-1" / "run.json").read_text() == "my notes"
-    assert "note: earlier starts are not known: " in capsys.readouterr().out
+    assert "warning: earlier starts are not known: " in capsys.readouterr().out
 
 
 def test_a_disk_that_refuses_it_is_a_warning(trainer, regression, data, capsys, monkeypatch):
@@ -359,7 +359,7 @@ def test_a_resumed_training_keeps_its_random_states(trainer, regression, data, c
     trainer("whole", epochs=2, seed=5).fit(whole.module, data(16))
     former, later = Draws(regression), Draws(regression)
     trainer("cut", epochs=1, seed=5).fit(former.module, data(16))
-    assert "note: " not in capsys.readouterr().out
+    assert "seed was" not in capsys.readouterr().out
     trainer("cut", epochs=2, seed=6).fit(later.module, data(16))
     assert former.seen + later.seen == whole.seen
     shown = capsys.readouterr().out
@@ -374,3 +374,25 @@ def test_what_is_not_a_seed(tmp_path, seed):
     kind = type(seed).__name__
     text = f"seed: must be a whole number from 0 to 2**32 - 1, or None, not {seed!r} ({kind})"
     assert str(caught.value) == f"1 mistake in Trainer(...):\n  {text}"
+
+
+def test_a_seed_that_had_no_effect_is_not_compared(trainer, regression, data, capsys):
+    trainer(epochs=1, seed=7).fit(regression(), data(16))
+    trainer(epochs=2, seed=8).fit(regression(), data(16))
+    capsys.readouterr()
+    trainer(epochs=3).fit(regression(), data(16))
+    shown = capsys.readouterr().out
+    assert "seed was" not in shown
+    assert "the seed takes effect" not in shown
+    trainer(epochs=4, seed=7).fit(regression(), data(16))
+    assert "seed was" not in capsys.readouterr().out
+    trainer(epochs=5, seed=8).fit(regression(), data(16))
+    assert "note: seed was 7 and is 8\n" in capsys.readouterr().out
+
+
+def test_quiet_is_not_compared_at_a_resume(trainer, regression, data, capsys):
+    trainer(epochs=1, quiet=True).fit(regression(), data(16))
+    trainer(epochs=2, quiet=False).fit(regression(), data(16))
+    shown = capsys.readouterr().out
+    assert "note: epochs was 1 and is 2\n" in shown
+    assert "quiet was" not in shown
