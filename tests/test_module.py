@@ -64,7 +64,7 @@ class Sent(NoTracker):
 def sent(monkeypatch):
     """What would go to a tracker."""
     tracker = Sent()
-    monkeypatch.setattr("accmt.setup.resume._tracker", lambda plan, saved: tracker)
+    monkeypatch.setattr("accmt.setup.resume._tracker", lambda plan, saved, description: tracker)
     return tracker
 
 

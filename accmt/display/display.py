@@ -197,6 +197,8 @@ class ConsoleDisplay(Display):
         """Print one line, wrapped on a terminal only, so that programs can read it elsewhere."""
         line = Text(wrapped(shown(text), self._width, indent), style)
         line.stylize("bold", 0, bold)
+        if isinstance(self._bar, _Bar):
+            self._bar.refresh()
         self._console.print(line, soft_wrap=True)
 
 
@@ -219,6 +221,11 @@ class _Bar:
         self._console, self._now, self._speed = console, now, speed
         self.live = Live(console=console, refresh_per_second=_REFRESHES, get_renderable=self._drawn)
         self.start, self.stop = self.live.start, self.live.stop
+
+    def refresh(self) -> None:
+        """Draw the bar as the training is now, so that a line does not stand above an older position."""
+        with suppress(OSError):
+            self.live.refresh()
 
     def _drawn(self) -> RenderableType:
         moment = self._now()

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import zip_longest
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from accmt.rules import Decision, Outcome
 from accmt.rules.printable import shown
 
+_PLACE = ("evaluation", "step", "epoch")
+_LEAST_WHY = 20  # columns
 _STYLES = {
     Outcome.SAVED: "green",
     Outcome.NOT_BETTER: "",
@@ -21,13 +26,36 @@ _STYLES = {
 }
 
 
+class _Decisions(Table):
+    """Table of decisions, and blocks where the output is too narrow for it: neither words nor numbers are broken."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        return super().__rich_console__(console, options) if _width(self) <= options.max_width else self._blocks()
+
+    def _blocks(self) -> RenderResult:
+        yield Text(str(self.title), "bold")
+        for *place, rule, values, word, why in zip(*(column.cells for column in self.columns), strict=True):
+            if place[0]:
+                yield Text(", ".join(map(" ".join, zip(_PLACE, place, strict=True))))
+            cells = [Text.assemble(cell) for cell in (rule, values, word, why) if cell]
+            yield Padding(Text("  ").join(cells), (0, 0, 0, 2), expand=False)
+
+
+def _width(table: Table) -> int:
+    """Return the columns that the table needs if only the reasons are wrapped."""
+    *others, why = ([str(column.header), *map(str, column.cells)] for column in table.columns)
+    words = max(cell_len(word) for cell in why for word in cell.split())
+    return sum(max(map(cell_len, cells)) + 2 for cells in others) + max(words, _LEAST_WHY)
+
+
 def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Table:
     """Return a table with one row per evaluation and rule (values, verdict, reason), and the stop if there was one."""
-    table = Table(title="Decisions", title_justify="left", box=None, pad_edge=False)
-    for column in ("evaluation", "step", "epoch"):
-        table.add_column(column, justify="right")
-    for column in ("rule", "values", "verdict", "why"):
-        table.add_column(column, overflow="fold")
+    table = _Decisions(title="Decisions", title_justify="left", box=None, pad_edge=False)
+    for column in _PLACE:
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("rule", "values", "verdict"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
     rows = list(decisions)
     for decision, following in zip_longest(rows, rows[1:]):
         if following is not None and _is_repeated(decision, following):

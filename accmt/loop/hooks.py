@@ -51,7 +51,7 @@ def add_note(error: BaseException, where: str, state: TrainingState, batch: Any 
     Another one describes the batch of the step that raised it, if one is given: they may not fit each other.
     """
     if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
-        error.add_note(f"raised in {where}, epoch {state.epoch}, step {state.global_step}")
+        error.add_note(f"raised in {where}, epoch {state.epoch + 1}, step {state.global_step}")
         if batch is not None and not is_mistake(error):
             with suppress(Exception):  # a description must not hide the error
                 error.add_note(f"its batch: {describe_batch(batch)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from rich.text import Text
 
@@ -34,7 +35,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     status: Status = "FAILED"
     last: Text | None = None
     display = run.display
-    display.start(run.moment)
+    display.start(partial(run.moment, ahead=True))
     try:
         prepare()
         stop = train(run)

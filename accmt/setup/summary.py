@@ -11,7 +11,7 @@ from accmt.display.lines import for_shell
 from accmt.hyperparameters.schedulers import SCHEDULERS
 from accmt.loop.progress import epoch_shown
 from accmt.loop.run import Run
-from accmt.model_summary import summarize
+from accmt.model_summary import ModelPart, summarize
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
@@ -136,9 +136,15 @@ def _scheduler(plan: Plan) -> str:
 def _parts(plan: Plan) -> str:
     """List the parts that have parameters, with their numbers; nothing for a single one."""
     parts = [part for part in summarize(plan.module).parts if part.parameters]
-    listed = [f"{part.name.removeprefix('model.')} {part.parameters:,}" for part in parts[:_MOST_PARTS]]
+    listed = [f"{_part_name(part)}: {part.parameters:,}" for part in parts[:_MOST_PARTS]]
     more = [f"{len(parts) - _MOST_PARTS} more"] if len(parts) > _MOST_PARTS else []
-    return ", ".join([*listed, *more]) if len(parts) > 1 else ""
+    return "; ".join([*listed, *more]) if len(parts) > 1 else ""
+
+
+def _part_name(part: ModelPart) -> str:
+    """Name a part; one that is only numbered also by its class."""
+    name = part.name.removeprefix("model.")
+    return f"{name} ({part.kind})" if name.isdigit() else name
 
 
 def _limits(plan: Plan) -> Iterator[str]:

@@ -307,3 +307,37 @@ def test_a_dataset_given_alone_is_called_valid():
         "evaluation 1 at step 1  valid: f1 0.5  (0.0 s)",
         "evaluation 1 at step 1  0: f1 0.5; 1: f1 0.25  (0.0 s)",
     ]
+
+
+def test_a_line_stands_above_a_bar_that_shows_the_same_step(monkeypatch):
+    monkeypatch.setattr("accmt.display.display._REFRESHES", 0.001)
+    step = 9
+    output = StringIO()
+    display = ConsoleDisplay(Console(file=output, force_terminal=True, width=100))
+    display.start(lambda: ShownPosition(step, 100, "1.9/10", 0.0))
+    step = 20
+    before = len(output.getvalue())
+    display.evaluated(OBSERVATION, Decision(OBSERVATION.progress), 0.0)
+    printed = plain(output.getvalue()[before:])
+    display.stop()
+    assert " 9/100" not in printed
+    assert "20/100" in printed.split("evaluation 2 at step 20")[1]
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_training_by_its_bar():
+    class Gone(StringIO):
+        broken = False
+
+        def write(self, text):
+            if self.broken:
+                raise OSError("no terminal")
+            return super().write(text)
+
+    output = Gone()
+    display = ConsoleDisplay(type(ConsoleDisplay()._console)(file=output, force_terminal=True))
+    display.start(lambda: ShownPosition(5, None, "1", 0.0))
+    display._bar.live._refresh_thread.stop()
+    output.broken = True
+    display.warn("something")
+    output.broken = False
+    display.stop()

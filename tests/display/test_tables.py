@@ -3,6 +3,7 @@
 import math
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from accmt.display.tables import decision_table
@@ -85,4 +86,28 @@ def test_names_with_brackets_are_no_markup():
     ]
     assert words_of(decision_table(decisions)) == [
         ["0", "0", "0", "best_f1[macro]@[dev]", "1", "saved", "[bold] is better"]
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 160])
+def test_no_width_breaks_words_or_numbers(width):
+    reason = "(0.803912, 0.82) beats (0.721202, 0.711185), saved"
+    verdicts = (verdict("best_accuracy@dev/f1@test", Outcome.SAVED, 0.803912, 0.82, reason=reason),)
+    decisions = [
+        Decision(Progress(step=1200, epoch=3, evaluation=12), verdicts, stop=Stop("patience", "no patience left"))
+    ]
+    lines = lines_of(decision_table(decisions), width)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).replace(",", "").split()
+    expected = f"evaluation step epoch 12 1200 3 {verdicts[0].rule} 0.803912 0.82 saved stop no patience left {reason}"
+    assert set(expected.replace(",", "").split()) <= set(words)
+
+
+def test_a_narrow_terminal_has_a_block_for_each_evaluation():
+    assert lines_of(decision_table(DECISIONS[:1]), 50) == [
+        "Decisions",
+        "evaluation 1, step 10, epoch 1",
+        "  best_accuracy  0.9  saved  the first",
+        "  best_f1  0.123457, 12  blocked  accuracy > 0.95",
+        "  does not hold",
     ]

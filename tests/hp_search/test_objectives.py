@@ -126,14 +126,14 @@ def test_a_function_with_the_default_direction(search, witness):
         (
             lambda metrics: "0.5",
             "TypeError: best_metric_fn must return a number, not '0.5' (str); raised in Reporter.on_evaluation_end, "
-            "epoch 0, step 2",
+            "epoch 1, step 2",
         ),
         (
             lambda metrics: None,
             "TypeError: best_metric_fn must return a number, not None (NoneType); raised in "
-            "Reporter.on_evaluation_end, epoch 0, step 2",
+            "Reporter.on_evaluation_end, epoch 1, step 2",
         ),
-        (lambda metrics: metrics["dev"], "KeyError: 'dev'; raised in Reporter.on_evaluation_end, epoch 0, step 2"),
+        (lambda metrics: metrics["dev"], "KeyError: 'dev'; raised in Reporter.on_evaluation_end, epoch 1, step 2"),
         (lambda metrics: math.nan, "NoValue: best_metric_fn returned nan after the last evaluation"),
     ],
 )

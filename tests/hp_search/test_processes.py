@@ -43,7 +43,7 @@ def test_all_processes_agree_on_how_each_trial_ended(searched):
     assert [state for _, state, *_ in main["study"]] == ["COMPLETE", "FAIL", "FAIL", "PRUNED", "COMPLETE"]
     assert main["evaluations"] == [2, 0, 2, 1, 2]
     errors = [error for *_, error in main["study"]]
-    where = "process 0: RuntimeError: fails everywhere; raised in Module.training_step, epoch 0, step 0; its batch: "
+    where = "process 0: RuntimeError: fails everywhere; raised in Module.training_step, epoch 1, step 0; its batch: "
     assert errors[1].startswith(where)
     assert re.fullmatch(r"process 1: ValueError: fails on one; raised in Witness.on_fit_end, .*", errors[2])
 

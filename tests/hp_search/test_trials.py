@@ -100,7 +100,7 @@ def test_a_trial_that_raises_does_not_end_the_search(search, regression, witness
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     failed = study.trials[1]
     assert failed.user_attrs["error"] == (
-        "RuntimeError: no memory for 4; raised in Fragile.training_step, epoch 0, step 0; "
+        "RuntimeError: no memory for 4; raised in Fragile.training_step, epoch 1, step 0; "
         "its batch: [float32 (4, 4), float32 (4, 1)]"
     )
     assert 'raise RuntimeError("no memory for 4")' in failed.user_attrs["traceback"]
@@ -377,7 +377,7 @@ def test_what_is_shown(search, regression, in_order, capsys):
         f"trial 0: train_batch_size 4, learning_rate 0.001; valid_loss {first:.6g} (the best)",
         f"trial 1: train_batch_size 8, learning_rate 0.1; valid_loss {second:.6g} (the best)",
         "trial 2: train_batch_size 2, learning_rate 0.05; failed: RuntimeError: too small; raised in "
-        "Fragile.training_step, epoch 0, step 0; its batch: [float32 (2, 4), float32 (2, 1)] "
+        "Fragile.training_step, epoch 1, step 0; its batch: [float32 (2, 4), float32 (2, 1)] "
         f"(best: {second:.6g}, trial 1)",
         f"trial 3: train_batch_size 8, learning_rate 0.001; pruned after evaluation 1 (best: {second:.6g}, trial 1)",
     ]

@@ -47,3 +47,10 @@ def test_the_clock_counts_only_while_it_runs(monkeypatch):
     clock.run()
     now[0] += 32.0
     assert clock.elapsed() == 38.5
+
+
+def test_the_epoch_of_a_bar_never_falls():
+    running = [Progress(step=step, epoch=step // 10, step_in_epoch=step % 10) for step in range(21)]
+    bar = [epoch_shown(progress, 10, 2, ahead=True) for progress in running]
+    assert bar == [*(f"1.{n}/2" for n in range(10)), *(f"2.{n}/2" for n in range(10)), "2/2"]
+    assert epoch_shown(running[10], None, 2, ahead=True) == "1/2"

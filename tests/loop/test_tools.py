@@ -494,7 +494,19 @@ def test_a_summary_lists_the_parts_of_all_networks(trainer, data, capsys):
         module.summary(-1)
     trainer(epochs=1).fit(module, data(8))
     said = " ".join(capsys.readouterr().out.split())
-    assert "parts: model 2, encoder 56, head 8, teacher 4" in said
+    assert "parts: model: 2; encoder: 56; head: 8; teacher: 4" in said
+
+
+def test_numbered_parts_are_named_by_their_class(trainer, data, capsys):
+    class Numbered(AcceleratorModule):
+        def __init__(self):
+            self.model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+        def training_step(self, batch):
+            return self.model(batch[0]).square().mean()
+
+    trainer(epochs=1).fit(Numbered(), data(8))
+    assert "parts: 0 (Linear): 40; 2 (Linear): 9\n" in capsys.readouterr().out
 
 
 class Fragile(AcceleratorModule):

@@ -391,7 +391,7 @@ def test_exceptions_reach_their_hook_once_and_the_caller_with_a_note(trainer, re
         assert failures == [hook]
         if not isinstance(error, KeyboardInterrupt):
             assert caught.value.__notes__ == [
-                "raised in Broken.training_step, epoch 0, step 2",
+                "raised in Broken.training_step, epoch 1, step 2",
                 "its batch: [float32 (4, 4), float32 (4, 1)]",
             ]
 
@@ -403,4 +403,4 @@ def test_an_exception_in_a_callback_names_it(trainer, regression, data):
 
     with pytest.raises(ValueError, match="oops") as caught:
         trainer(callback=Careless()).fit(regression(), data(8))
-    assert caught.value.__notes__ == ["raised in Careless.on_epoch_start, epoch 0, step 0"]
+    assert caught.value.__notes__ == ["raised in Careless.on_epoch_start, epoch 1, step 0"]

@@ -315,7 +315,7 @@ def test_an_exception_in_a_callback_names_the_callback_and_the_hook(trainer, reg
     with pytest.raises(LookupError) as caught:
         training.fit(regression(), data(4), data(4))
     [note] = caught.value.__notes__
-    assert note.startswith(f"raised in Careless.{hook}, epoch 0, step ")
+    assert note.startswith(f"raised in Careless.{hook}, epoch 1, step ")
     assert told == [("on_exception", "oops")]
 
 
@@ -327,7 +327,7 @@ def test_an_exception_in_on_resume_names_it_too(trainer, regression, data):
     trainer(max_steps=1).fit(regression(), data(8))
     with pytest.raises(LookupError) as caught:
         trainer(max_steps=2, callback=Careless()).fit(regression(), data(8))
-    assert caught.value.__notes__ == ["raised in Careless.on_resume, epoch 0, step 1"]
+    assert caught.value.__notes__ == ["raised in Careless.on_resume, epoch 1, step 1"]
 
 
 @pytest.mark.parametrize("hook", ["on_exception", "on_keyboard_interrupt"])
@@ -346,7 +346,7 @@ def test_an_exception_in_the_hook_of_a_failure_keeps_the_failure(trainer, regres
     with pytest.raises(LookupError) as caught:
         trainer(epochs=1, callback=Careless()).fit(failing.module, failing.data)
     assert caught.value.__context__ is error
-    assert caught.value.__notes__ == [f"raised in Careless.{hook}, epoch 0, step 0"]
+    assert caught.value.__notes__ == [f"raised in Careless.{hook}, epoch 1, step 0"]
 
 
 def test_after_a_failure_the_module_is_as_before_and_can_be_trained(trainer, regression, data):

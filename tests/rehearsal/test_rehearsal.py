@@ -98,7 +98,7 @@ def test_an_error_of_the_user(rehearsed):
     text = "RehearsalFailed: a short training from scratch: the process ended with status 1. Its output:\n"
     assert text in ran.stderr
     assert "ValueError: the third batch is wrong" in ran.stderr
-    assert "raised in Module.training_step, epoch 0, step 2" in ran.stderr
+    assert "raised in Module.training_step, epoch 1, step 2" in ran.stderr
 
 
 @pytest.mark.proves("Trainer.rehearse(**kwargs)")

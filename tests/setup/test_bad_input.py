@@ -449,7 +449,7 @@ def test_a_training_step_that_returns_no_loss(trainer, regression, data, returne
     with pytest.raises(error) as caught:
         trainer().fit(Wrong(), data(8))
     assert str(caught.value) == text
-    assert caught.value.__notes__ == ["raised in Wrong.training_step, epoch 0, step 0"]
+    assert caught.value.__notes__ == ["raised in Wrong.training_step, epoch 1, step 0"]
 
 
 def test_a_loss_of_one_element_is_a_scalar(trainer, regression, data):
