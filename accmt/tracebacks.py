@@ -1,7 +1,8 @@
 """Tracebacks of mistakes and of Ctrl-C, without the frames of accmt, which are of no use to its users.
 
-A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. All other errors keep all frames:
-those of the user's code, of other libraries, and defects of accmt. ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
+A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. Errors of the user's code, which
+accmt called, lose the frames of accmt as well. All other errors keep all frames: those of other libraries that accmt
+called, and defects of accmt. ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import contextlib
 import dis
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
+_WRAPPERS = (__file__, os.path.join(_PACKAGE, "earlier.py"))  # of public functions
+_STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _MARK, _LAST_LINE = "accmt_mistake", "accmt_last_line"
 _IN_NOTEBOOKS = "_render_traceback_"  # IPython calls it
@@ -31,7 +36,7 @@ def concise(function: _Function) -> _Function:
         try:
             return function(*args, **kwargs)
         except BaseException as error:
-            _shorten(error)
+            shorten(error)
             raise  # without an operand, it adds no frame
 
     return cast(_Function, call)
@@ -72,16 +77,62 @@ def end_with(error: KeyboardInterrupt, line: str) -> None:
     sys.excepthook = hook
 
 
-def _shorten(error: BaseException) -> None:
-    parts = _parts(error.__traceback__)
-    if _shows_all() or not (is_mistake(error) or len(parts) == 1):  # 1: the function does not take these arguments
+def shorten(error: BaseException) -> None:
+    """Remove the frames of accmt from a mistake, or from an error of the user's code and those that led to it."""
+    if _shows_all():
         return
-    vars(error)[_MARK] = True
-    error.__traceback__ = None
+    parts = _parts(error.__traceback__)
+    if is_mistake(error) or all(part.tb_frame.f_code.co_filename in _WRAPPERS for part in parts):  # wrong arguments
+        vars(error)[_MARK] = True
+        _leave_out_ours(error)
+    for one in _chain(error):
+        if _is_of_user(one):
+            _leave_out_ours(one)
+
+
+def print_shortened(error: BaseException) -> None:
+    """Print an error on stderr as if the public function that is running had raised it."""
+    shorten(error)
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not _shows_all():
+        if _is_users(frame.f_code):
+            error.__traceback__ = TracebackType(error.__traceback__, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    traceback.print_exception(error)
+
+
+def _leave_out_ours(error: BaseException) -> None:
+    parts, error.__traceback__ = _parts(error.__traceback__), None
     for part in reversed(parts):
         code = part.tb_frame.f_code
         if not is_ours(code) and code.co_filename != contextlib.__file__:  # which ends our context managers
             error.__traceback__ = TracebackType(error.__traceback__, part.tb_frame, part.tb_lasti, part.tb_lineno)
+
+
+def _is_of_user(error: BaseException) -> bool:
+    """Return whether the user's code, called by accmt, raised an error or called what raised it."""
+    codes = [part.tb_frame.f_code for part in _parts(error.__traceback__)]
+    ours = [place for place, code in enumerate(codes) if is_ours(code)]
+    return bool(ours) and any(map(_is_users, codes[ours[-1] + 1 :]))
+
+
+def _is_users(code: CodeType) -> bool:
+    file = code.co_filename
+    return not (
+        is_ours(code) or file.startswith((_STANDARD_LIBRARY, "<frozen")) or any(folder in file for folder in _INSTALLED)
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and those that led to it."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and not any(one is known for known in found):
+            found.append(one)
+            waiting += [one.__cause__, one.__context__]
+    return found
 
 
 def _parts(trace: TracebackType | None) -> list[TracebackType]:

@@ -58,6 +58,7 @@ MISTAKES = {
     "load": "load_saving(folder + '/none', Line())",
     "hyperparameters": "HyperParameters(epoch=3)",
     "metric": 'FunctionMetric("f1", max, comparator=">")',
+    "no direction": 'FunctionMetric("accuracy", max)',
     "loss": "Line.training_step = lambda self, batch: None; Trainer({}, folder, quiet=True).fit(Line(), data)",
     "no step": "del Line.training_step; Trainer({}, folder, quiet=True).fit(Line(), data)",
 }
@@ -114,16 +115,23 @@ def test_raised_again_it_stays_short():
 
 
 @pytest.mark.parametrize("kind", [ValueError, AssertionError])
-def test_errors_of_the_users_code_keep_all_frames(trainer, regression, data, kind):
+def test_errors_of_the_users_code_show_its_frames(trainer, regression, data, kind):
     class Broken(regression):
         def training_step(self, batch):
-            raise kind("mine")
+            try:
+                raise kind("first")
+            except kind as error:
+                raise kind("mine") from error
 
     with pytest.raises(kind, match="mine") as caught:
         trainer().fit(Broken(), data(8))
-    names = [name for _, name in frames_of(caught.value)]
-    assert names[-1] == "training_step"
-    assert len(names) > 6
+    here = Path(__file__).name
+    assert frames_of(caught.value) == [
+        (here, "test_errors_of_the_users_code_show_its_frames"),
+        (here, "training_step"),
+    ]
+    assert frames_of(caught.value.__cause__) == [(here, "training_step")]
+    assert caught.value.__notes__[0] == "raised in Broken.training_step, epoch 0, step 0"
     assert not is_mistake(caught.value)
 
 
@@ -136,6 +144,39 @@ def test_the_deepest_recursion_stays_the_error_that_is_raised(trainer, regressio
         trainer().fit(Endless(), data(8))
     assert caught.value.__context__ is None
     assert any("its batch: " in note for note in caught.value.__notes__)
+
+
+def test_frames_of_torch_below_the_users_stay_and_all_on_request(trainer, regression, data, monkeypatch):
+    class Broken(regression):
+        def training_step(self, batch):
+            return self.model(batch[0][:, :0])
+
+    with pytest.raises(RuntimeError) as caught:
+        trainer().fit(Broken(), data(8))
+    here, names = Path(__file__).name, frames_of(caught.value)
+    assert names[1] == (here, "training_step")
+    assert names[-1] == ("linear.py", "forward")
+    assert not any(PACKAGE in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+    monkeypatch.setenv(FULL, "1")
+    with pytest.raises(RuntimeError) as caught:
+        trainer().fit(Broken(), data(8))
+    assert ("train.py", "train") in frames_of(caught.value)
+
+
+def test_frames_of_a_chained_error_that_a_step_raised(trainer, regression, data):
+    class Failing(Callback):
+        def on_exception(self, exception):
+            raise ValueError("second")
+
+    class Broken(regression):
+        def training_step(self, batch):
+            raise LookupError("first")
+
+    with pytest.raises(ValueError, match="second") as caught:
+        trainer(callback=Failing()).fit(Broken(), data(8))
+    here = Path(__file__).name
+    assert frames_of(caught.value)[1:] == [(here, "on_exception")]
+    assert frames_of(caught.value.__context__) == [(here, "training_step")]
 
 
 @pytest.mark.parametrize("defect", ["{}[batch]", "int('x')", "check(batch)"])

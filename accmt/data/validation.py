@@ -56,7 +56,7 @@ class ValidationData:
         self.loader = loader = _with_own_sampler(loader)
         self.dataset = loader.dataset
         self.samples: int | None = None
-        self._key, self._seed, self._name = key, seed, name
+        self._key, self._seed, self.name = key, seed, name
         self._process, self._processes = state.process_index, state.num_processes
         self.limit = limited(limit, None if self.is_stream else length_of(loader), "limit_val_batches")
         self._most = None if self.limit is None else len(range(self._process, self.limit, self._processes))
@@ -92,7 +92,7 @@ class ValidationData:
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
         vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
-        return ValidationData(loader, self._key, self._seed, self._name, self.limit)
+        return ValidationData(loader, self._key, self._seed, self.name, self.limit)
 
     def __iter__(self) -> Iterator[Any]:
         seed = mixed(self._seed(), _VALIDATION, self._key)
@@ -114,14 +114,14 @@ class ValidationData:
     def _stream(self, seed: int) -> Iterator[Any]:
         """Read a stream: all of it on each process, so that no sample is repeated to make shards even."""
         if self._copy.workers:
-            batches = check_workers(self._copy.begin(), self._copy.workers, self._name, _refuse)
+            batches = check_workers(self._copy.begin(), self._copy.workers, self.name, _refuse)
         else:
             with apart(seed):
                 batches = self._copy.begin()
             batches = read_apart(batches, seed)
         if self._processes == 1:
             return batches
-        return islice(check_alike_as_read(batches, self._name), self._process, None, self._processes)
+        return islice(check_alike_as_read(batches, self.name), self._process, None, self._processes)
 
     def _sharded_indices(self) -> Indices:
         loader, process, processes = self.loader, self._process, self._processes

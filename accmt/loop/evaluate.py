@@ -24,7 +24,7 @@ from accmt.distributed.collective import agreed, raise_on_all
 from accmt.distributed.even_batches import in_step
 from accmt.distributed.strategy import holds_replicas, shards_model
 from accmt.loop.exclusive import evaluating
-from accmt.loop.hooks import Hooks, noted
+from accmt.loop.hooks import Hooks, loading, noted
 from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
 from accmt.metrics.gather import gatherer_of
@@ -91,6 +91,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     return agreed(values)
 
 
+class MissingOutput(KeyError):
+    """A value that rules or metrics need was not returned; shown as a sentence, not quoted as a key."""
+
+    __str__ = Exception.__str__
+
+
 class DatasetValues:
     """The loss and the metrics of a dataset, collected from its batches.
 
@@ -130,7 +136,7 @@ class DatasetValues:
                 return tuple(given) if isinstance(given, tuple | list) else (given,)
         near = nearest(metric.name, [str(name) for name in outputs if name != "loss"])
         meant = "" if near is None else f"; is '{near}' meant for it?"
-        raise KeyError(
+        raise MissingOutput(
             f"validation_step for '{self._name}' returned nothing for the metric '{metric.name}'; "
             f"it returned: {_listed(outputs)}{meant}"
         )
@@ -187,7 +193,8 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
     state, accelerator = evaluation.module.state, evaluation.module.accelerator
     state.val_step = 0
     shares = shards_model(accelerator) and accelerator.num_processes > 1
-    for batch, counts in in_step(loader, total) if shares else ((batch, True) for batch in loader):
+    batches = in_step(loader, total) if shares else ((batch, True) for batch in loader)
+    for batch, counts in loading(batches, loader.name, state):
         state.is_last_validation_batch = state.val_step + 1 == total
         yield evaluation.place(batch), counts
         state.val_step += counts
@@ -206,7 +213,9 @@ def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any
             f"validation_step for '{name}' must return a dictionary or a loss, not {type(outputs).__name__}"
         )
     if "loss" not in outputs:
-        raise KeyError(f"validation_step for '{name}' returned no 'loss'; it returned: {_listed(outputs)}")
+        near = nearest("loss", list(map(str, outputs)))
+        meant = "" if near is None else f"; is '{near}' meant for it?"
+        raise MissingOutput(f"validation_step for '{name}' returned no 'loss'; it returned: {_listed(outputs)}{meant}")
     return outputs
 
 
@@ -222,7 +231,7 @@ def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Me
     for name in metric.directions:
         if name not in computed:
             how = "give main_metric=..." if name == metric.main_metric else "its direction is declared"
-            raise KeyError(f"the metric '{metric.name}' on '{dataset}' did not compute '{name}'; {how}")
+            raise MissingOutput(f"the metric '{metric.name}' on '{dataset}' did not compute '{name}'; {how}")
     for name, value in computed.items():
         if name in values:
             raise ValueError(f"two metrics on '{dataset}' computed '{name}'; '{metric.name}' is the second of them")

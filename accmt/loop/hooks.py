@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from accmt.callbacks import HOOKS, Callback
 from accmt.data.description import describe_batch
 from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.states import TrainingState
 from accmt.tracebacks import is_mistake
+
+_Batch = TypeVar("_Batch")
+TRAINING_DATA = "the training data"
 
 
 class Hooks(Callback):
@@ -43,6 +47,23 @@ def noted(where: str, state: TrainingState, batch: Any = None) -> Iterator[None]
     except Exception as error:
         add_note(error, where, state, batch)
         raise
+
+
+def loading(batches: Iterable[_Batch], data: str, state: TrainingState) -> Iterator[_Batch]:
+    """Yield batches; an error in loading one gets a note, and a hint if its samples could not be stacked."""
+    try:
+        yield from batches
+    except Exception as error:
+        add_note(error, f"loading a batch of {data}", state)
+        if _is_of_default_collate(error):
+            error.add_note("samples that cannot be stacked need a collate_fn: give one to the trainer or the module")
+        raise
+
+
+def _is_of_default_collate(error: Exception) -> bool:
+    """Return whether torch's default_collate raised an error, here or in a worker, whose traceback is in the text."""
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return "default_collate" in names or "in default_collate\n" in str(error)
 
 
 def add_note(error: BaseException, where: str, state: TrainingState, batch: Any = None) -> None:

@@ -20,12 +20,13 @@ from accmt.data.validation import ValidationData
 from accmt.distributed.collective import Failed, agreed, everywhere, from_each, raise_on_all
 from accmt.distributed.strategy import shards_model
 from accmt.loop.evaluate import DatasetValues, Evaluation, inference
-from accmt.loop.hooks import Hooks
+from accmt.loop.hooks import Hooks, loading
 from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule
 from accmt.rules.store import dataset_name
+from accmt.states import TrainingState
 
 _NOTE = "in the trial evaluation before the first step (sanity_check=False skips it)"
 _LONGEST = 10.0
@@ -80,7 +81,7 @@ def seen_first(module: AcceleratorModule, key: str, data: ValidationData, look: 
     if any(everywhere(partial(_is_read_once, data))):
         return [None]
     with untouched((), loaders.values(), generators_of(module, module.model, loaders)):
-        return from_each(lambda: next(map(look, _Read(data, 1)), None))
+        return from_each(lambda: next(map(look, _Read(data, 1, module.state)), None))
 
 
 def _try_dataset(evaluation: Evaluation, key: str, taken: Collection[str]) -> list[str]:
@@ -119,7 +120,7 @@ class _Trial(DatasetValues):
 
     def read_first(self, data: ValidationData, most: int) -> None:
         """Process the first batches."""
-        read = _Read(data, most)
+        read = _Read(data, most, self._evaluation.module.state)
         self.is_whole = read.is_whole
         self.read(read, most)  # type: ignore[arg-type]
 
@@ -190,15 +191,15 @@ class _Read:
     All other attributes, such as the length, are those of the whole data.
     """
 
-    def __init__(self, data: ValidationData, most: int) -> None:
+    def __init__(self, data: ValidationData, most: int, state: TrainingState) -> None:
         self._data = data
         self.samples: int | None = None
         try:
-            self._batches = _first(data, 0, most)
+            self._batches = _first(data, 0, most, state)
         except Exception:
             if not data.loader.num_workers:
                 raise
-            self._batches = _first(data, 1, most)  # they may be prepared only in workers
+            self._batches = _first(data, 1, most, state)  # they may be prepared only in workers
         self.is_whole = len(self._batches) < most or (data.length is not None and data.length <= most)
 
     def __iter__(self) -> Iterator[Any]:
@@ -210,11 +211,11 @@ class _Read:
         return getattr(self._data, name)
 
 
-def _first(data: ValidationData, workers: int, most: int) -> list[tuple[int | None, Any]]:
+def _first(data: ValidationData, workers: int, most: int, state: TrainingState) -> list[tuple[int | None, Any]]:
     """Return the first batches, each with its number of samples."""
     read = data.with_workers(workers)
     try:
-        return [(read.samples, batch) for batch in islice(read, most)]
+        return [(read.samples, batch) for batch in loading(islice(read, most), data.name, state)]
     finally:
         read.close()
 

@@ -18,7 +18,7 @@ from accmt.distributed.gradient_averaging import average_gradients
 from accmt.distributed.strategy import REPLICATED, alike, local
 from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.gradient_backends import updates_of
-from accmt.loop.hooks import Hooks, add_note
+from accmt.loop.hooks import TRAINING_DATA, Hooks, add_note, loading
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
 from accmt.loop.out_of_memory import tried_again
@@ -123,7 +123,7 @@ class Stepper:
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
         batches: list[Any] = []
-        for number, batch in enumerate(window.batches, start=1):
+        for number, batch in enumerate(loading(window.batches, TRAINING_DATA, self._state), start=1):
             batches.append(batch)
             last, samples = number == window.size, samples_of(batch, window.samples[-1], self._module)
             self._state.is_last_training_batch = last and window.is_last

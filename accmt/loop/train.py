@@ -9,6 +9,7 @@ from accmt.data.loaders import Window
 from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
 from accmt.loop.evaluation_step import ask, log, observe, record
+from accmt.loop.hooks import TRAINING_DATA, loading
 from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.run import Run
@@ -49,7 +50,7 @@ def _train_epoch(run: Run) -> Stop | None:
     """Train the rest of the current epoch."""
     position, stop, before = run.position, None, run.position.step
     position.step_clock.run()
-    for window in _windows(run):
+    for window in loading(_windows(run), TRAINING_DATA, run.state):
         _step(run, window)
         if run.timetable.is_due():
             stop = _settle(run)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from threading import Thread
 from accmt.files.json_io import read_json
 from accmt.rehearsal.findings import Rehearsal
 from accmt.rules.reserved_names import TEMPORARY
+from accmt.tracebacks import print_shortened
 
 VARIABLE = "ACCMT_REHEARSE"
 WHOLE, KILLED, RESUMED = "whole", "killed", "resumed"
@@ -144,8 +144,8 @@ def end_process(action: Callable[[], None], log: Path | None = None) -> None:
                 os.dup2(sys.stdout.fileno(), number)
         action()
         status = 0
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        print_shortened(error)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from accmt import Callback, FunctionMetric
 from accmt.callbacks import HOOKS
@@ -404,3 +404,61 @@ def test_an_exception_in_a_callback_names_it(trainer, regression, data):
     with pytest.raises(ValueError, match="oops") as caught:
         trainer(callback=Careless()).fit(regression(), data(8))
     assert caught.value.__notes__ == ["raised in Careless.on_epoch_start, epoch 1, step 0"]
+
+
+class Uneven(Dataset):
+    """Samples whose shapes differ from the eighth on."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return torch.zeros(4 + (index > 8)), torch.zeros(1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_loading_a_batch_says_which_data_and_what_to_do(trainer, regression, data, workers):
+    training = trainer(shuffle_train=False, dataloader_num_workers=workers)
+    with pytest.raises(RuntimeError, match="equal size") as caught:
+        training.fit(regression(), Uneven())
+    assert caught.value.__notes__ == [
+        "raised in loading a batch of the training data, epoch 1, step 2",
+        "samples that cannot be stacked need a collate_fn: give one to the trainer or the module",
+    ]
+
+
+@pytest.mark.parametrize("sanity_check", [True, False])
+def test_an_error_in_loading_a_validation_batch_says_which_data(trainer, regression, data, sanity_check):
+    class Broken(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine") as caught:
+        trainer(sanity_check=sanity_check).fit(regression(), data(16), {"dev": Broken()})
+    step = 0 if sanity_check else 4
+    assert caught.value.__notes__[0] == f"raised in loading a batch of the validation data 'dev', epoch 1, step {step}"
+    assert not any("collate_fn" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"losss": 1}, "validation_step for 'dev' returned no 'loss'; it returned: losss; is 'losss' meant for it?"),
+        (
+            {"loss": torch.zeros(()), "acuracy": 1},
+            "validation_step for 'dev' returned nothing for the metric 'accuracy'; it returned: loss, acuracy; "
+            "is 'acuracy' meant for it?",
+        ),
+    ],
+)
+def test_a_missing_output_is_told_in_a_sentence(trainer, regression, data, outputs, message):
+    class Wrong(regression):
+        def validation_step(self, key, batch):
+            return outputs
+
+    with pytest.raises(KeyError) as caught:
+        trainer(metrics=FunctionMetric("accuracy", max, True)).fit(Wrong(), data(8), {"dev": data(4)})
+    assert str(caught.value) == message

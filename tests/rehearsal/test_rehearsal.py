@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +41,32 @@ def rehearsed(tmp_path_factory):
         return known[what]
 
     return rehearse
+
+
+MISTAKE = """
+import os, sys
+from torch import nn
+from accmt import Trainer
+training = Trainer({}, sys.argv[1])
+training.register_model_saving("acuracy")
+getattr(training, sys.argv[2])(nn.Linear(1, 1), [0])
+"""
+
+
+@pytest.mark.parametrize("method", ["fit", "rehearse"])
+def test_a_mistake_shows_its_message_without_the_frames_of_accmt(tmp_path, method):
+    program = tmp_path / "program.py"
+    program.write_text(MISTAKE)
+    command = [sys.executable, "-m", "accmt.cli.main", "rehearse"] if method == "fit" else [sys.executable]
+    ran = subprocess.run(
+        [*command, str(program), str(tmp_path / "model"), method], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    shown = ran.stderr + ran.stdout
+    assert "ConfigError" in shown
+    assert f"{Path('accmt', 'trainer.py')}" not in shown
+    assert "getattr(training, sys.argv[2])" in shown
+    assert "runs.py" not in shown
 
 
 def found_of(rehearsed, what):
