@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from accmt.checkpoint.object_state import has_state
+from accmt.data.batched_fetch import CutBatch
 from accmt.data.indices import Indices
 from accmt.module import AcceleratorModule
 
@@ -28,6 +29,8 @@ class Counting:
         self.collate = collate
 
     def __call__(self, samples: Any) -> tuple[int | None, Any]:
+        if type(samples) is CutBatch:
+            return samples.samples, samples.batch
         return len(samples) if isinstance(samples, list | tuple) else None, self.collate(samples)
 
 

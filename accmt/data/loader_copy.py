@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from accmt._compat import BEGUN_LOADER, end_loader_workers
 from accmt.data.batch_size import Sizes
+from accmt.data.batched_fetch import fetch_batched
 from accmt.data.iterable import Stream, show_dataset
 from accmt.data.workers import outlast_signals
 
@@ -36,6 +37,7 @@ class LoaderCopy:
         if stream is not None:
             vars(self.loader)["dataset"] = stream
             self.loader.worker_init_fn = partial(show_dataset, loader.worker_init_fn)
+        fetch_batched(self.loader)
         outlast_signals(self.loader)
         self.sizes = Sizes(self.loader)
         self._batches: Callable[[], Any] = lambda: None
