@@ -131,7 +131,7 @@ def test_errors_of_the_users_code_show_its_frames(trainer, regression, data, kin
         (here, "training_step"),
     ]
     assert frames_of(caught.value.__cause__) == [(here, "training_step")]
-    assert caught.value.__notes__[0] == "raised in Broken.training_step, epoch 0, step 0"
+    assert caught.value.__notes__[0] == "raised in Broken.training_step, epoch 1, step 0"
     assert not is_mistake(caught.value)
 
 

@@ -40,7 +40,11 @@ def arrays(draw, rows):
 
 @st.composite
 def sets(draw, rows, depth=2):
-    kinds = ["tensors", "tensor", "array"] + ["subset", "tuple", "dict"] * (depth > 0) + ["concat"] * (depth > 0 and rows > 1)
+    kinds = (
+        ["tensors", "tensor", "array"]
+        + ["subset", "tuple", "dict"] * (depth > 0)
+        + ["concat"] * (depth > 0 and rows > 1)
+    )
     kind = draw(st.sampled_from(kinds))
     if kind == "tensors":
         return TensorDataset(*draw(st.lists(tensors(rows), min_size=1, max_size=3)))
@@ -92,9 +96,7 @@ def test_the_batches_are_those_of_the_plain_loader(data):
     order = data.draw(st.lists(st.integers(-rows, rows - 1), min_size=1, max_size=12))
     if data.draw(st.booleans()):
         order = torch.tensor(order)  # its items are tensors
-    loader = DataLoader(
-        dataset, data.draw(st.integers(1, 5)), sampler=list(order), drop_last=data.draw(st.booleans())
-    )
+    loader = DataLoader(dataset, data.draw(st.integers(1, 5)), sampler=list(order), drop_last=data.draw(st.booleans()))
     expected, before = read(loader), torch.get_rng_state()
     assert read(ours(loader)) == expected
     assert torch.equal(torch.get_rng_state(), before)
@@ -125,7 +127,14 @@ def test_a_table_is_read_by_columns(form, columns):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
     "column",
-    [[1, None, 3], [1.5, None, 2.5], [[1, 2], None, [3, 4]], [[1, None], [2, 3], [4, 5]], [[1], [1, 2], [3]], [None] * 3],
+    [
+        [1, None, 3],
+        [1.5, None, 2.5],
+        [[1, 2], None, [3, 4]],
+        [[1, None], [2, 3], [4, 5]],
+        [[1], [1, 2], [3]],
+        [None] * 3,
+    ],
     ids=str,
 )
 def test_missing_and_ragged_values_fare_as_in_the_plain_loader(form, column):

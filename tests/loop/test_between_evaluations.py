@@ -354,4 +354,4 @@ def test_one_step_is_told_in_the_singular(trainer, regression, data, capsys):
     shown = capsys.readouterr().out
     assert "1 step, 1 epoch" in shown
     assert "after 1 step\n" in shown.replace(" \n", "\n")
-    assert "1 steps" not in shown
+    assert " 1 steps" not in shown
