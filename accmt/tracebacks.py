@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import inspect
 import os
 import sys
 import traceback
@@ -93,7 +94,7 @@ def shorten(error: BaseException) -> None:
 def print_shortened(error: BaseException) -> None:
     """Print an error on stderr as if the public function that is running had raised it."""
     shorten(error)
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None and not _shows_all():
         if _is_users(frame.f_code):
             error.__traceback__ = TracebackType(error.__traceback__, frame, frame.f_lasti, frame.f_lineno)
