@@ -102,12 +102,11 @@ def end_loader_workers(loader: DataLoader[Any], batches: Any) -> None:
 
 def collates_by_default() -> bool:
     """Return whether `default_collate` treats tensors, arrays and containers as torch does; a script may extend it."""
-    import numpy as np
     import torch
     from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
     stacks = default_collate_fn_map.get(torch.Tensor) is collate_tensor_fn
-    return stacks and not {tuple, list, dict} & set(default_collate_fn_map) and np.ndarray in default_collate_fn_map
+    return stacks and not {tuple, list, dict} & set(default_collate_fn_map)
 
 
 def default_store() -> Store:
