@@ -135,7 +135,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(width, left):
     display.start(lambda: moments.pop(0) if len(moments) > 1 else moments[0])
     display.logged(ShownPosition(100, 1000, "1/10", 2.0), 0.25)
     for _ in range(10):
-        display._live.refresh()
+        display._bar.live.refresh()
     display.stop()
     last = plain(output.getvalue()).rstrip("\n").split("\r")[-1]
     assert "\n" not in last
@@ -151,7 +151,7 @@ def test_the_time_of_evaluations_is_no_time_of_steps():
     display = ConsoleDisplay(Console(file=output, force_terminal=True, width=100))
     display.start(lambda: moments.pop(0) if len(moments) > 1 else moments[0])
     for _ in range(9):
-        display._live.refresh()
+        display._bar.live.refresh()
     display.stop()
     assert plain(output.getvalue()).rstrip().endswith("50/100  50 steps/s, 0:01 left")
 

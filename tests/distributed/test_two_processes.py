@@ -70,7 +70,7 @@ def test_the_saved_model_loads_on_one_process_and_reaches_its_values(whole):
 
 def test_only_the_main_process_prints(whole):
     _, ran = whole
-    assert ran.stdout.count("Decisions") == 1
+    assert ran.stdout.count("Saved models") == 1
     assert len(re.findall(r"^evaluation 1 ", ran.stdout, re.MULTILINE)) == 1
     assert ran.stderr == ""
 
