@@ -131,7 +131,7 @@ def test_a_damaged_description_does_not_keep_a_training_from_continuing(trainer,
     training.fit(regression(), data(8))
     (training.model_path / "training.json").write_text("{")
     trainer(epochs=3).fit(regression(), data(8))
-    assert "note: earlier changes of the settings are not known: " in capsys.readouterr().out
+    assert "warning: earlier changes of the settings are not known: " in capsys.readouterr().out
     assert json.loads((training.model_path / "training.json").read_text())["schema"] == 1
 
 

@@ -537,7 +537,7 @@ def test_times_never_go_back_and_a_checkpoint_is_between_two(begun, batch_record
 WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent / "support")]
 from conftest import recipient_of
 from accmt.tracking.outbox import Outbox
 from accmt.tracking.records import SentPosition

@@ -20,6 +20,7 @@ from accmt.cli.main import main
 from accmt.config.errors import ConfigError
 from accmt.files.foreign import below, problem_of_content
 from accmt.rules import RuleError
+from accmt.rules.codec import to_plain
 from accmt.tracking.accelerate_trackers import AccelerateTracker, TensorBoardTracker
 from accmt.tracking.mlflow import MlflowTracker
 from accmt.tracking.outbox import FOLDER, Outbox
@@ -403,7 +404,7 @@ def tampered(model, change):
     change(trainer)
     (folder / "trainer.json").write_text(json.dumps(trainer))
     manifest = json.loads((folder / "MANIFEST.json").read_text())
-    manifest["files"]["trainer.json"] = publish.describe([folder / "trainer.json"])[folder / "trainer.json"]
+    manifest["files"]["trainer.json"] = to_plain(publish.describe([folder / "trainer.json"])[folder / "trainer.json"])
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
