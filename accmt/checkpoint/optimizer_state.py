@@ -188,7 +188,7 @@ def complete(optimizer: Any) -> None:
 
 
 def _layout_problems(saved: Any) -> list[str]:
-    """List where a state is not laid out like those that are written by name; by number, the optimizer checks it."""
+    """Describe how the layout of a state by name differs from a written one; the optimizer checks states by number."""
     if isinstance(saved, Mapping) and not _is_named(saved):
         return []
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset, TensorDataset, default_collate
 
 from accmt._compat import collates_by_default
-from accmt.data.table import is_table, rows_of_table
+from accmt.data.table import is_table, is_whole_table, rows_of_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def can_be_cut(dataset: Any) -> bool:
         return can_be_cut(dataset.dataset)
     if kind in (ConcatDataset, StackDataset):
         return all(map(can_be_cut, _parts(dataset)))
-    return kind in (TensorDataset, Tensor, np.ndarray) or is_table(dataset)
+    return kind in (TensorDataset, Tensor, np.ndarray) or is_whole_table(dataset)
 
 
 class _NotCut(Exception):
@@ -129,14 +129,15 @@ def _cut_of_several(dataset: ConcatDataset[Any], indices: Sequence[int]) -> Any:
     if min(indices) < 0 or max(indices) >= ends[-1]:
         raise IndexError
     owners = [bisect_right(ends, index) for index in indices]
-    order = sorted(range(len(indices)), key=owners.__getitem__)
     batches = []
     for number in sorted(set(owners)):
         start = ends[number - 1] if number else 0
         own = [index - start for index, owner in zip(indices, owners, strict=True) if owner == number]
         batches.append(_cut(dataset.datasets[number], own))
-    places = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-    return batches[0] if len(batches) == 1 else _joined(batches, places)
+    if len(batches) == 1:
+        return batches[0]
+    order = sorted(range(len(indices)), key=owners.__getitem__)
+    return _joined(batches, torch.tensor(sorted(range(len(order)), key=order.__getitem__)))
 
 
 def _joined(batches: list[Any], places: Tensor) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset, default_collate, default_convert
 
-from accmt.data.table import is_table
+from accmt.data.table import is_whole_table
 
 _PLAIN = (TensorDataset, list, tuple, range, torch.Tensor, np.ndarray)
 
@@ -27,4 +27,4 @@ def _lies_in_memory(dataset: Any) -> bool:
     if type(dataset) is StackDataset:
         parts = dataset.datasets
         return all(map(_lies_in_memory, parts.values() if isinstance(parts, Mapping) else parts))
-    return type(dataset) in _PLAIN or is_table(dataset)
+    return type(dataset) in _PLAIN or is_whole_table(dataset)

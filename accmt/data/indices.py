@@ -159,7 +159,7 @@ def length_of(sized: Any) -> int | None:
     """Return the length of something; None if it has none."""
     try:
         return len(sized)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # some datasets have a __len__ that only raises
         return None
 
 

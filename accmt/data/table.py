@@ -13,11 +13,15 @@ _FORMATS = ("torch", "numpy")
 
 
 def is_table(dataset: Any) -> bool:
-    """Return whether a dataset is a table of `datasets` whose rows hold tensors or arrays, with no value missing."""
+    """Return whether a dataset is a table of `datasets` whose rows hold tensors or arrays."""
     kind = type(dataset)
-    if (kind.__module__, kind.__name__) != ("datasets.arrow_dataset", "Dataset"):
-        return False
-    return dataset.format["type"] in _FORMATS and not _misses_values(dataset)
+    is_one = (kind.__module__, kind.__name__) == ("datasets.arrow_dataset", "Dataset")
+    return is_one and dataset.format["type"] in _FORMATS
+
+
+def is_whole_table(dataset: Any) -> bool:
+    """Return whether a dataset is such a table with no value missing; this looks at all of it."""
+    return is_table(dataset) and not _misses_values(dataset)
 
 
 def rows_of_table(dataset: Any, indices: Sequence[int]) -> dict[str, Any] | None:

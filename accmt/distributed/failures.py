@@ -33,7 +33,7 @@ class Meeting:
     """Texts that the processes tell each other about one topic; no call waits longer than its timeout.
 
     Raises:
-        ValueError: There is no process group.
+        ValueError: The process group is not initialized.
     """
 
     def __init__(self, topic: str) -> None:

@@ -90,7 +90,7 @@ class Records:
 
 
 def _cut(journal: Journal, count: int, kind: type[_T], name: str) -> tuple[list[_T], list[str]]:
-    """Cut a journal to its first lines, without those that cannot be read: nothing is decided from their content.
+    """Keep the readable ones of the first lines of a journal: nothing is decided from their content.
 
     Returns:
         The entries, and what is lost.

@@ -46,8 +46,8 @@ def load_best(
         The description of the saved model: rule, values, step, epoch, folder.
 
     Raises:
-        FileNotFoundError: There is no such folder, or the rule has not saved a model yet.
-        ValueError: There is no such rule, or there are several and none is named. Or the files are damaged.
+        FileNotFoundError: The folder does not exist, or the rule has not saved a model yet.
+        ValueError: The rule does not exist, several exist and none is named, or the files are damaged.
         Mismatch: It was saved from a different model; nothing was loaded.
     """
     model_path = resolved(folder)
