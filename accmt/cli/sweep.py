@@ -114,19 +114,19 @@ def run(options: argparse.Namespace) -> int:
     rules = parsed(SavingRule.parse, options.rules, mistakes)
     mistakes.tell()
     sources = dict(_opened(options))
-    outcomes: list[Setting] = []
+    settings: list[Setting] = []
     for rule in rules or _recorded(list(sources.values())):
-        outcomes += _swept(rule, options, sources)
+        settings += _swept(rule, options, sources)
     if options.output is not None:
-        _draw(options.output, outcomes)
+        _draw(options.output, settings)
     if options.json:
-        for outcome in outcomes:
-            print_json(dict(zip(_COLUMNS, outcome.row, strict=True)))
+        for setting in settings:
+            print_json(dict(zip(_COLUMNS, setting.row, strict=True)))
     elif options.csv:
-        rows = [[" ".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in o.row] for o in outcomes]
+        rows = [[" ".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in o.row] for o in settings]
         print_csv([_COLUMNS, *rows])
     else:
-        _show(outcomes, len(sources))
+        _show(settings, len(sources))
     return 0
 
 
@@ -177,14 +177,14 @@ def _swept(rule: SavingRule, options: argparse.Namespace, sources: Mapping[str, 
     """
     _check(rule, sources)
     trainings = [(s.facts, s.history, best_of_all(rule, s.facts, s.history)) for s in sources.values()]
-    outcomes = []
+    settings = []
     for by in options.by or (rule.saving.by,):
         bare = replace(rule, saving=replace(rule.saving, by=by))
         for patience in (*options.patience, None):
-            setting = replace(bare, patience=patience)
-            outcomes.append(_outcome(setting, [tried(setting, *seen) for seen in trainings]))
-    fronts = pareto([(outcome.steps, outcome.lost[0] if outcome.lost else math.nan) for outcome in outcomes])
-    return [replace(outcome, front=front) for outcome, front in zip(outcomes, fronts, strict=True)]
+            patient = replace(bare, patience=patience)
+            settings.append(_summary(patient, [tried(patient, *seen) for seen in trainings]))
+    fronts = pareto([(setting.steps, setting.lost[0] if setting.lost else math.nan) for setting in settings])
+    return [replace(setting, front=front) for setting, front in zip(settings, fronts, strict=True)]
 
 
 def _check(rule: SavingRule, sources: Mapping[str, Source]) -> None:
@@ -199,32 +199,32 @@ def _check(rule: SavingRule, sources: Mapping[str, Source]) -> None:
             raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
-def _outcome(rule: SavingRule, trials: Sequence[Trial]) -> Setting:
+def _summary(rule: SavingRule, trials: Sequence[Trial]) -> Setting:
     losses = list(zip(*(trial.lost for trial in trials if trial.lost), strict=True))
     steps, time = fmean(trial.saved for trial in trials), fmean(trial.saved_time for trial in trials)
     return Setting(rule, tuple(trials), steps, time, tuple(map(fmean, losses)), tuple(map(max, losses)))
 
 
-def _show(outcomes: Sequence[Setting], count: int) -> None:
+def _show(settings: Sequence[Setting], count: int) -> None:
     """Print a table, and for each rule the setting that saves most without a loss."""
     shown = table("rule", "by", "patience", "stopped", "steps saved", "time saved", "lost", "most lost", "")
-    for outcome in outcomes:
-        name, by, patience, stopped, *_ = outcome.row
-        shares = ["" if math.isnan(share) else f"{share:.0%}" for share in (outcome.steps, outcome.time)]
+    for setting in settings:
+        name, by, patience, stopped, *_ = setting.row
+        shares = ["" if math.isnan(share) else f"{share:.0%}" for share in (setting.steps, setting.time)]
         losses = [
-            ", ".join(f"{value:.4g}" for value in values) or "no model" for values in (outcome.lost, outcome.most)
+            ", ".join(f"{value:.4g}" for value in values) or "no model" for values in (setting.lost, setting.most)
         ]
-        cells = (name, by, patience or "none", f"{stopped}/{count}", *shares, *losses, "front" if outcome.front else "")
+        cells = (name, by, patience or "none", f"{stopped}/{count}", *shares, *losses, "front" if setting.front else "")
         shown.add_row(*map(escaped, cells))
-    rules = dict.fromkeys(_ranking(outcome.rule) for outcome in outcomes)
-    write_rich(shown, "", *(_advice(name, [o for o in outcomes if _ranking(o.rule) == name]) for name in rules))
+    rules = dict.fromkeys(_ranking(setting.rule) for setting in settings)
+    write_rich(shown, "", *(_advice(name, [o for o in settings if _ranking(o.rule) == name]) for name in rules))
 
 
-def _advice(rule: str, outcomes: Sequence[Setting]) -> str:
-    free = [outcome for outcome in outcomes if outcome.steps and outcome.most and max(outcome.most) <= 0]
+def _advice(rule: str, settings: Sequence[Setting]) -> str:
+    free = [setting for setting in settings if setting.steps and setting.most and max(setting.most) <= 0]
     if not free:
         return f"{rule}: every setting that saves steps loses quality in some training"
-    best = max(free, key=lambda outcome: outcome.steps)
+    best = max(free, key=lambda setting: setting.steps)
     by = "" if best.rule.saving.by is None else f" by {best.rule.saving.by}"
     return f"{rule}: patience {best.rule.patience}{by} saves {best.steps:.0%} of the steps and loses nothing"
 
@@ -234,16 +234,16 @@ def _ranking(rule: SavingRule) -> str:
     return str(replace(rule.saving, by=None))
 
 
-def _draw(file: str, outcomes: Sequence[Setting]) -> None:
+def _draw(file: str, settings: Sequence[Setting]) -> None:
     from accmt.tracking.plot import Point, draw_trade_off  # imports matplotlib
 
     lines: dict[str, list[Point]] = {}
-    for outcome in outcomes:
-        by = "" if outcome.rule.saving.by is None else f" by {outcome.rule.saving.by}"
-        if outcome.lost:
-            label = "" if outcome.rule.patience is None else str(outcome.rule.patience)
-            point = Point(100 * outcome.steps, outcome.lost[0], label, outcome.front)
-            lines.setdefault(_ranking(outcome.rule), []).append(replace(point, series=f"{_ranking(outcome.rule)}{by}"))
+    for setting in settings:
+        by = "" if setting.rule.saving.by is None else f" by {setting.rule.saving.by}"
+        if setting.lost:
+            label = "" if setting.rule.patience is None else str(setting.rule.patience)
+            point = Point(100 * setting.steps, setting.lost[0], label, setting.front)
+            lines.setdefault(_ranking(setting.rule), []).append(replace(point, series=f"{_ranking(setting.rule)}{by}"))
     try:
         draw_trade_off(lines).savefig(file)
     except (OSError, ValueError) as error:
