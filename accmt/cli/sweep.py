@@ -221,7 +221,8 @@ def _show(settings: Sequence[Setting], count: int) -> None:
 
 
 def _advice(rule: str, settings: Sequence[Setting]) -> str:
-    free = [setting for setting in settings if setting.steps and setting.most and max(setting.most) <= 0]
+    whole = [setting for setting in settings if setting.steps and all(trial.lost for trial in setting.trials)]
+    free = [setting for setting in whole if max(setting.most) <= 0]
     if not free:
         return f"{rule}: every setting that saves steps loses quality in some training"
     best = max(free, key=lambda setting: setting.steps)
