@@ -89,9 +89,10 @@ def _tensors(batches: Any) -> Iterator[torch.Tensor] | None:
     """Return the batches of a plain sampler of torch as tensors, without a step for each index; None for others."""
     sampler: Any = batches.sampler if type(batches) is BatchSampler else None
     sampler, offset = (sampler.sampler, sampler.offset) if type(sampler) is Rest else (sampler, 0)
+    permutes = type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is not None
     if type(sampler) is SequentialSampler:
         order = torch.arange(len(sampler))
-    elif type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source):
+    elif permutes and len(sampler) == len(sampler.data_source):
         order = torch.randperm(len(sampler), generator=sampler.generator)
     else:
         return None

@@ -57,7 +57,8 @@ class RunningSum:
 
 def taken(sums: Sequence[RunningSum]) -> list[tuple[float, int]]:
     """Return the totals and the weights of sums over all processes, and set the sums to zero."""
-    totals = torch.stack([torch.as_tensor(each.total, dtype=torch.float64) for each in sums])
+    numbers = (each.total for each in sums)
+    totals = torch.stack([n if isinstance(n, Tensor) else torch.tensor(n, dtype=torch.float64) for n in numbers])
     both = torch.stack([totals, torch.tensor([each.weight for each in sums]).to(totals)])
     if PartialState().num_processes > 1:
         dist.all_reduce(both)
