@@ -1,4 +1,4 @@
-"""How long the imports of accmt take, beside those of the libraries under it.
+"""How long the start of accmt takes: its imports, beside those of the libraries under it, a first step, a command.
 
     python benchmarks/imports.py [--rounds 10]
 
@@ -6,6 +6,10 @@ Each import is the only one in a fresh process and is timed inside it, so the in
 are run once beforehand, untimed, for the bytecode and the disk's cache; every round starts with the next of them.
 Prints the minimum and the median seconds of each and the differences of the minima to `import torch` and to
 `import accelerate`. The accmt imported is that of this checkout.
+
+`first step` is the time from the import of the trainer to the end of the first optimizer step of a small training, once
+`torch._dynamo` is imported: torch's optimizers import it at their first step, by hand as well. `accmt check` is the
+whole command, with the interpreter's start.
 """
 
 import argparse
@@ -13,11 +17,32 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASELINES = ("import torch", "import accelerate")
-STATEMENTS = (*BASELINES, "import accmt", "from accmt import Trainer", "import accmt.rules")
+FIRST_STEP = "first step"
+COMMAND = "accmt check"
+CHECK = "import sys; from accmt.cli.main import main; sys.exit(main(['check', 'best_accuracy@dev/accuracy@test']))"
+TRAINING = """
+import tempfile, torch._dynamo
+from time import perf_counter
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from accmt import Trainer
+class Stepped(Exception): pass
+def stop(*_):
+    print("seconds", perf_counter() - start)
+    raise Stepped
+register_optimizer_step_post_hook(stop)
+start = perf_counter()
+with tempfile.TemporaryDirectory() as folder:
+    data = torch.utils.data.TensorDataset(torch.randn(1000, 64), torch.randint(0, 10, (1000,)))
+    trainer = Trainer({"epochs": 1, "batch_size": 64, "optimizer": "AdamW"}, folder + "/model", quiet=True)
+    try: trainer.fit(torch.nn.Linear(64, 10), data, {"dev": data}, loss_fn=torch.nn.functional.cross_entropy)
+    except Stepped: pass
+"""
+STATEMENTS = (*BASELINES, "import accmt", "from accmt import Trainer", "import accmt.rules", FIRST_STEP, COMMAND)
 PROGRAM = "from time import perf_counter; start = perf_counter(); {}; print('seconds', perf_counter() - start)"
 
 
@@ -49,16 +74,20 @@ def works(statement: str) -> bool:
 
 
 def time_import(statement: str) -> float:
-    """Seconds that `statement` takes in a fresh process."""
+    """Seconds that `statement`, or what has that name, takes in a fresh process."""
+    programs = {FIRST_STEP: TRAINING, COMMAND: CHECK}
+    start = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(statement)],
+        [sys.executable, "-c", programs.get(statement) or PROGRAM.format(statement)],
         capture_output=True,
         text=True,
         check=True,
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
-    return float(process.stdout.split()[-1])
+    if statement == COMMAND:
+        return time.perf_counter() - start
+    return float(process.stdout.partition("seconds ")[2].split()[0])
 
 
 def print_table(seconds: dict[str, list[float]]) -> None:

@@ -33,7 +33,7 @@ from peers import CLIP_NORM, EPOCHS, PEERS, Peer, Run
 
 BENCHMARKS = Path(__file__).resolve().parent
 REPOSITORY = BENCHMARKS.parent
-BASELINES = ("torch", "accelerate")
+BASELINES = ("torch", "torch-fast", "accelerate")
 LOSS_TOLERANCE = 0.25  # relative; the order of the samples, which differs between libraries, moves it by a tenth
 NORM_TOLERANCE = 1e-3
 TERMINAL_ROWS, TERMINAL_COLUMNS = 24, 100
@@ -194,14 +194,14 @@ def summarize(runs: dict[str, list[Run]], steps: int) -> list[Summary]:
 
 def print_table(summaries: Sequence[Summary]) -> None:
     print("\nseconds from the first step to the end of the fit; fit: seconds of the whole fit; ratios of minima")
-    print(f"{'':<14}{'min':>8}{'median':>8}{'fit min':>9}{'steps/s':>9}{'/ torch':>9}{'/ accelerate':>14}")
+    titles = [f"/ {baseline}" for baseline in BASELINES]
+    print(f"{'':<14}{'min':>8}{'median':>8}{'fit min':>9}{'steps/s':>9}  {'  '.join(titles)}")
     for summary in summaries:
-        torch_ratio, accelerate_ratio = (
-            f"{summary.ratios[baseline]:.3f}" if baseline in summary.ratios else "-" for baseline in BASELINES
-        )
+        ratios = [f"{summary.ratios[baseline]:.3f}" if baseline in summary.ratios else "-" for baseline in BASELINES]
         print(
             f"{summary.name:<14}{summary.minimum:8.3f}{summary.median:8.3f}{summary.fit_minimum:9.3f}"
-            f"{summary.steps_per_second:9.0f}{torch_ratio:>9}{accelerate_ratio:>14}"
+            f"{summary.steps_per_second:9.0f}  "
+            + "  ".join(f"{ratio:>{len(title)}}" for ratio, title in zip(ratios, titles, strict=True))
         )
 
 

@@ -161,7 +161,7 @@ def test_the_editable_install_finds_the_grammar():
         ("accmt._compat", ("torch", "accelerate", "numpy", "transformers", "deepspeed")),
         ("accmt.cli.main", ("torch", "accelerate", "numpy")),
         ("accmt.rules", ("torch", "accelerate", "numpy", "lark")),
-        ("accmt.trainer", ("mlflow", "transformers", "torchmetrics", "lark")),
+        ("accmt.trainer", ("mlflow", "transformers", "torchmetrics", "lark", "pydantic")),
     ],
 )
 def test_what_an_import_does_not_bring(imported, absent):

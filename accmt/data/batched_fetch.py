@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from accmt._compat import collates_by_default
 from accmt.data.table import is_table, is_whole_table, rows_of_table
 
 
-@dataclass(frozen=True, slots=True)
-class CutBatch:
+class CutBatch(NamedTuple):
     """A complete batch, in the place of its samples."""
 
     samples: int
@@ -39,14 +37,16 @@ class BatchedFetch(Dataset[Any]):
         self.dataset = dataset
         self._cuts = True
 
-    def __getitems__(self, indices: Sequence[Any]) -> CutBatch | list[Any]:
-        if self._cuts and all(type(index) is int for index in indices):
+    def __getitems__(self, indices: Sequence[Any] | Tensor) -> CutBatch | list[Any]:
+        if self._cuts and (type(indices) is Tensor or {*map(type, indices)} == {int}):
             try:
-                return CutBatch(len(indices), _cut(self.dataset, indices))
+                size = indices.numel() if type(indices) is Tensor else len(indices)
+                return CutBatch(size, _cut(self.dataset, indices))
             except _NotCut:
                 self._cuts = False
-            except (IndexError, RuntimeError):
+            except (IndexError, OverflowError, RuntimeError):
                 pass  # fetching the samples one by one says which index is wrong, or accepts it
+        indices = indices.tolist() if type(indices) is Tensor else indices
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
         return [self.dataset[index] for index in indices]
@@ -80,16 +80,25 @@ def can_be_cut(dataset: Any) -> bool:
     return kind in (TensorDataset, Tensor, np.ndarray) or is_whole_table(dataset)
 
 
+def is_cut_here(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader only fetches whole batches in this process: its own iterator would add a cost to each."""
+    is_plain = type(loader).__iter__ is DataLoader.__iter__ and not loader.num_workers
+    pins = loader.pin_memory and torch.accelerator.is_available()
+    return is_plain and type(loader.dataset) is BatchedFetch and not pins
+
+
 class _NotCut(Exception):
     """The batch may differ from the one that `default_collate` makes."""
 
 
-def _cut(dataset: Any, indices: Sequence[int]) -> Any:
+def _cut(dataset: Any, indices: Any) -> Any:
     """Return the batch that `default_collate` makes of the samples with these indices."""
     kind = type(dataset)
-    if kind is TensorDataset:
-        index = torch.tensor(indices)
-        return [_rows(tensor, index) for tensor in dataset.tensors]
+    if kind in (TensorDataset, Tensor, np.ndarray):
+        # By way of numpy, which reads a list in a quarter of the time.
+        return _cut_rows(dataset, indices if type(indices) is Tensor else torch.from_numpy(np.array(indices, np.int64)))
+    if type(indices) is Tensor:
+        indices = indices.tolist()
     if kind is Subset:
         return _cut(dataset.dataset, [dataset.indices[index] for index in indices])
     if kind is StackDataset:
@@ -99,16 +108,18 @@ def _cut(dataset: Any, indices: Sequence[int]) -> Any:
         return [_cut(part, indices) for part in parts]
     if kind is ConcatDataset:
         return _cut_of_several(dataset, indices)
-    if kind is Tensor:
-        return _rows(dataset, torch.tensor(indices))
-    if kind is np.ndarray:
-        return _rows(_tensor_of(dataset), torch.tensor(indices))
     if not is_table(dataset):
         raise _NotCut
     columns = rows_of_table(dataset, indices)
     if columns is None:
         raise _NotCut
     return columns
+
+
+def _cut_rows(dataset: Any, index: Tensor) -> Any:
+    if type(dataset) is TensorDataset:
+        return [_rows(tensor, index) for tensor in dataset.tensors]
+    return _rows(dataset if type(dataset) is Tensor else _tensor_of(dataset), index)
 
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler, DataLoader, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, get_worker_info
 
 from accmt.data.seeding import END, apart, draw_from, fewer, mixed, read_apart
 
@@ -25,7 +25,12 @@ class Indices:
         draws: They may draw from the process-wide generators.
         for_workers: They go to workers, which seed their generators for each batch.
         process, processes: Rank of this process, and the world size.
+
+    Attributes:
+        as_tensors: A batch may be a tensor of indices.
     """
+
+    as_tensors = False
 
     def __init__(self, batches: Iterable[Any], *, draws: bool, for_workers: bool, process: int, processes: int) -> None:
         self._batches = batches
@@ -51,11 +56,14 @@ class Indices:
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
-            batches = iter(self._batches)
+            batches = (_tensors(self._batches) if self.as_tensors else None) or iter(self._batches)
         for number in count():
             if skip and number == skip:
                 self._skipped()
-            with self._drawing(number):
+            if self._draws:
+                with self._drawing(number):
+                    batch = next(batches, END)
+            else:
                 batch = next(batches, END)
             if batch is END and number < skip:
                 raise fewer(skip, number)
@@ -75,6 +83,22 @@ class Indices:
     def _seed_of(self, number: int) -> int:
         """Return the seed for loading a batch of this process, from its number among the batches of all processes."""
         return mixed(self._seed) + number * self._processes + self._process
+
+
+def _tensors(batches: Any) -> Iterator[torch.Tensor] | None:
+    """Return the batches of a plain sampler of torch as tensors, without a step for each index; None for others."""
+    sampler: Any = batches.sampler if type(batches) is BatchSampler else None
+    sampler, offset = (sampler.sampler, sampler.offset) if type(sampler) is Rest else (sampler, 0)
+    permutes = type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is not None
+    if type(sampler) is SequentialSampler:
+        order = torch.arange(len(sampler))
+    elif permutes and len(sampler) == len(sampler.data_source):
+        order = torch.randperm(len(sampler), generator=sampler.generator)
+    else:
+        return None
+    size, order = batches.batch_size, order[offset:]
+    end = len(order) // size * size if batches.drop_last else len(order)
+    return (order[start : start + size] for start in range(0, end, size))
 
 
 class _Request:
@@ -97,9 +121,9 @@ def _received(batch: Any, seed: int) -> Any:
 
 def _size_of(batch: Any) -> int | None:
     """Return the number of indices; None for a single one, which may be a tuple."""
-    if isinstance(batch, np.ndarray | torch.Tensor):
-        return len(batch) if batch.ndim else None
-    return len(batch) if isinstance(batch, list | range) else None
+    if isinstance(batch, list | range):
+        return len(batch)
+    return batch.shape[0] if isinstance(batch, np.ndarray | torch.Tensor) and batch.ndim else None
 
 
 class EveryNth:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from accmt._compat import BEGUN_LOADER, end_loader_workers
 from accmt.data.batch_size import Sizes
-from accmt.data.batched_fetch import fetch_batched
+from accmt.data.batched_fetch import fetch_batched, is_cut_here
+from accmt.data.indices import Indices
 from accmt.data.iterable import Stream, show_dataset
 from accmt.data.workers import outlast_signals
 
@@ -40,6 +41,7 @@ class LoaderCopy:
         fetch_batched(self.loader)
         outlast_signals(self.loader)
         self.sizes = Sizes(self.loader)
+        self._is_cut = is_cut_here(self.loader)
         self._batches: Callable[[], Any] = lambda: None
 
     @property
@@ -47,8 +49,9 @@ class LoaderCopy:
         """Number of worker processes that load batches."""
         return self.loader.num_workers
 
-    def request(self, indices: Any) -> None:
+    def request(self, indices: Indices) -> None:
         """Read the batches of these indices, instead of those from the loader's own sampler."""
+        indices.as_tensors = self._is_cut
         vars(self.loader)["sampler" if self.loader.batch_sampler is None else "batch_sampler"] = indices
 
     def seed(self, seed: int) -> None:
@@ -57,6 +60,10 @@ class LoaderCopy:
 
     def begin(self) -> Iterator[Any]:
         """Start reading."""
+        if self._is_cut:
+            dataset: Any = self.loader.dataset
+            requests: Any = self.loader.batch_sampler
+            return map(self.loader.collate_fn, map(dataset.__getitems__, requests))
         batches = iter(self.loader)
         self._batches = ref(batches)
         return batches

@@ -7,7 +7,7 @@ the same on every process and after every resume.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from typing import Any, TypeGuard
@@ -54,25 +54,17 @@ class DataOptions:
 
 @dataclass(slots=True)
 class Window:
-    """The batches of one optimizer step, each with its number of samples, None where the loader does not know it.
+    """The batches of one optimizer step.
 
     Attributes:
+        batches: Reads the batches, each with its number of samples, None where the loader does not know it.
         size: The number of batches.
         is_last: True if they are the last of their epoch.
-        samples: The number of samples of each batch read so far.
     """
 
-    read: Iterator[tuple[int | None, Any]]
+    batches: Iterator[tuple[int | None, Any]]
     size: int
     is_last: bool
-    samples: list[int | None] = field(default_factory=list)
-
-    @property
-    def batches(self) -> Iterator[Any]:
-        """The batches that were not read yet."""
-        for samples, batch in self.read:
-            self.samples.append(samples)
-            yield batch
 
 
 def training_loader(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> DataLoader[Any]:

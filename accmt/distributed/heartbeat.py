@@ -98,7 +98,7 @@ class Heartbeat:
         """Return whether the moment (in seconds of training) has come, or a signal, a requested stop or the end of a
         checkpoint's writing."""
         if self._is_alone:
-            if self.weight > 0 or self.has_news or self.is_stopped:
+            if self._signals.weight > 0 or self._writer.has_news or self._reason is not None:
                 return True
             return moment != math.inf and self._elapsed() >= moment
         if self._asked is not None:

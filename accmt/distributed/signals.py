@@ -38,7 +38,7 @@ class Signals:
     @property
     def weight(self) -> int:
         """Request with the largest weight: 0 for none, CHECKPOINT, or END."""
-        return max(self._asked, default=0)
+        return max(self._asked) if self._asked else 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -58,8 +58,9 @@ class ClosureStepper(Stepper):
 
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
-        batches, first = list(window.batches), self._state.train_step
-        samples = [samples_of(batch, told, self._module) for batch, told in zip(batches, window.samples, strict=True)]
+        read, first = list(window.batches), self._state.train_step
+        batches = [batch for _, batch in read]
+        samples = [samples_of(batch, told, self._module) for told, batch in read]
         random = random_state(self._accelerator.device)
 
         def evaluate() -> Tensor:

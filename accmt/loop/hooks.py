@@ -27,14 +27,21 @@ class Hooks(Callback):
             if overriding:
                 setattr(self, name, _calling(name, overriding, state))
 
+    def calls(self, name: str) -> bool:
+        """Return whether a callback overrides a hook."""
+        return name in vars(self)
+
 
 def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Callable[..., None]:
     calls = [(getattr(callback, name), f"{type(callback).__name__}.{name}") for callback in callbacks]
 
     def call(*arguments: Any) -> None:
         for function, described in calls:
-            with noted(described, state):
+            try:
                 function(*arguments)
+            except Exception as error:
+                add_note(error, described, state)
+                raise
 
     return call
 

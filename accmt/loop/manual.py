@@ -22,8 +22,8 @@ class ManualStepper(Stepper):
 
     def step(self, window: Window) -> None:
         """Train on the batch of a window."""
-        for batch in window.batches:
-            samples = samples_of(batch, window.samples[-1], self._module)
+        for told, batch in window.batches:
+            samples = samples_of(batch, told, self._module)
             self._state.is_last_training_batch = window.is_last
             self._has_begun = False
             loss = tried_again(partial(self._forward, batch), self._may_repeat)

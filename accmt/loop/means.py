@@ -20,35 +20,45 @@ _CPU = torch.device("cpu")
 
 
 class RunningSum:
-    """Weighted sum of values on a device, in double precision where the device has it, and the sum of the weights."""
+    """Weighted sum of values, in double precision where the device has it, and the sum of the weights.
 
-    __slots__ = ("total", "weight")
+    It is a tensor on the device, because to read it is to wait for the device; on the CPU it is a number.
+    """
+
+    __slots__ = ("_device", "total", "weight")
 
     def __init__(self, device: torch.device = _CPU) -> None:
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.zeros((), dtype=dtype, device=device)
-        self.weight = 0
+        self._device = device
+        self.load_state_dict((0.0, 0))
 
     def add(self, value: Tensor | float, weight: int = 1) -> None:
         """Add a number, or a scalar on the device."""
-        self.total.add_(value.detach() if isinstance(value, Tensor) else value, alpha=weight)
+        if isinstance(value, Tensor):
+            value = value.detach()
+        if isinstance(self.total, Tensor):
+            self.total.add_(value, alpha=weight)
+        else:
+            self.total += weight * (value.item() if isinstance(value, Tensor) else value)
         self.weight += weight
 
     def clear(self) -> None:
-        self.total.zero_()
-        self.weight = 0
+        self.load_state_dict((0.0, 0))
 
     def state_dict(self) -> list[float | str]:
-        return [to_text(self.total.item()), self.weight]
+        return [to_text(float(self.total)), self.weight]
 
     def load_state_dict(self, state: Sequence[Any]) -> None:
-        self.total.fill_(from_text(state[0]))
+        self.total: Tensor | float = from_text(state[0])
+        if self._device.type != "cpu":
+            dtype = torch.float32 if self._device.type == "mps" else torch.float64
+            self.total = torch.full((), self.total, dtype=dtype, device=self._device)
         self.weight = int(state[1])
 
 
 def taken(sums: Sequence[RunningSum]) -> list[tuple[float, int]]:
     """Return the totals and the weights of sums over all processes, and set the sums to zero."""
-    totals = torch.stack([each.total for each in sums])
+    numbers = (each.total for each in sums)
+    totals = torch.stack([n if isinstance(n, Tensor) else torch.tensor(n, dtype=torch.float64) for n in numbers])
     both = torch.stack([totals, torch.tensor([each.weight for each in sums]).to(totals)])
     if PartialState().num_processes > 1:
         dist.all_reduce(both)
@@ -125,7 +135,7 @@ class LossMeter:
         for each in (self._log, self._evaluation):
             each.total += total
             each.weight += count
-        mean = mean_of(interval.total.item(), interval.weight)
+        mean = mean_of(float(interval.total), interval.weight)
         interval.clear()
         return mean
 
@@ -158,10 +168,11 @@ class TrainingMetrics:
 
     def commit(self) -> None:
         """Count the values logged for the batches of a completed step."""
-        for (_, name), value in self._pending.items():
-            self._evaluation[name].add(value)
-            self._look[name].add(value)
-        self._pending.clear()
+        if self._pending:
+            for (_, name), value in self._pending.items():
+                self._evaluation[name].add(value)
+                self._look[name].add(value)
+            self._pending.clear()
 
     def since_evaluation(self) -> dict[str, float]:
         """Return name -> mean since the last call, over all processes, without names that were not logged."""

@@ -39,18 +39,24 @@ def _free(error: BaseException) -> None:
     clear_device_cache(garbage_collection=True)
 
 
-def tried_again(action: Callable[[], _T], allowed: Callable[[], bool], again: Callable[[], _T] | None = None) -> _T:
+def may_repeat(error: RuntimeError, allowed: Callable[[], bool]) -> bool:
+    """Return whether a failed action may be retried: it ran out of memory, and `allowed()`. Then free what it held."""
+    repeats = is_out_of_memory(error) and allowed()
+    if repeats:
+        _free(error)
+    return repeats
+
+
+def tried_again(action: Callable[[], _T], allowed: Callable[[], bool]) -> _T:
     """Run an action; if it runs out of memory, free what it held and retry it once.
 
     Args:
         action: The action.
         allowed: Returns, after the failure, whether it may be retried.
-        again: The second try, if it differs from the first.
     """
     try:
         return action()
     except RuntimeError as error:
-        if not (is_out_of_memory(error) and allowed()):
+        if not may_repeat(error, allowed):
             raise
-        _free(error)
-    return (again or action)()
+    return action()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +20,12 @@ from accmt.loop.gradient_backends import updates_of
 from accmt.loop.hooks import TRAINING_DATA, Hooks, add_note, loading
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
-from accmt.loop.out_of_memory import tried_again
+from accmt.loop.out_of_memory import may_repeat
 from accmt.loop.profiling import StepProfiler
 from accmt.loop.trainable_parameters import Beside, Trained
 from accmt.module import AcceleratorModule
+
+_SYNCHRONIZED = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Stepper:
         self.options = options
         self._limit = options.norm_limit
         self._hooks = hooks
+        self._may_freeze = hooks.calls("on_before_optimizer_step")
         self._beside = beside
         through_wrapper = options.through_wrapper
         self._trained = Trained(module, model, optimizer.optimizer, schedule, beside, through_wrapper=through_wrapper)
@@ -122,15 +124,15 @@ class Stepper:
 
     def step(self, window: Window) -> None:
         """Train on the batches of a window and update the parameters once."""
+        state, size = self._state, window.size
         batches: list[Any] = []
-        for number, batch in enumerate(loading(window.batches, TRAINING_DATA, self._state), start=1):
+        for told, batch in loading(window.batches, TRAINING_DATA, state):
             batches.append(batch)
-            last, samples = number == window.size, samples_of(batch, window.samples[-1], self._module)
-            self._state.is_last_training_batch = last and window.is_last
-            learn = partial(self._learn, batch, window.size, last)
-            loss = tried_again(learn, self._may_repeat, partial(self._learn_again, batches, window.size))
-            self.losses.add(loss, samples)
-            self._state.train_step += 1
+            last = len(batches) == size
+            samples = samples_of(batch, told, self._module)
+            state.is_last_training_batch = last and window.is_last
+            self.losses.add(self._learn_last(batches, size), samples)
+            state.train_step += 1
         self._update()
 
     def held(self) -> list[nn.Parameter]:
@@ -188,7 +190,8 @@ class Stepper:
         """Clip the gradients and step the optimizer."""
         self._finish_gradients()
         self._hooks.on_before_optimizer_step(self._optimizer)
-        self._trained.drop_frozen()  # including what a hook froze
+        if self._may_freeze:
+            self._trained.drop_frozen()
         self._updates.step()
         if self._updates.clip is None:
             self.grad_norm = self._updates.norm()
@@ -210,29 +213,34 @@ class Stepper:
 
     def _finish_gradients(self) -> None:
         """Average the gradients over the processes, if no wrapper has done so, and clip them."""
-        self._trained.drop_frozen()
+        held = self._trained.drop_frozen()
         self._trained.check_unheld()
         if self._replicated:
             average_gradients(self._trained.outside())
         if self._limit is not None and self._updates.clip is not None:
-            self.grad_norm = self._updates.clip(self._trained.held(), self._limit)
+            self.grad_norm = self._updates.clip(held, self._limit)
         if self.options.clip_value is not None:
             # The norm was taken of unscaled gradients already, and they can be unscaled only once.
             clip = self._updates.clip_value if self._limit is None else nn.utils.clip_grad_value_
-            clip(self._trained.held(), self.options.clip_value)
+            clip(held, self.options.clip_value)
 
     def _learn(self, batch: Any, share: int, last: bool) -> Tensor:
         """Add the gradients of a batch, one of `share` in its window; the last one averages over the processes."""
         self._shares_gradients = False
-        with nullcontext() if last else self._updates.no_sync():
+        with _SYNCHRONIZED if last else self._updates.no_sync():
             loss = self._forward(batch)
             self._shares_gradients = last and self._replicated
             self.backward(loss if share == 1 else loss / share)
         return loss
 
-    def _learn_again(self, batches: list[Any], share: int) -> Tensor:
-        """Retry a batch that ran out of memory, after those before it in its window: which of their gradients are valid
-        is no longer known."""
+    def _learn_last(self, batches: list[Any], share: int) -> Tensor:
+        """Add the gradients of the last batch. If it runs out of memory, it is retried after those before it in its
+        window: which of their gradients are valid is no longer known."""
+        try:
+            return self._learn(batches[-1], share, last=len(batches) == share)
+        except RuntimeError as error:
+            if not may_repeat(error, self._may_repeat):
+                raise
         self._updates.zero_grad(set_to_none=self.options.set_to_none)
         for number, batch in enumerate(batches, start=1):
             loss = self._learn(batch, share, last=number == share)

@@ -52,13 +52,13 @@ def _train_epoch(run: Run) -> Stop | None:
     position.step_clock.run()
     for window in loading(_windows(run), TRAINING_DATA, run.state):
         _step(run, window)
-        if run.timetable.is_due():
-            stop = _settle(run)
-            run.last_step.note(run, is_settled=True)
-            run.timetable.update()
-            position.step_clock.run()
-        else:
+        if not run.timetable.is_due():
             run.last_step.settle()
+            continue
+        stop = _settle(run)
+        run.last_step.note(run, is_settled=True)
+        run.timetable.update()
+        position.step_clock.run()
         if stop is not None or position.step == position.total_steps:
             break
     if position.step == before:

@@ -132,12 +132,16 @@ class Trained:
         held = (parameter for group in self._optimizer.param_groups for parameter in group["params"])
         return [(parameter, parameter.detach().clone()) for parameter in held if not parameter.requires_grad]
 
-    def drop_frozen(self) -> None:
-        """Drop the gradients of frozen parameters: an optimizer updates whatever has one."""
+    def drop_frozen(self) -> list[nn.Parameter]:
+        """Drop the gradients of frozen parameters: an optimizer updates whatever has one. Return the others."""
+        held = []
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                if not parameter.requires_grad and parameter.grad is not None:
+                if parameter.requires_grad:
+                    held.append(parameter)
+                elif parameter.grad is not None:
                     parameter.grad = None
+        return held
 
     def check_unheld(self) -> None:
         """Check, at the first gradients, that no parameter outside the model gets one if no optimizer holds it.

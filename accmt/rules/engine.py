@@ -58,6 +58,7 @@ class RuleEngine:
         stops = rules.stop_when
         self._counted = [(stop, part) for stop in stops for part in counted(stop.condition)]
         self._watched = [(stop, part) for stop in stops for part in watched(stop.condition, facts.training)]
+        self.watches = bool(self._watched)
         self._now = _START
         self._schedule()
 
@@ -69,11 +70,6 @@ class RuleEngine:
     def patience_left(self) -> dict[str, int]:
         """Return rule name -> evaluations without improvement that are left, -1 without patience."""
         return {ranked.name: self._patience_left(ranked) for ranked in self._ranked}
-
-    @property
-    def watches(self) -> bool:
-        """True if a condition needs training losses or metrics between evaluations."""
-        return bool(self._watched)
 
     def after_step(self, progress: Progress) -> Due:
         """Return whether an evaluation, a checkpoint or a log is due at this step.

@@ -39,9 +39,6 @@ from accmt.tracking.journal_parts import (
     lock_file,
 )
 from accmt.tracking.records import (
-    ENTRIES,
-    HEADERS,
-    POSITIONS,
     SCHEMA,
     Entry,
     EntryCount,
@@ -288,7 +285,7 @@ class Outbox:
         try:
             if path.suffix == ".json":
                 self._stored[path.stem] = None
-                position = parsed_as(POSITIONS, read_bytes(path, LONGEST_LINE))
+                position = parsed_as(SentPosition, read_bytes(path, LONGEST_LINE))
                 if position.recipient.name != path.stem:
                     raise ValueError("its recipient belongs into another file")
                 self._stored[path.stem] = position
@@ -297,7 +294,7 @@ class Outbox:
                 line, start = next(complete_lines(path, 0, size), (b"", 0))
                 if not start:
                     return path.unlink()  # a process was killed when it began this part
-                header = parsed_as(HEADERS, line)
+                header = parsed_as(PartHeader, line)
                 if header.outbox != SCHEMA:
                     raise ValueError(f"it has the format {header.outbox}, not {SCHEMA}")
                 self._parts.append(JournalPart(int(path.stem), path, header.recipients, start, size))
@@ -463,7 +460,7 @@ class OutboxReader:
         try:
             for line, end in complete_lines(part.path, start, part.end):
                 try:
-                    entry = parsed_as(ENTRIES, line)
+                    entry = parsed_as(Entry, line)
                     entry = replace(entry, resumption=own) if isinstance(entry, Logged) else entry
                     if not any(_is_logged_again(entry, resumption) for resumption in resumptions):
                         found.append((entry, end))

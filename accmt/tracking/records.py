@@ -8,18 +8,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from accmt.rules.codec import to_text
 from accmt.rules.errors import numbered
 from accmt.rules.printable import masked
-from accmt.tracking.tracker import Logged, Resumption, Status
+from accmt.tracking.tracker import Logged, Resumption, Status, adapter
 
 SCHEMA = 2
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +99,6 @@ class PartHeader:
     recipients: dict[str, Resumption | None]
 
 
-ENTRIES: TypeAdapter[Entry] = TypeAdapter(Entry)
-POSITIONS = TypeAdapter(SentPosition)
-HEADERS = TypeAdapter(PartHeader)
-
-
 def position_line(position: SentPosition, recipient: bytes) -> bytes:
     """Serialize a position; the line of its recipient is given, as it is the larger part and stays the same."""
     rest = {"part": position.part, "offset": position.offset, "run": position.run, "ended": position.ended}
@@ -123,14 +114,16 @@ def to_line(record: Entry | Recipient | PartHeader) -> bytes:
     return (text if isinstance(record, Artifact) else masked(text)).encode() + b"\n"
 
 
-def parsed_as(kind: TypeAdapter[T], text: bytes) -> T:
-    """Parse a line of the journal, or the file of a recipient.
+def parsed_as(kind: Any, text: bytes) -> Any:
+    """Parse a line of the journal, or the file of a recipient, as a type.
 
     Raises:
         ValueError: It is malformed; the message says what is wrong.
     """
+    from pydantic import ValidationError
+
     try:
-        return kind.validate_python(json.loads(text))
+        return adapter(kind).validate_python(json.loads(text))
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"]))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from accmt.rules.printable import masked
 from accmt.states import Status as Status
 from accmt.states import Tracker as Tracker
+
+if TYPE_CHECKING:
+    from pydantic import ConfigDict
 
 
 class Unreachable(Exception):
@@ -74,14 +76,11 @@ class FormerRun:
         run: What the tracker needs to resume the run; None if it had not begun.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     training: str
     until: int
     run: str | dict[str, Any] | None
-
-
-_FORMER_RUNS = TypeAdapter(FormerRun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,14 @@ class NoTracker:
         """Do nothing."""
 
 
+@cache
+def adapter(kind: Any) -> Any:
+    """Return what checks values of a type; pydantic is imported only here, because it takes as long as all of rich."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def check_state(state: Mapping[str, Any]) -> None:
     """Check that a state of trackers is one that `Tracker.state` returned.
 
@@ -143,8 +150,8 @@ def check_state(state: Mapping[str, Any]) -> None:
     """
     for name, known in state.items():
         try:
-            _FORMER_RUNS.validate_python(known)
-        except ValidationError:
+            adapter(FormerRun).validate_python(known)
+        except ValueError:  # pydantic's is one
             raise ValueError(f"the state of the tracker '{name}' is {known!r:.100}") from None
 
 

@@ -51,6 +51,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("torch", "bare_torch", "torch", "torch"),
+        Peer("torch-fast", "fast_torch", "torch", "torch"),
         Peer("accelerate", "accelerate_by_hand", "accelerate", "accelerate"),
         Peer("lightning", "lightning_trainer", "lightning", "lightning"),
         Peer("transformers", "transformers_trainer", "transformers", "transformers"),

@@ -4,8 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accmt import AcceleratorModule, HyperParameters, Optimizer, Trainer
-from accmt.display.display import NoDisplay
-from accmt.setup import build as assembly
 
 from . import Run
 from .measure import Measurement
@@ -24,8 +22,6 @@ class Module(AcceleratorModule):
 def train(task: Task) -> Run:
     dataset = make_dataset(task)
     model = make_model(task)
-    if not task.bar:
-        assembly.ConsoleDisplay = NoDisplay  # type: ignore[misc]  # the trainer has no switch for its display
     trainer = Trainer(
         HyperParameters(
             epochs=task.epochs,
@@ -39,6 +35,7 @@ def train(task: Task) -> Run:
         log_every=task.log_every,
         clip_grad=task.clip_norm,
         dataloader_num_workers=0,
+        quiet=not task.bar,
     )
 
     with Measurement(model) as measurement:

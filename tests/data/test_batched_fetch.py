@@ -11,6 +11,7 @@ from torch.utils.data._utils import collate
 
 from accmt.data.batched_fetch import BatchedFetch, CutBatch
 from accmt.data.loader_copy import LoaderCopy
+from accmt.data.loaders import TrainingData
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
 ARRAY_DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?"]
@@ -174,3 +175,17 @@ def test_a_collation_that_the_script_extends_is_kept(monkeypatch):
     monkeypatch.setitem(collate.default_collate_fn_map, torch.Tensor, lambda batch, *, collate_fn_map=None: "mine")
     loader = DataLoader(TensorDataset(torch.zeros(4)), 4)
     assert read(ours(loader)) == read(loader) == [(list, ["mine"])]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize(("skip", "offset"), [(0, 0), (2, 0), (1, 3)])
+def test_drawn_batch_by_batch_they_are_those_drawn_index_by_index(shuffle, drop_last, skip, offset):
+    def read(dataset):
+        loader = DataLoader(dataset, 4, shuffle=shuffle, drop_last=drop_last)
+        windows = TrainingData(loader, 1, seed=7).windows(1, skip, offset=offset)
+        return [(samples, torch.as_tensor(batch).tolist()) for window in windows for samples, batch in window.batches]
+
+    whole = torch.arange(23)
+    assert isinstance(LoaderCopy(DataLoader(whole)).loader.dataset, BatchedFetch)
+    assert read(whole) == read([*range(23)])  # whose samples are stacked one by one

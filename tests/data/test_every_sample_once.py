@@ -147,7 +147,7 @@ def test_a_loader_that_an_accelerator_prepared_is_taken_up_anywhere():
     from accmt.data.user_loaders import whole
 
     data = TrainingData(whole(loader, "train_dataset"), 1, 7)
-    batches = [batch[0].flatten().tolist() for window in data.windows(0, 3) for batch in window.batches]
+    batches = [batch[0].flatten().tolist() for window in data.windows(0, 3) for _, batch in window.batches]
     assert batches == [[6, 7], [8, 9]]
 
 

@@ -63,7 +63,7 @@ def trained(make, *, accumulation=1, epochs=2, until=None, kept=None, seed=0, ke
         windows = data.windows(epoch, batch, partial(set_random_state, now, CPU) if batch else lambda: None)
         now = None
         for window in windows:
-            batches = [torch.as_tensor(loaded).tolist() for loaded in window.batches]
+            batches = [torch.as_tensor(loaded).tolist() for _, loaded in window.batches]
             assert len(batches) == window.size
             steps.append((batches, torch.rand(()).item(), random.random(), float(np.random.rand())))
             batch += window.size

@@ -73,7 +73,7 @@ def data_of(count=21, *, accumulation=1, seed=7, **given):
 
 
 def lists(windows):
-    return [[batch.tolist() for batch in window.batches] for window in windows]
+    return [[batch.tolist() for _, batch in window.batches] for window in windows]
 
 
 def epoch_of(data, epoch=0, skip=0):
@@ -235,7 +235,7 @@ def test_skipped_samples_are_not_loaded_and_the_moment_is_told():
     loader = training_loader(Numbers(21), options(shuffle=False), None)
     data, moments = TrainingData(loader, 1, 7), []
     rest = data.windows(0, 3, lambda: moments.append(list(loader.dataset.loaded)))
-    first = next(next(rest).batches)
+    _, first = next(next(rest).batches)
     assert first.tolist() == [12, 13, 14, 15]
     assert moments == [[]], "nothing was loaded before it was told, and it was told once"
     assert loader.dataset.loaded == [12, 13, 14, 15]
@@ -427,7 +427,7 @@ def test_workers_end_with_their_data_without_waiting_for_the_garbage_collector(p
     try:
         data = TrainingData(loader, 1, 7)
         windows = data.windows(0, 1)
-        assert next(next(windows).batches).tolist() == [4, 5, 6, 7]
+        assert next(next(windows).batches)[1].tolist() == [4, 5, 6, 7]
         assert len(multiprocessing.active_children()) == 1
         del data, windows
         assert multiprocessing.active_children() == []

@@ -63,7 +63,7 @@ def trained(pairs, steps=None):
         for window in data.windows(position.epoch, position.batch, offset=position.offset):
             if position.step == steps:
                 break
-            seen += chain.from_iterable(batch.tolist() for batch in window.batches)
+            seen += chain.from_iterable(batch.tolist() for _, batch in window.batches)
             position.advance(window)
         places.append(position.state_dict()["position"])
     assert all(place == places[0] for place in places)

@@ -273,7 +273,7 @@ def test_a_position_resumes_with_another_table_limit_and_batch_size(before, afte
     def train(data, position, most):
         while not position.is_finished and most:
             for window in data.windows(position.epoch, position.batch, offset=position.offset):
-                read.append((position.epoch, *(int(value) for (batch,) in window.batches for value in batch)))
+                read.append((position.epoch, *(int(value) for _, (batch,) in window.batches for value in batch)))
                 position.advance(window)
                 most -= 1
                 if not most:
