@@ -68,7 +68,7 @@ class _Choice:
 
 
 def _is_flat(parameters: list[Tensor]) -> bool:
-    """Return whether parameters and gradients are contiguous, which those of another layout, such as sparse, are not."""
+    """Return whether parameters and gradients are contiguous; sparse ones are not."""
     gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
     return all(map(_contiguous, gradients)) and all(map(_contiguous, parameters))
 
