@@ -34,10 +34,11 @@ class DeviceTransfer:
         """Return the transfer for a training: DeepSpeed holds the model in low precision and computes in no other."""
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         device = accelerator.device if moves and accelerator.device.type != "cpu" else None
+        is_gpu = device is not None and device.type == "cuda"
         return cls(
             device,
             _PRECISIONS.get(accelerator.mixed_precision) if converts and engine else None,
-            torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None,
+            torch.cuda.Stream(device) if is_gpu else None,  # type: ignore[no-untyped-call]  # torch does not type it
         )
 
     def __bool__(self) -> bool:
