@@ -41,6 +41,8 @@ class MessageParser(argparse.ArgumentParser):
 COMPILED = "_orig_mod"
 # torch: rates of schedulers for each parameter group, which `add_param_group` does not extend.
 LAST_RATES = "_last_lr"
+# torch: mark of an optimizer to which a loss scaler leaves the skipping of steps.
+SCALES_ITSELF = "_step_supports_amp_scaling"
 # Accelerate: attributes that it sets on a model, to call it in mixed precision and to prepare it only once.
 SET_ON_MODELS = ("forward", "_original_forward", "_is_accelerate_prepared")
 # torch and DeepSpeed: names of the attributes that they set on the layers that they shard begin like this.
@@ -86,6 +88,16 @@ def offset_of(tensor: Any) -> list[int]:
 def schedulers_in(scheduler: Any) -> list[Any]:
     """Return the schedulers that a scheduler of torch combines."""
     return list(getattr(scheduler, "_schedulers", ()))
+
+
+def has_fused_kernel(optimizer: str, device: str) -> bool:
+    """Return whether torch can make fused steps of an optimizer on a kind of device, which depends on its version."""
+    import torch
+
+    key = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}.get(device)
+    operation = f"_fused_{optimizer.lower()}_"
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return key is not None and hasattr(torch.ops.aten, operation) and has_kernel(f"aten::{operation}", key)
 
 
 def end_loader_workers(loader: DataLoader[Any], batches: Any) -> None:

@@ -189,6 +189,23 @@ def test_schedulers():
     assert len(getattr(sequence, compat.LAST_RATES)) == len(optimizer.param_groups)
 
 
+def test_fused_kernels():
+    names = ["Adagrad", "Adam", "AdamW", "SGD", "RMSprop"]
+    assert [name for name in names if compat.has_fused_kernel(name, "cpu")] == names[:4]
+    assert not compat.has_fused_kernel("Adam", "meta")
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adam", "AdamW", "SGD"])
+def test_optimizers_that_scale_themselves(name):
+    """They are marked at construction only: not where a group is fused later."""
+    for is_fused in (True, None):
+        optimizer = getattr(torch.optim, name)([nn.Parameter(torch.ones(1))], lr=0.1, fused=is_fused)
+        assert vars(optimizer).get(compat.SCALES_ITSELF, False) is bool(is_fused)
+        optimizer.param_groups[0]["fused"] = True
+        optimizer.step()
+        assert vars(optimizer).get(compat.SCALES_ITSELF, False) is bool(is_fused)
+
+
 def test_loaders_that_have_begun():
     loader = DataLoader(TensorDataset(torch.ones(4)), num_workers=1, persistent_workers=True)
     batches = iter(loader)

@@ -177,9 +177,19 @@ def held_by(optimizer: Any) -> list[Any]:
     return [parameter for group in optimizer.param_groups for parameter in group[_PARAMS]]
 
 
+def laid_out_as(parameter: Tensor, value: Any) -> Any:
+    """Return a tensor of a file in the memory layout of a parameter of its shape, which fused kernels rely on."""
+    if type(value) is not Tensor or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
 def complete(optimizer: Any) -> None:
-    """Add to a loaded state the entries of settings that were off when it was saved."""
+    """Add to a loaded state the entries of settings that were off when it was saved, and lay it out in memory."""
     for group in optimizer.param_groups:
+        for parameter in group[_PARAMS] if isinstance(optimizer, torch.optim.Optimizer) else ():
+            state = optimizer.state.get(parameter, {})
+            state.update({name: laid_out_as(parameter, value) for name, value in state.items()})
         for setting, (missing, beside) in _KEPT_FOR.items():
             states = [optimizer.state[one] for one in group[_PARAMS] if one in optimizer.state]
             for state in states if group.get(setting) else ():

@@ -21,6 +21,8 @@ _NOT_TRIED = {"foreach": False, "fused": False, "capturable": False, "lr": 0.0}
 def options_problems(optimizer: Any, options: Mapping[str, Any]) -> Iterator[str]:
     """Yield the options of a group in a checkpoint that are of another kind than the optimizer's, one line each."""
     for name, value in options.items():
+        if value is None and name in _NOT_TRIED:
+            continue  # left to torch
         default = getattr(optimizer, "defaults", {}).get(name)
         if not _is_alike(default, value):
             yield f"the option {name} of the optimizer is {value!r:.100} in the checkpoint, and by default {default!r}"

@@ -31,7 +31,8 @@ class HyperParameters:
         batch_size: Samples per batch on each process; two numbers are for training and for evaluation.
         optimizer: One of `Optimizer` or its name, a subclass of torch.optim.Optimizer or its dotted name, or a
             factory `(params, **arguments)`.
-        optim_kwargs: Arguments of the optimizer by name, and `no_decay` (see `build_optimizer`).
+        optim_kwargs: Arguments of the optimizer by name, and `no_decay` (see `build_optimizer`). In a training,
+            Adagrad, Adam, AdamW and SGD make fused steps where they can; `fused=False` leaves them torch's default.
         scheduler: One of `Scheduler` or its name, a subclass of LRScheduler or its dotted name, or a factory
             `(optimizer, **arguments)`. None for a constant learning rate.
         scheduler_kwargs: Arguments of the scheduler by name, and `warmup_ratio` (see `build_scheduler`).

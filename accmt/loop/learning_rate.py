@@ -23,6 +23,8 @@ from accmt.hyperparameters.schedulers import follows_metric
 
 _NO_SETTINGS = ("params", "param_names")
 _CYCLED = ("momentum", "betas")
+_MANNERS = ("foreach", "fused")
+"""Settings that say how a step is computed: always the script's, also where torch's own choice is left to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ class Schedule:
     def _overridden(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the loaded groups with the script's settings applied; groups added by the training come last."""
         changed = [{**group, **new} for group, new in self._with_new(groups)]
-        return [*changed, *groups[len(changed) :]]
+        own = {name: value for name, value in getattr(self._optimizer, "defaults", {}).items() if name in _MANNERS}
+        return [*changed, *({**group, **own} for group in groups[len(changed) :])]
 
     def _with_new(self, groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield each loaded group, with the settings of the script that replace its own."""
@@ -255,7 +258,11 @@ def _changed(configured: dict[str, Any], now: Mapping[str, Any], then: Mapping[s
     """Return the settings of a group that differ from the checkpoint's, with the values of the script."""
     if then is None:
         return dict(configured)
-    return {name: value for name, value in configured.items() if name in then and then[name] != now[name]}
+    return {
+        name: value
+        for name, value in configured.items()
+        if name in _MANNERS or (name in then and then[name] != now[name])
+    }
 
 
 def _in_words(groups: list[dict[str, Any]], matched: list[Mapping[str, Any] | None]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from accmt.checkpoint.optimizer_state import laid_out_as
 from accmt.data.batch_size import samples_of
 from accmt.data.device import DeviceTransfer
 from accmt.data.loaders import Window
@@ -172,7 +173,8 @@ class Stepper:
         named = self._beside.named()
         for name, gradient in gradients.items():
             parameter = named[name]
-            parameter.grad = alike(gradient.to(parameter.device, parameter.dtype), parameter)
+            gradient = laid_out_as(parameter, gradient.to(parameter.device, parameter.dtype))
+            parameter.grad = alike(gradient, parameter)
 
     def put_back(self, gradients: Mapping[str, Tensor]) -> None:
         """Restore the gradients as they were between two steps."""

@@ -47,6 +47,7 @@ from accmt.loop.timetable import Timetable
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
 from accmt.rules import RuleEngine
+from accmt.setup.fused import leave_scaling, use_fused
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
 from accmt.setup.options import Options
@@ -196,6 +197,10 @@ def _savings(plan: Plan) -> ModelStore | None:
 def stepper_of(plan: Plan, prepared: Prepared, hooks: Hooks, *, looks: bool) -> Stepper:
     """Return the maker of optimizer steps for a prepared model."""
     module, optimizer, kind = plan.module, prepared.optimizer, Stepper
+    if plan.accelerator.scaler is not None:
+        leave_scaling(plan.optimizer)
+    if plan.beside.extend is not None:  # built from the hyperparameters
+        use_fused(plan.optimizer, plan.options.hps, plan.accelerator)
     if isinstance(module, ExtendedAcceleratorModule):
         kind = ManualStepper
     elif needs_closure(optimizer.optimizer):

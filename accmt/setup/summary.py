@@ -117,11 +117,12 @@ def _batch(plan: Plan) -> str:
 
 
 def _optimizer(plan: Plan) -> str:
-    """Name the optimizer and its learning rate at the start; the lowest and the highest of several."""
+    """Name the optimizer, how it steps, and its learning rate at the start; the lowest and the highest of several."""
     rates = [group.get("initial_lr", group.get("lr")) for group in plan.optimizer.param_groups]
     shown = [f"{rate:g}" for rate in sorted({float(rate) for rate in rates if rate is not None})]
     rate = f", learning rate {' to '.join(dict.fromkeys([shown[0], shown[-1]]))}" if shown else ""
-    return f"{type(plan.optimizer).__name__}{rate}"
+    fused = ", fused" * any(group.get("fused") for group in plan.optimizer.param_groups)
+    return f"{type(plan.optimizer).__name__}{fused}{rate}"
 
 
 def _scheduler(plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """Every argument of every optimizer of the reference: through a training it does what it does in a loop by hand."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -96,10 +97,13 @@ def hand_made(name):
 
 
 def by_hand(name, arguments):
-    """The weights and the state of the optimizer after a loop in plain torch, or the error of one."""
-    module = Codes(name)
+    """The weights and the state of the optimizer after a loop in plain torch, or the error of one; steps are fused
+    where torch can and no argument says how they are made."""
+    module, kind = Codes(name), hand_made(name)
+    if "fused" in inspect.signature(kind).parameters and not arguments.keys() & set(MANNERS):
+        arguments = {**arguments, "fused": True}
     try:
-        optimizer = hand_made(name)(module.model.parameters(), **arguments)
+        optimizer = kind(module.model.parameters(), **arguments)
         tokens, targets = codes().tensors
         for start in range(0, 48, 4):
             module.training_step((tokens[start : start + 4], targets[start : start + 4])).backward()

@@ -37,7 +37,7 @@ def test_the_header_says_how_the_model_is_trained(regression, data, capsys, tmp_
     )
     training.fit(regression(), data(16), data(8))
     said = facts(lines_of(capsys))
-    assert said["optimizer"] == "AdamW, learning rate 0.25"
+    assert said["optimizer"] == "AdamW, fused, learning rate 0.25"
     assert said["scheduler"] == "LinearWithWarmup, every step"
     assert said["precision"] == "bf16, mixed"
     assert said["clipping"] == "gradients to a norm of 0.5"
