@@ -36,6 +36,7 @@ from accmt.notices import warn
 # Samplers that draw from their own generator, which is seeded for every epoch, or do not draw.
 SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
 _PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
+_FIXED = (RandomSampler, SequentialSampler)
 _SAMPLER = "sampler"
 
 
@@ -100,10 +101,11 @@ class Reader:
         is_stream = isinstance(loader.dataset, IterableDataset)
         is_wrapped = is_stream and (processes > 1 or _needs_seeds(loader))
         self._stream = Stream(loader, process, processes) if is_wrapped else None
-        self._copy = LoaderCopy(loader, self._stream)
         self._dataset: Any = loader.dataset
         self._process, self._processes = process, processes
         self._samplers = (*samplers, loader.batch_sampler)
+        draws = not all(map(_is_plain, self._samplers))
+        self._copy = LoaderCopy(loader, self._stream, keeps=not is_stream and not draws)
         self._seeds = [_initial_seed(sampler) for sampler in samplers]
         self._is_ready = is_ready(loader.dataset, loader.collate_fn)
         # True if there is a state that only the loader can get, from its workers.
@@ -111,11 +113,10 @@ class Reader:
         self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
         self._indices: Indices | None = None
         self._rest: Rest | None = None
-        draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
             self._rest, batches = rest_of(loader, process, processes)
-            workers = self.workers > 0
-            self._indices = Indices(batches, draws=draws, for_workers=workers, process=process, processes=processes)
+            workers = self.workers
+            self._indices = Indices(batches, draws=draws, workers=workers, process=process, processes=processes)
             self._copy.request(self._indices)
         roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
         if draws:
@@ -192,6 +193,19 @@ class Reader:
             self._are_compared = True
         skipped()
         return self._copy.sizes.beside(batches, self._indices)
+
+    def start_ahead(self, place: Place) -> None:
+        """Let the workers load the first batches of an epoch that is read next, if they are kept and nothing but its
+        number decides its order."""
+        objects = (self._dataset, *self._samplers)
+        if (
+            self._indices is not None
+            and all(type(part) in _FIXED and part.data_source is self._dataset for part in self._samplers[:-1])
+            and not any(has_state(part) or hasattr(part, "set_epoch") for part in objects)
+            and self._copy.keeps_workers()
+        ):
+            self._begin_indices(self._indices, place, 0, lambda: None)
+            self._copy.begin_ahead()
 
     def close(self) -> None:
         """Shut down the workers."""
@@ -271,16 +285,19 @@ class Reader:
         return 0
 
     def _read_indices(self, indices: Indices, place: Place, skip: int, drawn: Callable[[], None]) -> Iterator[Any]:
+        self._begin_indices(indices, place, skip, drawn)
+        batches = self._copy.begin()
+        if not skip:
+            drawn()
+        return batches if self._is_ready or self.workers else indices.read_apart(batches)
+
+    def _begin_indices(self, indices: Indices, place: Place, skip: int, drawn: Callable[[], None]) -> None:
         assert self._rest is not None
         self._rest.offset = place.offset
         seeds = [place.seed + number if own is None else own for number, own in enumerate(self._seeds)]
         reset = partial(_seed_samplers, self._samplers, [_seed_of_epoch(seed, place.epoch) for seed in seeds])
         # Not a method: workers do not end in time if their loader is part of a reference cycle.
         indices.begin(mixed(place.seed, place.epoch), skip, reset, drawn)
-        batches = self._copy.begin()
-        if not skip:
-            drawn()
-        return batches if self._is_ready or self.workers else indices.read_apart(batches)
 
     def _read_stream(
         self, place: Place, skip: int, drawn: Callable[[], None], state: Mapping[str, Any] | None

@@ -14,7 +14,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
-from accmt.data.seeding import END, apart, draw_from, fewer, mixed, read_apart
+from accmt.data.kept_workers import Watch
+from accmt.data.seeding import END, apart, base_of, draw_from, fewer, mixed, read_apart
 
 
 class Indices:
@@ -23,13 +24,13 @@ class Indices:
     Args:
         batches: A batch sampler; or a sampler, where each index is a batch.
         draws: They may draw from the process-wide generators.
-        for_workers: They go to workers, which seed their generators for each batch.
+        workers: The number of workers that they go to, which seed their generators for each batch.
         process, processes: Rank of this process, and the world size.
     """
 
-    def __init__(self, batches: Iterable[Any], *, draws: bool, for_workers: bool, process: int, processes: int) -> None:
+    def __init__(self, batches: Iterable[Any], *, draws: bool, workers: int, process: int, processes: int) -> None:
         self._batches = batches
-        self._draws, self._for_workers = draws, for_workers
+        self._draws, self._workers = draws, workers
         self._process, self._processes = process, processes
         self.begin(1, 0, lambda: None, lambda: None)
         # Sizes of the batches that were requested and not yet loaded; None for a single index.
@@ -41,13 +42,20 @@ class Indices:
         `reset` is called before each iterator, `skipped` once the batches have been skipped.
         """
         self._seed, self._skip, self._reset, self._skipped = seed, skip, reset, skipped
+        self._base = base_of(seed)
+
+    def last_requests(self) -> int | None:
+        """Count the workers that receive requests, each of which has a last one; None if the number of batches is
+        unknown."""
+        length = length_of(self)
+        return None if length is None else min(self._workers, length - self._skip)
 
     def read_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Read the batches that this process loads itself, drawing as workers would."""
         return read_apart(batches, self._seed_of(self._skip), self._processes)
 
     def __iter__(self) -> Iterator[Any]:
-        skip = self._skip
+        skip, length = self._skip, length_of(self)
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
@@ -63,7 +71,9 @@ class Indices:
                 return
             if number >= skip:
                 self.sizes.append(_size_of(batch))
-                yield _Request(batch, self._seed_of(number)) if self._for_workers else batch
+                is_last = length is not None and number + self._workers >= length
+                seeds = self._seed_of(number), self._base
+                yield _Request(batch, *seeds, is_last) if self._workers else batch
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]  # a TypeError where they have none
@@ -80,18 +90,21 @@ class Indices:
 class _Request:
     """Batch of indices that seeds the generators of the worker that receives it."""
 
-    __slots__ = ("_batch", "_seed")
+    __slots__ = ("_parts",)
 
-    def __init__(self, batch: Any, seed: int) -> None:
-        self._batch, self._seed = batch, seed
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self._batch, self._seed)
+        return _received, self._parts
 
 
-def _received(batch: Any, seed: int) -> Any:
-    if get_worker_info() is not None:
+def _received(batch: Any, seed: int, base: int, is_last: bool) -> Any:
+    info = get_worker_info()
+    if info is not None:
         draw_from(seed)
+        object.__setattr__(info, "seed", base + info.id)  # as in a worker that starts in this epoch
+        Watch.is_last = is_last
     return batch
 
 
