@@ -19,25 +19,21 @@ from torch.utils.data import DataLoader
 from accmt.checkpoint.object_state import has_state
 from accmt.data.batched_fetch import CutBatch
 from accmt.data.indices import Indices
-from accmt.data.kept_workers import Watch
+from accmt.data.watch import Watch
 from accmt.module import AcceleratorModule
 
 
 class Counting:
-    """A `collate_fn` that returns the number of samples, the batch, and whether a worker reports that nothing has
-    changed there."""
+    """A `collate_fn` that returns the number of samples, the batch, and whether a worker reports to a watch."""
 
-    def __init__(self, collate: Callable[[Any], Any], watch: Watch | None) -> None:
-        self.collate, self.watch = collate, watch
+    def __init__(self, collate: Callable[[Any], Any], watch: Watch) -> None:
+        self.collate, self._watch = collate, watch
 
     def __call__(self, samples: Any) -> tuple[int | None, Any, bool]:
         if type(samples) is CutBatch:
-            count: int | None = samples.samples
-            batch = samples.batch
-        else:
-            count = len(samples) if isinstance(samples, list | tuple) else None
-            batch = self.collate(samples)
-        return count, batch, self.watch is not None and self.watch.report()
+            return samples.samples, samples.batch, self._watch.report()
+        count = len(samples) if isinstance(samples, list | tuple) else None
+        return count, self.collate(samples), self._watch.report()
 
 
 class Sizes:
@@ -45,14 +41,11 @@ class Sizes:
 
     Args:
         loader: The loader, which is used for nothing else.
-        watch: What its workers report on; None if they do not.
-
-    Attributes:
-        reports: The number of workers that have reported that nothing has changed there, in the present pass.
+        watch: What its workers report to.
     """
 
-    def __init__(self, loader: DataLoader[Any], watch: Watch | None) -> None:
-        self.reports = 0
+    def __init__(self, loader: DataLoader[Any], watch: Watch) -> None:
+        self._watch = watch
         is_plain = _is_torchs(type(loader).__iter__)
         self._are_counted = is_plain and loader.batch_sampler is not None
         if self._are_counted:
@@ -70,8 +63,8 @@ class Sizes:
         is_certain = indices is not None and (self._keeps_order or not self._has_workers)
         for batch in batches:
             if self._are_counted:
-                samples, batch, is_same = batch
-                self.reports += is_same
+                samples, batch, reports = batch
+                self._watch.reports += reports
                 yield samples, batch
                 continue
             is_certain = is_certain and (self._keeps_order or len(asked) == 1)

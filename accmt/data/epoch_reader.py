@@ -101,11 +101,10 @@ class Reader:
         is_stream = isinstance(loader.dataset, IterableDataset)
         is_wrapped = is_stream and (processes > 1 or _needs_seeds(loader))
         self._stream = Stream(loader, process, processes) if is_wrapped else None
+        self._copy = LoaderCopy(loader, self._stream)
         self._dataset: Any = loader.dataset
         self._process, self._processes = process, processes
         self._samplers = (*samplers, loader.batch_sampler)
-        draws = not all(map(_is_plain, self._samplers))
-        self._copy = LoaderCopy(loader, self._stream, keeps=not is_stream and not draws)
         self._seeds = [_initial_seed(sampler) for sampler in samplers]
         self._is_ready = is_ready(loader.dataset, loader.collate_fn)
         # True if there is a state that only the loader can get, from its workers.
@@ -113,6 +112,7 @@ class Reader:
         self._keeps_dataset = not is_stream and not self.workers and has_state(loader.dataset)
         self._indices: Indices | None = None
         self._rest: Rest | None = None
+        draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
             self._rest, batches = rest_of(loader, process, processes)
             workers = self.workers
@@ -195,15 +195,11 @@ class Reader:
         return self._copy.sizes.beside(batches, self._indices)
 
     def start_ahead(self, place: Place) -> None:
-        """Let the workers load the first batches of an epoch that is read next, if they are kept and nothing but its
-        number decides its order."""
-        objects = (self._dataset, *self._samplers)
-        if (
-            self._indices is not None
-            and all(type(part) in _FIXED and part.data_source is self._dataset for part in self._samplers[:-1])
-            and not any(has_state(part) or hasattr(part, "set_epoch") for part in objects)
-            and self._copy.keeps_workers()
-        ):
+        """Let workers that are kept load the first batches of the epoch that is read next, if only its number decides
+        its order."""
+        is_fixed = all(type(part) in _FIXED and part.data_source is self._dataset for part in self._samplers[:-1])
+        is_fixed = is_fixed and not has_state(self._dataset) and not hasattr(self._dataset, "set_epoch")
+        if self._indices is not None and is_fixed and self._copy.keeps_workers:
             self._begin_indices(self._indices, place, 0, lambda: None)
             self._copy.begin_ahead()
 

@@ -14,8 +14,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
-from accmt.data.kept_workers import Watch
-from accmt.data.seeding import END, apart, base_of, draw_from, fewer, mixed, read_apart
+from accmt.data.seeding import END, apart, draw_from, fewer, mixed, read_apart
+from accmt.data.watch import Watch
 
 
 class Indices:
@@ -26,12 +26,16 @@ class Indices:
         draws: They may draw from the process-wide generators.
         workers: The number of workers that they go to, which seed their generators for each batch.
         process, processes: Rank of this process, and the world size.
+
+    Attributes:
+        reporting: The number of workers that report after their last batch; None if it is unknown.
     """
 
     def __init__(self, batches: Iterable[Any], *, draws: bool, workers: int, process: int, processes: int) -> None:
         self._batches = batches
         self._draws, self._workers = draws, workers
         self._process, self._processes = process, processes
+        self.reporting: int | None = None
         self.begin(1, 0, lambda: None, lambda: None)
         # Sizes of the batches that were requested and not yet loaded; None for a single index.
         self.sizes: deque[int | None] = deque()
@@ -42,13 +46,8 @@ class Indices:
         `reset` is called before each iterator, `skipped` once the batches have been skipped.
         """
         self._seed, self._skip, self._reset, self._skipped = seed, skip, reset, skipped
-        self._base = base_of(seed)
-
-    def last_requests(self) -> int | None:
-        """Count the workers that receive requests, each of which has a last one; None if the number of batches is
-        unknown."""
-        length = length_of(self)
-        return None if length is None else min(self._workers, length - self._skip)
+        # As torch draws it for workers that start in this pass.
+        self._base = int(torch.empty((), dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed)))
 
     def read_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Read the batches that this process loads itself, drawing as workers would."""
@@ -56,6 +55,7 @@ class Indices:
 
     def __iter__(self) -> Iterator[Any]:
         skip, length = self._skip, length_of(self)
+        self.reporting = None if length is None else min(self._workers, length - skip)
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
@@ -71,9 +71,10 @@ class Indices:
                 return
             if number >= skip:
                 self.sizes.append(_size_of(batch))
+                if length is None or number >= length:
+                    self.reporting = None
                 is_last = length is not None and number + self._workers >= length
-                seeds = self._seed_of(number), self._base
-                yield _Request(batch, *seeds, is_last) if self._workers else batch
+                yield _Request(batch, self._seed_of(number), self._base, is_last) if self._workers else batch
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]  # a TypeError where they have none
@@ -103,7 +104,7 @@ def _received(batch: Any, seed: int, base: int, is_last: bool) -> Any:
     info = get_worker_info()
     if info is not None:
         draw_from(seed)
-        object.__setattr__(info, "seed", base + info.id)  # as in a worker that starts in this epoch
+        object.__setattr__(info, "seed", base + info.id)  # its own method refuses to
         Watch.is_last = is_last
     return batch
 

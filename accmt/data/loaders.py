@@ -22,7 +22,7 @@ from accmt.data.accumulation import Accumulation, steps_before
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import length_of
-from accmt.data.loader_copy import keep_workers
+from accmt.data.loader_copy import OwnLoader
 from accmt.data.position_unit import Unit, check_move
 from accmt.data.seeding import END
 from accmt.data.workers import ADVICE, forks, main_is_unguarded
@@ -275,7 +275,7 @@ class TrainingData:
         return self._windows_of_known(batches, length - skip, together)
 
     def start_ahead(self, epoch: int) -> None:
-        """Let workers that outlive an epoch load the first batches of the next."""
+        """Let workers that are kept load the first batches of the epoch that is read next."""
         self._reader.start_ahead(Place(epoch, self.seed))
 
     def close(self) -> None:
@@ -346,7 +346,7 @@ def _loader(
     drop_last: bool,
 ) -> DataLoader[Any]:
     state = PartialState()
-    loader: DataLoader[Any] = DataLoader(
+    return OwnLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -355,8 +355,6 @@ def _loader(
         num_workers=_workers(dataset, options, collate),
         pin_memory=options.pin_memory and state.device.type == "cuda",
     )
-    keep_workers(loader, loader.num_workers > 0)
-    return loader
 
 
 def _workers(dataset: Dataset[Any], options: DataOptions, collate: Collate | None) -> int:

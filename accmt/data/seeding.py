@@ -29,11 +29,6 @@ def mixed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
-def base_of(seed: int) -> int:
-    """Return the base of the seeds of workers that a loader starts with a generator of this seed."""
-    return int(torch.empty((), dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed)).item())
-
-
 def draw_from(seed: int) -> None:
     """Seed the generators that data commonly draw from: those of Python, NumPy, and torch on the CPU."""
     random.seed(seed)

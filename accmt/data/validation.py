@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
-from accmt.data.loader_copy import LoaderCopy, keep_workers
+from accmt.data.loader_copy import LoaderCopy, OwnLoader
 from accmt.data.loaders import DataOptions, limited, validation_loader
 from accmt.data.seeding import apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
@@ -24,7 +24,7 @@ from accmt.rules.store import dataset_name
 # Samplers that do not draw.
 _IN_ORDER = (SequentialSampler, list, tuple, range)
 _VALIDATION = "validation"
-# Workers of validation data that a process keeps between evaluations.
+# Workers that a process keeps between evaluations, of all validation data together.
 _MOST_KEPT = 16
 
 
@@ -62,7 +62,7 @@ class ValidationData:
         self._process, self._processes = state.process_index, state.num_processes
         self.limit = limited(limit, None if self.is_stream else length_of(loader), "limit_val_batches")
         self._most = None if self.limit is None else len(range(self._process, self.limit, self._processes))
-        self._copy = LoaderCopy(loader, keeps=not self.is_stream)
+        self._copy = LoaderCopy(loader)
         self._indices: Indices | None = None
         self._is_ready = is_ready(loader.dataset, loader.collate_fn)
         if not self.is_stream:
@@ -93,7 +93,6 @@ class ValidationData:
         loader = copy.copy(self.loader)
         settings = {"num_workers": workers, "persistent_workers": False, "prefetch_factor": 2 if workers else None}
         settings |= {} if workers else {"timeout": 0}
-        keep_workers(loader, False)
         vars(loader).update({name: value for name, value in settings.items() if name in vars(loader)})
         return ValidationData(loader, self._key, self._seed, self.name, self.limit)
 
@@ -150,9 +149,9 @@ def validation_loaders(
         collate = module.collate_fn_val or options.collate_val
         given = module.get_validation_dataloader(dataset)
         loader = validation_loader(dataset, options, collate) if given is None else given
-        kept += loader.num_workers if given is None else 0
-        if given is None and kept > _MOST_KEPT:
-            keep_workers(loader, False)
+        kept += loader.num_workers
+        if isinstance(loader, OwnLoader):
+            loader.keeps_workers = kept <= _MOST_KEPT
         name = dataset_name(key, datasets)
         place = f"val_dataset['{key}']" if name == key else "val_dataset"
         shown = f"the validation data '{name}'"
