@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _FORMATS = ("torch", "numpy")
+_FIRST = 8
 
 
 def is_table(dataset: Any) -> bool:
@@ -20,8 +21,11 @@ def is_table(dataset: Any) -> bool:
 
 
 def is_whole_table(dataset: Any) -> bool:
-    """Return whether a dataset is such a table with no value missing; this looks at all of it."""
-    return is_table(dataset) and not _misses_values(dataset)
+    """Return whether a dataset is such a table with no value missing, and its first rows are a batch; this looks at
+    all of it."""
+    if not is_table(dataset) or _misses_values(dataset):
+        return False
+    return not len(dataset) or rows_of_table(dataset, range(min(len(dataset), _FIRST))) is not None
 
 
 def rows_of_table(dataset: Any, indices: Sequence[int]) -> dict[str, Any] | None:
@@ -47,8 +51,9 @@ def _misses_values(dataset: Any) -> bool:
 
 
 def _misses(array: Any) -> bool:
+    """Return whether a value or a part of one is missing, or hidden in a structure."""
     while True:
-        if array.null_count:
+        if array.null_count or str(array.type).startswith("struct"):  # such as an image, which would be decoded
             return True
         if not hasattr(array, "flatten") or not hasattr(array.type, "value_type"):
             return False
