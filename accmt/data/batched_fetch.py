@@ -71,8 +71,7 @@ def fetch_batched(loader: DataLoader[Any]) -> None:
 
 
 def can_be_cut(dataset: Any, *others: type) -> bool:
-    """Return whether the batches of a dataset can be cut out of tensors in memory, or it consists of these and
-    `others`."""
+    """Return whether batches can be cut out of the tensors of a dataset, apart from its parts of `others`."""
     kind = type(dataset)
     if kind is Subset:
         return can_be_cut(dataset.dataset, *others)

@@ -115,8 +115,7 @@ class Reader:
         draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
             self._rest, batches = rest_of(loader, process, processes)
-            workers = self.workers
-            self._indices = Indices(batches, draws=draws, workers=workers, process=process, processes=processes)
+            self._indices = Indices(batches, draws=draws, workers=self.workers, process=process, processes=processes)
             self._copy.request(self._indices)
         roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
         if draws:
@@ -195,13 +194,12 @@ class Reader:
         return self._copy.sizes.beside(batches, self._indices)
 
     def start_ahead(self, place: Place) -> None:
-        """Let workers that are kept load the first batches of the epoch that is read next, if only its number decides
-        its order."""
+        """Let workers that are kept load the first batches of the next epoch, if only its number decides its order."""
         is_fixed = all(type(part) in _FIXED and part.data_source is self._dataset for part in self._samplers[:-1])
-        is_fixed = is_fixed and not has_state(self._dataset) and not hasattr(self._dataset, "set_epoch")
-        if self._indices is not None and is_fixed and self._copy.keeps_workers:
+        is_told = has_state(self._dataset) or hasattr(self._dataset, "set_epoch") or {None} != {*self._seeds}
+        if self._indices is not None and is_fixed and not is_told and self._copy.keeps_workers:
             self._begin_indices(self._indices, place, 0, lambda: None)
-            self._copy.begin_ahead()
+            self._copy.begin(ahead=True)
 
     def close(self) -> None:
         """Shut down the workers."""

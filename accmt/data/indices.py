@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,14 +29,14 @@ class Indices:
         process, processes: Rank of this process, and the world size.
 
     Attributes:
-        reporting: The number of workers that report after their last batch; None if it is unknown.
+        reporting: The number of workers that report after their last batch; NaN if it is unknown.
     """
 
     def __init__(self, batches: Iterable[Any], *, draws: bool, workers: int, process: int, processes: int) -> None:
         self._batches = batches
         self._draws, self._workers = draws, workers
         self._process, self._processes = process, processes
-        self.reporting: int | None = None
+        self.reporting = math.nan
         self.begin(1, 0, lambda: None, lambda: None)
         # Sizes of the batches that were requested and not yet loaded; None for a single index.
         self.sizes: deque[int | None] = deque()
@@ -54,8 +55,8 @@ class Indices:
         return read_apart(batches, self._seed_of(self._skip), self._processes)
 
     def __iter__(self) -> Iterator[Any]:
-        skip, length = self._skip, length_of(self)
-        self.reporting = None if length is None else min(self._workers, length - skip)
+        skip, length = self._skip, math.inf if length_of(self) is None else len(self)
+        self.reporting = min(self._workers, length - skip)
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
@@ -71,10 +72,9 @@ class Indices:
                 return
             if number >= skip:
                 self.sizes.append(_size_of(batch))
-                if length is None or number >= length:
-                    self.reporting = None
-                is_last = length is not None and number + self._workers >= length
-                yield _Request(batch, self._seed_of(number), self._base, is_last) if self._workers else batch
+                self.reporting = math.nan if number >= length else self.reporting
+                seed, is_last = self._seed_of(number), number + self._workers >= length
+                yield _Request(batch, seed, self._base, is_last) if self._workers else batch
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]  # a TypeError where they have none

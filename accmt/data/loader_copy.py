@@ -74,22 +74,14 @@ class LoaderCopy:
         """Seed the workers that start next."""
         self._generator.manual_seed(seed)
 
-    def begin(self) -> Iterator[Any]:
-        """Start reading, or continue with what was begun ahead."""
-        is_ahead, self._is_ahead = self._is_ahead, False
-        if is_ahead and self._watch.is_same():
+    def begin(self, *, ahead: bool = False) -> Iterator[Any]:
+        """Start reading; or start only to load, `ahead` of the next call, by workers that are kept."""
+        was_ahead, self._is_ahead = self._is_ahead, ahead
+        if was_ahead and self._watch.is_same():
             return self._batches()  # type: ignore[no-any-return]
-        if self._keeps and not self.keeps_workers:
+        if self._keeps and not ahead and not self.keeps_workers:
             self.close()
             vars(self.loader).update(BEGUN_LOADER, persistent_workers=self._watch.begin())
-        return self._start()
-
-    def begin_ahead(self) -> None:
-        """Let workers that are kept load the first batches of the pass that begins next."""
-        self._start()
-        self._is_ahead = True
-
-    def _start(self) -> Iterator[Any]:
         self._watch.reports = 0
         batches = iter(self.loader)
         self._batches = ref(batches)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _FORMATS = ("torch", "numpy")
-_FIRST = 8
 
 
 def is_table(dataset: Any) -> bool:
@@ -21,11 +20,9 @@ def is_table(dataset: Any) -> bool:
 
 
 def is_whole_table(dataset: Any) -> bool:
-    """Return whether a dataset is such a table with no value missing, and its first rows are a batch; this looks at
-    all of it."""
-    if not is_table(dataset) or _misses_values(dataset):
-        return False
-    return not len(dataset) or rows_of_table(dataset, range(min(len(dataset), _FIRST))) is not None
+    """Return whether a dataset is such a table with no value missing; this looks at all of it."""
+    is_whole = is_table(dataset) and not _misses_values(dataset)
+    return is_whole and (not len(dataset) or rows_of_table(dataset, range(min(len(dataset), 8))) is not None)
 
 
 def rows_of_table(dataset: Any, indices: Sequence[int]) -> dict[str, Any] | None:
@@ -51,7 +48,6 @@ def _misses_values(dataset: Any) -> bool:
 
 
 def _misses(array: Any) -> bool:
-    """Return whether a value or a part of one is missing, or hidden in a structure."""
     while True:
         if array.null_count or str(array.type).startswith("struct"):  # such as an image, which would be decoded
             return True

@@ -33,7 +33,7 @@ class Watch:
 
     Attributes:
         reports: The number of workers that have reported that nothing has changed until their last batch of this pass.
-        is_last, is_ending: In a worker: it loads this batch, and it will end.
+        is_last, is_ending: In a worker: this batch is its last of a pass, and the worker will end.
     """
 
     is_last = is_ending = False
