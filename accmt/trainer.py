@@ -105,6 +105,7 @@ class Trainer:
         dataloader_pin_memory: Load batches into pinned memory if a GPU is used.
         dataloader_num_workers: Worker processes per loader; None for as many as there are training processes, but none
             for streams, for data in memory (tensors, lists and the like), and where a worker would rerun the script.
+            They outlive epochs and evaluations, unless the data change in between.
         dataloader_drop_last: Drop an incomplete last batch of the training data.
         eval_when_finish: Evaluate at the end of the training, unless evaluations are at the end of epochs anyway.
         eval_when_start: Evaluate before the first step; no rule decides on it.

@@ -19,19 +19,21 @@ from torch.utils.data import DataLoader
 from accmt.checkpoint.object_state import has_state
 from accmt.data.batched_fetch import CutBatch
 from accmt.data.indices import Indices
+from accmt.data.watch import Watch
 from accmt.module import AcceleratorModule
 
 
 class Counting:
-    """A `collate_fn` that returns a pair: the number of samples, and the batch."""
+    """A `collate_fn` that returns the number of samples, the batch, and whether a worker reports to a watch."""
 
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self.collate = collate
+    def __init__(self, collate: Callable[[Any], Any], watch: Watch) -> None:
+        self.collate, self._watch = collate, watch
 
-    def __call__(self, samples: Any) -> tuple[int | None, Any]:
+    def __call__(self, samples: Any) -> tuple[int | None, Any, bool]:
         if type(samples) is CutBatch:
-            return samples.samples, samples.batch
-        return len(samples) if isinstance(samples, list | tuple) else None, self.collate(samples)
+            return samples.samples, samples.batch, self._watch.report()
+        count = len(samples) if isinstance(samples, list | tuple) else None
+        return count, self.collate(samples), self._watch.report()
 
 
 class Sizes:
@@ -39,13 +41,15 @@ class Sizes:
 
     Args:
         loader: The loader, which is used for nothing else.
+        watch: What its workers report to.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], watch: Watch) -> None:
+        self._watch = watch
         is_plain = _is_torchs(type(loader).__iter__)
         self._are_counted = is_plain and loader.batch_sampler is not None
         if self._are_counted:
-            loader.collate_fn = Counting(loader.collate_fn)
+            loader.collate_fn = Counting(loader.collate_fn, watch)
         self._keeps_order = is_plain and getattr(loader, "in_order", True) and not has_state(loader)
         self._has_workers = loader.num_workers > 0
 
@@ -59,7 +63,9 @@ class Sizes:
         is_certain = indices is not None and (self._keeps_order or not self._has_workers)
         for batch in batches:
             if self._are_counted:
-                yield batch
+                samples, batch, reports = batch
+                self._watch.reports += reports
+                yield samples, batch
                 continue
             is_certain = is_certain and (self._keeps_order or len(asked) == 1)
             yield asked.popleft() if is_certain else None, batch

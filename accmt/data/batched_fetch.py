@@ -70,14 +70,14 @@ def fetch_batched(loader: DataLoader[Any]) -> None:
         vars(loader)["dataset"] = BatchedFetch(loader.dataset)
 
 
-def can_be_cut(dataset: Any) -> bool:
-    """Return whether the batches of a dataset can be cut out of tensors in memory."""
+def can_be_cut(dataset: Any, *others: type) -> bool:
+    """Return whether batches can be cut out of the tensors of a dataset, apart from its parts of `others`."""
     kind = type(dataset)
     if kind is Subset:
-        return can_be_cut(dataset.dataset)
+        return can_be_cut(dataset.dataset, *others)
     if kind in (ConcatDataset, StackDataset):
-        return all(map(can_be_cut, _parts(dataset)))
-    return kind in (TensorDataset, Tensor, np.ndarray) or is_whole_table(dataset)
+        return all(can_be_cut(part, *others) for part in _parts(dataset))
+    return kind in (TensorDataset, Tensor, np.ndarray, *others) or is_whole_table(dataset)
 
 
 def is_cut_here(loader: DataLoader[Any]) -> bool:

@@ -36,6 +36,7 @@ from accmt.notices import warn
 # Samplers that draw from their own generator, which is seeded for every epoch, or do not draw.
 SEEDED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, SequentialSampler, DistributedSampler)
 _PLAIN = (*SEEDED, BatchSampler, list, tuple, range, type(None))
+_FIXED = (RandomSampler, SequentialSampler)
 _SAMPLER = "sampler"
 
 
@@ -114,8 +115,7 @@ class Reader:
         draws = not all(map(_is_plain, self._samplers))
         if not is_stream:
             self._rest, batches = rest_of(loader, process, processes)
-            workers = self.workers > 0
-            self._indices = Indices(batches, draws=draws, for_workers=workers, process=process, processes=processes)
+            self._indices = Indices(batches, draws=draws, workers=self.workers, process=process, processes=processes)
             self._copy.request(self._indices)
         roots = {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
         if draws:
@@ -192,6 +192,14 @@ class Reader:
             self._are_compared = True
         skipped()
         return self._copy.sizes.beside(batches, self._indices)
+
+    def start_ahead(self, place: Place) -> None:
+        """Let workers that are kept load the first batches of the next epoch, if only its number decides its order."""
+        is_fixed = all(type(part) in _FIXED and part.data_source is self._dataset for part in self._samplers[:-1])
+        is_told = has_state(self._dataset) or hasattr(self._dataset, "set_epoch") or {None} != {*self._seeds}
+        if self._indices is not None and is_fixed and not is_told and self._copy.keeps_workers:
+            self._begin_indices(self._indices, place, 0, lambda: None)
+            self._copy.begin(ahead=True)
 
     def close(self) -> None:
         """Shut down the workers."""
@@ -271,16 +279,19 @@ class Reader:
         return 0
 
     def _read_indices(self, indices: Indices, place: Place, skip: int, drawn: Callable[[], None]) -> Iterator[Any]:
+        self._begin_indices(indices, place, skip, drawn)
+        batches = self._copy.begin()
+        if not skip:
+            drawn()
+        return batches if self._is_ready or self.workers else indices.read_apart(batches)
+
+    def _begin_indices(self, indices: Indices, place: Place, skip: int, drawn: Callable[[], None]) -> None:
         assert self._rest is not None
         self._rest.offset = place.offset
         seeds = [place.seed + number if own is None else own for number, own in enumerate(self._seeds)]
         reset = partial(_seed_samplers, self._samplers, [_seed_of_epoch(seed, place.epoch) for seed in seeds])
         # Not a method: workers do not end in time if their loader is part of a reference cycle.
         indices.begin(mixed(place.seed, place.epoch), skip, reset, drawn)
-        batches = self._copy.begin()
-        if not skip:
-            drawn()
-        return batches if self._is_ready or self.workers else indices.read_apart(batches)
 
     def _read_stream(
         self, place: Place, skip: int, drawn: Callable[[], None], state: Mapping[str, Any] | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, get_worker_info
 
 from accmt.data.seeding import END, apart, draw_from, fewer, mixed, read_apart
+from accmt.data.watch import Watch
 
 
 class Indices:
@@ -23,19 +25,21 @@ class Indices:
     Args:
         batches: A batch sampler; or a sampler, where each index is a batch.
         draws: They may draw from the process-wide generators.
-        for_workers: They go to workers, which seed their generators for each batch.
+        workers: The number of workers that they go to, which seed their generators for each batch.
         process, processes: Rank of this process, and the world size.
 
     Attributes:
         as_tensors: A batch may be a tensor of indices.
+        reporting: The number of workers that report after their last batch; NaN if it is unknown.
     """
 
     as_tensors = False
 
-    def __init__(self, batches: Iterable[Any], *, draws: bool, for_workers: bool, process: int, processes: int) -> None:
+    def __init__(self, batches: Iterable[Any], *, draws: bool, workers: int, process: int, processes: int) -> None:
         self._batches = batches
-        self._draws, self._for_workers = draws, for_workers
+        self._draws, self._workers = draws, workers
         self._process, self._processes = process, processes
+        self.reporting = math.nan
         self.begin(1, 0, lambda: None, lambda: None)
         # Sizes of the batches that were requested and not yet loaded; None for a single index.
         self.sizes: deque[int | None] = deque()
@@ -46,13 +50,16 @@ class Indices:
         `reset` is called before each iterator, `skipped` once the batches have been skipped.
         """
         self._seed, self._skip, self._reset, self._skipped = seed, skip, reset, skipped
+        # As torch draws it for workers that start in this pass.
+        self._base = int(torch.empty((), dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed)))
 
     def read_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Read the batches that this process loads itself, drawing as workers would."""
         return read_apart(batches, self._seed_of(self._skip), self._processes)
 
     def __iter__(self) -> Iterator[Any]:
-        skip = self._skip
+        skip, length = self._skip, math.inf if length_of(self) is None else len(self)
+        self.reporting = min(self._workers, length - skip)
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
@@ -71,7 +78,9 @@ class Indices:
                 return
             if number >= skip:
                 self.sizes.append(_size_of(batch))
-                yield _Request(batch, self._seed_of(number)) if self._for_workers else batch
+                self.reporting = math.nan if number >= length else self.reporting
+                seed, is_last = self._seed_of(number), number + self._workers >= length
+                yield _Request(batch, seed, self._base, is_last) if self._workers else batch
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]  # a TypeError where they have none
@@ -104,18 +113,21 @@ def _tensors(batches: Any) -> Iterator[torch.Tensor] | None:
 class _Request:
     """Batch of indices that seeds the generators of the worker that receives it."""
 
-    __slots__ = ("_batch", "_seed")
+    __slots__ = ("_parts",)
 
-    def __init__(self, batch: Any, seed: int) -> None:
-        self._batch, self._seed = batch, seed
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self._batch, self._seed)
+        return _received, self._parts
 
 
-def _received(batch: Any, seed: int) -> Any:
-    if get_worker_info() is not None:
+def _received(batch: Any, seed: int, base: int, is_last: bool) -> Any:
+    info = get_worker_info()
+    if info is not None:
         draw_from(seed)
+        object.__setattr__(info, "seed", base + info.id)  # its own method refuses to
+        Watch.is_last = is_last
     return batch
 
 

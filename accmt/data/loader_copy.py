@@ -16,7 +16,14 @@ from accmt.data.batch_size import Sizes
 from accmt.data.batched_fetch import fetch_batched, is_cut_here
 from accmt.data.indices import Indices
 from accmt.data.iterable import Stream, show_dataset
+from accmt.data.watch import Watch
 from accmt.data.workers import outlast_signals
+
+
+class OwnLoader(DataLoader[Any]):
+    """Loader that no user has made; its workers may outlive a pass over the data, unless `keeps_workers` is false."""
+
+    keeps_workers = True
 
 
 class LoaderCopy:
@@ -39,9 +46,15 @@ class LoaderCopy:
             vars(self.loader)["dataset"] = stream
             self.loader.worker_init_fn = partial(show_dataset, loader.worker_init_fn)
         fetch_batched(self.loader)
+        self._keeps = loader.num_workers > 0 and stream is None and getattr(loader, "keeps_workers", False)
+        self._watch = Watch(loader.dataset, loader.collate_fn) if self._keeps else Watch()
+        if self._keeps:
+            self.loader.worker_init_fn = self._watch.begin_worker
         outlast_signals(self.loader)
-        self.sizes = Sizes(self.loader)
+        self.sizes = Sizes(self.loader, self._watch)
         self._is_cut = is_cut_here(self.loader)
+        self._indices: Any = None
+        self._is_ahead = False
         self._batches: Callable[[], Any] = lambda: None
 
     @property
@@ -49,25 +62,39 @@ class LoaderCopy:
         """Number of worker processes that load batches."""
         return self.loader.num_workers
 
+    @property
+    def keeps_workers(self) -> bool:
+        """True if the workers of the last pass are what new ones would be."""
+        return self._keeps and self._watch.reports == self._indices.reporting and self._watch.is_same()
+
     def request(self, indices: Indices) -> None:
         """Read the batches of these indices, instead of those from the loader's own sampler."""
         indices.as_tensors = self._is_cut
+        self._indices = indices
         vars(self.loader)["sampler" if self.loader.batch_sampler is None else "batch_sampler"] = indices
 
     def seed(self, seed: int) -> None:
         """Seed the workers that start next."""
         self._generator.manual_seed(seed)
 
-    def begin(self) -> Iterator[Any]:
-        """Start reading."""
+    def begin(self, *, ahead: bool = False) -> Iterator[Any]:
+        """Start reading; or start only to load, `ahead` of the next call, by workers that are kept."""
         if self._is_cut:
             dataset: Any = self.loader.dataset
             requests: Any = self.loader.batch_sampler
             return map(self.loader.collate_fn, map(dataset.__getitems__, requests))
+        was_ahead, self._is_ahead = self._is_ahead, ahead
+        if was_ahead and self._watch.is_same():
+            return self._batches()  # type: ignore[no-any-return]
+        if self._keeps and not ahead and not self.keeps_workers:
+            self.close()
+            vars(self.loader).update(BEGUN_LOADER, persistent_workers=self._watch.begin())
+        self._watch.reports = 0
         batches = iter(self.loader)
         self._batches = ref(batches)
         return batches
 
     def close(self) -> None:
         """Shut down the workers, even if something still holds them."""
+        self._watch.reports = -1
         end_loader_workers(self.loader, self._batches())

@@ -22,6 +22,7 @@ from accmt.data.accumulation import Accumulation, steps_before
 from accmt.data.epoch_reader import Place, Reader, ReaderState
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import length_of
+from accmt.data.loader_copy import OwnLoader
 from accmt.data.position_unit import Unit, check_move
 from accmt.data.seeding import END
 from accmt.data.workers import ADVICE, forks, main_is_unguarded
@@ -265,6 +266,10 @@ class TrainingData:
             return self._windows_of_unknown(batches, together)
         return self._windows_of_known(batches, length - skip, together)
 
+    def start_ahead(self, epoch: int) -> None:
+        """Let workers that are kept load the first batches of the epoch that is read next."""
+        self._reader.start_ahead(Place(epoch, self.seed))
+
     def close(self) -> None:
         """Shut down the workers."""
         self._reader.close()
@@ -333,7 +338,7 @@ def _loader(
     drop_last: bool,
 ) -> DataLoader[Any]:
     state = PartialState()
-    return DataLoader(
+    return OwnLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

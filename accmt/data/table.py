@@ -21,7 +21,8 @@ def is_table(dataset: Any) -> bool:
 
 def is_whole_table(dataset: Any) -> bool:
     """Return whether a dataset is such a table with no value missing; this looks at all of it."""
-    return is_table(dataset) and not _misses_values(dataset)
+    is_whole = is_table(dataset) and not _misses_values(dataset)
+    return is_whole and (not len(dataset) or rows_of_table(dataset, range(min(len(dataset), 8))) is not None)
 
 
 def rows_of_table(dataset: Any, indices: Sequence[int]) -> dict[str, Any] | None:
@@ -48,7 +49,7 @@ def _misses_values(dataset: Any) -> bool:
 
 def _misses(array: Any) -> bool:
     while True:
-        if array.null_count:
+        if array.null_count or str(array.type).startswith("struct"):  # such as an image, which would be decoded
             return True
         if not hasattr(array, "flatten") or not hasattr(array.type, "value_type"):
             return False

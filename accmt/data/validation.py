@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
-from accmt.data.loader_copy import LoaderCopy
+from accmt.data.loader_copy import LoaderCopy, OwnLoader
 from accmt.data.loaders import DataOptions, limited, validation_loader
 from accmt.data.seeding import apart, mixed, read_apart
 from accmt.data.user_loaders import check_alike, check_alike_as_read, check_workers, whole
@@ -24,6 +24,8 @@ from accmt.rules.store import dataset_name
 # Samplers that do not draw.
 _IN_ORDER = (SequentialSampler, list, tuple, range)
 _VALIDATION = "validation"
+# Workers that a process keeps between evaluations, of all validation data together.
+_MOST_KEPT = 16
 
 
 class ValidationData:
@@ -127,10 +129,10 @@ class ValidationData:
         loader, process, processes = self.loader, self._process, self._processes
         batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         inner = sampler_of(loader) if type(batches) is BatchSampler else batches
-        draws, for_workers = type(inner) not in _IN_ORDER, loader.num_workers > 0
+        draws, workers = type(inner) not in _IN_ORDER, loader.num_workers
         if processes > 1:
             batches = EveryNth(batches, process, processes, pads=False)
-        return Indices(batches, draws=draws, for_workers=for_workers, process=process, processes=processes)
+        return Indices(batches, draws=draws, workers=workers, process=process, processes=processes)
 
 
 def validation_loaders(
@@ -142,10 +144,14 @@ def validation_loaders(
         ConfigError: A loader of the module cannot be sharded across the processes.
     """
     data: dict[str, ValidationData] = {}
+    kept = 0
     for key, dataset in datasets.items():
         collate = module.collate_fn_val or options.collate_val
         given = module.get_validation_dataloader(dataset)
         loader = validation_loader(dataset, options, collate) if given is None else given
+        kept += loader.num_workers
+        if isinstance(loader, OwnLoader):
+            loader.keeps_workers = kept <= _MOST_KEPT
         name = dataset_name(key, datasets)
         place = f"val_dataset['{key}']" if name == key else "val_dataset"
         shown = f"the validation data '{name}'"

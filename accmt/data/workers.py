@@ -26,6 +26,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from accmt.config.errors import ConfigError, Problem
+from accmt.data.watch import Watch
 
 # Maximum time in seconds that a worker asked to end waits for the end of its training.
 _PATIENCE = 60.0
@@ -92,6 +93,7 @@ def _begin(end: Connection, first: Callable[[int], None] | None, worker: int) ->
 
 
 def _end_later(end: Connection, number: int, frame: Any) -> None:
+    Watch.is_ending = True
     threading.Thread(target=_wait_and_end, args=(end, 128 + number), daemon=True).start()
 
 

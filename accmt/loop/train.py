@@ -145,6 +145,8 @@ def _settle(run: Run) -> Stop | None:
     position.step_clock.pause()
     stop = _stop_before(run, progress, is_logged=is_logged)
     evaluates = _evaluates(run, due, stop)
+    if position.ended_epoch and stop is None and not position.is_last_step:
+        run.data.start_ahead(position.epoch + 1)
     decision = observe(run) if evaluates else None
     if decision is None and (ends or _ends(run.options.clean, position)):
         clean_caches()

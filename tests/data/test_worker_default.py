@@ -44,6 +44,8 @@ def test_data_in_memory(dataset, ready):
 
 
 SCRIPT = """
+import multiprocessing
+import os
 import sys
 import torch
 from torch import nn
@@ -55,6 +57,8 @@ class Rows(Dataset):
         return 8
 
     def __getitem__(self, index):
+        if multiprocessing.parent_process() is not None:
+            print("loaded by", os.getpid(), flush=True)
         return torch.zeros(2), torch.zeros(1)
 
 class Module(AcceleratorModule):
@@ -64,8 +68,8 @@ class Module(AcceleratorModule):
     def training_step(self, batch):
         return nn.functional.mse_loss(self.model(batch[0]), batch[1])
 
-def train(data, workers):
-    hps = {"epochs": 1, "batch_size": 4, "optimizer": "SGD"}
+def train(data, workers, epochs=1):
+    hps = {"epochs": epochs, "batch_size": 4, "optimizer": "SGD"}
     arguments = {"enable_checkpointing": False, "disable_model_saving": True, "dataloader_num_workers": workers}
     Trainer(hps, sys.argv[1], **arguments).fit(Module(), data)
     print("RESULT")
@@ -106,8 +110,10 @@ def test_a_script_without_a_guard(run):
 
 
 def test_a_script_with_a_guard_has_its_workers(run):
-    ran = run("forkserver", 'if __name__ == "__main__":\n    train(Rows(), 1)\n')
+    ran = run("forkserver", 'if __name__ == "__main__":\n    train(Rows(), 1, epochs=3)\n')
     assert (ran.returncode, ran.stdout.count("RESULT"), ran.stderr) == (0, 1, "")
+    loads = [line for line in ran.stdout.splitlines() if line.startswith("loaded by")]
+    assert (len(loads), len(set(loads))) == (3 * 8, 1), "one worker for all epochs"
 
 
 def test_a_worker_does_not_train(run):
