@@ -113,19 +113,28 @@ def two_rules(trainer, data):
 def test_errors_say_what_to_do(two_rules, trainer, data, tmp_path):
     path, module = two_rules.model_path, Worsening()
     before = weights_of(module)
+    several = trainer("b", epochs=1)
+    several.register_model_saving("best_valid_loss keep 2")
+    several.fit(Worsening(), data(8), data(4))
+    (tmp_path / "none yet").mkdir()
     for arguments, kind, text in [
         (
             (tmp_path / "none",),
             FileNotFoundError,
             f"there is no folder {tmp_path / 'none'}: give the model_path of a training",
         ),
-        ((tmp_path,), FileNotFoundError, f"no rule has saved a model in {tmp_path} yet"),
+        (
+            (tmp_path,),
+            FileNotFoundError,
+            f"no rule has saved a model in {tmp_path} yet; in it, these folders have models: b, model",
+        ),
+        ((tmp_path / "none yet",), FileNotFoundError, f"no rule has saved a model in {tmp_path / 'none yet'} yet"),
         (
             (path / "close",),
             ValueError,
             f"{path / 'close'} is the folder of a rule: give its parent, or call load_saving",
         ),
-        ((path,), ValueError, f"several rules save models in {path}: name one of them, best_valid_loss, other, close"),
+        ((path,), ValueError, "several rules save models: name one of them, best_valid_loss, other, close"),
         ((path, "other"), FileNotFoundError, f"'other' has not saved a model in {path} yet"),
         (
             (path, "clos"),
@@ -210,6 +219,16 @@ def test_a_later_process_finds_it(two_rules, trainer, tmp_path):
         ValueError, match=r"^there is no rule 'f'; the rules are: best_error, best_valid_loss, other, close$"
     ):
         later.best("f")
+
+
+def test_the_only_rule_need_not_be_named(two_rules, trainer, data):
+    alone = trainer("alone")
+    alone.fit(Worsening(), data(8), data(4))
+    assert alone.best() == trainer("alone").best() == alone.best("valid_loss") != None  # noqa: E711
+    with pytest.raises(ValueError, match="^several rules save models: name one of them, best_valid_loss, other, close$"):
+        two_rules.best()
+    with pytest.raises(ValueError, match="^there are no rules yet, because nothing was trained$"):
+        trainer("empty").best()
 
 
 @pytest.mark.proves("Trainer(restore_best)")

@@ -29,12 +29,19 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"'{path}' is relative, and the current folder is gone: give an absolute path") from None
 
 
-def shortened(path: Path) -> Path:
-    """Return the path for display: relative if it is below the current folder."""
+def _current() -> Path | None:
     try:
-        return path.relative_to(Path.cwd())
-    except (ValueError, OSError):
-        return path
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
+
+
+_STARTED = _current()  # where the user's shell still is, even if the script has changed its folder
+
+
+def shortened(path: Path) -> Path:
+    """Return the path for display: relative if it is below the folder in which the process was started."""
+    return path.relative_to(_STARTED) if _STARTED is not None and path.is_relative_to(_STARTED) else path
 
 
 def resolved_address(address: str) -> str:

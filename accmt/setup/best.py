@@ -14,7 +14,7 @@ from accelerate.state import is_initialized
 
 from accmt.checkpoint.loading import load_saving
 from accmt.checkpoint.object_state import NetworkOwner
-from accmt.checkpoint.saved_models import SavedModel, best_in, is_saving, savings_in
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, SavedModel, best_in, is_saving, savings_in
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.collective import from_each
 from accmt.distributed.strategy import is_deepspeed, shards_model
@@ -59,10 +59,10 @@ def load_best(
     folders = rule_folders(model_path, rules)
     names = [rule.name for rule in rules] or list(folders)
     if not names:
-        raise FileNotFoundError(f"no rule has saved a model in {model_path} yet")
-    if rule is None and len(names) > 1:
-        raise ValueError(f"several rules save models in {model_path}: name one of them, {listed(names)}")
-    name = names[0] if rule is None else rule_named(rule, folders)
+        found = [path.parent.parent.name for name in (DESCRIPTION, INDEX) for path in model_path.glob(f"*/*/{name}")]
+        inside = f"; in it, these folders have models: {listed(sorted({*found}))}" if found else ""
+        raise FileNotFoundError(f"no rule has saved a model in {model_path} yet{inside}")
+    name = rule_named(rule, folders if rule is not None else dict.fromkeys(names))
     place = folders[name]
     if best_in(place) is None:
         raise FileNotFoundError(f"'{name}' has not saved a model in {model_path} yet")
@@ -96,12 +96,19 @@ def rule_folders(model_path: Path, rules: Iterable[SavingRule]) -> dict[str, Pat
     return found
 
 
-def rule_named(rule: str, known: Mapping[str, Any]) -> str:
-    """Return the name of a rule that is given by its name or its text.
+def rule_named(rule: str | None, known: Mapping[str, Any]) -> str:
+    """Return the name of a rule that is given by its name or its text, or of the only one.
 
     Raises:
-        ValueError: There is no such rule.
+        ValueError: There is no such rule, or there are several and none is given.
     """
+    if rule is None and known:
+        first, *others = known
+        if others:
+            raise ValueError(f"several rules save models: name one of them, {listed(list(known))}")
+        return first
+    if rule is None:
+        raise ValueError("there are no rules yet, because nothing was trained")
     name = rule if rule in known else canonical_name(rule)
     if name in known:
         return name

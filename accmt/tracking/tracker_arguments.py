@@ -14,7 +14,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.errors import Problem, argument_meant, did_you_mean, must_be
+from accmt.config.other_names import MEANT
 from accmt.earlier import ARGUMENTS
 from accmt.hyperparameters import HyperParameters
 from accmt.rules.errors import nearest
@@ -80,7 +81,9 @@ def _divided(
             arguments[key] |= value
             continue
         takers = [name for name in names if _takes(name, key, taken)]
-        if all(taken[name] is None for name in takers) and (_answer(key) or nearest(key, own) is not None):
+        if all(taken[name] is None for name in takers) and (
+            _answer(key) or key in MEANT or nearest(key, own) is not None
+        ):
             takers = []  # they accept anything, and this is more likely a misspelling
         for name in takers:
             arguments[name].setdefault(key, value)
@@ -156,7 +159,7 @@ def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[
         if name in TOOLS and key in TOOLS[name].ours:
             return Problem(key, f"{name} gets it from {TOOLS[name].ours[key]}: give that instead")
     allowed = [*own, *(argument for accepted in taken.values() for argument in accepted or ())]
-    return Problem(key, f"unknown argument{did_you_mean(key, allowed)}")
+    return Problem(key, f"unknown argument{argument_meant(key, allowed)}")
 
 
 def _without_tracker(key: str, own: Iterable[str]) -> Problem:

@@ -70,6 +70,6 @@ def test_columns_where_they_fit_and_no_padding_elsewhere():
 
 
 def test_folders_for_a_shell(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
     assert for_shell(tmp_path / "runs/a") == "runs/a"
     assert for_shell(Path("/a b/it's")) == shlex.quote("/a b/it's")

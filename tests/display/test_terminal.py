@@ -44,7 +44,7 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_each_line_fits_and_no_path_is_broken(trainer, regression, data, seen, width, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
     training = trainer("my model", epochs=2)
     output = seen(width, lambda: training.fit(regression(), data(16), data(8)))
     lines = re.split(r"\r?\n|\r", SEQUENCE.sub("", output))
