@@ -513,8 +513,7 @@ class Trainer:
     def best(self, rule: str | None = None) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
-        `rule` is its name or text, or None for the only one. Before any `fit`, the model is that of an earlier process
-        in `model_path`.
+        `rule` is a name or a text; None for the only one. Before any `fit`, an earlier process's in `model_path`.
 
         Raises:
             ValueError: If no such rule exists, or there are several and none is given.

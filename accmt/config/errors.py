@@ -94,9 +94,8 @@ def suggests(source: str, noun: str = "argument") -> Callable[[_Function], _Func
         @concise
         @wraps(function)
         def checked(*arguments: Any, **keywords: Any) -> Any:
-            raise_problems(
-                (Problem(name, unknown_key(name, names, noun)) for name in keywords if name not in names), source
-            )
+            unknown = (name for name in keywords if name not in names)
+            raise_problems((Problem(name, unknown_key(name, names, noun)) for name in unknown), source)
             return function(*arguments, **keywords)
 
         return cast(_Function, checked)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+_ARGUMENTS: dict[str, dict[str, str]] = {
     ", a hyperparameter": {
         "epochs": "epoch n_epochs num_epochs max_epochs num_train_epochs",
         "max_steps": "steps n_steps num_steps total_steps num_train_steps",
@@ -13,6 +11,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "optim_kwargs": "optimizer_kwargs optim_args optimizer_args optimizer_params",
         "scheduler": "sched lr_scheduler lr_scheduler_type scheduler_type",
         "scheduler_kwargs": "lr_scheduler_kwargs scheduler_args scheduler_params",
+        "step_scheduler_per_epoch": "",
     },
     " in the hyperparameter optim_kwargs": {
         "lr": "learning_rate",
@@ -22,9 +21,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
         "model_path": "output_dir default_root_dir save_dir checkpoint_dir",
         "callback": "callbacks",
         "clip_grad": "gradient_clip_val max_grad_norm grad_clip clipnorm",
-        "clip_grad_value": "clipvalue",
         "collate_fn": "data_collator",
-        "dataloader_num_workers": "num_workers",
         "evaluate_every": "eval_steps val_check_interval",
         "grad_accumulation_steps": "accumulate_grad_batches gradient_accumulation_steps",
         "log_every": "logging_steps log_every_n_steps",
@@ -41,7 +38,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-MEANT: Mapping[str, tuple[str, str]] = {
+MEANT: dict[str, tuple[str, str]] = {
     name: (argument, place)
     for place, arguments in _ARGUMENTS.items()
     for argument, names in arguments.items()

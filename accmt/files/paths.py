@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 # The path of an SQLite file is relative after three slashes, absolute after four.
@@ -29,14 +30,9 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"'{path}' is relative, and the current folder is gone: give an absolute path") from None
 
 
-def _current() -> Path | None:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        return None
-
-
-_STARTED = _current()  # where the user's shell still is, even if the script has changed its folder
+_STARTED: Path | None = None  # where the user's shell still is, even if the script has changed its folder
+with suppress(FileNotFoundError):
+    _STARTED = Path.cwd()
 
 
 def shortened(path: Path) -> Path:

@@ -102,19 +102,15 @@ def rule_named(rule: str | None, known: Mapping[str, Any]) -> str:
     Raises:
         ValueError: There is no such rule, or there are several and none is given.
     """
-    if rule is None and known:
-        first, *others = known
-        if others:
-            raise ValueError(f"several rules save models: name one of them, {listed(list(known))}")
-        return first
-    if rule is None:
-        raise ValueError("there are no rules yet, because nothing was trained")
-    name = rule if rule in known else canonical_name(rule)
+    if rule is None and len(known) == 1:
+        return next(iter(known))
+    name = "" if rule is None else rule if rule in known else canonical_name(rule)
     if name in known:
         return name
-    meant = "" if (near := nearest(rule, known)) is None else f"; did you mean '{near}'?"
+    missing = "name one of the rules" if rule is None else f"there is no rule {rule!r}"
+    meant = "" if (near := nearest(rule or "", known)) is None else f"; did you mean '{near}'?"
     rules = ", ".join(known) or "none, because nothing was trained yet"
-    raise ValueError(f"there is no rule {rule!r}; the rules are: {rules}{meant}")
+    raise ValueError(f"{missing}; the rules are: {rules}{meant}")
 
 
 def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) -> None:
@@ -126,11 +122,9 @@ def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) ->
     wanted, names, text = options.saving.restored, {rule.name: rule for rule in rules.savings}, None
     if wanted is not False and (is_deepspeed(accelerator) or shards_model(accelerator)):
         text = "a model that FSDP or DeepSpeed holds is not restored: leave it out, and call load_best afterwards"
-    elif wanted is True and len(names) > 1:
-        text = f"is True, and there are several rules: give the name of one of them, {listed(list(names))}"
-    elif isinstance(wanted, str):
+    elif wanted is not False:
         try:
-            rule_named(wanted, names)
+            rule_named(wanted if isinstance(wanted, str) else None, names)
         except ValueError as error:
             text = str(error)
     if text is not None:
@@ -142,7 +136,7 @@ def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
     if wanted is False:
         return
     rules = {rule.name: rule for rule in run.engine.rules.savings}
-    name = rule_named(wanted, rules) if isinstance(wanted, str) else next(iter(rules))
+    name = rule_named(wanted if isinstance(wanted, str) else None, rules)
     if name in run.state.model_savings:
         from_each(partial(load_saving, model_path / rules[name].folder, run.module))
     else:

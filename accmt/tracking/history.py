@@ -80,8 +80,8 @@ class TrainingHistory:
             step, epoch = one.progress.step, one.progress.epoch
             if not one.initial:
                 yield HistoryValue(step, epoch, None, TRAIN_LOSS, one.train_loss)
-            named = [(dataset_name(key, one.values), values) for key, values in one.values.items()]
-            for dataset, values in ((None, one.training), *named):
+            for key, values in ((None, one.training), *one.values.items()):
+                dataset = None if key is None else dataset_name(key, one.values)
                 for metric, value in values.items():
                     yield HistoryValue(step, epoch, dataset, metric, value)
 

@@ -18,7 +18,7 @@ RATE = ", did you mean 'lr' in the hyperparameter optim_kwargs?"
         ("learning_rate", f"unknown argument{RATE}"),
         ("lr", f"unknown argument{RATE}"),
         ("per_device_train_batch_size", "unknown argument, did you mean 'batch_size', a hyperparameter?"),
-        ("max_steps", "belongs to the hyperparameters: HyperParameters(max_steps=...)"),
+        ("max_steps", "unknown argument, did you mean 'max_steps', a hyperparameter?"),
         ("callbacks", "is no longer an argument: give callback, one or a list"),
         ("gradient_clip_val", "unknown argument, did you mean 'clip_grad'?"),
         ("accumulate_grad_batches", "unknown argument, did you mean 'grad_accumulation_steps'?"),

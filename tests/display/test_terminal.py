@@ -59,6 +59,12 @@ def test_each_line_fits_and_no_path_is_broken(trainer, regression, data, seen, w
     assert "valid: valid_loss " in re.sub(r"\s+", " ", "".join(lines))
 
 
+def test_after_an_early_stop_the_bar_says_the_epochs_that_were_done(trainer, regression, data, seen):
+    output = seen(80, lambda: trainer(epochs=5, stop_when="epoch >= 2").fit(regression(), data(16), data(8)))
+    bars = re.findall(r"epoch (\S+) [━╸╺]+ (\d+)/20\b", SEQUENCE.sub("", output))
+    assert bars[-1] == ("2/5", "8")
+
+
 def test_names_of_the_user_never_steer_the_terminal(trainer, regression, data, seen, tmp_path):
     evil = "dev\x1b[2J\x07\x9b31m"
     model_path = "a\x1b]0;title\x07b"
