@@ -36,11 +36,8 @@ ARGUMENTS: Mapping[str, str] = {
     "report_loss_after_eval": _ALWAYS.format("log_every says when the training loss is logged"),
     "report_train_loss_per_epoch": "give log_every=-1",
     "report_every": "give log_every",
-    "eval_on_start": "give eval_when_start",
-    "eval_on_finish": "give eval_when_finish",
     "verbose": "give quiet=True for warnings only",
     "scale_learning_rate": _ALWAYS.format("give the learning rate itself in the hyperparameters"),
-    "dataloader_workers": "give dataloader_num_workers",
     "accelerator": _ALWAYS.format("the trainer makes it; a module has it as self.accelerator while it is trained"),
     "comparator": "give greater_is_better to the metric",
 }

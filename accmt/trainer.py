@@ -38,7 +38,7 @@ from accmt.rehearsal.rehearsed import perform, require_fork
 from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal, run_fork
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
-from accmt.setup.arguments import ArgumentCheck
+from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
@@ -186,7 +186,7 @@ class Trainer:
         grad_accumulation_steps: int | dict[int, int] | None = None,
         gradient_checkpointing: bool = False,
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
-        clip_grad: float | None = 1.0,
+        clip_grad: float | None = CLIP_GRAD,
         set_to_none: bool = True,
         shuffle_train: bool = True,
         sampler: Any | list[Any] | None = None,
@@ -511,13 +511,13 @@ class Trainer:
         return plan(options, self.model_path, self._savings, module, train_dataset, datasets)
 
     @concise
-    def best(self, rule: str) -> SavedModel | None:
+    def best(self, rule: str | None = None) -> SavedModel | None:
         """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
 
-        Before any `fit`, it is that of an earlier process in `model_path`.
+        `rule` is a name or a text; None for the only one. Before any `fit`, an earlier process's in `model_path`.
 
         Raises:
-            ValueError: If no such rule exists.
+            ValueError: If no such rule exists, or there are several and none is given.
         """
         folders = {known.name: self.model_path / known.folder for known in self._fitted}
         folders = folders or rule_folders(self.model_path, (*self._savings, *recorded_rules(self.model_path)))

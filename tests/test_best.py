@@ -1,7 +1,9 @@
 """The best model of a training: loaded in another script, found by a later process, left in the module by `fit`."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from accmt import AcceleratorModule, Callback, ConfigError, load_best, load_saving
 from accmt.checkpoint import loading
 from accmt.checkpoint.stateful import Mismatch
+from accmt.distributed.signals import Terminated
 
 
 def weights_of(module):
@@ -113,19 +116,28 @@ def two_rules(trainer, data):
 def test_errors_say_what_to_do(two_rules, trainer, data, tmp_path):
     path, module = two_rules.model_path, Worsening()
     before = weights_of(module)
+    several = trainer("b", epochs=1)
+    several.register_model_saving("best_valid_loss keep 2")
+    several.fit(Worsening(), data(8), data(4))
+    (tmp_path / "none yet").mkdir()
     for arguments, kind, text in [
         (
             (tmp_path / "none",),
             FileNotFoundError,
             f"there is no folder {tmp_path / 'none'}: give the model_path of a training",
         ),
-        ((tmp_path,), FileNotFoundError, f"no rule has saved a model in {tmp_path} yet"),
+        (
+            (tmp_path,),
+            FileNotFoundError,
+            f"no rule has saved a model in {tmp_path} yet; in it, these folders have models: b, model",
+        ),
+        ((tmp_path / "none yet",), FileNotFoundError, f"no rule has saved a model in {tmp_path / 'none yet'} yet"),
         (
             (path / "close",),
             ValueError,
             f"{path / 'close'} is the folder of a rule: give its parent, or call load_saving",
         ),
-        ((path,), ValueError, f"several rules save models in {path}: name one of them, best_valid_loss, other, close"),
+        ((path,), ValueError, "name one of the rules; the rules are: best_valid_loss, other, close"),
         ((path, "other"), FileNotFoundError, f"'other' has not saved a model in {path} yet"),
         (
             (path, "clos"),
@@ -212,6 +224,18 @@ def test_a_later_process_finds_it(two_rules, trainer, tmp_path):
         later.best("f")
 
 
+def test_the_only_rule_need_not_be_named(two_rules, trainer, data):
+    alone = trainer("alone")
+    alone.fit(Worsening(), data(8), data(4))
+    assert alone.best() == trainer("alone").best() == alone.best("valid_loss") != None  # noqa: E711
+    with pytest.raises(ValueError, match=r"^name one of the rules; the rules are: best_valid_loss, other, close$"):
+        two_rules.best()
+    with pytest.raises(
+        ValueError, match=r"^name one of the rules; the rules are: none, because nothing was trained yet$"
+    ):
+        trainer("empty").best()
+
+
 @pytest.mark.proves("Trainer(restore_best)")
 @pytest.mark.parametrize("wanted", [True, "valid_loss", False])
 def test_the_best_weights_are_left_in_the_module(trainer, data, wanted):
@@ -226,6 +250,25 @@ def test_the_best_weights_are_left_in_the_module(trainer, data, wanted):
     assert are_equal(module.model.parameters(), kept.weights[0 if wanted else -1])
     assert len(kept.weights) == 4
     assert not are_equal(kept.weights[3], kept.weights[2])  # trained from its last step, not from its best
+
+
+def test_a_training_that_is_not_finished_keeps_its_last_weights(trainer, data, monkeypatch):
+    class Ends(Kept):
+        def on_after_optimizer_step(self, optimizer):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    former = signal.signal(signal.SIGTERM, lambda *_: None)  # the script goes on
+    try:
+        kept, module = Ends(), Worsening()
+        with pytest.raises(Terminated):
+            trainer(epochs=3, callback=kept, restore_best=True).fit(module, data(8), data(4))
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert len(kept.weights) == 2
+    assert not any(are_equal(module.model.parameters(), weights) for weights in kept.weights)
+    trainer(epochs=3, callback=kept, restore_best=True).fit(module, data(8), data(4))
+    assert are_equal(module.model.parameters(), kept.weights[0])
 
 
 def test_other_networks_are_restored_too(trainer, data):
@@ -275,10 +318,7 @@ def test_what_cannot_be_restored_is_refused(trainer, data):
             trainer(**arguments)
         assert text in str(caught.value)
     for wanted, text in [
-        (
-            True,
-            "restore_best: is True, and there are several rules: give the name of one of them, best_valid_loss, close",
-        ),
+        (True, "restore_best: name one of the rules; the rules are: best_valid_loss, close"),
         ("clse", "restore_best: there is no rule 'clse'; the rules are: best_valid_loss, close; did you mean 'close'?"),
     ]:
         training, module = trainer(restore_best=wanted), Worsening()

@@ -40,7 +40,7 @@ def test_an_import(name):
         ({"handlers": "all"}, "handlers: is no longer an argument: give callback: on_keyboard_interrupt, on_cuda_out_of_memory and on_exception of a Callback"),
         ({"report_loss_after_eval": True}, "report_loss_after_eval: is no longer an argument: leave it out: log_every says when the training loss is logged"),
         ({"callbacks": [], "log_with": "mlflow"}, "callbacks: is no longer an argument: give callback, one or a list"),
-        ({"epochs": 3}, "epochs: belongs to the hyperparameters: HyperParameters(epochs=...)"),
+        ({"epochs": 3}, "epochs: unknown argument, did you mean 'epochs', a hyperparameter?"),
         ({"patience": -1}, "patience: must be a whole number from 1, not -1 (int); for no patience leave it out"),
     ],
 )  # fmt: skip

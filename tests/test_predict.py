@@ -159,7 +159,7 @@ def test_a_batch_that_may_hold_a_target_is_refused(trainer, regression, data):
         trainer().predict(Named(), named_data("left", "right", "label"))
     assert str(caught.value) == (
         "forward takes left, right, and the batch also has label: "
-        "write predict_step(self, batch), such as: return self.model(batch[0])"
+        "write predict_step(self, batch), such as: return self(left=batch['left'], right=batch['right'])"
     )
 
 

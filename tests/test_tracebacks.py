@@ -237,6 +237,14 @@ def test_a_real_interpreter_ends_by_the_signal(tmp_path):
     assert (ran.returncode, ran.stderr) == (-signal.SIGINT, SENTENCE)
 
 
+def test_one_pipe_for_both_outputs_gets_the_sentence_once(tmp_path):
+    command = [sys.executable, "-c", INTERRUPT, tmp_path / "model"]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert ran.returncode == -signal.SIGINT
+    assert ran.stdout.endswith("\n" + SENTENCE)
+    assert ran.stdout.count("interrupted") == 1
+
+
 def test_on_a_terminal_the_line_is_the_last_one_and_there_once(tmp_path):
     ours, its = os.openpty()
     command = [sys.executable, "-c", INTERRUPT, tmp_path / "model"]

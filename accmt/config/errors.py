@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from accmt.config.other_names import MEANT
 from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 from accmt.tracebacks import concise
@@ -65,25 +66,26 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f", did you mean '{meant}'?" if meant is not None else "."
 
 
+def argument_meant(name: str, names: Iterable[str]) -> str:
+    """Return the same for an argument, which may have another name here, or belong elsewhere."""
+    if (known := MEANT.get(name.casefold().replace("-", "_"))) is None:
+        return did_you_mean(name, names)
+    meant, place = known
+    return f", did you mean '{meant}'{'' if meant in names else place}?"
+
+
 def unknown_key(key: object, allowed: Iterable[str], noun: str = "key") -> str:
     """Return the message for a key that a mapping may not have."""
     allowed = tuple(allowed)
-    return f"unknown {noun}{did_you_mean(str(key), allowed)} Allowed are {', '.join(allowed)}"
+    return f"unknown {noun}{argument_meant(str(key), allowed)} Allowed are {', '.join(allowed)}"
 
 
-def unknown_argument(name: object, allowed: Iterable[str]) -> str:
-    """Return the message for an argument that a function does not have."""
-    return unknown_key(name, allowed, "argument")
-
-
-def suggests(
-    source: str, unknown: Callable[[object, Iterable[str]], str] = unknown_argument
-) -> Callable[[_Function], _Function]:
+def suggests(source: str, noun: str = "argument") -> Callable[[_Function], _Function]:
     """Make a method `concise`, and refuse an unknown keyword argument with a ConfigError that suggests the right one.
 
     Args:
         source: The source that the error names.
-        unknown: Makes the message from the unknown name and the allowed ones.
+        noun: What the error calls an argument.
     """
 
     def decorated(function: _Function) -> _Function:
@@ -92,7 +94,8 @@ def suggests(
         @concise
         @wraps(function)
         def checked(*arguments: Any, **keywords: Any) -> Any:
-            raise_problems((Problem(name, unknown(name, names)) for name in keywords if name not in names), source)
+            unknown = (name for name in keywords if name not in names)
+            raise_problems((Problem(name, unknown_key(name, names, noun)) for name in unknown), source)
             return function(*arguments, **keywords)
 
         return cast(_Function, checked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 # The path of an SQLite file is relative after three slashes, absolute after four.
@@ -29,12 +30,14 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"'{path}' is relative, and the current folder is gone: give an absolute path") from None
 
 
+_STARTED: Path | None = None  # where the user's shell still is, even if the script has changed its folder
+with suppress(FileNotFoundError):
+    _STARTED = Path.cwd()
+
+
 def shortened(path: Path) -> Path:
-    """Return the path for display: relative if it is below the current folder."""
-    try:
-        return path.relative_to(Path.cwd())
-    except (ValueError, OSError):
-        return path
+    """Return the path for display: relative if it is below the folder in which the process was started."""
+    return path.relative_to(_STARTED) if _STARTED is not None and path.is_relative_to(_STARTED) else path
 
 
 def resolved_address(address: str) -> str:

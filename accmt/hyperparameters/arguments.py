@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.errors import Problem, argument_meant, must_be
 
 _REQUIRED = inspect.Parameter.empty
 
@@ -93,7 +93,7 @@ def argument_problems(
             problems += _mistyped(given, argument, arguments.defaults[argument], value)
         elif argument not in allowed and not arguments.open:
             known = f"It takes {', '.join(allowed)}" if allowed else "It takes none"
-            text = f"{given.name} has no such argument{did_you_mean(argument, allowed)} {known}"
+            text = f"{given.name} has no such argument{argument_meant(argument, allowed)} {known}"
             problems.append(given.problem(argument, text))
     for argument in arguments.defaults:
         if arguments.requires(argument) and argument not in {*given.values, *filled}:

@@ -25,7 +25,7 @@ from typing import Any
 from accmt.config.document import read_document, rules_of
 from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be, unknown_key
 from accmt.config.rules import rule_problems
-from accmt.hyperparameters.fields import FIELDS, unknown_field, validated
+from accmt.hyperparameters.fields import FIELDS, validated
 from accmt.hyperparameters.values import HyperParameters
 from accmt.tracebacks import concise
 
@@ -152,7 +152,7 @@ def _hyperparameters(
         if isinstance(fields.get(kwargs_key), Mapping):
             arguments = fields[kwargs_key].items()
             fields[kwargs_key] = {name: value if name == "no_decay" else read(value) for name, value in arguments}
-    problems += [Problem(str(key), unknown_field(key, _keys(prefix))) for key in fields if key not in FIELDS]
+    problems += [Problem(str(key), unknown_key(key, _keys(prefix))) for key in fields if key not in FIELDS]
     known = {key: value for key, value in fields.items() if key in FIELDS}
     try:
         validated(known)

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from accmt.config.errors import Problem, must_be, raise_problems, unknown_key
+from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.config.kinds import FLAG
 from accmt.hyperparameters.optimizers import OPTIMIZERS
 from accmt.hyperparameters.schedulers import SCHEDULERS
 
 _WHOLE = "a whole number of at least 1"
 _ARGUMENTS = "a mapping of argument names to values"
-# Names that other libraries use for these fields.
-_OTHER_NAMES = {
-    **dict.fromkeys(("epoch", "n_epochs", "num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
-    **dict.fromkeys(("steps", "n_steps", "num_steps", "total_steps", "num_train_steps"), "max_steps"),
-    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size", "eval_batch_size"), "batch_size"),
-    **dict.fromkeys(("optim", "opt", "optimizer_type", "optimizer_name"), "optimizer"),
-    **dict.fromkeys(("optimizer_kwargs", "optim_args", "optimizer_args", "optimizer_params"), "optim_kwargs"),
-    **dict.fromkeys(("sched", "lr_scheduler", "lr_scheduler_type", "scheduler_type"), "scheduler"),
-    **dict.fromkeys(("lr_scheduler_kwargs", "scheduler_args", "scheduler_params"), "scheduler_kwargs"),
-}
-_OF_OPTIMIZERS: Mapping[object, str] = {
-    **{name: name for name in ("lr", "weight_decay", "momentum", "betas", "eps", "no_decay")},
-    "learning_rate": "lr",
-}
 
 
 def _count(value: Any, wanted: str = _WHOLE) -> int:
@@ -98,14 +84,3 @@ def validated(given: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(Problem(name, str(error)))
     raise_problems(problems, "HyperParameters")
     return fields
-
-
-def unknown_field(key: object, allowed: Iterable[str]) -> str:
-    """Return the error for an unknown field, suggesting the field that other libraries call by this name."""
-    allowed = tuple(allowed)
-    known = f"Allowed are {', '.join(allowed)}"
-    if key in _OF_OPTIMIZERS:
-        name = _OF_OPTIMIZERS[key]
-        return f"unknown key, '{name}' is an argument of the optimizer: it belongs to optim_kwargs. {known}"
-    meant = _OTHER_NAMES.get(str(key).casefold().replace("-", "_"))
-    return unknown_key(key, allowed) if meant is None else f"unknown key, did you mean '{meant}'? {known}"

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from accmt.config.errors import Problem, suggests
 from accmt.hyperparameters import optimizers, schedulers
-from accmt.hyperparameters.fields import unknown_field, validated
+from accmt.hyperparameters.fields import validated
 from accmt.hyperparameters.optimizers import OPTIMIZERS, OptimizerChoice
 from accmt.hyperparameters.plain import comparable, plain_value
 from accmt.hyperparameters.schedulers import SCHEDULERS, ScheduleLength, SchedulerChoice
@@ -51,7 +51,7 @@ class HyperParameters:
     scheduler_kwargs: dict[str, Any]
     step_scheduler_per_epoch: bool
 
-    @suggests("HyperParameters", unknown_field)
+    @suggests("HyperParameters", "key")
     def __init__(
         self,
         epochs: int = 1,

@@ -24,7 +24,7 @@ from accmt.distributed.collective import agreed, raise_on_all
 from accmt.distributed.even_batches import in_step
 from accmt.distributed.strategy import holds_replicas, shards_model
 from accmt.loop.exclusive import evaluating
-from accmt.loop.hooks import Hooks, loading, noted
+from accmt.loop.hooks import Hooks, loading, name_of_step, noted
 from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
 from accmt.metrics.gather import gatherer_of
@@ -203,7 +203,7 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
 def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
     module, hooks, name = evaluation.module, evaluation.hooks, dataset_name(key, evaluation.loaders)
     hooks.on_before_validation_step(batch)
-    with noted(f"{type(module).__name__}.validation_step on '{name}'", module.state, batch):
+    with noted(f"{name_of_step(module, 'validation_step')} on '{name}'", module.state, batch):
         outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)
     hooks.on_after_validation_step()
     if isinstance(outputs, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 from accmt.callbacks import HOOKS, Callback
 from accmt.data.description import describe_batch
+from accmt.distributed.weight_names import unwrapped
 from accmt.loop.out_of_memory import is_out_of_memory
 from accmt.states import TrainingState
 from accmt.tracebacks import is_mistake
@@ -44,6 +46,13 @@ def _calling(name: str, callbacks: list[Callback], state: TrainingState) -> Call
                 raise
 
     return call
+
+
+def name_of_step(module: Any, step: str) -> str:
+    """Name a step of a user's module, or of a user's model in a module of accmt."""
+    if type(module).__module__.startswith("accmt."):
+        return f"{step} of {type(unwrapped(module.model)).__name__}"
+    return f"{type(module).__name__}.{step}"
 
 
 @contextmanager
@@ -82,7 +91,10 @@ def add_note(error: BaseException, where: str, state: TrainingState, batch: Any 
         error.add_note(f"raised in {where}, epoch {state.epoch + 1}, step {state.global_step}")
         if batch is not None and not is_mistake(error):
             with suppress(Exception):  # a description must not hide the error
-                error.add_note(f"its batch: {describe_batch(batch)}")
+                described = describe_batch(batch)
+                error.add_note(f"its batch: {described}")
+                if isinstance(error, AttributeError | TypeError) and re.search(r"\bstr\b", described):
+                    error.add_note("texts are not tensors: make tensors of them in the dataset or in a collate_fn")
 
 
 def tell(hooks: Hooks, error: BaseException) -> None:

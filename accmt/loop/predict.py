@@ -15,7 +15,7 @@ from accmt.distributed.collective import everywhere, from_each, from_main, to_ma
 from accmt.distributed.strategy import shards_model
 from accmt.loop.evaluate import Evaluation, batches_of, inference
 from accmt.loop.exclusive import evaluating
-from accmt.loop.hooks import noted
+from accmt.loop.hooks import name_of_step, noted
 from accmt.loop.out_of_memory import tried_again
 
 
@@ -47,7 +47,7 @@ def predict(evaluation: Evaluation, step: Callable[[Any], Any]) -> Any:
 def _read(evaluation: Evaluation, step: Callable[[Any], Any], outputs: list[Any]) -> None:
     module, [loader] = evaluation.module, evaluation.loaders.values()
     for batch, counts in batches_of(evaluation, loader):
-        with noted(f"{type(module).__name__}.predict_step", module.state):
+        with noted(name_of_step(module, "predict_step"), module.state):
             output = tried_again(partial(step, batch), lambda: evaluation.repeats)
         if counts:
             outputs.append(recursively_apply(lambda tensor: tensor.detach().to("cpu", copy=True), output))

@@ -122,6 +122,7 @@ class Run:
     def moment(self, *, ahead: bool = False) -> ShownPosition:
         """Return the position for the display, `ahead` as in `epoch_shown`; safe to call from another thread."""
         position, seconds = self.position, self.position.step_clock.elapsed()
+        ahead = ahead and not self.state.finished
         epoch = epoch_shown(position.progress(0.0), self.data.steps_per_epoch, position.total_epochs, ahead=ahead)
         return ShownPosition(position.step, position.total_steps, epoch, seconds, self.stepper.rate_at_hand)
 

@@ -18,7 +18,7 @@ from accmt.distributed.gradient_averaging import average_gradients
 from accmt.distributed.strategy import REPLICATED, alike, local
 from accmt.hyperparameters.schedulers import follows_metric
 from accmt.loop.gradient_backends import updates_of
-from accmt.loop.hooks import TRAINING_DATA, Hooks, add_note, loading
+from accmt.loop.hooks import TRAINING_DATA, Hooks, add_note, loading, name_of_step
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
 from accmt.loop.out_of_memory import may_repeat
@@ -265,7 +265,7 @@ class Stepper:
             if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
                 loss = self._scalar(loss)
         except Exception as error:
-            add_note(error, f"{type(self._module).__name__}.training_step", self._state, batch)
+            add_note(error, name_of_step(self._module, "training_step"), self._state, batch)
             raise
         self._hooks.on_after_training_step()
         return loss

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from rich.text import Text
@@ -97,7 +99,9 @@ def _checkpoint_last_step(run: Run) -> bool:
 
 def _on_stderr(run: Run, text: Text) -> str:
     """Return what the main process writes to stderr of a text, which the display may show at the same place."""
-    is_one = notebook_shell() is not None or (sys.stdout.isatty() and sys.stderr.isatty())
+    is_one = notebook_shell() is not None
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a file
+        is_one = is_one or os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     is_seen = isinstance(run.display, ConsoleDisplay) and is_one
     return text.plain if run.module.accelerator.is_main_process and not is_seen else ""
 

@@ -38,6 +38,7 @@ from accmt.rehearsal.comparison import BATCHES, compare_trainings
 from accmt.rehearsal.findings import Rehearsal, times
 from accmt.rehearsal.runs import KILLED, RESUMED, WHOLE, Role
 from accmt.rules import CadenceRule, KeptModel, Outcome, SavingRule, Verdict
+from accmt.rules.store import dataset_name
 from accmt.setup.fit import fit
 from accmt.setup.options import Options
 from accmt.setup.plan import Plan
@@ -182,7 +183,7 @@ class _Probe(Callback, Display):
         self._costs["step"] = each, 0, length.total_steps
         for key, loader in run.evaluation.loaders.items():
             assert isinstance(loader, FirstBatches)
-            self._costs[f"evaluation on {key}"] = loader.seconds, 0, evaluations
+            self._costs[f"evaluation on {dataset_name(key, run.evaluation.loaders)}"] = loader.seconds, 0, evaluations
         for rule in rules.savings if run.savings is not None else ():
             began = _now()
             self._save(rule)

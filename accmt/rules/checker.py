@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from accmt.rules.cadence import never_due, never_passes
@@ -10,6 +11,7 @@ from accmt.rules.direction import DIRECTED, Disagree, direction_of
 from accmt.rules.errors import RuleError, RuleProblem, listed, nearest, numbered
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import (
+    COUNTERS,
     Call,
     Comparison,
     Counter,
@@ -21,6 +23,7 @@ from accmt.rules.nodes import (
     Quantity,
     Saving,
     Span,
+    is_plain,
     quote,
     walk,
 )
@@ -29,7 +32,7 @@ from accmt.rules.reserved_names import as_on_disk
 from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
 from accmt.rules.static_checks import measures, truth
 from accmt.rules.store import ONLY_DATASET, TRAIN_LOSS, VALID_LOSS, dataset_name
-from accmt.rules.units import PERCENT
+from accmt.rules.units import BY_SPELLING, PERCENT, SECONDS
 
 MOST_RULES = 1_000
 LONGEST_FOLDER = 120
@@ -245,14 +248,15 @@ class _Check:
         if not self._facts.datasets:
             are = "is" if len(of_training) == 1 else "are"
             allowed = f"this training has no validation data: only {listed(of_training)} {are} reported"
-            near = nearest(metric, of_training)
+            near = _meant(metric, of_training)
             self._problem(f"'{metric}' is measured on validation data", measure.metric, allowed, near)
             return
         if metric not in self._facts.metrics:
             if (whole := _in_one_name(measure, self._facts)) is not None:
                 self._problem(f"unknown metric '{metric}'", measure, self._reports(), whole)
                 return
-            self._problem(f"unknown metric '{metric}'", measure.metric, self._reports(), self._meant(metric))
+            near = _meant(metric, [*self._facts.metrics, *of_training])
+            self._problem(f"unknown metric '{metric}'", measure.metric, self._reports(), near)
         self._datasets(measure)
         if metric not in self._facts.metrics:
             return
@@ -281,7 +285,7 @@ class _Check:
                 if known == (ONLY_DATASET,) and dataset.text == dataset_name(ONLY_DATASET, known):
                     name = quoted(measure.metric.text)
                     allowed = f"the only dataset is called 0 in rules: write {name}@0, or {name} alone"
-                self._problem(f"unknown dataset '{dataset.text}'", dataset, allowed, nearest(dataset.text, known))
+                self._problem(f"unknown dataset '{dataset.text}'", dataset, allowed, _near(dataset.text, known))
 
     def _reports(self) -> str:
         reported = self._facts.metrics
@@ -289,11 +293,6 @@ class _Check:
         names += [VALID_LOSS] if VALID_LOSS in reported else []
         shown = [f"{n} ({listed(reported[n].datasets, 6)})" if n in reported else n for n in names]
         return f"this training reports: {listed(shown)}"
-
-    def _meant(self, metric: str) -> str | None:
-        names = [*self._facts.metrics, *self._facts.training, TRAIN_LOSS]
-        parts = metric.split("-")
-        return " - ".join(parts) if all(part in names for part in parts) else nearest(metric, names)
 
     def _has_direction(self, node: Expression) -> None:
         try:
@@ -326,6 +325,21 @@ def _in_one_name(measure: Measure, facts: Facts) -> str | None:
     """Return the quoted metric if part of its name was parsed as a dataset: "recall@10"."""
     name = "@".join([measure.metric.text, *(d.text if isinstance(d, Name) else "*" for d in measure.datasets)])
     return quote(name) if name in facts.metrics else None
+
+
+def _meant(metric: str, names: Sequence[str]) -> str | None:
+    """Return what an unknown metric may be: a difference, one of these names, or a counter that is named in plural."""
+    parts, unit = metric.split("-"), BY_SPELLING.get(metric, "")
+    if all(part in names for part in parts):
+        return " - ".join(parts)
+    return _near(metric, names) or ("elapsed" if unit in SECONDS else unit if unit in COUNTERS else None)
+
+
+def _near(given: str, names: Sequence[str]) -> str | None:
+    """Return the nearest name, or one that had to be in quotes, because only a part of it was read as a name."""
+    parted = (name for name in names if not is_plain(name) and given in re.split(r"\W+", name))
+    name = nearest(given, names) or next(parted, None)
+    return name if name is None or name.isdecimal() else quoted(name)
 
 
 def quoted(name: str) -> str:

@@ -34,7 +34,7 @@ from accmt.tracking.mlflow import is_address
 from accmt.tracking.tracker_arguments import choose_trackers, name_problems, names_in, places_of
 
 CHECKPOINT_EVERY = "epoch"
-CLIP_GRAD = 1.0
+CLIP_GRAD = float("1")  # compared by identity: a 1.0 that a user gives is another object
 _PROFILED = ("record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules")
 PRECISIONS = ("no", "fp16", "bf16")
 _SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)
@@ -276,7 +276,7 @@ class ArgumentCheck:
 
     def _step(self, config: Config, monitor: Monitor) -> StepOptions:
         given, value = self._given, self._given["clip_grad_value"]
-        if value is not None and given["clip_grad"] not in (None, CLIP_GRAD):
+        if value is not None and given["clip_grad"] is not None and given["clip_grad"] is not CLIP_GRAD:
             self._wrong("clip_grad_value", "is given together with clip_grad: give one of them")
         return StepOptions(
             clip_grad=given["clip_grad"] if value is None else None,

@@ -14,7 +14,7 @@ from accelerate.state import is_initialized
 
 from accmt.checkpoint.loading import load_saving
 from accmt.checkpoint.object_state import NetworkOwner
-from accmt.checkpoint.saved_models import SavedModel, best_in, is_saving, savings_in
+from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, SavedModel, best_in, is_saving, savings_in
 from accmt.config.errors import ConfigError, Problem
 from accmt.distributed.collective import from_each
 from accmt.distributed.strategy import is_deepspeed, shards_model
@@ -59,10 +59,10 @@ def load_best(
     folders = rule_folders(model_path, rules)
     names = [rule.name for rule in rules] or list(folders)
     if not names:
-        raise FileNotFoundError(f"no rule has saved a model in {model_path} yet")
-    if rule is None and len(names) > 1:
-        raise ValueError(f"several rules save models in {model_path}: name one of them, {listed(names)}")
-    name = names[0] if rule is None else rule_named(rule, folders)
+        found = [path.parent.parent.name for name in (DESCRIPTION, INDEX) for path in model_path.glob(f"*/*/{name}")]
+        inside = f"; in it, these folders have models: {listed(sorted({*found}))}" if found else ""
+        raise FileNotFoundError(f"no rule has saved a model in {model_path} yet{inside}")
+    name = rule_named(rule, folders if rule is not None else dict.fromkeys(names))
     place = folders[name]
     if best_in(place) is None:
         raise FileNotFoundError(f"'{name}' has not saved a model in {model_path} yet")
@@ -96,18 +96,21 @@ def rule_folders(model_path: Path, rules: Iterable[SavingRule]) -> dict[str, Pat
     return found
 
 
-def rule_named(rule: str, known: Mapping[str, Any]) -> str:
-    """Return the name of a rule that is given by its name or its text.
+def rule_named(rule: str | None, known: Mapping[str, Any]) -> str:
+    """Return the name of a rule that is given by its name or its text, or of the only one.
 
     Raises:
-        ValueError: There is no such rule.
+        ValueError: There is no such rule, or there are several and none is given.
     """
-    name = rule if rule in known else canonical_name(rule)
+    if rule is None and len(known) == 1:
+        return next(iter(known))
+    name = "" if rule is None else rule if rule in known else canonical_name(rule)
     if name in known:
         return name
-    meant = "" if (near := nearest(rule, known)) is None else f"; did you mean '{near}'?"
+    missing = "name one of the rules" if rule is None else f"there is no rule {rule!r}"
+    meant = "" if (near := nearest(rule or "", known)) is None else f"; did you mean '{near}'?"
     rules = ", ".join(known) or "none, because nothing was trained yet"
-    raise ValueError(f"there is no rule {rule!r}; the rules are: {rules}{meant}")
+    raise ValueError(f"{missing}; the rules are: {rules}{meant}")
 
 
 def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) -> None:
@@ -119,11 +122,9 @@ def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) ->
     wanted, names, text = options.saving.restored, {rule.name: rule for rule in rules.savings}, None
     if wanted is not False and (is_deepspeed(accelerator) or shards_model(accelerator)):
         text = "a model that FSDP or DeepSpeed holds is not restored: leave it out, and call load_best afterwards"
-    elif wanted is True and len(names) > 1:
-        text = f"is True, and there are several rules: give the name of one of them, {listed(list(names))}"
-    elif isinstance(wanted, str):
+    elif wanted is not False:
         try:
-            rule_named(wanted, names)
+            rule_named(wanted if isinstance(wanted, str) else None, names)
         except ValueError as error:
             text = str(error)
     if text is not None:
@@ -135,7 +136,7 @@ def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
     if wanted is False:
         return
     rules = {rule.name: rule for rule in run.engine.rules.savings}
-    name = rule_named(wanted, rules) if isinstance(wanted, str) else next(iter(rules))
+    name = rule_named(wanted if isinstance(wanted, str) else None, rules)
     if name in run.state.model_savings:
         from_each(partial(load_saving, model_path / rules[name].folder, run.module))
     else:

@@ -70,12 +70,12 @@ class LearningRateCurve:
         return self.rates[slopes.index(steepest) + width // 2] if steepest < 0 else None
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the losses over the rates, and save the picture if a path is given; needs matplotlib."""
+        """Draw the losses over the rates, which a notebook shows; with a path it is also saved. Needs matplotlib."""
         try:
-            from matplotlib.figure import Figure
+            from accmt.tracking.plot import InlineFigure
         except ImportError:
             raise ImportError("a picture needs matplotlib: pip install 'accmt[plot]'") from None
-        figure = Figure()
+        figure = InlineFigure()
         axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="training loss")
         axes.plot(self.rates, self.losses, alpha=0.3, label="of each step")
         axes.plot(self.rates, self.smoothed, label="smoothed")

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.config.errors import ConfigError, Problem, argument_meant, must_be
 from accmt.data.description import describe_batch
 from accmt.data.validation import ValidationData
 from accmt.loop.sanity_check import seen_first
 from accmt.metrics.metric import FunctionMetric, Metric
 from accmt.module import AcceleratorModule
 from accmt.notices import warn
+from accmt.rules.store import dataset_name
 from accmt.setup.arguments import as_list
 from accmt.setup.inputs import metrics_on
 from accmt.setup.method_check import function_problems
@@ -165,7 +166,7 @@ def _plain(
     model: nn.Module, options: Options, kwargs: Mapping[str, Any], loss_fn: Any, metrics: Any
 ) -> tuple[PlainModule, Options]:
     known = ("train_dataset", "val_dataset", "loss_fn", "metrics")
-    problems = [Problem(name, f"unknown argument{did_you_mean(name, known)}") for name in kwargs]
+    problems = [Problem(name, f"unknown argument{argument_meant(name, known)}") for name in kwargs]
     if loss_fn is None:
         text = f"is missing, and {type(model).__name__} is a plain torch.nn.Module: give the loss, for example"
         text = f"{text} loss_fn=torch.nn.CrossEntropyLoss(), or write an AcceleratorModule"
@@ -205,6 +206,7 @@ def with_default_metrics(options: Options, module: AcceleratorModule, loaders: M
         names = next(filter(None, seen_first(module, key, data, module.default_metrics)), ())
         metrics[key] = [_metric(name) for name in names]
         if not names:
-            warn(f"the targets of '{key}' do not say which metrics to compute: name them, fit(..., metrics=...)")
+            targets = f"the targets of '{dataset_name(key, loaders)}'"
+            warn(f"{targets} do not say which metrics to compute: name them, fit(..., metrics=...)")
     module.metrics_on = partial(metrics_on, metrics)
     return replace(options, metrics=metrics)

@@ -16,7 +16,7 @@ from accmt.setup.options import Options
 from accmt.setup.plain_module import PlainModule
 from accmt.setup.pretrained import resolve
 
-_WRITE = "write predict_step(self, batch), such as: return self.model(batch[0])"
+_WRITE = "write predict_step(self, batch), such as: return {}({})"
 
 
 def as_predicting(given: Any, options: Options) -> Any:
@@ -47,7 +47,8 @@ def _called_with(module: AcceleratorModule, batch: Any, *, drops_target: bool) -
     Raises:
         TypeError: The batch may hold a target.
     """
-    forward = module.forward if overrides(module, AcceleratorModule, "forward") else unwrapped(module.model).forward
+    is_own = overrides(module, AcceleratorModule, "forward")
+    forward, called = (module.forward, "self") if is_own else (unwrapped(module.model).forward, "self.model")
     items = list(batch) if isinstance(batch, tuple | list) else [batch]
     items = items[:-1] if drops_target and len(items) > 1 else items
     if len(items) == 1 and isinstance(items[0], Mapping):
@@ -55,11 +56,11 @@ def _called_with(module: AcceleratorModule, batch: Any, *, drops_target: bool) -
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         taken = {name: value for name, value in items[0].items() if takes_all or name in parameters}
         if left := [str(name) for name in items[0] if name not in taken][drops_target:]:
-            raise TypeError(
-                f"forward takes {', '.join(parameters)}, and the batch also has {', '.join(left)}: {_WRITE}"
-            )
+            inputs = ", ".join(f"{name}=batch[{name!r}]" for name in taken) or f"batch[{left[0]!r}]"
+            text = f"forward takes {', '.join(parameters)}, and the batch also has {', '.join(left)}"
+            raise TypeError(f"{text}: {_WRITE.format(called, inputs)}")
         return module(**taken)
     if len(items) > 1 and not drops_target:
         text = f"a batch has {len(items)} parts, and {type(module).__name__} does not say which of them are inputs"
-        raise TypeError(f"{text}: {_WRITE}")
+        raise TypeError(f"{text}: {_WRITE.format(called, 'batch[0]')}")
     return module(*items)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from accmt._compat import is_auto_class, model_of_config
 from accmt.checkpoint.format import shortened_value
-from accmt.config.errors import ConfigError, Problem, did_you_mean, must_be
+from accmt.config.errors import ConfigError, Problem, argument_meant, did_you_mean, must_be
 from accmt.distributed.weight_names import unwrapped
 from accmt.module import AcceleratorModule
 from accmt.setup.options import Options
@@ -109,7 +109,7 @@ def resolve(module: Any, kwargs: Mapping[str, Any], options: Options) -> Any:
         _refuse("module", must_be('a name or path, or a pair such as ("path", "AutoModelForCausalLM")', module))
     if kwargs:
         hint = "Only for a model given by its name there are more: those of from_pretrained"
-        problems = [Problem(name, f"unknown argument{did_you_mean(name, _ARGUMENTS)} {hint}") for name in kwargs]
+        problems = [Problem(name, f"unknown argument{argument_meant(name, _ARGUMENTS)} {hint}") for name in kwargs]
         raise ConfigError(problems, "fit(...)")
     if is_config:
         given = _new(transformers, given, kind)
@@ -355,7 +355,7 @@ def _refuse_loading(kind: str, path: str, kwargs: Mapping[str, Any], error: Exce
     """Raise an error that says why a model could not be loaded."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
     if unknown is not None and unknown[1] in kwargs:
-        near = did_you_mean(unknown[1], (*_ARGUMENTS[1:], "num_labels", "dtype", "config", "attn_implementation"))
+        near = argument_meant(unknown[1], (*_ARGUMENTS[1:], "num_labels", "dtype", "config", "attn_implementation"))
         _refuse(unknown[1], f"neither fit nor {kind}.from_pretrained has this argument{near}", error)
     if isinstance(error, OSError) and not Path(path).exists():
         absent = f"there is no folder '{path}'{_sibling(path)}"

@@ -12,7 +12,7 @@ from accmt.files.paths import resolved
 from accmt.html_tables import Cell, html_table
 from accmt.rules import Decision, Observation, Stop
 from accmt.rules.errors import numbered
-from accmt.rules.store import TRAIN_LOSS
+from accmt.rules.store import TRAIN_LOSS, dataset_name
 from accmt.tracking.journal import DECISIONS, HISTORY, read
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _T = TypeVar("_T")
 
 
 class HistoryValue(NamedTuple):
-    """A value after so many steps and completed epochs; `dataset` is None for the training data (`train_loss`)."""
+    """A value after so many steps and completed epochs; `dataset` is None for the training data (`train_loss`),
+    and "valid" for a validation dataset that was given alone, whose key, as in `observations` and in rules, is "0"."""
 
     step: int
     epoch: int
@@ -79,7 +80,8 @@ class TrainingHistory:
             step, epoch = one.progress.step, one.progress.epoch
             if not one.initial:
                 yield HistoryValue(step, epoch, None, TRAIN_LOSS, one.train_loss)
-            for dataset, values in ((None, one.training), *one.values.items()):
+            for key, values in ((None, one.training), *one.values.items()):
+                dataset = None if key is None else dataset_name(key, one.values)
                 for metric, value in values.items():
                     yield HistoryValue(step, epoch, dataset, metric, value)
 

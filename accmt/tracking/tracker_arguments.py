@@ -14,9 +14,9 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from accmt.config.errors import Problem, did_you_mean, must_be
+from accmt.config.errors import Problem, argument_meant, did_you_mean, must_be
+from accmt.config.other_names import MEANT
 from accmt.earlier import ARGUMENTS
-from accmt.hyperparameters import HyperParameters
 from accmt.rules.errors import nearest
 from accmt.tracking.accelerate_trackers import ARTIFACTS, FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import NAME as MLFLOW
@@ -29,8 +29,6 @@ _WANTED: dict[str, tuple[type, str]] = {
     "description": (str, "a string"),
     "start_time": (int, "a whole number of milliseconds since 1970"),
 }
-
-_HYPERPARAMETERS = tuple(inspect.signature(HyperParameters).parameters)
 
 TrackerArguments = dict[str, dict[str, Any]]
 
@@ -80,7 +78,7 @@ def _divided(
             arguments[key] |= value
             continue
         takers = [name for name in names if _takes(name, key, taken)]
-        if all(taken[name] is None for name in takers) and (_answer(key) or nearest(key, own) is not None):
+        if all(taken[name] is None for name in takers) and (_answer(key) or key in MEANT or nearest(key, own)):
             takers = []  # they accept anything, and this is more likely a misspelling
         for name in takers:
             arguments[name].setdefault(key, value)
@@ -156,7 +154,7 @@ def _unknown(key: str, taken: Mapping[str, Sequence[str] | None], own: Iterable[
         if name in TOOLS and key in TOOLS[name].ours:
             return Problem(key, f"{name} gets it from {TOOLS[name].ours[key]}: give that instead")
     allowed = [*own, *(argument for accepted in taken.values() for argument in accepted or ())]
-    return Problem(key, f"unknown argument{did_you_mean(key, allowed)}")
+    return Problem(key, f"unknown argument{argument_meant(key, allowed)}")
 
 
 def _without_tracker(key: str, own: Iterable[str]) -> Problem:
@@ -166,12 +164,8 @@ def _without_tracker(key: str, own: Iterable[str]) -> Problem:
 
 
 def _answer(key: str) -> Problem | None:
-    """Explain an argument of earlier versions, or one that belongs to the hyperparameters; None for others."""
-    if key in ARGUMENTS:
-        return Problem(key, f"is no longer an argument: {ARGUMENTS[key]}")
-    if key in _HYPERPARAMETERS:
-        return Problem(key, f"belongs to the hyperparameters: HyperParameters({key}=...)")
-    return None
+    """Explain an argument of earlier versions; None for others."""
+    return Problem(key, f"is no longer an argument: {ARGUMENTS[key]}") if key in ARGUMENTS else None
 
 
 def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:

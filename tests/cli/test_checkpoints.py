@@ -318,6 +318,17 @@ def test_what_else_lies_there(look, folder):
     assert ", earlier trainings 7.7 kB, other 5 bytes)\n" in out
 
 
+def test_a_damaged_file_that_was_moved_aside_is_no_earlier_training(look, folder):
+    (folder / "earlier-1").mkdir()
+    (folder / "earlier-1" / "run.json").write_text("{")
+    out = look(folder)[1]
+    assert re.search(r"(?m)^earlier-1 +1 byte[s]? +not a training, only what was moved aside: run.json$", out)
+    (folder / "earlier-1" / "training.json").write_text("{}")
+    assert re.search(
+        r"(?m)^earlier-1 +\d bytes +an earlier training: no checkpoints, no saved models$", look(folder)[1]
+    )
+
+
 def test_many_other_things_are_counted(look, folder):
     for number in range(50):
         (folder / "checkpoints" / f"note-{number}").touch()

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,16 @@ def test_columns_where_they_fit_and_no_padding_elsewhere():
 
 
 def test_folders_for_a_shell(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
+    monkeypatch.chdir("/")  # the shell of the user stays where it is
     assert for_shell(tmp_path / "runs/a") == "runs/a"
     assert for_shell(Path("/a b/it's")) == shlex.quote("/a b/it's")
+
+
+def test_folders_are_relative_to_where_the_process_was_started(tmp_path):
+    code = (
+        "import os; from pathlib import Path; from accmt.display.lines import for_shell; here = Path.cwd();"
+        "os.chdir('/'); print(for_shell(here / 'runs'), for_shell(Path('/other')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "runs /other\n"

@@ -44,7 +44,7 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_each_line_fits_and_no_path_is_broken(trainer, regression, data, seen, width, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
     training = trainer("my model", epochs=2)
     output = seen(width, lambda: training.fit(regression(), data(16), data(8)))
     lines = re.split(r"\r?\n|\r", SEQUENCE.sub("", output))
@@ -57,6 +57,12 @@ def test_each_line_fits_and_no_path_is_broken(trainer, regression, data, seen, w
     assert any(line.endswith("'my model/best_valid_loss'") for line in lines)
     assert any(line.endswith("accmt explain 'my model'") for line in lines)
     assert "valid: valid_loss " in re.sub(r"\s+", " ", "".join(lines))
+
+
+def test_after_an_early_stop_the_bar_says_the_epochs_that_were_done(trainer, regression, data, seen):
+    output = seen(80, lambda: trainer(epochs=5, stop_when="epoch >= 2").fit(regression(), data(16), data(8)))
+    bars = re.findall(r"epoch (\S+) [━╸╺]+ (\d+)/20\b", SEQUENCE.sub("", output))
+    assert bars[-1] == ("2/5", "8")
 
 
 def test_names_of_the_user_never_steer_the_terminal(trainer, regression, data, seen, tmp_path):

@@ -406,8 +406,9 @@ def test_the_norm_is_measured_before_the_values_are_clipped(trainer, regression,
 
 
 def test_both_ways_of_clipping_are_refused(trainer):
-    with pytest.raises(ConfigError, match=r"clip_grad_value: is given together with clip_grad: give one of them"):
-        trainer(clip_grad_value=0.5, clip_grad=2.0)
+    for norm in (2.0, 1.0):  # the default is refused as well, if it is given
+        with pytest.raises(ConfigError, match=r"clip_grad_value: is given together with clip_grad: give one of them"):
+            trainer(clip_grad_value=0.5, clip_grad=norm)
 
 
 def test_sparse_gradients_cannot_be_clipped_by_value(trainer):
@@ -669,7 +670,8 @@ def test_the_curve_is_drawn_into_a_file(trainer, regression, data, tmp_path, mon
     assert axes.get_xscale() == "log"
     assert list(axes.lines[0].get_xdata()) == list(curve.rates)
     assert list(axes.lines[0].get_ydata()) == list(curve.losses)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it"
+    monkeypatch.setitem(__import__("sys").modules, "accmt.tracking.plot", None)
     with pytest.raises(ImportError, match=r"a picture needs matplotlib: pip install 'accmt\[plot\]'"):
         curve.plot()
 

@@ -88,7 +88,7 @@ def test_the_costs_of_the_whole_training(rehearsed):
     costs = {name: (size > 0, number) for name, (_, size, number) in found["costs"].items()}
     assert costs == {
         "step": (False, 60),
-        "evaluation on 0": (False, 3),
+        "evaluation on valid": (False, 3),
         "save best_error": (True, 3),
         "save best_valid_loss": (True, 3),
         "checkpoint": (True, 3),
@@ -151,7 +151,7 @@ def test_no_model_is_restored(rehearsed):
 
 def test_a_stream_without_length(rehearsed):
     found = found_of(rehearsed, "stream")
-    assert found["costs"]["evaluation on 0"][0] is None
+    assert found["costs"]["evaluation on valid"][0] is None
     assert found["seconds"] is None
     assert "the whole training takes unknown" in found["text"]
 
@@ -171,7 +171,7 @@ def test_no_validation_data(rehearsed):
 
 
 def test_without_saved_models(rehearsed):
-    assert list(found_of(rehearsed, "no saving")["costs"]) == ["step", "evaluation on 0", "checkpoint"]
+    assert list(found_of(rehearsed, "no saving")["costs"]) == ["step", "evaluation on valid", "checkpoint"]
 
 
 @pytest.mark.parametrize(

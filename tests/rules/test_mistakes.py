@@ -236,3 +236,23 @@ def test_of_many_names_only_some_are_listed():
         check_one("accuracy@nowhere", facts)
     assert max(map(len, str(error.value).splitlines())) < 1_000
     assert "and 88 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("f1_score", '"f1 score"'),
+        ("val/accuracy", '"val/accuracy"'),
+        ("accuracy@dev", '"dev set"'),
+        ("accuracy@devset", '"dev set"'),
+        ("acuracy", "accuracy"),
+    ],
+)
+def test_a_name_that_needs_quotes_is_suggested_in_quotes(text, meant):
+    names = ("f1 score", "val/accuracy", "accuracy")
+    facts = Facts({name: Reported(("dev set",), True) for name in names}, ("dev set",), Length(100, 10))
+    with pytest.raises(RuleError) as error:
+        check_one(text, facts)
+    assert error.value.problems[0].suggestion == meant
+    if meant.strip('"') in names:
+        check_one(meant, facts)

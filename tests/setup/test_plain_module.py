@@ -456,3 +456,25 @@ def test_two_processes(tmp_path):
         pytest.approx(exact)
     )
     assert {metric for *_, dataset, metric, _ in values if dataset == "few"} == {"valid_loss", "accuracy"}
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_errors_name_the_model_of_the_user(trainer, validation):
+    data = TensorDataset(torch.zeros(8, 3), torch.zeros(8, dtype=torch.long))
+    with pytest.raises(RuntimeError) as caught:
+        trainer().fit(nn.Linear(4, 2), data, data if validation else None, loss_fn=nn.CrossEntropyLoss())
+    step = "validation_step of Linear on 'valid'" if validation else "training_step of Linear"
+    assert caught.value.__notes__[0] == f"raised in {step}, epoch 1, step 0"
+    with pytest.raises(RuntimeError) as caught:
+        trainer().predict(nn.Linear(4, 2), data)
+    assert caught.value.__notes__[0] == "raised in predict_step of Linear, epoch 1, step 0"
+
+
+@pytest.mark.parametrize("samples", [[("a text", 0)] * 8, [(torch.zeros(4), "a")] * 8, ["a", "b", "c", "d"]])
+def test_texts_are_answered_with_what_to_do(trainer, samples):
+    with pytest.raises((AttributeError, TypeError)) as caught:
+        trainer().fit(network(), samples, loss_fn=nn.CrossEntropyLoss())
+    assert caught.value.__notes__[0] == "raised in training_step of Sequential, epoch 1, step 0"
+    assert caught.value.__notes__[-1] == (
+        "texts are not tensors: make tensors of them in the dataset or in a collate_fn"
+    )

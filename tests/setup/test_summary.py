@@ -75,7 +75,7 @@ def test_directions_also_of_training_metrics(trainer, regression, data, capsys):
 
 
 def test_one_line_a_rule_at_the_end(trainer, regression, data, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
     training = trainer(epochs=3, evaluate_every="2 steps")
     training.register_model_saving("best_valid_loss")
     training.register_model_saving("best_valid_loss if step > 100", name="never")

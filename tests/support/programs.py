@@ -21,6 +21,8 @@ def run(program: str, arguments: list[str], environment: dict[str, str], folder:
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(folder)
+    if (paths := sys.modules.get("accmt.files.paths")) is not None:
+        paths._STARTED = Path(folder)
     os.environ.clear()
     os.environ |= environment
     tempfile.tempdir = None

@@ -40,6 +40,14 @@ def test_long_form(trainer, regression, data, error_metric):
     assert TrainingHistory(()).to_pandas().columns.tolist() == COLUMNS
 
 
+def test_the_only_dataset_is_called_valid(trainer, regression, data):
+    history = trainer().fit(regression(), data(12), data(5))
+    assert {value.dataset for value in history} == {None, "valid"}
+    assert "valid_loss@valid" in history._repr_html_()
+    assert history.plot().axes[1].get_legend().texts[0].get_text() == "valid"
+    assert list(history.observations[0].values) == ["0"], "its key in rules and on the disk"
+
+
 @pytest.mark.proves("TrainingHistory", "TrainingHistory(observations)", "TrainingHistory(stop)")
 def test_its_text(trainer, regression, data):
     training = trainer(epochs=5, stop_when="epoch >= 3")

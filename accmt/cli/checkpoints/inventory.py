@@ -20,7 +20,7 @@ from accmt.checkpoint.checkpoints import FOLDER, SCHEMA, TRAINER, Checkpoints
 from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, KeptList, ModelDescription
 from accmt.files.json_io import DamagedFile, read_json
 from accmt.rules.codec import Count
-from accmt.rules.reserved_names import EARLIER
+from accmt.rules.reserved_names import EARLIER, TRAINING
 from accmt.tracking.training_file import read_description
 
 COMPLETE, VERIFIED, UNLISTED = "complete", "verified", "not listed"
@@ -364,9 +364,11 @@ def _leftover(path: Path) -> Finding:
 
 
 def _earlier(folder: Path) -> str:
-    """Describe an earlier training. Its checkpoints are in their folder, or here if only they were moved."""
+    """Describe an earlier training, whose checkpoints are here if only they were moved, or damaged files of this."""
     checkpoints = len([*folder.glob("checkpoint-*"), *folder.glob(f"{FOLDER}/checkpoint-*")])
     rules = len({path.parent for name in (DESCRIPTION, INDEX) for path in folder.glob(f"*/{name}")})
     parts = [f"{checkpoints} checkpoint{'s' * (checkpoints != 1)}"] * (checkpoints > 0)
     parts += [f"saved models of {rules} rule{'s' * (rules != 1)}"] * (rules > 0)
+    if not parts and (files := sorted(os.listdir(folder))) and TRAINING not in files:
+        return f"not a training, only what was moved aside: {', '.join(files[:12])}"
     return f"an earlier training: {', '.join(parts) or 'no checkpoints, no saved models'}"
