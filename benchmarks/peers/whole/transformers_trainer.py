@@ -1,0 +1,66 @@
+"""The Trainer of Transformers, with a callback for the best model of each validation set, as it keeps one itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+
+from ..transformers_trainer import ModelWithLoss
+from . import Whole
+
+
+class BestOfEachSet(TrainerCallback):
+    trainer: Trainer
+
+    def __init__(self, task: Whole) -> None:
+        self.task = task
+        self.best: dict[str, float] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        for key in self.task.validation:
+            loss = metrics.get(f"eval_{key}_loss")
+            if loss is not None and loss < self.best.get(key, float("inf")):
+                self.best[key] = loss
+                self.trainer.save_model(str(self.task.folder / f"best_{key}"))
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
+
+
+def train(task: Whole) -> None:
+    def collate(samples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        inputs, labels = task.collate(samples)
+        return {"inputs": inputs, "labels": labels}
+
+    arguments = TrainingArguments(
+        output_dir=str(task.folder),
+        use_cpu=True,
+        num_train_epochs=task.epochs,
+        per_device_train_batch_size=task.batch_size,
+        per_device_eval_batch_size=task.eval_batch_size,
+        optim="adamw_torch",
+        learning_rate=task.learning_rate,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        max_grad_norm=task.clip_norm,
+        logging_strategy="epoch",
+        report_to="none",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    best = BestOfEachSet(task)
+    best.trainer = Trainer(
+        ModelWithLoss(task.model),
+        arguments,
+        data_collator=collate,
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        compute_metrics=accuracy,
+        callbacks=[best],
+    )
+    best.trainer.train()
