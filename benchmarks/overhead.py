@@ -81,9 +81,7 @@ def main() -> int:
     arguments = parse_arguments()
     peers = installed_peers(arguments.only)
     print_versions(peers)
-    runs, failures = run_rounds(
-        peers, arguments.rounds, partial(run_once, steps=arguments.steps, bar=arguments.bar)
-    )
+    runs, failures = run_rounds(peers, arguments.rounds, partial(run_once, steps=arguments.steps, bar=arguments.bar))
     runs = {name: done for name, done in runs.items() if name not in failures}
     summaries = summarize(runs, arguments.steps)
     print_table(summaries)

@@ -187,7 +187,9 @@ def verify(runs: Mapping[str, Sequence[WholeRun]], content: Mapping[str, Any]) -
         elif not 0 <= run.evaluated - task.epochs * sum(samples) <= most:
             problems[name] = f"evaluated {run.evaluated} samples instead of {task.epochs} times {sum(samples)}."
     if done and not problems:
-        print(f"\nall alike: {task.steps} steps, {task.epochs} evaluations on {len(samples)} sets, best models, checkpoint")
+        print(
+            f"\nall alike: {task.steps} steps, {task.epochs} evaluations on {len(samples)} sets, best models, checkpoint"
+        )
     return problems
 
 

@@ -27,6 +27,7 @@ from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.tensor_files import Files, size_of, write_files
 from accmt.distributed.collective import Failed, everywhere, from_each, on_main
 from accmt.distributed.process_group import side_group
+from accmt.notices import warn
 
 _FOR_NEW_PROCESSES = ("objects",)
 """Parts that a process copies from the first one if the checkpoint, of fewer processes, has none for it."""
@@ -39,13 +40,11 @@ class CheckpointResult:
     Attributes:
         step: Its step.
         failure: Why it could not be made; None if it was made.
-        warning: What failed besides, such as deleting older ones; empty if nothing.
         ends_training: The failure is the second in a row, or one that must not be ignored.
     """
 
     step: int
     failure: Exception | None = None
-    warning: str = ""
     ends_training: bool = False
 
 
@@ -105,6 +104,7 @@ class Checkpointer:
         self._staging = Staging() if in_background else None
         self._group = side_group() if in_background else None
         self._writing: tuple[CheckpointResult, Thread] | None = None
+        self._pruning: Thread | None = None
         self._begun = 0
         self._failed = False
 
@@ -158,9 +158,12 @@ class Checkpointer:
         return self._concluded(outcome)
 
     def close(self) -> None:
-        """Release buffers and group, unless a thread still writes (not waited for after a second Ctrl-C)."""
+        """Release buffers and group, unless a thread still writes (not waited for after a second Ctrl-C), and wait
+        until older checkpoints are deleted."""
         if not self.is_writing:
             self._staging = self._group = None
+        if self._pruning is not None:
+            self._pruning.join()
 
     def read(self, checkpoint: Checkpoint) -> Saved:
         """Read a verified checkpoint, and check that every part can be restored from it; nothing is changed.
@@ -212,6 +215,8 @@ class Checkpointer:
         return {**contents.ranked_files(rank, ranked), **contents.shared_files(rank, self.model, shared)}
 
     def _prepare(self, step: int, size: int) -> tuple[Path, Path]:
+        if self._pruning is not None:
+            self._pruning.join()
         target = self._checkpoints.next(step)
         target.parent.mkdir(parents=True, exist_ok=True)
         require_space(target.parent, size)
@@ -237,10 +242,16 @@ class Checkpointer:
         except Exception as error:
             outcome.failure = error
             return
+        if PartialState().is_main_process:
+            self._pruning = Thread(target=self._prune, name="prune")
+            self._pruning.start()
+
+    def _prune(self) -> None:
+        """Delete older checkpoints, in the background: nothing waits for it but the next checkpoint and the end."""
         try:
-            on_main(lambda: self._checkpoints.prune(self._keep), self._group)
-        except Failed as failure:
-            outcome.warning = f"older checkpoints could not be deleted: {failure}"
+            self._checkpoints.prune(self._keep)
+        except Exception as error:
+            warn(f"older checkpoints could not be deleted: {type(error).__name__}: {error}")
 
     def _concluded(self, outcome: CheckpointResult) -> CheckpointResult:
         """Remember an outcome: one failure can be followed by a success, two in a row are an error."""

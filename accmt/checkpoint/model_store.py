@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from shutil import copyfile, copytree, ignore_patterns
+from threading import Thread
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +31,8 @@ from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json, write_json
 from accmt.rules import KeptModel, SavingRule, Verdict
 
+_NOT_COPIED = ignore_patterns(DESCRIPTION, publish.MANIFEST)
+
 
 class ModelStore:
     """Writer of the models that rules decide to save, below a `model_path`.
@@ -46,36 +52,84 @@ class ModelStore:
         self._model_path = model_path
         self._form = form
         self._extras = extras
+        self._deleting: Thread | None = None
 
     def save(
+        self, rule: SavingRule, verdict: Verdict, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any
+    ) -> None:
+        """Do the same as `save_all` for one rule, and raise what failed."""
+        failures = self.save_all([(rule, verdict)], weights, *args, **kwargs)
+        self.close()
+        for error in failures.values():
+            raise error
+
+    def save_all(
         self,
-        rule: SavingRule,
-        verdict: Verdict,
+        decided: Sequence[tuple[SavingRule, Verdict]],
         weights: Mapping[str, Tensor],
         epoch: int,
         beside: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Publish the model that a verdict saves, replacing the former one.
+    ) -> dict[str, Exception]:
+        """Publish the model that verdicts save, each replacing the former one, which is deleted in the background.
 
-        `beside` are the weights of the networks that are trained alongside it.
+        `beside` are the weights of the networks that are trained alongside it. Each rule has files of its own: the
+        first ones are written, the others are copies.
+
+        Returns:
+            Name of a rule -> why its model could not be saved.
         """
-        folder = self._model_path / rule.folder
-        new = max(verdict.kept, key=lambda kept: kept.evaluation)
-        target = folder if rule.keep == 1 else folder / new.folder
-        if rule.keep > 1 and (folder / DESCRIPTION).is_file():
-            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
-        require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
-        with publish.publishing(target) as temporary:
-            self._extras(temporary)
-            write_weights(temporary, weights, self._form)
-            if beside:
-                write_tensors(temporary / BESIDE, beside)
+        self.close()
+        size, made = size_of({"weights": weights, "beside": beside or {}}), list[Path]()
+
+        def write(rule: SavingRule, new: KeptModel, temporary: Path) -> None:
+            require_space(self._model_path, size)
+            if made:
+                copytree(made[0], temporary, ignore=_NOT_COPIED, copy_function=copyfile, dirs_exist_ok=True)
+            else:
+                self._extras(temporary)
+                write_weights(temporary, weights, self._form)
+                if beside:
+                    write_tensors(temporary / BESIDE, beside)
+                made.append(temporary)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, new.values, strict=True))
             about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
             write_json(temporary / DESCRIPTION, about.to_json())
-        if rule.keep > 1:
-            _update_index(folder, verdict.kept)
+
+        failures: dict[str, Exception] = {}
+        targets: dict[Path, tuple[SavingRule, Verdict]] = {}
+        writers: dict[Path, Callable[[Path], None]] = {}
+        for rule, verdict in decided:
+            new = max(verdict.kept, key=lambda kept: kept.evaluation)
+            try:
+                target = self._target(rule, new)
+            except Exception as error:
+                failures[rule.name] = error
+                continue
+            targets[target], writers[target] = (rule, verdict), partial(write, rule, new)
+        failed, formers = publish.publish_all(writers)
+        for target, (rule, verdict) in targets.items():
+            try:
+                if target in failed:
+                    raise failed[target]
+                if rule.keep > 1:
+                    _update_index(self._model_path / rule.folder, verdict.kept)
+            except Exception as error:
+                failures[rule.name] = error
+        self._deleting = Thread(target=publish.delete, args=(formers,), name="delete")
+        self._deleting.start()
+        return failures
+
+    def close(self) -> None:
+        """Wait until what was replaced is deleted."""
+        if self._deleting is not None:
+            self._deleting.join()
+
+    def _target(self, rule: SavingRule, new: KeptModel) -> Path:
+        folder = self._model_path / rule.folder
+        if rule.keep > 1 and (folder / DESCRIPTION).is_file():
+            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
+        return folder if rule.keep == 1 else folder / new.folder
 
     def existing(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
         """Return the kept models of a rule that exist on the disk.

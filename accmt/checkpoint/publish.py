@@ -1,7 +1,8 @@
 """Atomic publishing of a directory: under its name it is complete and verified, or absent.
 
 A directory is written under a temporary name next to its target, every file is hashed and flushed to the disk, a
-manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
+manifest is added, and a rename makes it visible. Files are flushed at the same time, because a disk that is asked to
+flush several takes hardly longer than for one. A directory that is replaced or deleted is first renamed away, so that
 no half-deleted one is ever visible either. Where a rename is impossible (a directory in a lower layer of an overlay, as
 in container images), it is copied, and its manifest is deleted first, so that the rest does not pass as complete.
 """
@@ -16,9 +17,10 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +42,8 @@ _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.D
 
 _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # about 100,000 files
-_THREADS = 4
+_THREADS = 8
+_SMALL = 2**16  # bytes that are hashed faster than a thread starts
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
 _EXCHANGE = 2
 _AT_FDCWD = -100
@@ -109,15 +112,51 @@ def temporary_for(target: Path) -> Path:
     return temporary
 
 
+def publish_all(writers: Mapping[Path, Callable[[Path], None]]) -> tuple[dict[Path, Exception], dict[Path, str]]:
+    """Publish several directories at once, each as `publishing` does, whether or not others fail.
+
+    Args:
+        writers: Target -> writes its files into a temporary directory.
+
+    Returns:
+        Target -> why it was not published; and the directories that were replaced, to be given to `delete`.
+    """
+    failures: dict[Path, Exception] = {}
+    formers: dict[Path, str] = {}
+    temporaries: dict[Path, Path] = {}
+    flushes: dict[Path, list[Future[None]]] = {}
+    try:
+        with _pool() as pool:
+            for target, write in writers.items():
+                with _kept(failures, target):
+                    temporary = temporaries[target] = temporary_for(target)
+                    write(temporary)
+                    entries, flushes[target] = _described(_contents(temporary).values(), pool)
+                    flushes[target] += _flushed([_manifest(temporary, entries)], _folders(temporary), pool)
+            for target in [each for each in writers if each not in failures]:
+                with _kept(failures, target):
+                    _wait(flushes[target])
+                    formers |= _put(temporaries[target], target)
+                    del temporaries[target]
+    finally:
+        for temporary in temporaries.values():
+            shutil.rmtree(temporary, ignore_errors=True)
+    for parent in {target.parent: None for target in writers if target not in failures}:
+        with only_warned(f"what was saved in {parent.name} is complete, but may not survive a power cut"):
+            flush_directory(parent)
+    return failures, formers
+
+
 def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
     """Flush files to the disk and return size and hash of each, working in threads while `files` yields more.
 
     Raises:
         ValueError: A file is a link, or otherwise not a regular file.
     """
-    with ThreadPoolExecutor(_THREADS, "flush") as pool:
-        entries = {path: pool.submit(_describe, path) for path in files}
-        return {path: entry.result() for path, entry in entries.items()}
+    with _pool() as pool:
+        entries, flushes = _described(files, pool)
+        _wait(flushes)
+        return entries
 
 
 def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
@@ -128,15 +167,22 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
     Raises:
         ValueError: One of the files has the manifest's name.
     """
-    files = {path.relative_to(temporary).as_posix(): entry for path, entry in sorted(entries.items())}
-    if MANIFEST in files:
-        raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
-    manifest = temporary / MANIFEST
-    write_json(manifest, Manifest(1, files).to_json(), indent=1)
-    flush_file(manifest)
-    for folder in _folders(temporary):
-        flush_directory(folder)
-    _put(temporary, target)
+    manifest = _manifest(temporary, entries)
+    with _pool() as pool:
+        _wait(_flushed([manifest], _folders(temporary), pool))
+    formers = _put(temporary, target)
+    with only_warned(f"{target.name} is complete, but may not survive a power cut"):
+        flush_directory(target.parent)
+    delete(formers)
+
+
+def delete(formers: Mapping[Path, str]) -> None:
+    """Delete directories that others, of these names, replaced; a failure is a warning, and left to `recover`."""
+    for former, name in formers.items():
+        with only_warned(f"{name} is complete, but what it replaced could not be deleted"):
+            _delete(former)
+            if os.path.lexists(former):
+                raise OSError(errno.EBUSY, f"{former.name} is left until the next start deletes it")
 
 
 def folder_problem(folder: Path, *, read: bool = True) -> str | None:
@@ -229,30 +275,68 @@ def _name(prefix: str, name: str) -> str:
     return f"{prefix}{name}-{uuid.uuid4().hex[:_UNIQUE]}"
 
 
-def _describe(path: Path) -> FileEntry:
-    if not is_file(path):
-        raise ValueError(f"{path.name} is not a regular file: only those can be published")
-    flush_file(path)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, "flush")
+
+
+@contextmanager
+def _kept(failures: dict[Path, Exception], target: Path) -> Iterator[None]:
+    """Keep an error in the block as the failure of a target."""
+    try:
+        yield
+    except Exception as error:
+        failures[target] = error
+
+
+def _described(files: Iterable[Path], pool: ThreadPoolExecutor) -> tuple[dict[Path, FileEntry], list[Future[None]]]:
+    """Return size and hash of files that are being flushed."""
+    entries: dict[Path, FileEntry | Future[FileEntry]] = {}
+    flushes: list[Future[None]] = []
+    for path in files:
+        if not is_file(path):
+            raise ValueError(f"{path.name} is not a regular file: only those can be published")
+        flushes += _flushed([path], [], pool)
+        entries[path] = _entry(path) if path.stat().st_size <= _SMALL else pool.submit(_entry, path)
+    return {path: each.result() if isinstance(each, Future) else each for path, each in entries.items()}, flushes
+
+
+def _entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, hash_of(path))
 
 
-def _put(temporary: Path, target: Path) -> None:
-    former: Path | None = None
+def _flushed(files: Iterable[Path], folders: Iterable[Path], pool: ThreadPoolExecutor) -> list[Future[None]]:
+    """Begin to flush files and directories."""
+    return [
+        *(pool.submit(flush_file, path) for path in files),
+        *(pool.submit(flush_directory, path) for path in folders),
+    ]
+
+
+def _wait(flushes: Iterable[Future[None]]) -> None:
+    for each in flushes:
+        each.result()
+
+
+def _manifest(temporary: Path, entries: Mapping[Path, FileEntry]) -> Path:
+    """Write the manifest of a temporary directory."""
+    files = {path.relative_to(temporary).as_posix(): entry for path, entry in sorted(entries.items())}
+    if MANIFEST in files:
+        raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
+    manifest = temporary / MANIFEST
+    write_json(manifest, Manifest(1, files).to_json(), indent=1)
+    return manifest
+
+
+def _put(temporary: Path, target: Path) -> dict[Path, str]:
+    """Rename a temporary directory to its target, and return what it replaced, if anything."""
     if not os.path.lexists(target):
         temporary.rename(target)
-    elif _exchange(temporary, target):
-        former = temporary
-    else:
-        former = target.parent / _name(REPLACED, target.name)
-        _replace(temporary, target, former)
-    with only_warned(f"{target.name} is complete, but may not survive a power cut"):
-        flush_directory(target.parent)
-    if former is None:
-        return
-    with only_warned(f"{target.name} is complete, but what it replaced could not be deleted"):
-        _delete(former)
-        if os.path.lexists(former):
-            raise OSError(errno.EBUSY, f"{former.name} is left until the next start deletes it")
+        return {}
+    if _exchange(temporary, target):
+        return {temporary: target.name}
+    former = target.parent / _name(REPLACED, target.name)
+    _replace(temporary, target, former)
+    return {former: target.name}
 
 
 def _replace(temporary: Path, target: Path, former: Path) -> None:
@@ -280,6 +364,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return not failed
 
 
+@cache
 def _renameat2() -> Callable[..., int] | None:
     """Return the system's call, which only Linux has."""
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from accmt.distributed.collective import Failed, agreed, from_each, on_main
+from accmt.distributed.collective import Failed, agreed, described, from_each, on_main
 from accmt.distributed.strategy import whole_weights
 from accmt.loop.evaluate import evaluate
 from accmt.loop.out_of_memory import clean_caches
@@ -153,17 +152,18 @@ def _save(run: Run, decision: Decision) -> Decision:
     weights = whole_weights(parts.model, run.module.accelerator)
     beside = parts.kept.trained(run.stepper.held())
     rules = {rule.name: rule for rule in run.engine.rules.savings}
-    for verdict in decision.saved:
-        rule = rules[verdict.rule]
-        try:
-            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch, beside))
+    decided = [(rules[verdict.rule], verdict) for verdict in decision.saved]
+    failures = on_main(lambda: described(savings.save_all(decided, weights, decision.progress.epoch, beside)))
+    for rule, _ in decided:
+        if rule.name not in failures:
             failed.discard(rule.name)
-        except Failed as failure:
-            if rule.name in failed:
-                raise
-            failed.add(rule.name)
-            warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
-            decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
+            continue
+        failure = failures[rule.name]
+        if rule.name in failed:
+            raise Failed(failure)
+        failed.add(rule.name)
+        warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
+        decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
     return decision
 
 

@@ -49,7 +49,9 @@ class Whole:
 
     def validation_loaders(self) -> dict[str, DataLoader[Any]]:
         loader = DataLoader
-        return {key: loader(data, self.eval_batch_size, collate_fn=self.collate) for key, data in self.validation.items()}
+        return {
+            key: loader(data, self.eval_batch_size, collate_fn=self.collate) for key, data in self.validation.items()
+        }
 
     def optimizer(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate)
