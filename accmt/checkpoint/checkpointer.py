@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -27,7 +28,6 @@ from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.tensor_files import Files, size_of, write_files
 from accmt.distributed.collective import Failed, everywhere, from_each, on_main
 from accmt.distributed.process_group import side_group
-from accmt.notices import warn
 
 _FOR_NEW_PROCESSES = ("objects",)
 """Parts that a process copies from the first one if the checkpoint, of fewer processes, has none for it."""
@@ -40,11 +40,13 @@ class CheckpointResult:
     Attributes:
         step: Its step.
         failure: Why it could not be made; None if it was made.
+        warning: What failed besides, such as deleting older ones; empty if nothing.
         ends_training: The failure is the second in a row, or one that must not be ignored.
     """
 
     step: int
     failure: Exception | None = None
+    warning: str = ""
     ends_training: bool = False
 
 
@@ -104,7 +106,6 @@ class Checkpointer:
         self._staging = Staging() if in_background else None
         self._group = side_group() if in_background else None
         self._writing: tuple[CheckpointResult, Thread] | None = None
-        self._pruning: Thread | None = None
         self._begun = 0
         self._failed = False
 
@@ -158,12 +159,9 @@ class Checkpointer:
         return self._concluded(outcome)
 
     def close(self) -> None:
-        """Release buffers and group, unless a thread still writes (not waited for after a second Ctrl-C), and wait
-        until older checkpoints are deleted."""
+        """Release buffers and group, unless a thread still writes (not waited for after a second Ctrl-C)."""
         if not self.is_writing:
             self._staging = self._group = None
-        if self._pruning is not None:
-            self._pruning.join()
 
     def read(self, checkpoint: Checkpoint) -> Saved:
         """Read a verified checkpoint, and check that every part can be restored from it; nothing is changed.
@@ -215,8 +213,6 @@ class Checkpointer:
         return {**contents.ranked_files(rank, ranked), **contents.shared_files(rank, self.model, shared)}
 
     def _prepare(self, step: int, size: int) -> tuple[Path, Path]:
-        if self._pruning is not None:
-            self._pruning.join()
         target = self._checkpoints.next(step)
         target.parent.mkdir(parents=True, exist_ok=True)
         require_space(target.parent, size)
@@ -225,16 +221,20 @@ class Checkpointer:
     def _write(self, outcome: CheckpointResult, files: Files, target: Path, temporary: Path) -> None:
         """Write and publish together with the other processes, and record any failure."""
 
+        # The main process flushes its files together with the manifest.
+        flushes: list[Future[None]] | None = [] if PartialState().is_main_process else None
+
         def write() -> dict[Path, publish.FileEntry]:
             if self._staging is not None:
                 self._staging.wait()
             engine = self.model.engine
-            return publish.describe(chain(write_files(temporary, files), engine.write(temporary) if engine else ()))
+            written = chain(write_files(temporary, files), engine.write(temporary) if engine else ())
+            return publish.describe(written, flushes)
 
         try:
             try:
                 entries = {path: entry for part in everywhere(write, self._group) for path, entry in part.items()}
-                on_main(lambda: publish.publish(temporary, target, entries), self._group)
+                on_main(lambda: publish.publish(temporary, target, entries, flushes or ()), self._group)
             except BaseException:
                 if PartialState().is_main_process:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -242,16 +242,10 @@ class Checkpointer:
         except Exception as error:
             outcome.failure = error
             return
-        if PartialState().is_main_process:
-            self._pruning = Thread(target=self._prune, name="prune")
-            self._pruning.start()
-
-    def _prune(self) -> None:
-        """Delete older checkpoints, in the background: nothing waits for it but the next checkpoint and the end."""
         try:
-            self._checkpoints.prune(self._keep)
-        except Exception as error:
-            warn(f"older checkpoints could not be deleted: {type(error).__name__}: {error}")
+            on_main(lambda: self._checkpoints.prune(self._keep), self._group)
+        except Failed as failure:
+            outcome.warning = f"older checkpoints could not be deleted: {failure}"
 
     def _concluded(self, outcome: CheckpointResult) -> CheckpointResult:
         """Remember an outcome: one failure can be followed by a success, two in a row are an error."""

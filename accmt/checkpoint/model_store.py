@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from shutil import copyfile, copytree, ignore_patterns
-from threading import Thread
-from typing import Any
+from threading import Lock
 
 from torch import Tensor
 
@@ -25,13 +23,13 @@ from accmt.checkpoint.saved_models import (
     best_in,
     listed_in,
 )
-from accmt.checkpoint.tensor_files import size_of, write_tensors
+from accmt.checkpoint.tensor_files import in_main_memory, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json, write_json
 from accmt.rules import KeptModel, SavingRule, Verdict
 
-_NOT_COPIED = ignore_patterns(DESCRIPTION, publish.MANIFEST)
+_AT_ONCE = 8
 
 
 class ModelStore:
@@ -52,84 +50,53 @@ class ModelStore:
         self._model_path = model_path
         self._form = form
         self._extras = extras
-        self._deleting: Thread | None = None
+        self._writing = Lock()
 
     def save(
-        self, rule: SavingRule, verdict: Verdict, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any
+        self,
+        rule: SavingRule,
+        verdict: Verdict,
+        weights: Mapping[str, Tensor],
+        epoch: int,
+        beside: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Do the same as `save_all` for one rule, and raise what failed."""
-        failures = self.save_all([(rule, verdict)], weights, *args, **kwargs)
-        self.close()
-        for error in failures.values():
-            raise error
+        """Publish the model that a verdict saves, replacing the former one.
+
+        `beside` are the weights of the networks that are trained alongside it. It can be called from several threads.
+        """
+        folder = self._model_path / rule.folder
+        new = max(verdict.kept, key=lambda kept: kept.evaluation)
+        target = folder if rule.keep == 1 else folder / new.folder
+        if rule.keep > 1 and (folder / DESCRIPTION).is_file():
+            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
+        with publish.publishing(target) as temporary:
+            with self._writing:  # one after the other: only the disk can flush several at once
+                require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
+                self._extras(temporary)
+                write_weights(temporary, weights, self._form)
+                if beside:
+                    write_tensors(temporary / BESIDE, beside)
+            names = [str(objective) for objective in rule.saving.ranking.objectives]
+            values = dict(zip(names, new.values, strict=True))
+            about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
+            write_json(temporary / DESCRIPTION, about.to_json())
+        if rule.keep > 1:
+            _update_index(folder, verdict.kept)
 
     def save_all(
         self,
         decided: Sequence[tuple[SavingRule, Verdict]],
         weights: Mapping[str, Tensor],
         epoch: int,
-        beside: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Exception]:
-        """Publish the model that verdicts save, each replacing the former one, which is deleted in the background.
-
-        `beside` are the weights of the networks that are trained alongside it. Each rule has files of its own: the
-        first ones are written, the others are copies.
-
-        Returns:
-            Name of a rule -> why its model could not be saved.
-        """
-        self.close()
-        size, made = size_of({"weights": weights, "beside": beside or {}}), list[Path]()
-
-        def write(rule: SavingRule, new: KeptModel, temporary: Path) -> None:
-            require_space(self._model_path, size)
-            if made:
-                copytree(made[0], temporary, ignore=_NOT_COPIED, copy_function=copyfile, dirs_exist_ok=True)
-            else:
-                self._extras(temporary)
-                write_weights(temporary, weights, self._form)
-                if beside:
-                    write_tensors(temporary / BESIDE, beside)
-                made.append(temporary)
-            names = [str(objective) for objective in rule.saving.ranking.objectives]
-            values = dict(zip(names, new.values, strict=True))
-            about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
-            write_json(temporary / DESCRIPTION, about.to_json())
-
-        failures: dict[str, Exception] = {}
-        targets: dict[Path, tuple[SavingRule, Verdict]] = {}
-        writers: dict[Path, Callable[[Path], None]] = {}
-        for rule, verdict in decided:
-            new = max(verdict.kept, key=lambda kept: kept.evaluation)
-            try:
-                target = self._target(rule, new)
-            except Exception as error:
-                failures[rule.name] = error
-                continue
-            targets[target], writers[target] = (rule, verdict), partial(write, rule, new)
-        failed, formers = publish.publish_all(writers)
-        for target, (rule, verdict) in targets.items():
-            try:
-                if target in failed:
-                    raise failed[target]
-                if rule.keep > 1:
-                    _update_index(self._model_path / rule.folder, verdict.kept)
-            except Exception as error:
-                failures[rule.name] = error
-        self._deleting = Thread(target=publish.delete, args=(formers,), name="delete")
-        self._deleting.start()
-        return failures
-
-    def close(self) -> None:
-        """Wait until what was replaced is deleted."""
-        if self._deleting is not None:
-            self._deleting.join()
-
-    def _target(self, rule: SavingRule, new: KeptModel) -> Path:
-        folder = self._model_path / rule.folder
-        if rule.keep > 1 and (folder / DESCRIPTION).is_file():
-            publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
-        return folder if rule.keep == 1 else folder / new.folder
+        beside: Mapping[str, Tensor],
+    ) -> dict[str, BaseException]:
+        """Do the same as `save` for several rules at once; return name of a rule -> why its model was not saved."""
+        weights, beside = in_main_memory(weights), in_main_memory(beside)
+        with ThreadPoolExecutor(_AT_ONCE, "save") as pool:
+            saved = {
+                rule.name: pool.submit(self.save, rule, verdict, weights, epoch, beside) for rule, verdict in decided
+            }
+        return {name: error for name, each in saved.items() if (error := each.exception()) is not None}
 
     def existing(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
         """Return the kept models of a rule that exist on the disk.

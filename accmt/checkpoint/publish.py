@@ -3,8 +3,9 @@
 A directory is written under a temporary name next to its target, every file is hashed and flushed to the disk, a
 manifest is added, and a rename makes it visible. Files are flushed at the same time, because a disk that is asked to
 flush several takes hardly longer than for one. A directory that is replaced or deleted is first renamed away, so that
-no half-deleted one is ever visible either. Where a rename is impossible (a directory in a lower layer of an overlay, as
-in container images), it is copied, and its manifest is deleted first, so that the rest does not pass as complete.
+no half-deleted one is ever visible either, and then deleted in the background. Where a rename is impossible (a
+directory in a lower layer of an overlay, as in container images), it is copied, and its manifest is deleted first, so
+that the rest does not pass as complete.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.D
 
 _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # about 100,000 files
-_THREADS = 8
-_SMALL = 2**16  # bytes that are hashed faster than a thread starts
+_SMALL = 2**16  # bytes that are hashed faster than another thread does it
+# Threads.
+_FLUSHES, _HASHES, _DELETES = 16, 4, 1
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
 _EXCHANGE = 2
 _AT_FDCWD = -100
@@ -75,10 +77,10 @@ def publishing(target: Path) -> Iterator[Path]:
     Raises:
         ValueError: An entry of the directory is not a regular file, or has the manifest's name.
     """
-    temporary = temporary_for(target)
+    temporary, flushes = temporary_for(target), list[Future[None]]()
     try:
         yield temporary
-        publish(temporary, target, describe(_contents(temporary).values()))
+        publish(temporary, target, describe(_contents(temporary).values(), flushes), flushes)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -112,77 +114,53 @@ def temporary_for(target: Path) -> Path:
     return temporary
 
 
-def publish_all(writers: Mapping[Path, Callable[[Path], None]]) -> tuple[dict[Path, Exception], dict[Path, str]]:
-    """Publish several directories at once, each as `publishing` does, whether or not others fail.
-
-    Args:
-        writers: Target -> writes its files into a temporary directory.
-
-    Returns:
-        Target -> why it was not published; and the directories that were replaced, to be given to `delete`.
-    """
-    failures: dict[Path, Exception] = {}
-    formers: dict[Path, str] = {}
-    temporaries: dict[Path, Path] = {}
-    flushes: dict[Path, list[Future[None]]] = {}
-    try:
-        with _pool() as pool:
-            for target, write in writers.items():
-                with _kept(failures, target):
-                    temporary = temporaries[target] = temporary_for(target)
-                    write(temporary)
-                    entries, flushes[target] = _described(_contents(temporary).values(), pool)
-                    flushes[target] += _flushed([_manifest(temporary, entries)], _folders(temporary), pool)
-            for target in [each for each in writers if each not in failures]:
-                with _kept(failures, target):
-                    _wait(flushes[target])
-                    formers |= _put(temporaries[target], target)
-                    del temporaries[target]
-    finally:
-        for temporary in temporaries.values():
-            shutil.rmtree(temporary, ignore_errors=True)
-    for parent in {target.parent: None for target in writers if target not in failures}:
-        with only_warned(f"what was saved in {parent.name} is complete, but may not survive a power cut"):
-            flush_directory(parent)
-    return failures, formers
-
-
-def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
+def describe(files: Iterable[Path], flushes: list[Future[None]] | None = None) -> dict[Path, FileEntry]:
     """Flush files to the disk and return size and hash of each, working in threads while `files` yields more.
+
+    With a list `flushes`, those still in progress are added to it instead of being waited for.
 
     Raises:
         ValueError: A file is a link, or otherwise not a regular file.
     """
-    with _pool() as pool:
-        entries, flushes = _described(files, pool)
-        _wait(flushes)
-        return entries
+    entries: dict[Path, FileEntry | Future[FileEntry]] = {}
+    begun: list[Future[None]] = [] if flushes is None else flushes
+    for path in files:
+        if not is_file(path):
+            raise ValueError(f"{path.name} is not a regular file: only those can be published")
+        begun.append(_pool(_FLUSHES).submit(flush_file, path))
+        entries[path] = _entry(path) if path.stat().st_size <= _SMALL else _pool(_HASHES).submit(_entry, path)
+    if flushes is None:
+        _wait(begun)
+    return {path: each.result() if isinstance(each, Future) else each for path, each in entries.items()}
 
 
-def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
+def publish(
+    temporary: Path, target: Path, entries: Mapping[Path, FileEntry], flushes: Iterable[Future[None]] = ()
+) -> None:
     """Add the manifest to a temporary directory and make it visible as `target`, replacing a former one.
 
-    If it raises, `target` is unchanged; a failure after the replacement is a warning.
+    If it raises, `target` is unchanged; a failure after the replacement is a warning. `flushes` are those of the files
+    that are still in progress.
 
     Raises:
         ValueError: One of the files has the manifest's name.
     """
-    manifest = _manifest(temporary, entries)
-    with _pool() as pool:
-        _wait(_flushed([manifest], _folders(temporary), pool))
-    formers = _put(temporary, target)
-    with only_warned(f"{target.name} is complete, but may not survive a power cut"):
-        flush_directory(target.parent)
-    delete(formers)
+    files = {path.relative_to(temporary).as_posix(): entry for path, entry in sorted(entries.items())}
+    if MANIFEST in files:
+        raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
+    manifest = temporary / MANIFEST
+    write_json(manifest, Manifest(1, files).to_json(), indent=1)
+    pool = _pool(_FLUSHES)
+    folders = [pool.submit(flush_directory, folder) for folder in _folders(temporary)]
+    _wait([*flushes, pool.submit(flush_file, manifest), *folders])
+    _put(temporary, target)
 
 
-def delete(formers: Mapping[Path, str]) -> None:
-    """Delete directories that others, of these names, replaced; a failure is a warning, and left to `recover`."""
-    for former, name in formers.items():
-        with only_warned(f"{name} is complete, but what it replaced could not be deleted"):
-            _delete(former)
-            if os.path.lexists(former):
-                raise OSError(errno.EBUSY, f"{former.name} is left until the next start deletes it")
+def end_threads() -> None:
+    """Wait until what was replaced or removed is deleted, and end all threads; others start when they are needed."""
+    for count in (_DELETES, _FLUSHES, _HASHES):
+        _pool(count).shutdown()
+    _pool.cache_clear()
 
 
 def folder_problem(folder: Path, *, read: bool = True) -> str | None:
@@ -207,7 +185,7 @@ def folder_problem(folder: Path, *, read: bool = True) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a directory such that it is never visible half-deleted."""
+    """Delete a directory, in the background, such that it is never visible half-deleted."""
     trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
     try:
         folder.rename(trash)
@@ -215,8 +193,7 @@ def remove(folder: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         trash = folder
-    flush_directory(folder.parent)
-    _delete(trash)
+    _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted")
 
 
 def move(source: Path, target: Path) -> None:
@@ -275,41 +252,17 @@ def _name(prefix: str, name: str) -> str:
     return f"{prefix}{name}-{uuid.uuid4().hex[:_UNIQUE]}"
 
 
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_THREADS, "flush")
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "flush")
 
 
-@contextmanager
-def _kept(failures: dict[Path, Exception], target: Path) -> Iterator[None]:
-    """Keep an error in the block as the failure of a target."""
-    try:
-        yield
-    except Exception as error:
-        failures[target] = error
-
-
-def _described(files: Iterable[Path], pool: ThreadPoolExecutor) -> tuple[dict[Path, FileEntry], list[Future[None]]]:
-    """Return size and hash of files that are being flushed."""
-    entries: dict[Path, FileEntry | Future[FileEntry]] = {}
-    flushes: list[Future[None]] = []
-    for path in files:
-        if not is_file(path):
-            raise ValueError(f"{path.name} is not a regular file: only those can be published")
-        flushes += _flushed([path], [], pool)
-        entries[path] = _entry(path) if path.stat().st_size <= _SMALL else pool.submit(_entry, path)
-    return {path: each.result() if isinstance(each, Future) else each for path, each in entries.items()}, flushes
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, hash_of(path))
-
-
-def _flushed(files: Iterable[Path], folders: Iterable[Path], pool: ThreadPoolExecutor) -> list[Future[None]]:
-    """Begin to flush files and directories."""
-    return [
-        *(pool.submit(flush_file, path) for path in files),
-        *(pool.submit(flush_directory, path) for path in folders),
-    ]
 
 
 def _wait(flushes: Iterable[Future[None]]) -> None:
@@ -317,26 +270,28 @@ def _wait(flushes: Iterable[Future[None]]) -> None:
         each.result()
 
 
-def _manifest(temporary: Path, entries: Mapping[Path, FileEntry]) -> Path:
-    """Write the manifest of a temporary directory."""
-    files = {path.relative_to(temporary).as_posix(): entry for path, entry in sorted(entries.items())}
-    if MANIFEST in files:
-        raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
-    manifest = temporary / MANIFEST
-    write_json(manifest, Manifest(1, files).to_json(), indent=1)
-    return manifest
-
-
-def _put(temporary: Path, target: Path) -> dict[Path, str]:
-    """Rename a temporary directory to its target, and return what it replaced, if anything."""
+def _put(temporary: Path, target: Path) -> None:
+    former: Path | None = None
     if not os.path.lexists(target):
         temporary.rename(target)
-        return {}
-    if _exchange(temporary, target):
-        return {temporary: target.name}
-    former = target.parent / _name(REPLACED, target.name)
-    _replace(temporary, target, former)
-    return {former: target.name}
+    elif _exchange(temporary, target):
+        former = temporary
+    else:
+        former = target.parent / _name(REPLACED, target.name)
+        _replace(temporary, target, former)
+    with only_warned(f"{target.name} is complete, but may not survive a power cut"):
+        flush_directory(target.parent)
+    if former is not None:
+        _pool(_DELETES).submit(_remove, former, f"{target.name} is complete, but what it replaced could not be deleted")
+
+
+def _remove(path: Path, otherwise: str) -> None:
+    """Delete what was renamed away, once that survives a power cut; warn if it is left."""
+    with only_warned(otherwise):
+        flush_directory(path.parent)
+        _delete(path)
+        if os.path.lexists(path):
+            raise OSError(errno.EBUSY, f"{path.name} is left until the next start deletes it")
 
 
 def _replace(temporary: Path, target: Path, former: Path) -> None:
@@ -415,7 +370,6 @@ def _differences(folder: Path, expected: Mapping[str, FileEntry], read: bool) ->
         elif path.stat().st_size != size:
             yield f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     if read:
-        with ThreadPoolExecutor(_THREADS, "hash") as pool:
-            for name, found_hash in zip(found, pool.map(hash_of, found.values()), strict=True):
-                if found_hash != expected[name].sha256:
-                    yield f"{name} is damaged: its content does not match its hash"
+        for name, found_hash in zip(found, _pool(_HASHES).map(hash_of, found.values()), strict=True):
+            if found_hash != expected[name].sha256:
+                yield f"{name} is damaged: its content does not match its hash"

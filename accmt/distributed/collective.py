@@ -6,7 +6,7 @@ must be called on all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -104,11 +104,6 @@ def _tried(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return action(), None
     except Exception as error:
         return None, error
-
-
-def described(errors: Mapping[str, Exception]) -> dict[str, str]:
-    """Return errors by name as the texts of `Failed`, which can be sent to other processes."""
-    return {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
 
 
 def _described(error: Exception | None) -> str | None:

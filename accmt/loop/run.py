@@ -156,6 +156,8 @@ class Run:
                 raise outcome.failure
             warn(f"no checkpoint at step {outcome.step}: {outcome.failure}")
             return
+        if outcome.warning:
+            warn(outcome.warning)
         if self.options.monitor.checkpoint:
             self.tracker.log({"checkpoint": float(self.state.num_checkpoints_made)}, outcome.step)
         self.hooks.on_save_checkpoint()
@@ -166,5 +168,3 @@ class Run:
             self.profiler.close()
         self.heartbeat.close()
         self.checkpointer.close()
-        if self.savings is not None:
-            self.savings.close()

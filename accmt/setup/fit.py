@@ -10,6 +10,7 @@ from accelerate import Accelerator, PartialState
 
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
+from accmt.checkpoint.publish import end_threads
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import Failures
 from accmt.distributed.process_group import leave_processes, leave_side_groups
@@ -98,6 +99,7 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> Trainin
     finally:
         plan.close()
         _free_memory(plan.accelerator)
+        end_threads()
         lock.release()
 
 
