@@ -193,7 +193,7 @@ def remove(folder: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         trash = folder
-    _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted")
+    _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted", False)
 
 
 def move(source: Path, target: Path) -> None:
@@ -282,13 +282,15 @@ def _put(temporary: Path, target: Path) -> None:
     with only_warned(f"{target.name} is complete, but may not survive a power cut"):
         flush_directory(target.parent)
     if former is not None:
-        _pool(_DELETES).submit(_remove, former, f"{target.name} is complete, but what it replaced could not be deleted")
+        otherwise = f"{target.name} is complete, but what it replaced could not be deleted"
+        _pool(_DELETES).submit(_remove, former, otherwise, True)
 
 
-def _remove(path: Path, otherwise: str) -> None:
+def _remove(path: Path, otherwise: str, is_flushed: bool) -> None:
     """Delete what was renamed away, once that survives a power cut; warn if it is left."""
     with only_warned(otherwise):
-        flush_directory(path.parent)
+        if not is_flushed:
+            flush_directory(path.parent)
         _delete(path)
         if os.path.lexists(path):
             raise OSError(errno.EBUSY, f"{path.name} is left until the next start deletes it")

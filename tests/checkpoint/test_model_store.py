@@ -42,6 +42,7 @@ def test_one_model_is_replaced(tmp_path):
     assert savings.best(rule) is None
     for number, value in enumerate((0.5, 0.7), 1):
         savings.save(rule, verdict(rule, (value, number)), weights(value), epoch=number)
+    publish.end_threads()
     assert [path.name for path in tmp_path.iterdir()] == ["best_accuracy@dev"]
     folder = tmp_path / "best_accuracy@dev"
     assert publish.folder_problem(folder) is None
@@ -66,6 +67,7 @@ def test_three_models_best_first_and_dropped_ones_gone(tmp_path):
     for count in range(1, 6):
         kept = sorted(history[:count], reverse=True)[:3]
         savings.save(rule, verdict(rule, *kept), weights(history[count - 1][0]), epoch=0)
+        publish.end_threads()
         index = json.loads((folder / "index.json").read_text())["best_first"]
         assert index == [f"evaluation-{number:04d}-step-{number * 10}" for _, number in kept]
         assert sorted(path.name for path in folder.iterdir()) == sorted([*index, "index.json"])
@@ -83,6 +85,7 @@ def test_only_what_was_saved_here_is_deleted(tmp_path):
     (folder / "my notes").mkdir()
     (folder / "evaluation-0001-step-10-copy").mkdir()
     savings.save(rule, verdict(rule, (0.7, 3), (0.6, 2)), weights(1), 0)
+    publish.end_threads()
     assert sorted(path.name for path in folder.iterdir()) == [
         "evaluation-0001-step-10-copy",
         "evaluation-0003-step-30",
@@ -98,6 +101,7 @@ def test_a_rule_that_keeps_more_or_fewer_than_an_earlier_one(tmp_path, before, a
         rule = SavingRule.parse(f"best_accuracy{text}")
         savings.save(rule, verdict(rule, (value, 1)), weights(value), 0)
         assert value_in(savings.best(rule).folder) == value
+    publish.end_threads()
     assert len(list(folder.rglob("model.safetensors"))) == 1
     assert publish.folder_problem(savings.best(rule).folder) is None
 

@@ -27,6 +27,7 @@ def write(folder, mark="a"):
 def publish_one(target, mark="a"):
     with publish.publishing(target) as folder:
         write(folder, mark)
+    publish.end_threads()
     return target
 
 
@@ -221,6 +222,7 @@ def test_names_of_240_bytes(tmp_path, monkeypatch, way):
     publish_one(target, "new")
     assert mark_of(target) == "new"
     publish.remove(target)
+    publish.end_threads()
     assert not list(tmp_path.iterdir())
 
 
@@ -240,6 +242,7 @@ def test_recover_touches_nothing_else(tmp_path):
 
 def test_remove_deletes(tmp_path):
     publish.remove(publish_one(tmp_path / "best"))
+    publish.end_threads()
     assert not list(tmp_path.iterdir())
 
 
