@@ -1,8 +1,7 @@
 """The contestants of `benchmarks/whole.py`: a whole training with all its files, written once for each library.
 
-Each contestant has a file of its own, named as in `peers`, with one function, `train(task: Whole) -> None`. The mean
-training loss of each epoch is logged; then every validation set is evaluated, and its best model by the loss is saved;
-then a checkpoint of model, optimizer, scheduler and random state replaces the one before.
+Each has a file named as in `peers`, with one function, `train(task: Whole) -> None`. After each epoch its mean loss is
+logged, every validation set is evaluated, its best model by the loss is saved, and a checkpoint replaces the former.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,64 +16,47 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-BUCKETS, CLASSES = 2**15, {"digits": 10, "domains": 3}
-LEARNING_RATES = {"digits": 3e-3, "domains": 5e-3}
+EPOCHS, BATCH, EVAL_BATCH, CLIP_NORM, RATE = 10, 32, 512, 1.0, 3e-3
+BUCKETS = 2**15  # of the words of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What is trained, and how; the same for everybody."""
+    """What is trained; the same for everybody."""
 
-    name: str
     folder: Path
     train: Dataset[Any]
     validation: dict[str, Dataset[Any]]
     model: nn.Sequential
     collate: Callable[[Sequence[Any]], Any]
-    epochs: int = 10
-    batch_size: int = 32
-    eval_batch_size: int = 512
-    clip_norm: float = 1.0
-
-    @property
-    def learning_rate(self) -> float:
-        return LEARNING_RATES[self.name]
 
     @property
     def steps(self) -> int:
-        return self.epochs * -(-len(self.train) // self.batch_size)  # type: ignore[arg-type]
+        return EPOCHS * -(-len(self.train) // BATCH)  # type: ignore[arg-type]
 
-    def training_loader(self) -> DataLoader[Any]:
-        return DataLoader(self.train, self.batch_size, shuffle=True, collate_fn=self.collate)
+    def loader(self) -> DataLoader[Any]:
+        return DataLoader(self.train, BATCH, shuffle=True, collate_fn=self.collate)
 
     def validation_loaders(self) -> dict[str, DataLoader[Any]]:
-        loader = DataLoader
-        return {
-            key: loader(data, self.eval_batch_size, collate_fn=self.collate) for key, data in self.validation.items()
-        }
+        return {key: DataLoader(data, EVAL_BATCH, collate_fn=self.collate) for key, data in self.validation.items()}
 
-    def optimizer(self) -> torch.optim.AdamW:
-        return torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate)
-
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        """Linear decay, stepped after each optimizer step."""
-        return LambdaLR(optimizer, lambda step: 1 - step / self.steps)
+    def optimizer(self) -> tuple[torch.optim.AdamW, LambdaLR]:
+        """AdamW, and a linear decay that steps with it."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE)
+        return optimizer, LambdaLR(optimizer, lambda step: 1 - step / self.steps)
 
 
-def make_model(name: str) -> nn.Sequential:
-    """The model of the example, with the same initial weights at every call."""
+def make_task(data: Path, folder: Path) -> Whole:
+    """The model of an example, with the same initial weights at every call, and the data that `whole.py` has stored."""
+    stored = torch.load(data)
     torch.manual_seed(0)
-    if name == "digits":
-        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, CLASSES[name]))
-    return nn.Sequential(nn.EmbeddingBag(BUCKETS, 16, padding_idx=0), nn.Dropout(0.3), nn.Linear(16, CLASSES[name]))
-
-
-def make_datasets(stored: dict[str, Any]) -> dict[str, Dataset[Any]]:
-    """The datasets that `whole.py` stored: tensors of images, or texts in one tensor."""
-    if "lengths" not in next(iter(stored.values())):
-        return {key: TensorDataset(part["images"], part["labels"]) for key, part in stored.items()}
-    texts = {key: part["flat"].split(part["lengths"]) for key, part in stored.items()}
-    return {key: list(zip(texts[key], part["labels"], strict=True)) for key, part in stored.items()}  # type: ignore[misc]
+    if "flat" not in stored["train"]:
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
+        sets: dict[str, Any] = {key: TensorDataset(part["images"], part["labels"]) for key, part in stored.items()}
+        return Whole(folder, sets.pop("train"), sets, model, default_collate)
+    model = nn.Sequential(nn.EmbeddingBag(BUCKETS, 16, padding_idx=0), nn.Dropout(0.3), nn.Linear(16, 3))
+    sets = {key: list(zip(part["flat"].split(part["lengths"]), part["labels"])) for key, part in stored.items()}  # noqa: B905
+    return Whole(folder, sets.pop("train"), sets, model, collate_texts)
 
 
 def collate_texts(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -83,20 +65,16 @@ def collate_texts(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor
 
 
 def run(train: Callable[[Whole], None], data: Path, folder: Path, imported: float) -> dict[str, float]:
-    """Trains, and returns what was counted by hooks of torch, the same for all."""
-    content = torch.load(data)
-    datasets, name = make_datasets(content["parts"]), content["name"]
-    collate = default_collate if name == "digits" else collate_texts
-    model, counts = make_model(name), {"imported": imported, "steps": 0, "evaluated": 0}
+    """Trains, and returns what hooks of torch have counted."""
+    task, counts = make_task(data, folder), {"imported": imported, "steps": 0, "evaluated": 0}
 
     def forward(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not module.training:
-            counts["evaluated"] += len(inputs[0])
+        counts["evaluated"] += 0 if module.training else len(inputs[0])
 
     def stepped(*_: object) -> None:
         counts["steps"] += 1
 
-    model.register_forward_pre_hook(forward)
+    task.model.register_forward_pre_hook(forward)
     register_optimizer_step_post_hook(stepped)
-    train(Whole(name, folder, datasets.pop("train"), datasets, model, collate))
+    train(task)
     return counts

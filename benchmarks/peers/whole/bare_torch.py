@@ -12,32 +12,30 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import Whole
+from . import CLIP_NORM, EPOCHS, Whole
 
 
 def train(task: Whole) -> None:
-    model, loader, validation = task.model, task.training_loader(), task.validation_loaders()
-    optimizer = task.optimizer()
-    scheduler = task.scheduler(optimizer)
+    model, loader, validation = task.model, task.loader(), task.validation_loaders()
+    optimizer, scheduler = task.optimizer()
     best: dict[str, float] = {}
     with (task.folder / "history.jsonl").open("w") as history, tqdm(total=task.steps) as bar:
-        for epoch in range(task.epochs):
+        for epoch in range(EPOCHS):
             model.train()
             total = torch.zeros(())
             for inputs, labels in loader:
                 loss = F.cross_entropy(model(inputs), labels)
                 loss.backward()
-                clip_grad_norm_(model.parameters(), task.clip_norm)
+                clip_grad_norm_(model.parameters(), CLIP_NORM)
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
                 total += loss.detach()
                 bar.update()
             values = {key: evaluate(model, each) for key, each in validation.items()}
-            line = {"epoch": epoch, "train_loss": total.item() / len(loader), "validation": values}
-            bar.write(f"{line}")
-            history.write(json.dumps(line) + "\n")
-            history.flush()
+            line = json.dumps({"epoch": epoch, "train_loss": total.item() / len(loader), "validation": values})
+            bar.write(line)
+            print(line, file=history, flush=True)
             for key, value in values.items():
                 if value["loss"] < best.get(key, float("inf")):
                     best[key] = value["loss"]
@@ -67,7 +65,5 @@ def save(state: dict[str, Any], path: Path) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    os.fsync(folder)
+    os.close(folder)

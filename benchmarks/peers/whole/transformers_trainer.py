@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..transformers_trainer import ModelWithLoss
-from . import Whole
+from . import BATCH, CLIP_NORM, EPOCHS, EVAL_BATCH, RATE, Whole
 
 
 class BestOfEachSet(TrainerCallback):
@@ -25,32 +24,25 @@ class BestOfEachSet(TrainerCallback):
                 self.trainer.save_model(str(self.task.folder / f"best_{key}"))
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
-
-
 def train(task: Whole) -> None:
-    def collate(samples: Sequence[Any]) -> dict[str, torch.Tensor]:
-        inputs, labels = task.collate(samples)
-        return {"inputs": inputs, "labels": labels}
+    def collate(samples: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(("inputs", "labels"), task.collate(samples), strict=True))
 
     arguments = TrainingArguments(
         output_dir=str(task.folder),
         use_cpu=True,
-        num_train_epochs=task.epochs,
-        per_device_train_batch_size=task.batch_size,
-        per_device_eval_batch_size=task.eval_batch_size,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=EVAL_BATCH,
         optim="adamw_torch",
-        learning_rate=task.learning_rate,
+        learning_rate=RATE,
         weight_decay=0.01,
-        lr_scheduler_type="linear",
-        max_grad_norm=task.clip_norm,
+        max_grad_norm=CLIP_NORM,
         logging_strategy="epoch",
         report_to="none",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
-        dataloader_num_workers=0,
         dataloader_pin_memory=False,
     )
     best = BestOfEachSet(task)
@@ -60,7 +52,7 @@ def train(task: Whole) -> None:
         data_collator=collate,
         train_dataset=task.train,
         eval_dataset=task.validation,
-        compute_metrics=accuracy,
+        compute_metrics=lambda made: {"accuracy": float((made.predictions.argmax(1) == made.label_ids).mean())},
         callbacks=[best],
     )
     best.trainer.train()
