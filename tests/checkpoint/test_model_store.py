@@ -1,8 +1,10 @@
 """Saved models are complete, exact, best first, and where they belong."""
 
+import errno
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,31 @@ def test_three_models_best_first_and_dropped_ones_gone(tmp_path):
             assert value_in(folder / name) == pytest.approx(value)
     assert savings.best(rule).values == {"accuracy": 0.9}
     assert savings.best(rule).folder == folder / "evaluation-0005-step-50"
+
+
+def test_models_of_several_rules_are_saved_at_once_and_one_may_fail(tmp_path, monkeypatch):
+    """Each is flushed only when all are written, and the one that fails leaves the others and its former model."""
+    rules = [SavingRule.parse(f"best_accuracy@{name}") for name in ("dev", "test", "far")]
+    together, savings, flush = threading.Barrier(3), safe(tmp_path), publish.flush_file
+    assert savings.save_all([(rule, verdict(rule, (0.5, 1))) for rule in rules], weights(0.5), 1, {}) == {}
+
+    def flushed(path):
+        if path.name == "model.safetensors":
+            together.wait(60)
+            if "test" in str(path.relative_to(tmp_path)):
+                raise OSError(errno.EIO, "Input/output error")
+        flush(path)
+
+    monkeypatch.setattr(publish, "flush_file", flushed)
+    failed = savings.save_all([(rule, verdict(rule, (0.7, 2))) for rule in rules], weights(0.7), 2, {})
+    publish.end_threads()
+    assert {name: str(error) for name, error in failed.items()} == {
+        "best_accuracy@test": "[Errno 5] Input/output error"
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(rule.folder for rule in rules)
+    for rule, value in zip(rules, (0.7, 0.5, 0.7), strict=True):
+        assert publish.folder_problem(tmp_path / rule.folder) is None
+        assert value_in(tmp_path / rule.folder) == pytest.approx(value)
 
 
 def test_only_what_was_saved_here_is_deleted(tmp_path):
