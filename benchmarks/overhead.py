@@ -25,9 +25,11 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from peers import CLIP_NORM, EPOCHS, PEERS, Peer, Run
 
@@ -61,6 +63,16 @@ class Summary:
     ratios: dict[str, float]  # by baseline that ran
 
 
+class Timed(Protocol):
+    """What one contestant did in one process."""
+
+    @property
+    def seconds(self) -> float: ...
+
+
+_Done = TypeVar("_Done", bound=Timed)
+
+
 class ContestantFailed(Exception):
     """A contestant's process ended without a result; the text is the end of what it printed."""
 
@@ -69,7 +81,7 @@ def main() -> int:
     arguments = parse_arguments()
     peers = installed_peers(arguments.only)
     print_versions(peers)
-    runs, failures = run_rounds(peers, arguments)
+    runs, failures = run_rounds(peers, arguments.rounds, partial(run_once, steps=arguments.steps, bar=arguments.bar))
     runs = {name: done for name, done in runs.items() if name not in failures}
     summaries = summarize(runs, arguments.steps)
     print_table(summaries)
@@ -96,12 +108,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def names(text: str) -> list[str]:
+def names(text: str, known: Iterable[str] = PEERS) -> list[str]:
     """The contestants named in `text`, separated by commas; for argparse."""
     chosen = [name.strip() for name in text.split(",")]
-    unknown = [name for name in chosen if name not in PEERS]
+    unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     return chosen
 
 
@@ -121,17 +133,19 @@ def print_versions(peers: Sequence[Peer]) -> None:
         print(f"  {peer.name}: {peer.version}")
 
 
-def run_rounds(peers: Sequence[Peer], arguments: argparse.Namespace) -> tuple[dict[str, list[Run]], dict[str, str]]:
+def run_rounds(
+    peers: Sequence[Peer], rounds: int, run_once: Callable[[Peer], _Done]
+) -> tuple[dict[str, list[_Done]], dict[str, str]]:
     """All runs by contestant, and what went wrong by contestant; one that failed is not run again."""
-    runs: dict[str, list[Run]] = {peer.name: [] for peer in peers}
+    runs: dict[str, list[_Done]] = {peer.name: [] for peer in peers}
     failures: dict[str, str] = {}
-    for round_number in range(arguments.rounds):
+    for round_number in range(rounds):
         first = round_number % len(peers) if peers else 0
         for peer in [*peers[first:], *peers[:first]]:
             if peer.name in failures:
                 continue
             try:
-                run = run_once(peer, arguments.steps, arguments.bar)
+                run = run_once(peer)
             except ContestantFailed as failure:
                 failures[peer.name] = f"failed; it ended with:\n{failure}"
                 continue
@@ -140,18 +154,22 @@ def run_rounds(peers: Sequence[Peer], arguments: argparse.Namespace) -> tuple[di
     return runs, failures
 
 
-def run_once(peer: Peer, steps: int, bar: bool) -> Run:
+def run_once(peer: Peer, *, steps: int, bar: bool) -> Run:
     """One run of `peer` in a process of its own; raises ContestantFailed."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_peer(peer, Path(folder), ["--steps", str(steps)], bar=bar)
+        return Run(**json.loads(Path(folder, "run.json").read_text()))
+
+
+def run_peer(peer: Peer, folder: Path, options: Sequence[str], *, bar: bool) -> None:
+    """Runs `peer` in a process of its own, which leaves `run.json` in `folder`; raises ContestantFailed."""
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)}
     if not bar:
         environment["TQDM_DISABLE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "peers", peer.name, "--steps", str(steps), "--folder", folder]
-        status, output = run_on_terminal(command if bar else [*command, "--no-bar"], environment)
-        result = Path(folder, "run.json")
-        if status or not result.exists():
-            raise ContestantFailed(output or f"(no output, exit status {status})")
-        return Run(**json.loads(result.read_text()))
+    command = [sys.executable, "-m", "peers", peer.name, "--folder", str(folder), *options]
+    status, output = run_on_terminal(command if bar else [*command, "--no-bar"], environment)
+    if status or not (folder / "run.json").exists():
+        raise ContestantFailed(output or f"(no output, exit status {status})")
 
 
 def run_on_terminal(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:

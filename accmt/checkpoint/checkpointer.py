@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -220,16 +221,20 @@ class Checkpointer:
     def _write(self, outcome: CheckpointResult, files: Files, target: Path, temporary: Path) -> None:
         """Write and publish together with the other processes, and record any failure."""
 
+        # The main process flushes its files together with the manifest.
+        flushes: list[Future[None]] | None = [] if PartialState().is_main_process else None
+
         def write() -> dict[Path, publish.FileEntry]:
             if self._staging is not None:
                 self._staging.wait()
             engine = self.model.engine
-            return publish.describe(chain(write_files(temporary, files), engine.write(temporary) if engine else ()))
+            written = chain(write_files(temporary, files), engine.write(temporary) if engine else ())
+            return publish.describe(written, flushes)
 
         try:
             try:
                 entries = {path: entry for part in everywhere(write, self._group) for path, entry in part.items()}
-                on_main(lambda: publish.publish(temporary, target, entries), self._group)
+                on_main(lambda: publish.publish(temporary, target, entries, flushes or ()), self._group)
             except BaseException:
                 if PartialState().is_main_process:
                     shutil.rmtree(temporary, ignore_errors=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from torch import Tensor
 
@@ -21,11 +23,13 @@ from accmt.checkpoint.saved_models import (
     best_in,
     listed_in,
 )
-from accmt.checkpoint.tensor_files import size_of, write_tensors
+from accmt.checkpoint.tensor_files import in_main_memory, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json, write_json
 from accmt.rules import KeptModel, SavingRule, Verdict
+
+_AT_ONCE = 8
 
 
 class ModelStore:
@@ -46,6 +50,7 @@ class ModelStore:
         self._model_path = model_path
         self._form = form
         self._extras = extras
+        self._writing = Lock()
 
     def save(
         self,
@@ -57,25 +62,41 @@ class ModelStore:
     ) -> None:
         """Publish the model that a verdict saves, replacing the former one.
 
-        `beside` are the weights of the networks that are trained alongside it.
+        `beside` are the weights of the networks that are trained alongside it. It can be called from several threads.
         """
         folder = self._model_path / rule.folder
         new = max(verdict.kept, key=lambda kept: kept.evaluation)
         target = folder if rule.keep == 1 else folder / new.folder
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
             publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
-        require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
         with publish.publishing(target) as temporary:
-            self._extras(temporary)
-            write_weights(temporary, weights, self._form)
-            if beside:
-                write_tensors(temporary / BESIDE, beside)
+            with self._writing:  # one after the other: only the disk can flush several at once
+                require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
+                self._extras(temporary)
+                write_weights(temporary, weights, self._form)
+                if beside:
+                    write_tensors(temporary / BESIDE, beside)
             names = [str(objective) for objective in rule.saving.ranking.objectives]
             values = dict(zip(names, new.values, strict=True))
             about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
             write_json(temporary / DESCRIPTION, about.to_json())
         if rule.keep > 1:
             _update_index(folder, verdict.kept)
+
+    def save_all(
+        self,
+        decided: Sequence[tuple[SavingRule, Verdict]],
+        weights: Mapping[str, Tensor],
+        epoch: int,
+        beside: Mapping[str, Tensor],
+    ) -> dict[str, BaseException]:
+        """Do the same as `save` for several rules at once; return name of a rule -> why its model was not saved."""
+        weights, beside = in_main_memory(weights), in_main_memory(beside)
+        with ThreadPoolExecutor(_AT_ONCE, "save") as pool:
+            saved = {
+                rule.name: pool.submit(self.save, rule, verdict, weights, epoch, beside) for rule, verdict in decided
+            }
+        return {name: error for name, each in saved.items() if (error := each.exception()) is not None}
 
     def existing(self, rule: SavingRule, kept: tuple[KeptModel, ...], evaluation: int) -> tuple[KeptModel, ...]:
         """Return the kept models of a rule that exist on the disk.

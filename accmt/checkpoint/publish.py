@@ -1,9 +1,11 @@
 """Atomic publishing of a directory: under its name it is complete and verified, or absent.
 
 A directory is written under a temporary name next to its target, every file is hashed and flushed to the disk, a
-manifest is added, and a rename makes it visible. A directory that is replaced or deleted is first renamed away, so that
-no half-deleted one is ever visible either. Where a rename is impossible (a directory in a lower layer of an overlay, as
-in container images), it is copied, and its manifest is deleted first, so that the rest does not pass as complete.
+manifest is added, and a rename makes it visible. Files are flushed at the same time, because a disk that is asked to
+flush several takes hardly longer than for one. A directory that is replaced or deleted is first renamed away, so that
+no half-deleted one is ever visible either, and then deleted in the background. Where a rename is impossible (a
+directory in a lower layer of an overlay, as in container images), it is copied, and its manifest is deleted first, so
+that the rest does not pass as complete.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +43,9 @@ _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.D
 
 _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # about 100,000 files
-_THREADS = 4
+_SMALL = 2**16  # bytes that are hashed faster than another thread does it
+# Threads.
+_FLUSHES, _HASHES, _DELETES = 16, 4, 1
 _CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV, errno.ENOTTY})
 _EXCHANGE = 2
 _AT_FDCWD = -100
@@ -72,10 +77,10 @@ def publishing(target: Path) -> Iterator[Path]:
     Raises:
         ValueError: An entry of the directory is not a regular file, or has the manifest's name.
     """
-    temporary = temporary_for(target)
+    temporary, flushes = temporary_for(target), list[Future[None]]()
     try:
         yield temporary
-        publish(temporary, target, describe(_contents(temporary).values()))
+        publish(temporary, target, describe(_contents(temporary).values(), flushes), flushes)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -109,21 +114,33 @@ def temporary_for(target: Path) -> Path:
     return temporary
 
 
-def describe(files: Iterable[Path]) -> dict[Path, FileEntry]:
+def describe(files: Iterable[Path], flushes: list[Future[None]] | None = None) -> dict[Path, FileEntry]:
     """Flush files to the disk and return size and hash of each, working in threads while `files` yields more.
+
+    With a list `flushes`, those still in progress are added to it instead of being waited for.
 
     Raises:
         ValueError: A file is a link, or otherwise not a regular file.
     """
-    with ThreadPoolExecutor(_THREADS, "flush") as pool:
-        entries = {path: pool.submit(_describe, path) for path in files}
-        return {path: entry.result() for path, entry in entries.items()}
+    entries: dict[Path, FileEntry | Future[FileEntry]] = {}
+    begun: list[Future[None]] = [] if flushes is None else flushes
+    for path in files:
+        if not is_file(path):
+            raise ValueError(f"{path.name} is not a regular file: only those can be published")
+        begun.append(_pool(_FLUSHES).submit(flush_file, path))
+        entries[path] = _entry(path) if path.stat().st_size <= _SMALL else _pool(_HASHES).submit(_entry, path)
+    if flushes is None:
+        _wait(begun)
+    return {path: each.result() if isinstance(each, Future) else each for path, each in entries.items()}
 
 
-def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) -> None:
+def publish(
+    temporary: Path, target: Path, entries: Mapping[Path, FileEntry], flushes: Iterable[Future[None]] = ()
+) -> None:
     """Add the manifest to a temporary directory and make it visible as `target`, replacing a former one.
 
-    If it raises, `target` is unchanged; a failure after the replacement is a warning.
+    If it raises, `target` is unchanged; a failure after the replacement is a warning. `flushes` are those of the files
+    that are still in progress.
 
     Raises:
         ValueError: One of the files has the manifest's name.
@@ -133,10 +150,17 @@ def publish(temporary: Path, target: Path, entries: Mapping[Path, FileEntry]) ->
         raise ValueError(f"{MANIFEST} is the name of the list of files: no file can have it")
     manifest = temporary / MANIFEST
     write_json(manifest, Manifest(1, files).to_json(), indent=1)
-    flush_file(manifest)
-    for folder in _folders(temporary):
-        flush_directory(folder)
+    pool = _pool(_FLUSHES)
+    folders = [pool.submit(flush_directory, folder) for folder in _folders(temporary)]
+    _wait([*flushes, pool.submit(flush_file, manifest), *folders])
     _put(temporary, target)
+
+
+def end_threads() -> None:
+    """Wait until what was replaced or removed is deleted, and end all threads; others start when they are needed."""
+    for count in (_DELETES, _FLUSHES, _HASHES):
+        _pool(count).shutdown()
+    _pool.cache_clear()
 
 
 def folder_problem(folder: Path, *, read: bool = True) -> str | None:
@@ -161,7 +185,7 @@ def folder_problem(folder: Path, *, read: bool = True) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a directory such that it is never visible half-deleted."""
+    """Delete a directory, in the background, such that it is never visible half-deleted."""
     trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
     try:
         folder.rename(trash)
@@ -169,8 +193,7 @@ def remove(folder: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         trash = folder
-    flush_directory(folder.parent)
-    _delete(trash)
+    _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted", False)
 
 
 def move(source: Path, target: Path) -> None:
@@ -229,11 +252,22 @@ def _name(prefix: str, name: str) -> str:
     return f"{prefix}{name}-{uuid.uuid4().hex[:_UNIQUE]}"
 
 
-def _describe(path: Path) -> FileEntry:
-    if not is_file(path):
-        raise ValueError(f"{path.name} is not a regular file: only those can be published")
-    flush_file(path)
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "flush")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, hash_of(path))
+
+
+def _wait(flushes: Iterable[Future[None]]) -> None:
+    for each in flushes:
+        each.result()
 
 
 def _put(temporary: Path, target: Path) -> None:
@@ -247,12 +281,19 @@ def _put(temporary: Path, target: Path) -> None:
         _replace(temporary, target, former)
     with only_warned(f"{target.name} is complete, but may not survive a power cut"):
         flush_directory(target.parent)
-    if former is None:
-        return
-    with only_warned(f"{target.name} is complete, but what it replaced could not be deleted"):
-        _delete(former)
-        if os.path.lexists(former):
-            raise OSError(errno.EBUSY, f"{former.name} is left until the next start deletes it")
+    if former is not None:
+        otherwise = f"{target.name} is complete, but what it replaced could not be deleted"
+        _pool(_DELETES).submit(_remove, former, otherwise, True)
+
+
+def _remove(path: Path, otherwise: str, is_flushed: bool) -> None:
+    """Delete what was renamed away, once that survives a power cut; warn if it is left."""
+    with only_warned(otherwise):
+        if not is_flushed:
+            flush_directory(path.parent)
+        _delete(path)
+        if os.path.lexists(path):
+            raise OSError(errno.EBUSY, f"{path.name} is left until the next start deletes it")
 
 
 def _replace(temporary: Path, target: Path, former: Path) -> None:
@@ -280,6 +321,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return not failed
 
 
+@cache
 def _renameat2() -> Callable[..., int] | None:
     """Return the system's call, which only Linux has."""
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -330,7 +372,6 @@ def _differences(folder: Path, expected: Mapping[str, FileEntry], read: bool) ->
         elif path.stat().st_size != size:
             yield f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     if read:
-        with ThreadPoolExecutor(_THREADS, "hash") as pool:
-            for name, found_hash in zip(found, pool.map(hash_of, found.values()), strict=True):
-                if found_hash != expected[name].sha256:
-                    yield f"{name} is damaged: its content does not match its hash"
+        for name, found_hash in zip(found, _pool(_HASHES).map(hash_of, found.values()), strict=True):
+            if found_hash != expected[name].sha256:
+                yield f"{name} is damaged: its content does not match its hash"

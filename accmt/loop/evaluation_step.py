@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from accmt.distributed.collective import Failed, agreed, from_each, on_main
 from accmt.distributed.strategy import whole_weights
@@ -17,7 +16,6 @@ from accmt.loop.utilization import utilization
 from accmt.notices import warn
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
-from accmt.tracking.journal import Journal
 
 
 def log(run: Run, progress: Progress) -> None:
@@ -59,8 +57,10 @@ def observe(run: Run, initial: bool = False) -> Decision:
     training = {} if initial else _training_metrics(run)
     observation = Observation(progress, values, train_loss, initial, training)
     run.records.observations.append(observation)
-    _append(run, run.records.history, observation.to_json())
-    decision = _save(run, run.engine.after_evaluation(observation))
+    with ThreadPoolExecutor(1) as pool:  # the line is flushed while models are written
+        written = pool.submit(run.records.history.append, observation.to_json())
+        decision = _save(run, run.engine.after_evaluation(observation))
+    _append(written.result)
     record(run, decision)
     _update_state(run, observation, decision)
     _report(run, observation, decision, time.perf_counter() - began)
@@ -93,13 +93,13 @@ def _warn_of(loss: float, run: Run, progress: Progress) -> None:
 def record(run: Run, decision: Decision) -> None:
     """Record a decision, in memory and in the decision log."""
     run.records.decisions.append(decision)
-    _append(run, run.records.decision_log, decision.to_json())
+    _append(lambda: run.records.decision_log.append(decision.to_json()))
 
 
-def _append(run: Run, journal: Journal, entry: Mapping[str, Any]) -> None:
+def _append(append: Callable[[], str | None]) -> None:
     """Append a line to a journal, and warn if it has to wait."""
     said: list[str | None] = []
-    from_each(lambda: said.append(journal.append(entry)))
+    from_each(lambda: said.append(append()))
     for text in filter(None, said):
         warn(text)
 
@@ -153,17 +153,23 @@ def _save(run: Run, decision: Decision) -> Decision:
     weights = whole_weights(parts.model, run.module.accelerator)
     beside = parts.kept.trained(run.stepper.held())
     rules = {rule.name: rule for rule in run.engine.rules.savings}
-    for verdict in decision.saved:
-        rule = rules[verdict.rule]
-        try:
-            on_main(partial(savings.save, rule, verdict, weights, decision.progress.epoch, beside))
-            failed.discard(rule.name)
-        except Failed as failure:
-            if rule.name in failed:
-                raise
-            failed.add(rule.name)
-            warn(f"{rule.name} could not be saved at step {decision.progress.step}: {failure}")
-            decision = run.engine.undo_saving(decision, rule.name, f"could not be saved: {failure}")
+    decided = [(rules[verdict.rule], verdict) for verdict in decision.saved]
+    errors: dict[str, BaseException] = {}  # on the main process
+
+    def save() -> dict[str, str]:
+        errors.update(savings.save_all(decided, weights, decision.progress.epoch, beside))
+        return {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
+
+    failures = on_main(save)
+    for name in [rule.name for rule, _ in decided]:
+        if name not in failures:
+            failed.discard(name)
+            continue
+        if name in failed:
+            raise Failed(failures[name]) from errors.get(name)
+        failed.add(name)
+        warn(f"{name} could not be saved at step {decision.progress.step}: {failures[name]}")
+        decision = run.engine.undo_saving(decision, name, f"could not be saved: {failures[name]}")
     return decision
 
 

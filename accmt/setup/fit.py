@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
-from accelerate import PartialState
+import torch
+from accelerate import Accelerator, PartialState
 
 from accmt.checkpoint.checkpoints import Checkpoint
 from accmt.checkpoint.lock import Lock
+from accmt.checkpoint.publish import end_threads
 from accmt.distributed.collective import from_main
 from accmt.distributed.failures import Failures
 from accmt.distributed.process_group import leave_processes, leave_side_groups
@@ -95,8 +98,20 @@ def _fit(plan: Plan, attach: Callable[[Run], None], signals: Signals) -> Trainin
             return TrainingHistory.of(run.records.observations, run.records.decisions)
     finally:
         plan.close()
-        plan.accelerator.free_memory()
+        _free_memory(plan.accelerator)
+        end_threads()
         lock.release()
+
+
+def _free_memory(accelerator: Accelerator) -> None:
+    """Release what the Accelerator holds; its full garbage collection finds nothing to do if no device depends on it,
+    because it takes as long as a small training."""
+    is_left_out = not torch.accelerator.is_available() and gc.get_freeze_count() == 0
+    if is_left_out:
+        gc.freeze()
+    accelerator.free_memory()
+    if is_left_out:
+        gc.unfreeze()
 
 
 def _identify_data(plan: Plan, run: Run) -> None:

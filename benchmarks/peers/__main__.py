@@ -1,4 +1,6 @@
-"""Runs one contestant in this process: `python -m peers NAME --steps N --folder DIR [--no-bar]`.
+"""Runs one contestant in this process: `python -m peers NAME --folder DIR --steps N [--no-bar]`.
+
+With `--data FILE` instead of `--steps`, it does the training of `benchmarks/whole.py`.
 
 The figures go to `DIR/run.json`, since the libraries write to both standard streams.
 """
@@ -8,6 +10,7 @@ import json
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from time import monotonic
 
 import torch
 
@@ -18,16 +21,23 @@ from .task import Task
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m peers", description="Run one contestant in this process.")
     parser.add_argument("name", choices=PEERS)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--no-bar", dest="bar", action="store_false")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     import_module("torch._dynamo")  # or the first optimizer does, a second of import in some contestants' fit
-    contestant = import_module(f"peers.{PEERS[arguments.name].file}")
-    run: Run = contestant.train(Task(steps=arguments.steps, folder=arguments.folder, bar=arguments.bar))
-    (arguments.folder / "run.json").write_text(json.dumps(asdict(run)))
+    file = PEERS[arguments.name].file
+    if arguments.data is not None:
+        contestant, whole = import_module(f"peers.whole.{file}"), import_module("peers.whole")
+        result = whole.run(contestant.train, arguments.data, arguments.folder, imported=monotonic())
+    else:
+        contestant = import_module(f"peers.{file}")
+        run: Run = contestant.train(Task(steps=arguments.steps, folder=arguments.folder, bar=arguments.bar))
+        result = asdict(run)
+    (arguments.folder / "run.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def test_prune_keeps_the_newest(checkpoints, keep, left):
     for step in range(5):
         add(checkpoints, step)
     checkpoints.prune(keep)
+    publish.end_threads()
     assert [checkpoint.index for checkpoint in checkpoints.all()] == [1, 2, 3, 4, 5][-left:]
     assert not [path for path in checkpoints.folder.iterdir() if path.name.startswith(".")]
 

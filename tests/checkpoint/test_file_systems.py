@@ -28,6 +28,7 @@ def publish_one(target, mark):
         (folder / "sub").mkdir()
         for name in ("mark", "sub/more"):
             (folder / name).write_text(mark * 1000)
+    publish.end_threads()
     return target
 
 
@@ -224,6 +225,7 @@ def published_by_child(parent, last):
             with publish.publishing(parent / "best") as folder:
                 (folder / "mark").write_text("new" * 1000)
                 sys.addaudithook(heard)
+            publish.end_threads()
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1] == 0

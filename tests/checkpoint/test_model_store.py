@@ -1,8 +1,10 @@
 """Saved models are complete, exact, best first, and where they belong."""
 
+import errno
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,7 @@ def test_one_model_is_replaced(tmp_path):
     assert savings.best(rule) is None
     for number, value in enumerate((0.5, 0.7), 1):
         savings.save(rule, verdict(rule, (value, number)), weights(value), epoch=number)
+    publish.end_threads()
     assert [path.name for path in tmp_path.iterdir()] == ["best_accuracy@dev"]
     folder = tmp_path / "best_accuracy@dev"
     assert publish.folder_problem(folder) is None
@@ -66,6 +69,7 @@ def test_three_models_best_first_and_dropped_ones_gone(tmp_path):
     for count in range(1, 6):
         kept = sorted(history[:count], reverse=True)[:3]
         savings.save(rule, verdict(rule, *kept), weights(history[count - 1][0]), epoch=0)
+        publish.end_threads()
         index = json.loads((folder / "index.json").read_text())["best_first"]
         assert index == [f"evaluation-{number:04d}-step-{number * 10}" for _, number in kept]
         assert sorted(path.name for path in folder.iterdir()) == sorted([*index, "index.json"])
@@ -76,6 +80,31 @@ def test_three_models_best_first_and_dropped_ones_gone(tmp_path):
     assert savings.best(rule).folder == folder / "evaluation-0005-step-50"
 
 
+def test_models_of_several_rules_are_saved_at_once_and_one_may_fail(tmp_path, monkeypatch):
+    """Each is flushed only when all are written, and the one that fails leaves the others and its former model."""
+    rules = [SavingRule.parse(f"best_accuracy@{name}") for name in ("dev", "test", "far")]
+    together, savings, flush = threading.Barrier(3), safe(tmp_path), publish.flush_file
+    assert savings.save_all([(rule, verdict(rule, (0.5, 1))) for rule in rules], weights(0.5), 1, {}) == {}
+
+    def flushed(path):
+        if path.name == "model.safetensors":
+            together.wait(60)
+            if "test" in str(path.relative_to(tmp_path)):
+                raise OSError(errno.EIO, "Input/output error")
+        flush(path)
+
+    monkeypatch.setattr(publish, "flush_file", flushed)
+    failed = savings.save_all([(rule, verdict(rule, (0.7, 2))) for rule in rules], weights(0.7), 2, {})
+    publish.end_threads()
+    assert {name: str(error) for name, error in failed.items()} == {
+        "best_accuracy@test": "[Errno 5] Input/output error"
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(rule.folder for rule in rules)
+    for rule, value in zip(rules, (0.7, 0.5, 0.7), strict=True):
+        assert publish.folder_problem(tmp_path / rule.folder) is None
+        assert value_in(tmp_path / rule.folder) == pytest.approx(value)
+
+
 def test_only_what_was_saved_here_is_deleted(tmp_path):
     savings, rule = safe(tmp_path), SavingRule.parse("best_accuracy keep 2")
     folder = tmp_path / "best_accuracy"
@@ -83,6 +112,7 @@ def test_only_what_was_saved_here_is_deleted(tmp_path):
     (folder / "my notes").mkdir()
     (folder / "evaluation-0001-step-10-copy").mkdir()
     savings.save(rule, verdict(rule, (0.7, 3), (0.6, 2)), weights(1), 0)
+    publish.end_threads()
     assert sorted(path.name for path in folder.iterdir()) == [
         "evaluation-0001-step-10-copy",
         "evaluation-0003-step-30",
@@ -98,6 +128,7 @@ def test_a_rule_that_keeps_more_or_fewer_than_an_earlier_one(tmp_path, before, a
         rule = SavingRule.parse(f"best_accuracy{text}")
         savings.save(rule, verdict(rule, (value, 1)), weights(value), 0)
         assert value_in(savings.best(rule).folder) == value
+    publish.end_threads()
     assert len(list(folder.rglob("model.safetensors"))) == 1
     assert publish.folder_problem(savings.best(rule).folder) is None
 

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from itertools import count
@@ -27,6 +28,7 @@ def write(folder, mark="a"):
 def publish_one(target, mark="a"):
     with publish.publishing(target) as folder:
         write(folder, mark)
+    publish.end_threads()
     return target
 
 
@@ -221,7 +223,32 @@ def test_names_of_240_bytes(tmp_path, monkeypatch, way):
     publish_one(target, "new")
     assert mark_of(target) == "new"
     publish.remove(target)
+    publish.end_threads()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_replaced_is_deleted_while_the_caller_goes_on(tmp_path, monkeypatch):
+    target, may_end, delete = publish_one(tmp_path / "best", "old"), threading.Event(), publish._delete
+
+    def slow(path):
+        assert may_end.wait(60), "the caller waits as well"
+        delete(path)
+
+    monkeypatch.setattr(publish, "_delete", slow)
+    with publish.publishing(target) as folder:
+        write(folder, "new")
+    publish.remove(target)
+    assert not target.exists()
+    assert len(hidden(tmp_path)) == 2
+    may_end.set()
+    publish.end_threads()
+    assert not hidden(tmp_path)
+
+
+def test_files_and_manifest_are_flushed_at_the_same_time(tmp_path, monkeypatch):
+    together = threading.Barrier(4)
+    monkeypatch.setattr(publish, "flush_file", lambda path: together.wait(60))
+    assert publish.folder_problem(publish_one(tmp_path / "best")) is None
 
 
 def test_recover_touches_nothing_else(tmp_path):
@@ -240,6 +267,7 @@ def test_recover_touches_nothing_else(tmp_path):
 
 def test_remove_deletes(tmp_path):
     publish.remove(publish_one(tmp_path / "best"))
+    publish.end_threads()
     assert not list(tmp_path.iterdir())
 
 

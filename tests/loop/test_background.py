@@ -101,10 +101,10 @@ def test_at_most_one_is_under_way(trainer, regression, data, monkeypatch):
     under_way, most = [0], [0]
     real = publish.describe
 
-    def count(files):
+    def count(files, flushes):
         under_way[0] += 1
         most[0] = max(most[0], under_way[0])
-        entries = real(files)
+        entries = real(files, flushes)
         under_way[0] -= 1
         return entries
 

@@ -1,5 +1,6 @@
 """A training that has ended holds nothing, however it ended: no thread, no descriptor."""
 
+import gc
 import os
 import threading
 
@@ -87,6 +88,14 @@ def test_sys_exit_is_told_like_other_ends(trainer, regression, data):
         trainer(callback=ends).fit(regression(), data(16))
     assert caught.value.code == 3
     assert ends.told == ["SystemExit"]
+
+
+def test_a_training_leaves_no_threads_and_no_frozen_objects(trainer, regression, data):
+    gc.unfreeze()  # what the tests have frozen
+    trainer().fit(regression(), data(16), data(4))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("flush", "save"))]
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
 
 
 def test_a_checkpoint_that_is_written_is_waited_for_at_sys_exit(trainer, regression, data, monkeypatch):
