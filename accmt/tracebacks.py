@@ -2,8 +2,8 @@
 
 A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. Errors of the user's code, which
 accmt called, lose the frames of accmt as well. All other errors keep all frames: those of other libraries that accmt
-called, and defects of accmt. Ctrl-C, which may come anywhere, shows the user's frames alone. ACCMT_FULL_TRACEBACK=1 keeps
-all frames of all.
+called, and defects of accmt. Ctrl-C, which may come anywhere, shows the frames of the user alone.
+ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
 """
 
 from __future__ import annotations
