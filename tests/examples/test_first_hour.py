@@ -147,7 +147,7 @@ Traceback (most recent call last):
               ...^
 accmt.config.errors.ConfigError: 1 mistake in Trainer(...):
   epoch: unknown key, did you mean 'epochs'? Allowed are epochs, max_steps, batch_size, optimizer, ...
-$ sed 's/batch.0.), batch/batch[0][:, 1:]), batch/' train.py > wrong.py; python wrong.py
+$ sed 's/batch.0.), batch/batch[0][:, 1:]), batch/; s/quickstart/wrong/' train.py > wrong.py; python wrong.py
 model ...
 Traceback (most recent call last):
   File ".../wrong.py", line ..., in <module>
@@ -243,7 +243,7 @@ def test_interrupted_and_killed(clone):
         assert told, last
         terminal.start("python slow.py", f"-step-{told[1]}", "evaluation 3 at step 36")
         assert "Stopped" in terminal.press("z")
-        assert "Killed" in terminal.type("kill -9 %1; wait")
+        assert "Killed" in terminal.type("kill -9 %1; wait -f %1")
         listed = terminal.type("accmt checkpoints runs/slow --verify")
         [newest] = re.findall(r"^(\S+) .* verified  <- resume$", listed, re.MULTILINE)
         again = "evaluation 4 at step 48  dev: ...\nthe training is complete, after 48 steps\n...\n"
