@@ -243,7 +243,7 @@ def test_interrupted_and_killed(clone):
         assert told, last
         terminal.start("python slow.py", f"-step-{told[1]}", "evaluation 3 at step 36")
         assert "Stopped" in terminal.press("z")
-        assert "Killed" in terminal.type("kill -9 %1; wait -f %1")
+        assert "Killed" in terminal.type("kill -9 %1; fg")
         listed = terminal.type("accmt checkpoints runs/slow --verify")
         [newest] = re.findall(r"^(\S+) .* verified  <- resume$", listed, re.MULTILINE)
         again = "evaluation 4 at step 48  dev: ...\nthe training is complete, after 48 steps\n...\n"
