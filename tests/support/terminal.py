@@ -22,11 +22,9 @@ class Terminal:
         self._bash.setwinsize(50, 240)
         self._bash.expect_exact(PROMPT)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *raised):
-        self._bash.close(force=True)  # hangs up, which ends what runs there
+    def close(self):
+        """Hang up, which ends what runs there."""
+        self._bash.close(force=True)
 
     def start(self, line, *awaited):
         """Type a line; return once these texts were to be read, one after the other."""
