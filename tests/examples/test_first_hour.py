@@ -74,8 +74,7 @@ note: continuing from checkpoint-0005-step-95
 ...warning: nothing was trained: the training is already finished, after 5 epochs and 95 steps. Give more epochs to \
 continue, or resume=False to start from scratch
 ...
-$ sed -i 's/"epochs": 5/"epochs": 6/; s/3e-3/1e-3/' train.py
-$ python train.py
+$ sed -i 's/"epochs": 5/"epochs": 6/; s/3e-3/1e-3/' train.py; python train.py
 model ...
 note: continuing from checkpoint-0005-step-95
 note: epochs was 5 and is 6
@@ -128,18 +127,10 @@ accmt.rules.errors.RuleError: unknown metric 'mea'
          ^^^
   this training reports: ...
   did you mean 'mae'?
-$ sed 's/seed=7/sead=7/' small.py > wrong.py; python wrong.py
-Traceback (most recent call last):
-  File ".../wrong.py", line 8, in <module>
-    trainer = Trainer(hps, "runs/small", sead=7, restore_best=True)
-              ...^
+$ sed 's/seed=7/sead=7/' small.py > wrong.py; python wrong.py 2>&1 | tail -n 2
 accmt.config.errors.ConfigError: 1 mistake in Trainer(...):
   sead: unknown argument, did you mean 'seed'?
-$ sed 's/"epochs"/"epoch"/' small.py > wrong.py; python wrong.py
-Traceback (most recent call last):
-  File ".../wrong.py", line 8, in <module>
-    trainer = Trainer(hps, "runs/small", seed=7, restore_best=True)
-              ...^
+$ sed 's/"epochs"/"epoch"/' small.py > wrong.py; python wrong.py 2>&1 | tail -n 2
 accmt.config.errors.ConfigError: 1 mistake in Trainer(...):
   epoch: unknown key, did you mean 'epochs'? Allowed are epochs, max_steps, batch_size, optimizer, ...
 $ sed 's/batch.0.), batch/batch[0][:, 1:]), batch/; s/quickstart/wrong/' train.py > wrong.py; python wrong.py
@@ -175,10 +166,6 @@ TrainingHistory(2 evaluations, 2 epochs)
 PROCESSES = """\
 $ accmt rehearse small.py
 rehearsal 1/3: a short training from scratch
-rehearsal 2/3: the training resumed from its first checkpoint, and killed
-rehearsal 3/3: the training resumed again, and compared with the first run
-...each       times          together        size
-step ... s
 ...
 disk: checkpoints and saved models need ... kB, ... are free
 resume after SIGKILL: exact, bit by bit
