@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -190,8 +191,12 @@ class AcceleratorModule(NetworkOwner):
             reduction: Reduction of tensors over the processes: "sum" or "mean".
 
         Raises:
+            TypeError: If the values are no dictionary.
             ValueError: If the reduction is unknown, or a tensor has more than one element.
         """
+        if not isinstance(values, Mapping):
+            example = "self.log({'accuracy': value}, self.state.global_step)"
+            raise TypeError(f"log takes a dictionary and the step, as in {example}, not {type(values).__name__}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction is {reduction!r}: it must be 'sum' or 'mean'")
         if (metrics := self._training_metrics) is not None:

@@ -2,7 +2,8 @@
 
 A mistake is an error that a `raise` statement of accmt raised, such as ConfigError. Errors of the user's code, which
 accmt called, lose the frames of accmt as well. All other errors keep all frames: those of other libraries that accmt
-called, and defects of accmt. ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
+called, and defects of accmt. Ctrl-C, which may come anywhere, shows the frames of the user alone.
+ACCMT_FULL_TRACEBACK=1 keeps all frames of all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeVar, cast
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
-_WRAPPERS = (__file__, os.path.join(_PACKAGE, "earlier.py"))  # of public functions
+_WRAPPERS = (__file__, *(os.path.join(_PACKAGE, *path) for path in (["earlier.py"], ["config", "errors.py"])))
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _RAISE = dis.opmap["RAISE_VARARGS"]
@@ -85,10 +86,12 @@ def shorten(error: BaseException) -> None:
     parts = _parts(error.__traceback__)
     if is_mistake(error) or all(part.tb_frame.f_code.co_filename in _WRAPPERS for part in parts):  # wrong arguments
         vars(error)[_MARK] = True
-        _leave_out_ours(error)
+        _leave_out(error, _is_ours_or_ends_blocks)
+    elif isinstance(error, KeyboardInterrupt):
+        _leave_out(error, lambda code: not _is_users(code))
     for one in _chain(error):
         if _is_of_user(one):
-            _leave_out_ours(one)
+            _leave_out(one, _is_ours_or_ends_blocks)
 
 
 def print_shortened(error: BaseException) -> None:
@@ -102,11 +105,14 @@ def print_shortened(error: BaseException) -> None:
     traceback.print_exception(error)
 
 
-def _leave_out_ours(error: BaseException) -> None:
+def _is_ours_or_ends_blocks(code: CodeType) -> bool:
+    return is_ours(code) or code.co_filename == contextlib.__file__  # which ends our context managers
+
+
+def _leave_out(error: BaseException, is_unwanted: Callable[[CodeType], bool]) -> None:
     parts, error.__traceback__ = _parts(error.__traceback__), None
     for part in reversed(parts):
-        code = part.tb_frame.f_code
-        if not is_ours(code) and code.co_filename != contextlib.__file__:  # which ends our context managers
+        if not is_unwanted(part.tb_frame.f_code):
             error.__traceback__ = TracebackType(error.__traceback__, part.tb_frame, part.tb_lasti, part.tb_lineno)
 
 

@@ -97,6 +97,15 @@ def test_log_refuses_what_it_cannot_send(trainer, regression, data):
     with pytest.raises(ValueError, match="reduction is 'max': it must be 'sum' or 'mean'"):
         trainer().fit(Typo(), data(8))
 
+    class OfAnotherTrainer(regression):
+        def training_step(self, batch):
+            self.log("loss", 1.0)
+
+    with pytest.raises(TypeError) as caught:
+        trainer().fit(OfAnotherTrainer(), data(8))
+    example = "self.log({'accuracy': value}, self.state.global_step)"
+    assert str(caught.value) == f"log takes a dictionary and the step, as in {example}, not str"
+
 
 @pytest.mark.proves("AcceleratorModule(model)", "ExtendedAcceleratorModule(status_dict)")
 def test_what_the_trainer_gives_a_module(trainer, regression, data):

@@ -48,6 +48,7 @@ MISTAKES = {
     "constructor": 'Trainer({"epochs": 0}, folder)',
     "argument": "Trainer({}, folder, epochs_per_night=1, patience='x')",
     "call": "Trainer()",
+    "call of a method": "Trainer({}, folder).register_model_saving()",
     "rule": 'Trainer({}, folder).register_model_saving("best_acc:max")',
     "fit": 'Trainer({}, folder, metrics=FunctionMetric("f1", max, True)).fit(Line(), data, data)',
     "unknown rule": 'one = Trainer({}, folder); one.register_model_saving("acuracy"); one.fit(Line(), data)',
@@ -229,6 +230,15 @@ def test_ctrl_c_ends_with_where_it_resumes(tmp_path, arguments):
     assert ran.stderr == ("ends\n" if "prints" in arguments else "") + SENTENCE
     assert ran.stdout.endswith(SENTENCE) == ("quiet" not in arguments)
     assert ran.stdout.count("interrupted") == ("quiet" not in arguments)
+
+
+def test_ctrl_c_before_the_first_step_shows_the_users_frames(tmp_path):
+    slow = "Line.get_optimizer = lambda self: signal.raise_signal(signal.SIGINT)"
+    start = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    ran = launch(f"{HEAD}{start}\n{slow}\nTrainer({{}}, folder, quiet=True).fit(Line(), data)", tmp_path / "model")
+    assert ran.returncode == -signal.SIGINT
+    assert frames_in(ran.stderr) == ["program.py", "program.py"]
+    assert ran.stderr.endswith("\nKeyboardInterrupt\n")
 
 
 def test_a_real_interpreter_ends_by_the_signal(tmp_path):

@@ -27,6 +27,7 @@ from accmt.loop.exclusive import evaluating
 from accmt.loop.hooks import Hooks, loading, name_of_step, noted
 from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
+from accmt.loop.step import kind_of
 from accmt.metrics.gather import gatherer_of
 from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
@@ -209,9 +210,7 @@ def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
     if not isinstance(outputs, Mapping):
-        raise TypeError(
-            f"validation_step for '{name}' must return a dictionary or a loss, not {type(outputs).__name__}"
-        )
+        raise TypeError(f"validation_step for '{name}' must return a dictionary or a loss, not {kind_of(outputs)}")
     if "loss" not in outputs:
         near = nearest("loss", list(map(str, outputs)))
         meant = "" if near is None else f"; is '{near}' meant for it?"

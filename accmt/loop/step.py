@@ -300,7 +300,15 @@ def single_value(loss: object, module: str) -> Tensor:
         TypeError, ValueError: It is something else.
     """
     if not isinstance(loss, Tensor):
-        raise TypeError(f"{module}.training_step must return a scalar tensor, not {type(loss).__name__}")
+        raise TypeError(f"{module}.training_step must return a scalar tensor, not {kind_of(loss)}")
     if loss.numel() != 1:
         raise ValueError(f"{module}.training_step must return a scalar tensor, not one of shape {tuple(loss.shape)}")
     return loss.reshape(())
+
+
+def kind_of(returned: object) -> str:
+    """Name the type of what a step returned, with the usual reason for some."""
+    if returned is None:
+        return "None: is a return statement missing?"
+    hints = {dict: ": return its loss", float: ": return the tensor, not its item()"}
+    return f"{type(returned).__name__}{hints.get(type(returned), '')}"

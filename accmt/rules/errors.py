@@ -63,7 +63,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     if len(name) > _LONGEST_SUGGESTED:
         return None
     by_folded = {candidate.casefold(): candidate for candidate in names if len(candidate) <= _LONGEST_SUGGESTED}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    swapped = [folded for folded in by_folded if sorted(folded) == sorted(name.casefold())]
+    close = swapped or difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     if close:
         return by_folded[close[0]]
     begun = [

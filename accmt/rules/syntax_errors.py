@@ -135,6 +135,20 @@ _HABITS = (
     ),
     _habit("the metric in front of '@' is missing", "as in: accuracy@dev", here="@", when="value"),
     _habit(
+        "the metric declares whether higher or lower is better",
+        "write best_accuracy",
+        here=_WORD,
+        before=r"^(?:max|min|maximum|minimum|maximize|minimize|highest|lowest)\s+",
+        when="ranking SLASH",
+    ),
+    _habit(
+        "a name has no blanks",
+        "write best_valid_loss, or best_accuracy",
+        here=_WORD,
+        before=r"^best\s+|\b(?:train|valid|val)\s+",
+        when="ranking SLASH",
+    ),
+    _habit(
         "'{here}' cannot stand here",
         "two objectives are joined by '/', and 'best_' stands in front of the first only: best_accuracy/f1",
         here=_WORD,

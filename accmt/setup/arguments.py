@@ -156,7 +156,8 @@ class ArgumentCheck:
 
     def _parsed(self, parse: Callable[[str], _T], text: Any, name: str) -> _T | None:
         if not isinstance(text, str):
-            self._wrong(name, must_be("a string", text))
+            such = f' such as "{text} steps"' if name.endswith("_every") and is_whole(text, 1) else ""
+            self._wrong(name, must_be(f"a string{such}", text))
             return None
         try:
             return parse(text)
@@ -460,4 +461,6 @@ def _how_to_wrap(metric: Any) -> str:
         return ": give an instance, not the class"
     if type(metric).__module__.startswith("torchmetrics"):
         return ': wrap it, TorchMetric("name", metric)'
+    if isinstance(metric, str):
+        return f": give FunctionMetric({metric!r}, function, greater_is_better=...)"
     return ': wrap it, FunctionMetric("name", function, greater_is_better=...)' if callable(metric) else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from accmt.callbacks import HOOKS, Callback
-from accmt.config.errors import Problem
+from accmt.config.errors import Problem, must_be
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 
 _NEAR = 0.85
@@ -75,7 +75,7 @@ def function_problems(place: str, function: Any, arguments: Sequence[str]) -> li
     if function is None:
         return []
     if not callable(function):
-        return [Problem(place, f"is not a function: it is called with ({', '.join(arguments)})")]
+        return [Problem(place, must_be(f"a function of ({', '.join(arguments)})", function))]
     if isinstance(function, type) and any("__call__" in vars(kind) for kind in function.__mro__):
         return [Problem(place, f"is the class {function.__name__}: give an instance")]
     problem = _of_signature(function, arguments)

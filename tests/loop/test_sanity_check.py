@@ -53,7 +53,7 @@ class Doubled(Metric):
     ("gives", "metrics", "error"),
     [
         (lambda loss, good: {"accuracy": good}, accuracy(), (KeyError, "returned no 'loss'; it returned: accuracy")),
-        (lambda loss, good: None, accuracy(), (TypeError, "must return a dictionary or a loss, not NoneType")),
+        (lambda loss, good: None, accuracy(), (TypeError, "must return a dictionary or a loss, not None: is a return")),
         (lambda loss, good: {"loss": 0.5, "accuracy": good}, accuracy(), (ValueError, "must be a scalar tensor")),
         (lambda loss, good: {"loss": loss, "accuracy": 0.5}, accuracy(lambda p: p.mean()), (ValueError, "without dim")),
         (lambda loss, good: {"loss": loss, "accuracy": good[0]}, accuracy(), (TypeError, "takes .p, t., and valid")),

@@ -62,8 +62,12 @@ def constructor(match, error=ConfigError, **arguments):
             {"monitor": {"grad_nrm": True}},
             "monitor.grad_nrm: unknown argument, did you mean 'grad_norm'? Allowed are learning_rate, epoch, train_loss, validation_loss, additional_metrics, grad_norm, gpu_utilization, cpu_utilization, checkpoint",
         ),
+        ({"checkpoint_every": 5}, 'checkpoint_every: must be a string such as "5 steps", not 5 (int)'),
         ({"monitor": {"epoch": "no"}}, "monitor.epoch: must be True or False, not 'no' (str)"),
-        ({"metrics": "accuracy"}, "metrics: str is not a Metric object"),
+        (
+            {"metrics": "accuracy"},
+            "metrics: str is not a Metric object: give FunctionMetric('accuracy', function, greater_is_better=...)",
+        ),
         (
             {"metrics": {"dev": [len]}},
             "metrics['dev']: builtin_function_or_method is not a Metric object: wrap it, FunctionMetric(\"name\", function, greater_is_better=...)",
@@ -255,7 +259,7 @@ def test_datasets(refused, regression, data):
         ),
         (
             lambda data: DataLoader(data(4)),
-            "val_dataset: is a DataLoader: give its dataset, or return the loader from the module's hook",
+            "val_dataset: is a DataLoader: give its dataset, or return the loader from the module's get_validation_dataloader",
         ),
     ],
 )
@@ -411,7 +415,7 @@ class TestFirstEvaluation:
             def validation_step(self, key, batch):
                 return None
 
-        text = "validation_step for 'dev' must return a dictionary or a loss, not NoneType"
+        text = "validation_step for 'dev' must return a dictionary or a loss, not None: is a return statement missing?"
         self.fails(trainer, Wrong(), data, text, TypeError)
 
     def test_a_metric_without_its_main_value(self, trainer, regression, data):
@@ -431,8 +435,21 @@ class TestFirstEvaluation:
 @pytest.mark.parametrize(
     ("returned", "error", "text"),
     [
-        (lambda out: None, TypeError, "Wrong.training_step must return a scalar tensor, not NoneType"),
-        (lambda out: 0.5, TypeError, "Wrong.training_step must return a scalar tensor, not float"),
+        (
+            lambda out: None,
+            TypeError,
+            "Wrong.training_step must return a scalar tensor, not None: is a return statement missing?",
+        ),
+        (
+            lambda out: 0.5,
+            TypeError,
+            "Wrong.training_step must return a scalar tensor, not float: return the tensor, not its item()",
+        ),
+        (
+            lambda out: {"loss": out},
+            TypeError,
+            "Wrong.training_step must return a scalar tensor, not dict: return its loss",
+        ),
         (lambda out: out, ValueError, "Wrong.training_step must return a scalar tensor, not one of shape (4, 1)"),
         (
             lambda out: out.mean().detach(),

@@ -74,7 +74,7 @@ def collate(samples):
         ({"get_train_dataloader": yielding}, "Mine.get_train_dataloader: contains a yield, and the trainer would not iterate over it: define get_train_dataloader(self, dataset)"),
         ({"get_validation_dataloader": training_step_of_two}, "Mine.get_validation_dataloader: takes (batch, batch_idx), and it is called with (dataset): define get_validation_dataloader(self, dataset)"),
         ({"collate_fn_train": collate}, "Mine.collate_fn_train: takes (), and it is called with (samples)"),
-        ({"collate_fn_val": 3}, "Mine.collate_fn_val: is not a function: it is called with (samples)"),
+        ({"collate_fn_val": 3}, "Mine.collate_fn_val: must be a function of (samples), not 3 (int)"),
     ],
 )  # fmt: skip
 def test_a_method_of_a_module_that_cannot_be_called(methods, problem):

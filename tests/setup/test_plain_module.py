@@ -349,7 +349,7 @@ WANTED = "must be a Metric, one of accuracy, mae, mse, or a list of these"
         ({}, [WITHOUT]),
         ({"los_fn": nn.MSELoss()}, ["los_fn: unknown argument, did you mean 'loss_fn'?", WITHOUT]),
         ({"loss_fn": nn.MSELoss}, ["loss_fn: is the class MSELoss: give an instance"]),
-        ({"loss_fn": "mse"}, ["loss_fn: is not a function: it is called with (output, target)"]),
+        ({"loss_fn": "mse"}, ["loss_fn: must be a function of (output, target), not 'mse' (str)"]),
         ({"loss_fn": lambda x: x}, ["loss_fn: takes (x), and it is called with (output, target)"]),
         (
             {"loss_fn": nn.TripletMarginLoss()},
