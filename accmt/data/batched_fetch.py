@@ -40,7 +40,7 @@ class BatchedFetch(Dataset[Any]):
         self._cuts = True
 
     def __getitems__(self, indices: Sequence[Any]) -> CutBatch | list[Any]:
-        if self._cuts and all(type(index) is int for index in indices):
+        if self._cuts and (type(indices) is range or set(map(type, indices)) == {int}):
             try:
                 return CutBatch(len(indices), _cut(self.dataset, indices))
             except _NotCut:
@@ -48,7 +48,7 @@ class BatchedFetch(Dataset[Any]):
             except (IndexError, RuntimeError):
                 pass  # fetching the samples one by one says which index is wrong, or accepts it
         if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
+            return self.dataset.__getitems__(list(indices))  # type: ignore[no-any-return]
         return [self.dataset[index] for index in indices]
 
     def __getitem__(self, index: Any) -> Any:
@@ -88,7 +88,7 @@ def _cut(dataset: Any, indices: Sequence[int]) -> Any:
     """Return the batch that `default_collate` makes of the samples with these indices."""
     kind = type(dataset)
     if kind is TensorDataset:
-        index = torch.tensor(indices)
+        index = _index(indices)
         return [_rows(tensor, index) for tensor in dataset.tensors]
     if kind is Subset:
         return _cut(dataset.dataset, [dataset.indices[index] for index in indices])
@@ -100,9 +100,9 @@ def _cut(dataset: Any, indices: Sequence[int]) -> Any:
     if kind is ConcatDataset:
         return _cut_of_several(dataset, indices)
     if kind is Tensor:
-        return _rows(dataset, torch.tensor(indices))
+        return _rows(dataset, _index(indices))
     if kind is np.ndarray:
-        return _rows(_tensor_of(dataset), torch.tensor(indices))
+        return _rows(_tensor_of(dataset), _index(indices))
     if not is_table(dataset):
         raise _NotCut
     columns = rows_of_table(dataset, indices)
@@ -111,9 +111,25 @@ def _cut(dataset: Any, indices: Sequence[int]) -> Any:
     return columns
 
 
-def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+def _index(indices: Sequence[Any]) -> slice | Tensor:
+    """Return what selects rows: a slice where one follows the other, as in validation data, which is much faster."""
+    if isinstance(indices, range):
+        return slice(indices.start, indices.stop)
+    if set(map(type, indices)) != {int}:  # those of a Subset may be anything
+        return torch.tensor(indices)
+    first, end = indices[0], indices[0] + len(indices)
+    if first >= 0 and indices[-1] == end - 1 and indices == list(range(first, end)):
+        return slice(first, end)
+    return torch.from_numpy(np.array(indices))
+
+
+def _rows(tensor: Tensor, index: slice | Tensor) -> Tensor:
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or not tensor.is_contiguous():
         raise _NotCut
+    if isinstance(index, slice):
+        if index.stop > tensor.shape[0]:
+            raise IndexError
+        return tensor[index].clone(memory_format=torch.contiguous_format)
     return tensor.index_select(0, index)
 
 

@@ -108,7 +108,7 @@ class ValidationData:
 
     def _of_indices(self, indices: Indices, seed: int) -> Iterator[Any]:
         indices.begin(seed, 0, lambda: None, lambda: None)
-        batches = self._copy.begin()
+        batches = self._copy.cut() if self._copy.is_cut else self._copy.begin()
         return batches if self._is_ready or self._copy.workers else indices.read_apart(batches)
 
     def _stream(self, seed: int) -> Iterator[Any]:
@@ -127,6 +127,8 @@ class ValidationData:
         loader, process, processes = self.loader, self._process, self._processes
         batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         inner = sampler_of(loader) if type(batches) is BatchSampler else batches
+        if type(inner) is SequentialSampler and type(batches) is BatchSampler and self._copy.is_cut:
+            batches = _Ranges(batches)
         draws, for_workers = type(inner) not in _IN_ORDER, loader.num_workers > 0
         if processes > 1:
             batches = EveryNth(batches, process, processes, pads=False)
@@ -152,6 +154,20 @@ def validation_loaders(
         data[key] = ValidationData(whole(loader, place), key, seed, shown, options.limit_val)
         check_alike(data[key].loader, place)
     return data
+
+
+class _Ranges:
+    """The batches of a sampler in order, as ranges, which are cut as they are."""
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[range]:
+        samples, size = len(self._batches.sampler), self._batches.batch_size  # type: ignore[arg-type]
+        return (range(start, min(start + size, samples)) for start in range(0, len(self) * size, size))
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
 
 def _with_own_sampler(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -109,7 +109,8 @@ class DatasetValues:
         self._evaluation, self._key, self._name = evaluation, key, dataset_name(key, evaluation.loaders)
         device = evaluation.module.device
         self._loss = RunningSum(device)
-        self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
+        batches = evaluation.loaders[key].length
+        self._gatherers = {metric: gatherer_of(metric, device, batches) for metric in evaluation.metrics[key]}
         self.failures: dict[str, Exception] = {}
         self.mistakes: list[Exception] = []
 
@@ -224,7 +225,7 @@ def loss_of(outputs: Mapping[str, Any], dataset: str) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the loss of validation_step for '{dataset}' must be a scalar tensor, not {shape}")
-    return loss.reshape(())
+    return loss.reshape(()) if loss.ndim else loss
 
 
 def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, dataset: str) -> None:
