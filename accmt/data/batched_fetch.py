@@ -80,6 +80,12 @@ def can_be_cut(dataset: Any) -> bool:
     return kind in (TensorDataset, Tensor, np.ndarray) or is_whole_table(dataset)
 
 
+def is_cut_here(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader only fetches whole batches in this process: its own iterator would add a cost to each."""
+    pins = loader.pin_memory and torch.accelerator.is_available()
+    return type(loader) is DataLoader and type(loader.dataset) is BatchedFetch and not loader.num_workers and not pins
+
+
 class _NotCut(Exception):
     """The batch may differ from the one that `default_collate` makes."""
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from accmt._compat import BEGUN_LOADER, end_loader_workers
 from accmt.data.batch_size import Sizes
-from accmt.data.batched_fetch import BatchedFetch, fetch_batched
+from accmt.data.batched_fetch import fetch_batched, is_cut_here
 from accmt.data.iterable import Stream, show_dataset
 from accmt.data.workers import outlast_signals
 
@@ -40,6 +40,7 @@ class LoaderCopy:
         fetch_batched(self.loader)
         outlast_signals(self.loader)
         self.sizes = Sizes(self.loader)
+        self._is_cut = is_cut_here(self.loader)
         self._batches: Callable[[], Any] = lambda: None
 
     @property
@@ -57,20 +58,11 @@ class LoaderCopy:
 
     def begin(self) -> Iterator[Any]:
         """Start reading."""
+        if self._is_cut:
+            return map(self.loader.collate_fn, map(self.loader.dataset.__getitems__, self.loader.batch_sampler))
         batches = iter(self.loader)
         self._batches = ref(batches)
         return batches
-
-    @property
-    def is_cut(self) -> bool:
-        """Return whether batches are cut out of data in memory, by this process."""
-        loader = self.loader
-        is_here = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-        return is_here and type(loader.dataset) is BatchedFetch
-
-    def cut(self) -> Iterator[Any]:
-        """Start reading such batches without torch's iterator, which takes longer than to cut them."""
-        return map(self.loader.collate_fn, map(self.loader.dataset.__getitems__, self.loader.batch_sampler or ()))
 
     def close(self) -> None:
         """Shut down the workers, even if something still holds them."""

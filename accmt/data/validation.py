@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from accmt.data.batched_fetch import is_cut_here
 from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
@@ -108,7 +109,7 @@ class ValidationData:
 
     def _of_indices(self, indices: Indices, seed: int) -> Iterator[Any]:
         indices.begin(seed, 0, lambda: None, lambda: None)
-        batches = self._copy.cut() if self._copy.is_cut else self._copy.begin()
+        batches = self._copy.begin()
         return batches if self._is_ready or self._copy.workers else indices.read_apart(batches)
 
     def _stream(self, seed: int) -> Iterator[Any]:
@@ -127,7 +128,7 @@ class ValidationData:
         loader, process, processes = self.loader, self._process, self._processes
         batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         inner = sampler_of(loader) if type(batches) is BatchSampler else batches
-        if type(inner) is SequentialSampler and type(batches) is BatchSampler and self._copy.is_cut:
+        if type(inner) is SequentialSampler and type(batches) is BatchSampler and is_cut_here(self._copy.loader):
             batches = _Ranges(batches)
         draws, for_workers = type(inner) not in _IN_ORDER, loader.num_workers > 0
         if processes > 1:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -102,41 +103,36 @@ class _SampleGatherer:
         tensors = _tensors(arguments, self._metric, lambda path, tensor, dtype: tensor.to(dtype))
         samples = next((tensor.shape[0] for tensor in tensors.values()), 0)
         computed = self._metric.compute(*nested(tensors))
-        sums = {name: self._summed(scores, name, samples) for name, scores in computed.items()}
-        former = self._sums or dict.fromkeys(sums, (0, 0))
-        if sums.keys() != former.keys():
-            names = " and ".join(str(list(each)) for each in (former, sums))
-            raise ValueError(
-                f"the scores of metric '{self._metric.name}' differ in their names: {names} for two batches"
-            )
-        self._sums = {
-            name: (former[name][0] + total, former[name][1] + weight) for name, (total, weight) in sums.items()
-        }
+        former = self._sums or dict.fromkeys(computed, (0, 0))
+        if computed.keys() != former.keys():
+            names = " and ".join(str([*each]) for each in (former, computed))
+            raise ValueError(f"the scores of metric '{self._metric.name}' have other names in each batch: {names}")
+        for name, scores in computed.items():
+            total, weight = former[name]
+            is_pair = isinstance(scores, tuple) and len(scores) == 2
+            scores, weights = scores if is_pair else (scores, None)
+            added = self._summed(weights, name, samples) if is_pair else samples
+            self._sums[name] = total + self._summed(scores, name, samples), weight + added
 
     def values(self) -> Mapping[str, Any] | None:
         own = {name: (float(total), float(weight)) for name, (total, weight) in self._sums.items()}
         shares = [share for share in from_each(lambda: own) if share]
         if not shares:
             raise ValueError(f"metric '{self._metric.name}' got no samples")
-        sums = {
-            name: [sum(parts) for parts in zip(*(share[name] for share in shares), strict=True)] for name in shares[0]
-        }
+        sums = {name: map(sum, zip(*(share[name] for share in shares), strict=True)) for name in shares[0]}
         return {name: total / weight if weight else math.nan for name, (total, weight) in sums.items()}
 
-    def _summed(self, scores: Any, name: str, samples: int) -> tuple[Tensor, Tensor | int]:
-        """Return the sums of scores and of their weights."""
-        if isinstance(scores, tuple) and len(scores) == 2:
-            total, weight = (self._summed(part, name, samples)[0] for part in scores)
-            return total, weight
-        shape = getattr(scores, "shape", None)
-        if shape is None or tuple(shape) != (samples,):
-            what = type(scores).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    def _summed(self, scores: Any, name: str, samples: int) -> Tensor | float:
+        shape = tuple(getattr(scores, "shape", ()))
+        if not isinstance(scores, Tensor | np.ndarray) or shape != (samples,):
             raise TypeError(
-                f"metric '{self._metric.name}' has per_sample=True and computed '{name}' for {samples} samples "
-                f"as a {what}: it must be a tensor of shape ({samples},), one score for each sample"
+                f"metric '{self._metric.name}' has per_sample=True and computed '{name}' of {samples} samples as a "
+                f"{type(scores).__name__} of shape {shape}: it must be a tensor of shape ({samples},), a score each"
             )
         tensor = torch.as_tensor(scores)
-        return tensor.sum(dtype=torch.float32 if tensor.device.type == "mps" else torch.float64), samples
+        dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
+        total = tensor.count_nonzero() if tensor.dtype is torch.bool else tensor.sum(dtype=dtype)
+        return total.item() if tensor.device.type == "cpu" else total  # numbers add faster, and the CPU need not wait
 
 
 class _TorchmetricsGatherer:

@@ -34,10 +34,10 @@ class Metric:
             all batches. None: tensors that differ in more than their number of samples are an error.
 
     Attributes:
-        per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for each
-            batch, on its device, and returns for each value a tensor with one score for each sample of its arguments. The
-            value is their mean over all samples: neither arguments nor scores are kept. For means of parts of samples,
-            such as tokens, it returns a pair of such tensors: for each sample the sum of their scores, and their number.
+        per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for
+            each batch, on its device, and returns for each value a tensor with one score for each sample. The value is
+            their mean over all samples, and nothing is kept. For a mean over parts of samples, such as tokens, it
+            returns a pair of such tensors: for each sample the sum of the scores of its parts, and their number.
     """
 
     per_sample = False
