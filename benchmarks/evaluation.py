@@ -294,7 +294,7 @@ def of_lightning(model: Any, arguments: argparse.Namespace) -> Evaluate:
     return evaluate
 
 
-def in_one_process(arguments: argparse.Namespace) -> int:
+def in_one_process(arguments: argparse.Namespace) -> int:  # noqa: C901  # the peers, side by side
     import torch
     from torch.nn import functional
 

@@ -58,9 +58,10 @@ class LoaderCopy:
 
     def begin(self) -> Iterator[Any]:
         """Start reading."""
+        loader: Any = self.loader
         if self._is_cut:
-            return map(self.loader.collate_fn, map(self.loader.dataset.__getitems__, self.loader.batch_sampler))
-        batches = iter(self.loader)
+            return map(loader.collate_fn, map(loader.dataset.__getitems__, loader.batch_sampler))
+        batches: Iterator[Any] = iter(loader)
         self._batches = ref(batches)
         return batches
 

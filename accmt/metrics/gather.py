@@ -50,19 +50,15 @@ class _KeptBatches:
         self._metric = metric
         self._batches: list[Batch] = []
         self._blocks = None if batches is None or metric.pad is not None else Blocks(batches)
+        self._copied = _copied if self._blocks is None else self._blocks.copied
 
     def add(self, arguments: Arguments) -> None:
         self._batches.append(_tensors(arguments, self._metric, self._copied))
 
-    def _copied(self, path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        if self._blocks is None:
-            return tensor.to("cpu", dtype, copy=True)
-        return self._blocks.copied(path, tensor, dtype)
-
     def _joined(self, join: Callable[[list[Batch], Metric], _T]) -> Arguments | _T:
         """Return the arguments over all batches, joined by a function if they are not in one block. Keeps nothing."""
         batches, self._batches = self._batches, []
-        blocks, self._blocks = self._blocks, None
+        blocks, self._blocks, self._copied = self._blocks, None, _copied
         whole = None if blocks is None else blocks.joined(len(batches))
         return join(batches, self._metric) if whole is None else whole
 
@@ -100,7 +96,7 @@ class _SampleGatherer:
         self._sums: dict[str, tuple[Any, Any]] = {}  # of the scores, and of their weights
 
     def add(self, arguments: Arguments) -> None:
-        tensors = _tensors(arguments, self._metric, lambda path, tensor, dtype: tensor.to(dtype))
+        tensors = _tensors(arguments, self._metric, _cast)
         samples = next((tensor.shape[0] for tensor in tensors.values()), 0)
         computed = self._metric.compute(*nested(tensors))
         former = self._sums or dict.fromkeys(computed, (0, 0))
@@ -150,6 +146,14 @@ class _TorchmetricsGatherer:
         values = self._metric.values()
         self._metric.metric.reset()
         return values
+
+
+def _copied(path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to("cpu", dtype, copy=True)
+
+
+def _cast(path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype)
 
 
 def _tensors(arguments: Arguments, metric: Metric, cast: Callable[[Path, Tensor, torch.dtype], Tensor]) -> Batch:

@@ -68,7 +68,8 @@ class Blocks:
         if not part.ndim or end > whole[0] or shape[1:] != whole[1:] or dtype != room.dtype:
             return part.to("cpu", dtype, copy=True)
         block[1:] = end, batches + 1
-        return room[start:end].copy_(part)
+        place: Tensor = room[start:end]
+        return place.copy_(part)
 
     def joined(self, batches: int) -> Arguments | None:
         """Return the arguments over all batches; None if some got no place."""
