@@ -65,8 +65,8 @@ class Doubled(Metric):
         (None, accuracy(lambda p, t: "high"), (TypeError, "computed 'accuracy' as a str")),
         (
             None,
-            FunctionMetric("accuracy", torch.dist, False, per_sample=True),
-            (TypeError, "computed 'accuracy' of 4 sam"),
+            FunctionMetric("accuracy", torch.equal, True, per_sample=True),
+            (TypeError, "of 4 samples as a bool"),
         ),
         (None, Doubled("accuracy"), (KeyError, "did not compute 'accuracy'; give main_metric")),
         (
