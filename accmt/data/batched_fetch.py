@@ -38,7 +38,7 @@ class BatchedFetch(Dataset[Any]):
         self._cuts = True
 
     def __getitems__(self, indices: Sequence[Any] | Tensor) -> CutBatch | list[Any]:
-        if self._cuts and (type(indices) is Tensor or {*map(type, indices)} == {int}):
+        if self._cuts and (type(indices) in (range, Tensor) or {*map(type, indices)} == {int}):
             try:
                 size = indices.numel() if type(indices) is Tensor else len(indices)
                 return CutBatch(size, _cut(self.dataset, indices))
@@ -48,7 +48,7 @@ class BatchedFetch(Dataset[Any]):
                 pass  # fetching the samples one by one says which index is wrong, or accepts it
         indices = indices.tolist() if type(indices) is Tensor else indices
         if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
+            return self.dataset.__getitems__(list(indices))  # type: ignore[no-any-return]
         return [self.dataset[index] for index in indices]
 
     def __getitem__(self, index: Any) -> Any:
@@ -95,8 +95,7 @@ def _cut(dataset: Any, indices: Any) -> Any:
     """Return the batch that `default_collate` makes of the samples with these indices."""
     kind = type(dataset)
     if kind in (TensorDataset, Tensor, np.ndarray):
-        # By way of numpy, which reads a list in a quarter of the time.
-        return _cut_rows(dataset, indices if type(indices) is Tensor else torch.from_numpy(np.array(indices, np.int64)))
+        return _cut_rows(dataset, _index(indices))
     if type(indices) is Tensor:
         indices = indices.tolist()
     if kind is Subset:
@@ -116,15 +115,33 @@ def _cut(dataset: Any, indices: Any) -> Any:
     return columns
 
 
-def _cut_rows(dataset: Any, index: Tensor) -> Any:
+def _cut_rows(dataset: Any, index: slice | Tensor) -> Any:
     if type(dataset) is TensorDataset:
         return [_rows(tensor, index) for tensor in dataset.tensors]
     return _rows(dataset if type(dataset) is Tensor else _tensor_of(dataset), index)
 
 
-def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+def _index(indices: Sequence[Any] | Tensor) -> slice | Tensor:
+    """Return what selects rows: a slice where one follows the other, as in validation data, which is much faster."""
+    if isinstance(indices, Tensor):
+        return indices
+    if isinstance(indices, range):
+        return slice(indices.start, indices.stop)
+    if set(map(type, indices)) != {int}:  # those of a Subset may be anything
+        return torch.tensor(indices)
+    first, end = indices[0], indices[0] + len(indices)
+    if first >= 0 and indices[-1] == end - 1 and indices == list(range(first, end)):
+        return slice(first, end)
+    return torch.from_numpy(np.array(indices))
+
+
+def _rows(tensor: Tensor, index: slice | Tensor) -> Tensor:
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or not tensor.is_contiguous():
         raise _NotCut
+    if isinstance(index, slice):
+        if index.stop > tensor.shape[0]:
+            raise IndexError
+        return tensor[index].clone(memory_format=torch.contiguous_format)
     return tensor.index_select(0, index)
 
 

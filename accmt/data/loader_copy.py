@@ -79,18 +79,17 @@ class LoaderCopy:
 
     def begin(self, *, ahead: bool = False) -> Iterator[Any]:
         """Start reading; or start only to load, `ahead` of the next call, by workers that are kept."""
+        loader: Any = self.loader
         if self._is_cut:
-            dataset: Any = self.loader.dataset
-            requests: Any = self.loader.batch_sampler
-            return map(self.loader.collate_fn, map(dataset.__getitems__, requests))
+            return map(loader.collate_fn, map(loader.dataset.__getitems__, loader.batch_sampler))
         was_ahead, self._is_ahead = self._is_ahead, ahead
         if was_ahead and self._watch.is_same():
             return self._batches()  # type: ignore[no-any-return]
         if self._keeps and not ahead and not self.keeps_workers:
             self.close()
-            vars(self.loader).update(BEGUN_LOADER, persistent_workers=self._watch.begin())
+            vars(loader).update(BEGUN_LOADER, persistent_workers=self._watch.begin())
         self._watch.reports = 0
-        batches = iter(self.loader)
+        batches: Iterator[Any] = iter(loader)
         self._batches = ref(batches)
         return batches
 

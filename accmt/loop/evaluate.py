@@ -110,7 +110,8 @@ class DatasetValues:
         self._evaluation, self._key, self._name = evaluation, key, dataset_name(key, evaluation.loaders)
         device = evaluation.module.device
         self._loss = RunningSum(device)
-        self._gatherers = {metric: gatherer_of(metric, device) for metric in evaluation.metrics[key]}
+        batches = evaluation.loaders[key].length
+        self._gatherers = {metric: gatherer_of(metric, device, batches) for metric in evaluation.metrics[key]}
         self.failures: dict[str, Exception] = {}
         self.mistakes: list[Exception] = []
 
@@ -118,10 +119,30 @@ class DatasetValues:
         """Process the batches of this process, or the first ones."""
         for batch, counts in islice(batches_of(self._evaluation, loader), most):
             samples = samples_of(batch, loader.samples, self._evaluation.module) if counts else 0
-            outputs = outputs_of(self._evaluation, self._key, batch)
+            outputs = self.outputs(batch)
             if counts:
                 self._loss.add(loss_of(outputs, self._name), samples)
                 self.collect(outputs)
+
+    def outputs(self, batch: Any) -> Mapping[str, Any]:
+        """Return what `validation_step` returns for a batch."""
+        evaluation, name = self._evaluation, self._name
+        module, hooks = evaluation.module, evaluation.hooks
+        hooks.on_before_validation_step(batch)
+        with noted(f"{name_of_step(module, 'validation_step')} on '{name}'", module.state, batch):
+            outputs = tried_again(partial(module.validation_step, self._key, batch), lambda: evaluation.repeats)
+        hooks.on_after_validation_step()
+        if isinstance(outputs, Tensor):
+            return {"loss": outputs}
+        if not isinstance(outputs, Mapping):
+            raise TypeError(f"validation_step for '{name}' must return a dictionary or a loss, not {kind_of(outputs)}")
+        if "loss" not in outputs:
+            near = nearest("loss", list(map(str, outputs)))
+            meant = "" if near is None else f"; is '{near}' meant for it?"
+            raise MissingOutput(
+                f"validation_step for '{name}' returned no 'loss'; it returned: {_listed(outputs)}{meant}"
+            )
+        return outputs
 
     def collect(self, outputs: Mapping[str, Any]) -> None:
         """Collect the arguments of each metric."""
@@ -201,29 +222,12 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
         state.val_step += counts
 
 
-def outputs_of(evaluation: Evaluation, key: str, batch: Any) -> Mapping[str, Any]:
-    module, hooks, name = evaluation.module, evaluation.hooks, dataset_name(key, evaluation.loaders)
-    hooks.on_before_validation_step(batch)
-    with noted(f"{name_of_step(module, 'validation_step')} on '{name}'", module.state, batch):
-        outputs = tried_again(partial(module.validation_step, key, batch), lambda: evaluation.repeats)
-    hooks.on_after_validation_step()
-    if isinstance(outputs, Tensor):
-        return {"loss": outputs}
-    if not isinstance(outputs, Mapping):
-        raise TypeError(f"validation_step for '{name}' must return a dictionary or a loss, not {kind_of(outputs)}")
-    if "loss" not in outputs:
-        near = nearest("loss", list(map(str, outputs)))
-        meant = "" if near is None else f"; is '{near}' meant for it?"
-        raise MissingOutput(f"validation_step for '{name}' returned no 'loss'; it returned: {_listed(outputs)}{meant}")
-    return outputs
-
-
 def loss_of(outputs: Mapping[str, Any], dataset: str) -> Tensor:
     loss = outputs["loss"]
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the loss of validation_step for '{dataset}' must be a scalar tensor, not {shape}")
-    return loss.reshape(())
+    return loss.reshape(()) if loss.ndim else loss
 
 
 def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, dataset: str) -> None:

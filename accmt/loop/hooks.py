@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from accmt.callbacks import HOOKS, Callback
@@ -55,14 +55,17 @@ def name_of_step(module: Any, step: str) -> str:
     return f"{type(module).__name__}.{step}"
 
 
-@contextmanager
-def noted(where: str, state: TrainingState, batch: Any = None) -> Iterator[None]:
+class noted:  # a context manager, as a class because entering one of contextlib takes longer
     """Add a note to an exception from the block, saying where it was raised; see `add_note`."""
-    try:
-        yield
-    except Exception as error:
-        add_note(error, where, state, batch)
-        raise
+
+    def __init__(self, where: str, state: TrainingState, batch: Any = None) -> None:
+        self._place = where, state, batch
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            add_note(error, *self._place)
 
 
 def loading(batches: Iterable[_Batch], data: str, state: TrainingState) -> Iterator[_Batch]:

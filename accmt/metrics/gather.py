@@ -6,16 +6,21 @@ sorts all into the order of the dataset, so that a value does not depend on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from accmt.distributed.collective import from_each
-from accmt.metrics.join import Arguments, Batch, by_path, joined, joined_from_all
+from accmt.metrics.join import Arguments, Batch, Blocks, Path, by_path, joined, joined_from_all, nested
 from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
+
+_T = TypeVar("_T")
 
 
 class Gatherer(Protocol):
@@ -27,35 +32,42 @@ class Gatherer(Protocol):
         """Return the values, at least on the main process; None elsewhere. Called once on every process."""
 
 
-def gatherer_of(metric: Metric, device: torch.device) -> Gatherer:
-    """Return the gatherer that a metric needs."""
+def gatherer_of(metric: Metric, device: torch.device, batches: int | None = None) -> Gatherer:
+    """Return the gatherer that a metric needs, on a device, for a number of batches of this process, if it is known."""
+    if metric.per_sample:
+        return _SampleGatherer(metric)
     if isinstance(metric, TorchMetric):
         return _TorchmetricsGatherer(metric, device)
     if isinstance(metric, MetricParallel):
-        return _ParallelGatherer(metric)
-    return _MainGatherer(metric)
+        return _ParallelGatherer(metric, batches)
+    return _MainGatherer(metric, batches if PartialState().num_processes == 1 else None)
 
 
 class _KeptBatches:
-    """Copies of the arguments of a metric."""
+    """Copies of the arguments of a metric: detached, cast, in main memory, safe from later changes."""
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Metric, batches: int | None) -> None:
         self._metric = metric
         self._batches: list[Batch] = []
+        self._blocks = None if batches is None or metric.pad is not None else Blocks(batches)
+        self._copied = _copied if self._blocks is None else self._blocks.copied
 
     def add(self, arguments: Arguments) -> None:
-        self._batches.append(_kept(arguments, self._metric))
+        self._batches.append(_tensors(arguments, self._metric, self._copied))
 
-    def _taken(self) -> list[Batch]:
+    def _joined(self, join: Callable[[list[Batch], Metric], _T]) -> Arguments | _T:
+        """Return the arguments over all batches, joined by a function if they are not in one block. Keeps nothing."""
         batches, self._batches = self._batches, []
-        return batches
+        blocks, self._blocks, self._copied = self._blocks, None, _copied
+        whole = None if blocks is None else blocks.joined(len(batches))
+        return join(batches, self._metric) if whole is None else whole
 
 
 class _MainGatherer(_KeptBatches):
     """For `Metric`: gathers everything on the main process."""
 
     def values(self) -> Mapping[str, Any] | None:
-        arguments = joined_from_all(self._taken(), self._metric)
+        arguments = self._joined(joined_from_all)
         return None if arguments is None else self._metric.compute(*arguments)
 
 
@@ -71,10 +83,52 @@ class _ParallelGatherer(_KeptBatches):
 
     def _share(self) -> tuple[int, Mapping[str, float]]:
         """Return the number of samples of this process and the values of the metric over them."""
-        batches = self._taken()
-        samples = sum(len(next(iter(batch.values()), ())) for batch in batches)
-        own = self._metric.compute(*joined(batches, self._metric)) if samples else {}
+        samples = sum(len(next(iter(batch.values()), ())) for batch in self._batches)
+        own = self._metric.compute(*self._joined(joined)) if samples else {}
         return samples, {key: float(value.item() if hasattr(value, "item") else value) for key, value in own.items()}
+
+
+class _SampleGatherer:
+    """For metrics with a score per sample: each process sums its own on the device; only sums are exchanged."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._sums: dict[str, tuple[Any, Any]] = {}  # of the scores, and of their weights
+
+    def add(self, arguments: Arguments) -> None:
+        tensors = _tensors(arguments, self._metric, _cast)
+        samples = next((tensor.shape[0] for tensor in tensors.values()), 0)
+        computed = self._metric.compute(*nested(tensors))
+        former = self._sums or dict.fromkeys(computed, (0, 0))
+        if computed.keys() != former.keys():
+            names = " and ".join(str([*each]) for each in (former, computed))
+            raise ValueError(f"the scores of metric '{self._metric.name}' have other names in each batch: {names}")
+        for name, scores in computed.items():
+            total, weight = former[name]
+            is_pair = isinstance(scores, tuple) and len(scores) == 2
+            scores, weights = scores if is_pair else (scores, None)
+            added = self._summed(weights, name, samples) if is_pair else samples
+            self._sums[name] = total + self._summed(scores, name, samples), weight + added
+
+    def values(self) -> Mapping[str, Any] | None:
+        own = {name: (float(total), float(weight)) for name, (total, weight) in self._sums.items()}
+        shares = [share for share in from_each(lambda: own) if share]
+        if not shares:
+            raise ValueError(f"metric '{self._metric.name}' got no samples")
+        sums = {name: map(sum, zip(*(share[name] for share in shares), strict=True)) for name in shares[0]}
+        return {name: total / weight if weight else math.nan for name, (total, weight) in sums.items()}
+
+    def _summed(self, scores: Any, name: str, samples: int) -> Tensor | float:
+        shape = tuple(getattr(scores, "shape", ()))
+        if not isinstance(scores, Tensor | np.ndarray) or shape != (samples,):
+            raise TypeError(
+                f"metric '{self._metric.name}' has per_sample=True and computed '{name}' of {samples} samples as a "
+                f"{type(scores).__name__} of shape {shape}: it must be a tensor of shape ({samples},), a score each"
+            )
+        tensor = torch.as_tensor(scores)
+        dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
+        total = tensor.count_nonzero() if tensor.dtype is torch.bool else tensor.sum(dtype=dtype)
+        return total.item() if tensor.device.type == "cpu" else total  # numbers add faster, and the CPU need not wait
 
 
 class _TorchmetricsGatherer:
@@ -94,14 +148,23 @@ class _TorchmetricsGatherer:
         return values
 
 
-def _kept(arguments: Arguments, metric: Metric) -> Batch:
-    """Copy the arguments of a batch to keep them: detached, cast, in main memory, safe from later changes."""
+def _copied(path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to("cpu", dtype, copy=True)
+
+
+def _cast(path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype)
+
+
+def _tensors(arguments: Arguments, metric: Metric, cast: Callable[[Path, Tensor, torch.dtype], Tensor]) -> Batch:
+    """Return the arguments of a batch as tensors: detached, and cast by a function to the dtype for the metric."""
     batch = {}
     for path, value in by_path(arguments):
         tensor = value if isinstance(value, Tensor) else _as_tensor(value, metric)
-        batch[path] = tensor.detach().to("cpu", metric.kept_as(tensor.dtype), copy=True)
+        tensor = tensor.detach() if tensor.requires_grad else tensor  # faster than always
+        batch[path] = cast(path, tensor, metric.kept_as(tensor.dtype))
     if metric.do_checks:
-        _check([tuple(tensor.shape) for tensor in batch.values()], metric)
+        _check([tensor.shape for tensor in batch.values()], metric)
     return batch
 
 
@@ -118,12 +181,12 @@ def _as_tensor(argument: Any, metric: Metric) -> Tensor:
         ) from None
 
 
-def _check(shapes: Sequence[tuple[int, ...]], metric: Metric) -> None:
-    if any(not shape for shape in shapes):
+def _check(shapes: Sequence[torch.Size], metric: Metric) -> None:
+    if not all(shapes):
         raise ValueError(
             f"metric '{metric.name}' was given a tensor without dimensions: "
             f"the first dimension is the samples of the batch"
         )
     if len({shape[0] for shape in shapes}) > 1:
-        listed = ", ".join(map(str, shapes))
+        listed = ", ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(f"metric '{metric.name}' was given different numbers of samples in one batch: shapes {listed}")

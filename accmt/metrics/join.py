@@ -28,21 +28,54 @@ Batch = dict[Path, Tensor]
 def by_path(arguments: Mapping[Any, Any] | Sequence[Any], way: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield what arguments hold outside of dictionaries, in order, each with its path."""
     for key, value in arguments.items() if isinstance(arguments, Mapping) else enumerate(arguments):
-        if isinstance(value, Mapping) and value:
+        if not isinstance(value, Tensor) and isinstance(value, Mapping) and value:
             yield from by_path(value, (*way, key))
         else:
             yield (*way, key), value
 
 
-def _nested(slots: Mapping[Path, _Slot]) -> Arguments:
-    """Return the arguments that the tensors of slots belong to."""
+def nested(values: Mapping[Path, Any]) -> Arguments:
+    """Return the arguments that hold these values."""
     whole: dict[Any, Any] = {}
-    for (*way, last), slot in slots.items():
+    for (*way, last), value in values.items():
         place = whole
         for key in way:
             place = place.setdefault(key, {})
-        place[last] = slot.tensor
+        place[last] = value
     return tuple(whole.values())
+
+
+class Blocks:
+    """One tensor for each argument, in which every batch gets its place when it is kept: joining copies nothing then.
+
+    Main memory is taken page by page, as the tensors are filled.
+
+    Args:
+        batches: The number of batches, each of at most as many samples as the first; others get no place.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._blocks: dict[Path, list[Any]] = {}  # a tensor, and how many samples and batches it holds
+
+    def copied(self, path: Path, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a copy in main memory, in its place if it has one."""
+        shape = part.shape or (0,)
+        if path not in self._blocks:
+            self._blocks[path] = [torch.empty((self._batches * shape[0], *shape[1:]), dtype=dtype), 0, 0]
+        room, start, batches = block = self._blocks[path]
+        end, whole = start + shape[0], room.shape
+        if not part.ndim or end > whole[0] or shape[1:] != whole[1:] or dtype != room.dtype:
+            return part.to("cpu", dtype, copy=True)
+        block[1:] = end, batches + 1
+        place: Tensor = room[start:end]
+        return place.copy_(part)
+
+    def joined(self, batches: int) -> Arguments | None:
+        """Return the arguments over all batches; None if some got no place."""
+        if not batches or any(held != batches for *_, held in self._blocks.values()):
+            return None
+        return nested({path: room[:filled] for path, (room, filled, _) in self._blocks.items()})
 
 
 def joined(batches: list[Batch], metric: Metric) -> Arguments:
@@ -53,7 +86,7 @@ def joined(batches: list[Batch], metric: Metric) -> Arguments:
     """
     room = _room([_described(batch) for batch in batches], metric)
     _fill(room, range(len(batches)), batches)
-    return _nested(room)
+    return nested({path: slot.tensor for path, slot in room.items()})
 
 
 def joined_from_all(batches: list[Batch], metric: Metric) -> Arguments | None:
@@ -84,7 +117,7 @@ def joined_from_all(batches: list[Batch], metric: Metric) -> Arguments | None:
         for turn, described in enumerate(share):
             for path, (shape, dtype) in described.items():
                 room[path].receive(places[turn, rank], shape, dtype, rank, device)
-    return _nested(room)
+    return nested({path: slot.tensor for path, slot in room.items()})
 
 
 class _Slot:

@@ -32,7 +32,15 @@ class Metric:
             tensors unchanged.
         pad: The number with which tensors are padded, at the ends of all dimensions but the first, to the longest of
             all batches. None: tensors that differ in more than their number of samples are an error.
+
+    Attributes:
+        per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for
+            each batch, on its device, and returns for each value a tensor with one score for each sample. The value is
+            their mean over all samples, and nothing is kept. For a mean over parts of samples, such as tokens, it
+            returns a pair of such tensors: for each sample the sum of the scores of its parts, and their number.
     """
+
+    per_sample = False
 
     @answering_earlier
     def __init__(
@@ -106,6 +114,9 @@ class FunctionMetric(Metric):
         greater_is_better: The direction of the value, or of several values by name. It has no default: an error measure
             could be mistaken for an accuracy, and the worst model kept.
         cast, pad: As in `Metric`.
+        per_sample: The function returns a tensor with one score for each sample, such as whether a guess is right, and
+            the metric is their mean over all samples. The function is called for each batch, on its device, and nothing
+            is kept. For a mean over tokens or other parts, see `Metric`.
     """
 
     @answering_earlier
@@ -117,10 +128,16 @@ class FunctionMetric(Metric):
         *,
         cast: torch.dtype | str | None = torch.float32,
         pad: float | None = None,
+        per_sample: bool = False,
     ) -> None:
         super().__init__(name, greater_is_better, cast=cast, pad=pad)
         if not callable(function):
             raise ValueError(f"'{name}' needs a function, not {function!r}")
+        if per_sample and pad is not None:
+            raise ValueError(
+                f"pad of '{name}' has no effect with per_sample=True, which joins no batches: leave it out"
+            )
+        self.per_sample = per_sample
         self.function = function
 
     def compute(self, *args: Any) -> Mapping[str, Any]:

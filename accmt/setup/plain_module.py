@@ -121,12 +121,12 @@ class PlainModule(AcceleratorModule):
         return values[:, None].flatten(1).sum(1), counts[:, None].flatten(1).sum(1)
 
 
-def _mean(sums: Tensor, counts: Tensor) -> float:
-    return float(sums.sum(dtype=torch.float64) / counts.sum())
+def _mean(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return sums, counts
 
 
 def _metric(name: str) -> Metric:
-    return FunctionMetric(name, _mean, greater_is_better=name == "accuracy")
+    return FunctionMetric(name, _mean, greater_is_better=name == "accuracy", per_sample=True)
 
 
 def _is_of_torch(loss_fn: Any) -> bool:

@@ -182,6 +182,19 @@ def test_it_is_one_index_for_each_tensor():
     assert isinstance(other, list)
 
 
+def test_indices_that_follow_each_other_give_copies():
+    """What a step does to its batch does not change the data."""
+    data = torch.arange(12.0).reshape(6, 2)
+    fetch = BatchedFetch(TensorDataset(data))
+    for indices in (range(2, 5), [2, 3, 4]):
+        batch = fetch.__getitems__(indices)
+        batch.batch[0].zero_()
+    assert torch.equal(data, torch.arange(12.0).reshape(6, 2))
+    for beyond in (range(4, 8), [4, 5, 6, 7]):
+        with pytest.raises(IndexError):
+            fetch.__getitems__(beyond)
+
+
 def test_a_collation_that_the_script_extends_is_kept(monkeypatch):
     monkeypatch.setitem(collate.default_collate_fn_map, torch.Tensor, lambda batch, *, collate_fn_map=None: "mine")
     loader = DataLoader(TensorDataset(torch.zeros(4)), 4)

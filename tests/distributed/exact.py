@@ -52,6 +52,8 @@ class Module(AcceleratorModule):
             "mean": (x,),
             "accuracy": (x[:, 0] > 0.1, x[:, 1] > 0.1),
             "order": (x[:, 0], x[:, 1]),
+            "right": (x[:, 0] > 0.1, x[:, 1] > 0.1),
+            "error": (x[:, 0], x[:, 1]),
         }
 
 
@@ -94,6 +96,8 @@ for size in BATCHES:
         FunctionMetric("ragged", checksum, True, pad=-1),
         Mean("mean"),
         TorchMetric("accuracy", torchmetrics.classification.BinaryAccuracy()),
+        FunctionMetric("right", torch.eq, True, per_sample=True),
+        FunctionMetric("error", lambda one, other: (one - other).abs(), False, per_sample=True),
         TorchMetric("order", torchmetrics.SpearmanCorrCoef(), greater_is_better=True),
     ]
     halves = FunctionMetric("halves", checksum, True)

@@ -9,7 +9,7 @@ from launching import launch
 
 SCRIPT = Path(__file__).parent / "exact.py"
 DECIDING = Path(__file__).parent / "deciding.py"
-IN_ORDER = ("floats", "halves", "whole", "truths", "named", "ragged")
+IN_ORDER = ("floats", "halves", "whole", "truths", "named", "ragged", "right")
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -27,6 +27,7 @@ def evaluated(tmp_path_factory):
     return evaluate
 
 
+@pytest.mark.proves("metrics.FunctionMetric(pad)", "metrics.FunctionMetric(per_sample)")
 def test_values_do_not_depend_on_processes_and_batches(evaluated):
     [expected] = (found["values"] for found in evaluated(1))
     whole = expected["50"]
@@ -38,7 +39,7 @@ def test_values_do_not_depend_on_processes_and_batches(evaluated):
                 where = f"{processes} processes, batches of {size}, {count} samples"
                 for name in IN_ORDER:
                     assert metrics[name] == whole[count][name], f"{name}: {where}"
-                for name in ("valid_loss", "mean", "accuracy", "order"):
+                for name in ("valid_loss", "mean", "accuracy", "order", "error"):
                     close = pytest.approx(whole[count][name], rel=1e-6, nan_ok=True)
                     assert metrics[name] == close, f"{name}: {where}"
     assert len({metrics["floats"] for metrics in whole.values()}) == len(whole)

@@ -63,6 +63,11 @@ class Doubled(Metric):
         (None, accuracy(fail(AttributeError("no"))), (AttributeError, "no")),
         (None, accuracy(lambda p, t: p), (ValueError, "a metric is one number")),
         (None, accuracy(lambda p, t: "high"), (TypeError, "computed 'accuracy' as a str")),
+        (
+            None,
+            FunctionMetric("accuracy", torch.equal, True, per_sample=True),
+            (TypeError, "of 4 samples as a bool"),
+        ),
         (None, Doubled("accuracy"), (KeyError, "did not compute 'accuracy'; give main_metric")),
         (
             None,

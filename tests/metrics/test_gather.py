@@ -27,8 +27,8 @@ class KeepsParallel(MetricParallel):
     compute = Keeps.compute
 
 
-def values(metric, *batches):
-    gatherer = gatherer_of(metric, CPU)
+def values(metric, *batches, expected=None):
+    gatherer = gatherer_of(metric, CPU, expected)
     for batch in batches:
         gatherer.add(batch)
     return gatherer.values()
@@ -38,12 +38,14 @@ def split(sizes, *tensors):
     return list(zip(*(tensor.split(sizes) for tensor in tensors), strict=True))
 
 
-@pytest.mark.parametrize("sizes", [[10], [4, 4, 2], [1] * 10, [9, 1], [3, 0, 7]])
+@pytest.mark.parametrize("expected", [None, 1, 2, 10, 100])
+@pytest.mark.parametrize("sizes", [[10], [4, 4, 2], [1] * 10, [9, 1], [3, 0, 7], [0, 10]])
 @pytest.mark.parametrize("kind", [Keeps, KeepsParallel])
-def test_uneven_batches_are_the_whole_dataset_in_order(sizes, kind):
+def test_uneven_batches_are_the_whole_dataset_in_order(sizes, kind, expected):
+    """However many batches were expected."""
     predictions, targets = torch.randn(10, 3), torch.randint(0, 3, (10,))
     metric = kind("accuracy")
-    assert values(metric, *split(sizes, predictions, targets)) == {"accuracy": 0}
+    assert values(metric, *split(sizes, predictions, targets), expected=expected) == {"accuracy": 0}
     assert torch.equal(metric.arguments[0], predictions)
     assert torch.equal(metric.arguments[1], targets)
 
@@ -116,6 +118,7 @@ def test_default_cast_and_that_of_parallel_metrics():
     assert MetricParallel("x").cast is None
 
 
+@pytest.mark.proves("metrics.FunctionMetric(cast)")
 def test_nothing_is_computed_in_less_than_it_was_given():
     seconds = [1.7e9 + index for index in range(4)]
     late = [second + 0.5 for second in seconds]
@@ -129,6 +132,7 @@ def test_nothing_is_computed_in_less_than_it_was_given():
     assert values(half, (torch.ones(2, dtype=torch.float64),)) == {"dtype": 2}
 
 
+@pytest.mark.proves("metrics.FunctionMetric(greater_is_better)", "metrics.FunctionMetric(name)")
 def test_a_function_needs_a_direction():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'greater_is_better'"):
         FunctionMetric("mae", lambda p, t: (p - t).abs().mean())
@@ -223,6 +227,27 @@ def test_batches_that_do_not_fit_together():
         assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize("expected", [None, 3])
+def test_batches_of_other_dtypes_and_without_dimensions_are_joined_as_ever(expected):
+    metric = Keeps("x", do_checks=False)
+    values(metric, (torch.tensor([2**53 - 1]),), (torch.tensor([0.5]),), (torch.tensor([1]),), expected=expected)
+    assert metric.arguments[0].tolist() == [2**53 - 1, 0.5, 1]
+    with pytest.raises(ValueError, match=r"^metric 'x' was given a tensor without dimensions$"):
+        values(metric, (torch.ones(1), torch.tensor(0.5)), expected=expected)
+
+
+def test_batches_of_an_expected_number_are_copied_once():
+    """What the metric gets is where the first batch was kept."""
+    metric = Keeps("x")
+    gatherer = gatherer_of(metric, CPU, 3)
+    for part in torch.arange(5).split(2):
+        gatherer.add(({"a": part},))
+    kept = gatherer._batches[0][0, "a"].data_ptr()
+    gatherer.values()
+    assert metric.arguments[0]["a"].tolist() == [0, 1, 2, 3, 4]
+    assert metric.arguments[0]["a"].data_ptr() == kept
+
+
 def tensors_of(gatherer):
     return [tensor for batch in gatherer._batches for tensor in batch.values()]
 
@@ -275,10 +300,95 @@ def test_main_metric():
     assert repr(metric) == "Report('report')"
 
 
+@pytest.mark.proves("metrics.FunctionMetric", "metrics.FunctionMetric(function)")
 def test_a_function_of_one_number_or_several():
     batch = (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     assert values(FunctionMetric("mse", lambda p, t: (p - t).square().mean(), False), batch) == {"mse": 2}
     assert values(FunctionMetric("mae", lambda p, t: {"mae": 1, "max": 2}, False), batch) == {"mae": 1, "max": 2}
+
+
+def right(guesses, true):
+    return guesses == true
+
+
+@pytest.mark.proves("metrics.FunctionMetric(per_sample)")
+@pytest.mark.parametrize("sizes", [[10], [4, 4, 2], [1] * 10, [3, 0, 7]])
+def test_the_mean_of_a_score_per_sample(sizes):
+    guesses, true = torch.randint(2, (10,)), torch.randint(2, (10,))
+    batches = split(sizes, guesses, true)
+    accuracy = FunctionMetric("accuracy", right, True, per_sample=True)
+    assert values(accuracy, *batches) == {"accuracy": right(guesses, true).double().mean().item()}
+    array = FunctionMetric("accuracy", lambda g, t: right(g, t).numpy(), True, per_sample=True)
+    assert values(array, *batches) == values(accuracy, *batches)
+    both = FunctionMetric("accuracy", lambda g, t: {"accuracy": right(g, t), "sum": g + t}, True, per_sample=True)
+    assert values(both, *batches) == {**values(accuracy, *batches), "sum": (guesses + true).double().mean().item()}
+
+
+def test_scores_are_summed_in_double_precision_from_what_other_metrics_get():
+    large = torch.tensor([2.0**24, 1, 1, 1])
+    mean = FunctionMetric("mean", lambda x: x["x"], True, per_sample=True)
+    assert values(mean, *(({"x": part},) for part in large.split(2))) == {"mean": (2**24 + 3) / 4}
+    half = FunctionMetric("size", lambda x: torch.full((len(x),), x.element_size()), True, per_sample=True)
+    assert values(half, (torch.ones(2, dtype=torch.float16),)) == {"size": 4}
+    assert math.isnan(values(mean, ({"x": large},), ({"x": torch.tensor([math.nan])},))["mean"])
+
+
+@pytest.mark.proves("metrics.Metric(per_sample)")
+def test_a_mean_over_parts_of_samples():
+    """The tokens of the samples count, and nothing is kept of them."""
+
+    class TokenAccuracy(Metric):
+        per_sample = True
+
+        def compute(self, guesses, true):
+            counts = true >= 0
+            return {self.name: (((guesses == true) & counts).flatten(1).sum(1), counts.flatten(1).sum(1))}
+
+    guesses, true = torch.randint(2, (7, 5)), torch.randint(-1, 2, (7, 5))
+    expected = (guesses == true)[true >= 0].double().mean().item()
+    metric = TokenAccuracy("accuracy")
+    assert values(metric, *split([3, 3, 1], guesses, true)) == {"accuracy": pytest.approx(expected, abs=1e-15)}
+    assert math.isnan(values(metric, (guesses, torch.full_like(true, -1)))["accuracy"])
+    gatherer = gatherer_of(metric, CPU)
+    gatherer.add((guesses := torch.ones(7, 11, 13), guesses))
+    del guesses
+    gc.collect()
+    assert not [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[:2] == (7, 11)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "described"),
+    [
+        (lambda x: x.mean(), "Tensor of shape ()"),
+        (lambda x: x[:, None], "Tensor of shape (3, 1)"),
+        (lambda x: x[1:], "Tensor of shape (2,)"),
+        (lambda x: x.tolist(), "list of shape ()"),
+        (lambda x: 0.5, "float of shape ()"),
+        (lambda x: (x, x.sum()), "Tensor of shape ()"),
+    ],
+)
+def test_other_than_a_score_per_sample_is_an_error(scores, described):
+    gatherer = gatherer_of(FunctionMetric("mae", scores, False, per_sample=True), CPU)
+    with pytest.raises(TypeError, match="mae") as caught:
+        gatherer.add((torch.ones(3),))
+    assert str(caught.value) == (
+        f"metric 'mae' has per_sample=True and computed 'mae' of 3 samples as a {described}: "
+        "it must be a tensor of shape (3,), a score each"
+    )
+
+
+def test_what_does_not_go_with_a_score_per_sample():
+    with pytest.raises(ValueError, match=r"^metric 'x' got no samples$"):
+        values(FunctionMetric("x", abs, True, per_sample=True))
+    with pytest.raises(ValueError, match="pad") as caught:
+        FunctionMetric("x", abs, True, per_sample=True, pad=0)
+    assert str(caught.value) == "pad of 'x' has no effect with per_sample=True, which joins no batches: leave it out"
+    names = iter("ab")
+    changing = gatherer_of(FunctionMetric("a", lambda x: {next(names): x}, True, per_sample=True), CPU)
+    changing.add((torch.ones(1),))
+    with pytest.raises(ValueError, match="other names") as caught:
+        changing.add((torch.ones(1),))
+    assert str(caught.value) == "the scores of metric 'a' have other names in each batch: ['a'] and ['b']"
 
 
 class Mean(MetricParallel):
