@@ -1,5 +1,6 @@
 """Optimizers of torch make fused steps where nothing speaks against it, and the script says how to change that."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -168,7 +169,7 @@ def transposed():
         ({"accelerator": on(distributed_type=DistributedType.FSDP)}, [None]),
         ({"accelerator": on(distributed_type=DistributedType.DEEPSPEED)}, [None]),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )
 def test_where_steps_are_fused(given, expected):
     assert built(**given) == expected
