@@ -51,6 +51,10 @@ SET_ON_SHARDED_LAYERS = ("_fsdp", "ds_")
 BEGUN_LOADER = {"_iterator": None, "next_iter_state": None, "_initial_iter_for_state_dict": False}
 
 
+# abc: the beginning of the name of the attribute in which it keeps the caches of a class.
+ABC_STATE = "_abc_"
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module was made by `torch.compile`; importing its class only for that would be slow."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")

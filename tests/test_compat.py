@@ -6,6 +6,7 @@ A failure here after an update of a library says which name has gone, or has cha
 import argparse
 import ast
 import re
+from abc import ABCMeta
 from datetime import timedelta
 from pathlib import Path
 
@@ -139,6 +140,12 @@ def test_buffers_of_a_layer():
     assert list(buffers) == ["saved", "unsaved", "none"]
     buffers["none"] = torch.ones(3)
     assert layer.none.shape == (3,)
+
+
+def test_what_abc_keeps_in_a_class():
+    kept = [name for name in vars(ABCMeta("Made", (), {})) if not name.startswith("__")]
+    assert kept
+    assert all(name.startswith(compat.ABC_STATE) for name in kept)
 
 
 def test_versions_of_tensors():

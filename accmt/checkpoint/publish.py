@@ -185,15 +185,16 @@ def folder_problem(folder: Path, *, read: bool = True) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a directory, in the background, such that it is never visible half-deleted."""
+    """Delete a directory, in the background if it can be renamed, such that it is never visible half-deleted."""
     trash = folder.parent / f"{TRASH}{uuid.uuid4().hex}"
     try:
         folder.rename(trash)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        trash = folder
-    _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted", False)
+        _remove(folder, f"{folder.name} could not be deleted", False)
+    else:
+        _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted", False)
 
 
 def move(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from accmt._compat import BEGUN_LOADER, end_loader_workers
 from accmt.data.batch_size import Sizes
@@ -46,7 +46,8 @@ class LoaderCopy:
             vars(self.loader)["dataset"] = stream
             self.loader.worker_init_fn = partial(show_dataset, loader.worker_init_fn)
         fetch_batched(self.loader)
-        self._keeps = loader.num_workers > 0 and stream is None and getattr(loader, "keeps_workers", False)
+        is_stream = isinstance(loader.dataset, IterableDataset) or stream is not None
+        self._keeps = loader.num_workers > 0 and not is_stream and getattr(loader, "keeps_workers", False)
         self._watch = Watch(loader.dataset, loader.collate_fn) if self._keeps else Watch()
         if self._keeps:
             self.loader.worker_init_fn = self._watch.begin_worker

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from accmt._compat import ABC_STATE
+
 # A start of processes that follows a change costs about as much as looking this long, in seconds of this thread.
 _LONGEST = 0.2
 # Arrays that are not looked at, in bytes: some are copied first, or lie in a file.
@@ -108,9 +110,8 @@ def _used(value: type | FunctionType | ModuleType) -> Iterator[Any]:
         for name, item in vars(value).items():
             item = getattr(item, "__func__", item)  # of a static or class method
             item = (item.fget, item.fset) if isinstance(item, property) else item
-            if isinstance(item, FunctionType) or not (
-                name.startswith(("__", "_abc_")) or inspect.isdatadescriptor(item)
-            ):
+            is_system = name.startswith(("__", ABC_STATE)) or inspect.isdatadescriptor(item)
+            if isinstance(item, FunctionType) or not is_system:
                 yield name, item
         return
     yield value.__defaults__, value.__kwdefaults__, vars(value)

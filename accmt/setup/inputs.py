@@ -172,7 +172,7 @@ def _no_datasets(listed: Sequence[Any]) -> str:
 
 def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
     if isinstance(dataset, DataLoader):
-        hook = f"get_{'train' if name.startswith('train') else 'validation'}_dataloader"
+        hook = "get_train_dataloader" if name.startswith("train") else "get_validation_dataloader"
         return [Problem(name, f"is a DataLoader: give its dataset, or return the loader from the module's {hook}")]
     if isinstance(dataset, type):
         return [Problem(name, f"is the class {dataset.__name__}: give an instance")]

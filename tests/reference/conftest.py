@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from torch.utils.data import DataLoader
+
+from accmt.data.loader_copy import OwnLoader
 
 
 class Told(GeneralTracker):
@@ -48,7 +49,7 @@ def runs(monkeypatch):
     return RUNS
 
 
-class Asked(DataLoader):
+class Asked(OwnLoader):
     """A loader that keeps how it was asked for; memory cannot be pinned without a GPU, and is not."""
 
     asked: ClassVar[list[SimpleNamespace]] = []
@@ -61,7 +62,7 @@ class Asked(DataLoader):
 @pytest.fixture
 def loaders(monkeypatch):
     """How the trainer asked for its loaders, that of the training first."""
-    monkeypatch.setattr("accmt.data.loaders.DataLoader", Asked)
+    monkeypatch.setattr("accmt.data.loaders.OwnLoader", Asked)
     Asked.asked.clear()
     return Asked.asked
 

@@ -136,18 +136,18 @@ class Loading(Dataset):
 
 def by_workers():
     """How many workers each loader is asked for, if nobody says."""
-    real, asked = accmt.data.loaders.DataLoader, []
+    real, asked = accmt.data.loaders.OwnLoader, []
 
     class Asked(real):
         def __init__(self, *arguments, num_workers=0, **options):
             asked.append(num_workers)
             super().__init__(*arguments, **options)
 
-    accmt.data.loaders.DataLoader = Asked
+    accmt.data.loaders.OwnLoader = Asked
     try:
         train("workers", Module(), Loading(data(8, 0)), Loading(data(8, 1)), dataloader_num_workers=None)
     finally:
-        accmt.data.loaders.DataLoader = real
+        accmt.data.loaders.OwnLoader = real
     found["workers"] = asked
 
 
