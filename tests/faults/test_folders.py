@@ -142,7 +142,7 @@ def test_two_trainings(tally, trial, workers):
             assert tree(tried.path) == before
             first.kill()
             assert first.end() == -9
-            if len(first.group()) == workers > 0:
+            if len(first.group()) >= workers > 0:  # those of evaluations live on, too
                 attempt.hit()
             assert tried.finish() == expected
             first.clear()
