@@ -13,7 +13,9 @@ from accmt.checkpoint.archive import move_to_archive
 from accmt.display.notebook import Decisions
 from accmt.rules import Decision, Observation
 from accmt.rules.codec import Count, Jsonable, from_plain
+from accmt.rules.reserved_names import LOG
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal, read_lines
+from accmt.tracking.step_log import StepLog
 
 _T = TypeVar("_T", bound=Jsonable)
 
@@ -35,6 +37,7 @@ class Records:
     Attributes:
         history: The journal of evaluations.
         decision_log: The journal of decisions.
+        steps: The log of what happens between evaluations.
         observations: All evaluations.
         decisions: All decisions.
         reported: Rules and values that a warning was given about, once.
@@ -44,6 +47,7 @@ class Records:
     def __init__(self, model_path: Path, *, writes: bool) -> None:
         self.history = Journal(model_path / HISTORY, writes=writes)
         self.decision_log = Journal(model_path / DECISIONS, writes=writes)
+        self.steps = StepLog(model_path / LOG, writes=writes)
         self.observations: list[Observation] = []
         self.decisions = Decisions()
         self.reported: set[str] = set()

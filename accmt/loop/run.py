@@ -23,8 +23,10 @@ from accmt.loop.timetable import StepInterval, Timetable
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.notices import warn
+from accmt.report.live import LiveReport
 from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
+from accmt.tracking.step_log import CHECKPOINT
 from accmt.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class Run:
         timetable: When something may be due.
         random: The random states at the start of the epoch, and of the checkpoint.
         last_step: The last complete step, kept if a checkpoint must be made of it when the next one fails.
+        report: The report that is written as the training goes on; None if none is asked for, or elsewhere.
     """
 
     options: LoopOptions
@@ -94,6 +97,7 @@ class Run:
     timetable: Timetable
     random: RandomStates
     last_step: LastStep
+    report: LiveReport | None
 
     @property
     def state(self) -> TrainingState:
@@ -158,6 +162,7 @@ class Run:
             return
         if outcome.warning:
             warn(outcome.warning)
+        self.records.steps.add_event(outcome.step, CHECKPOINT)
         if self.options.monitor.checkpoint:
             self.tracker.log({"checkpoint": float(self.state.num_checkpoints_made)}, outcome.step)
         self.hooks.on_save_checkpoint()

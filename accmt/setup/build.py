@@ -46,6 +46,7 @@ from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
+from accmt.report.live import LiveReport
 from accmt.rules import RuleEngine
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -108,6 +109,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading, is_on=checkpoint.on_exception),
+        report=LiveReport(plan.model_path) if options.report and accelerator.is_main_process else None,
     )
 
 

@@ -13,7 +13,7 @@ from accmt.cli.replay.csv import open_table
 from accmt.cli.replay.rules import Mistakes, given_rules, hints, with_patience
 from accmt.cli.replay.source import Source
 from accmt.cli.replay.training import open_training
-from accmt.cli.report import moment, summaries
+from accmt.cli.summaries import moment, summaries
 from accmt.rules import Decision, RuleError, Rules, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped
