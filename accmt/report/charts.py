@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accmt.report.training import Curve, Event, RuleCard, TrainingReport
+from accmt.report.training import MEASURED, Curve, Event, RuleCard, TrainingReport
 from accmt.rules import Outcome, Verdict
 from accmt.rules.printable import shown
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 
-MOST_POINTS = 1000
+MOST_POINTS = 600
 """Points of a line; each pair of them stands for the lowest and the highest value of a stretch."""
 
-_MOST_MARKS = 400
-_MOST_REASONS = 300  # evaluations up to which the reasons for not saving are shown as well
+_MOST_MARKS = 200
+_MOST_REASONS = 200  # evaluations up to which the reasons for not saving are shown as well
 _LONGEST = 60
 _COLOURS = 8
 _DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3"}
@@ -91,7 +91,7 @@ def timeline(training: TrainingReport) -> Chart:
             kept = events[:: -(-len(events) // _MOST_MARKS)]
             texts = [f"step {event.step:,}<br>{_broken(event.text)}" for event in kept]
             marker = {"symbol": _ROWS.get(events[0].kind, "circle"), "size": 9, "line": {"width": 1.5, "color": "@c0"}}
-            points = {"x": [event.step for event in kept], "y": [plain(name, 30)] * len(kept), "text": texts}
+            points = {"x": [event.step for event in kept], "y": [plain(name, 22)] * len(kept), "text": texts}
             look = {"type": "scatter", "mode": "markers", "hoverinfo": "text", "marker": {**marker, "color": "@c0"}}
             data.append({**look, **points})
     layout = {**_LAYOUT, "height": 50 + 34 * len(data), "yaxis": {**_AXIS, "fixedrange": True}}
@@ -148,6 +148,9 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
                 data += [{**trace, **group} for trace in traces]
     shapes = list(_shades(trainings[0], metrics)) if is_one else []
     layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": shapes}
+    if metrics[0] in MEASURED.values():  # they are never below 0, and often constant
+        highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
+        layout["yaxis"] = {**_AXIS, "range": [0, 1.08 * highest or 1]}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
 
 
@@ -167,7 +170,7 @@ def _decided(card: RuleCard, index: int, name: str, marker: Mapping[str, Any]) -
     ranked = [(one.step, verdict) for one, verdict in card.verdicts if index < len(verdict.values)]
     held = [(step, v.kept[0].values[index]) for step, v in ranked if v.kept and index < len(v.kept[0].values)]
     if held:
-        steps, values = thinned(*zip(*held, strict=True))
+        steps, values = thinned([step for step, _ in held], [value for _, value in held])
         line = {"color": marker["color"], "width": 1, "dash": "dot", "shape": "hv"}
         points = {"x": steps, "y": list(map(_number, values))}
         yield {"mode": "lines", "opacity": 0.7, "hoverinfo": "skip", "line": line, **points}
@@ -203,7 +206,7 @@ def _shades(training: TrainingReport, metrics: tuple[str, ...]) -> Iterator[dict
 def _label(text: str) -> dict[str, Any]:
     return {
         "text": plain(text, 40),
-        "textangle": -90,
+        "textangle": 90,
         "textposition": "middle center",
         "font": {"size": 11, "color": "@soft"},
     }

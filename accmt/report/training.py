@@ -26,7 +26,7 @@ from accmt.tracking.step_log import CHECKPOINT, ENDS, RESUMED, LogLine, read_log
 from accmt.tracking.training_file import Description, read_description
 
 _PLACE = re.compile(r"checkpoint-\d+-step-(\d{1,15})")
-_WORDS = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "seconds_per_step": "seconds per step"}
+MEASURED = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "seconds_per_step": "seconds per step"}
 # Functions whose value lies where those of the metric lie, so that both are drawn in one chart.
 _ALIKE = ("mean", "worst", "lowest", "highest", "avg", "ema", "best", "max", "min")
 
@@ -150,7 +150,7 @@ def read_training(folder: Path) -> TrainingReport:
     run = read_json(folder / RUN, dict[str, Any]) if (folder / RUN).is_file() else {}
     starts = tuple(one for one in _list(run.get("starts")) if isinstance(one, Mapping))
     cards = tuple(_cards(folder, about, decisions))
-    places = [one.progress for one in (*observations, *decisions)]
+    places = [*(one.progress for one in observations), *(one.progress for one in decisions)]
     last, end = max(places, key=lambda one: one.step, default=Progress()), max((one.step for one in log), default=0)
     stop = stop_of(decisions) if decisions else None
     return TrainingReport(
@@ -266,7 +266,7 @@ def _curves(observations: Sequence[Observation], log: Sequence[LogLine]) -> Iter
             points.setdefault((metric, dataset), []).append((step, value))
     for line in log:
         for name, value in line.values.items():
-            points.setdefault((_WORDS.get(name, name), ""), []).append((line.step, value))
+            points.setdefault((MEASURED.get(name, name), ""), []).append((line.step, value))
     if "seconds_per_step" not in logged:
         points["seconds per step, evaluations included", ""] = list(_paces(observations))
     for (metric, dataset), pairs in points.items():
