@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accmt.report.training import MEASURED, Curve, Event, RuleCard, TrainingReport
+from accmt.report.training import MEASURED, Curve, Event, RuleCard, TrainingReport, brief
 from accmt.rules import Outcome, Verdict
 from accmt.rules.printable import shown
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
@@ -113,9 +113,8 @@ def thinned(steps: Sequence[int], values: Sequence[float], most: int = MOST_POIN
 
 
 def plain(text: str, most: int = _LONGEST) -> str:
-    """Return a text that plotly draws as it is: without tags or control characters, and not too long."""
-    whole = shown(text)
-    return html.escape(whole if len(whole) <= most else f"{whole[: most - 1]}…", quote=False)
+    """Return a text that plotly draws as it is, without tags."""
+    return html.escape(brief(text, most), quote=False)
 
 
 def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Chart:
@@ -165,7 +164,7 @@ def _line(curve: Curve, line: Mapping[str, Any]) -> dict[str, Any]:
 def _decided(card: RuleCard, index: int, name: str, marker: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the incumbents of a rule as a step line, and marks where it saved, with the reasons in words.
 
-    Where there are few evaluations, the reasons for not saving are found in the same way, by marks that nobody sees.
+    Where there are few evaluations, the reasons for not saving are found in the same way.
     """
     ranked = [(one.step, verdict) for one, verdict in card.verdicts if index < len(verdict.values)]
     held = [(step, v.kept[0].values[index]) for step, v in ranked if v.kept and index < len(v.kept[0].values)]
@@ -175,19 +174,20 @@ def _decided(card: RuleCard, index: int, name: str, marker: Mapping[str, Any]) -
         points = {"x": steps, "y": list(map(_number, values))}
         yield {"mode": "lines", "opacity": 0.7, "hoverinfo": "skip", "line": line, **points}
     saves = [pair for pair in ranked if pair[1].outcome is Outcome.SAVED]
-    others = [pair for pair in ranked if pair[1].outcome is not Outcome.SAVED]
-    if others and len(ranked) <= _MOST_REASONS:
-        yield {**_marks(others, index, name), "marker": {**marker, "opacity": 0}}
     few = saves[:: -(-len(saves) // _MOST_MARKS) or 1]
     note = f"; one of every {len(saves) // len(few)} saves is marked" if len(few) < len(saves) else ""
-    if few:
-        yield {**_marks(few, index, name, note), "marker": {**marker, "line": {"width": 1, "color": "@card"}}}
+    points = _points(few, index)
+    yield {**points, "hoverinfo": "skip", "marker": {**marker, "line": {"width": 1, "color": "@card"}}}
+    # Of marks at one place, plotly takes the smaller one and then the last one: these are asked before lines.
+    told = ranked if len(ranked) <= _MOST_REASONS else few
+    texts = [f"<b>{plain(name)}</b><br>{_broken(one.reason)}<br>at step {step:,}{note}" for step, one in told]
+    unseen = {**marker, "size": 6, "opacity": 0}
+    yield {**_points(told, index), "text": texts, "hoverinfo": "text", "marker": unseen}
 
 
-def _marks(verdicts: Sequence[tuple[int, Verdict]], index: int, name: str, note: str = "") -> dict[str, Any]:
-    texts = [f"<b>{plain(name)}</b><br>{_broken(one.reason)}<br>at step {step:,}{note}" for step, one in verdicts]
-    points = {"x": [step for step, _ in verdicts], "y": [_number(verdict.values[index]) for _, verdict in verdicts]}
-    return {"mode": "markers", "text": texts, "hoverinfo": "text", **points}
+def _points(verdicts: Sequence[tuple[int, Verdict]], index: int) -> dict[str, Any]:
+    values = [_number(verdict.values[index]) for _, verdict in verdicts]
+    return {"mode": "markers", "x": [step for step, _ in verdicts], "y": values}
 
 
 def _shades(training: TrainingReport, metrics: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -195,7 +195,7 @@ def _shades(training: TrainingReport, metrics: tuple[str, ...]) -> Iterator[dict
     shade = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "fillcolor": "@shade", "layer": "below"}
     shade["line"] = {"width": 0}
     for card in training.cards:
-        waited = [one.step for one, verdict in card.verdicts if verdict.outcome is Outcome.INACTIVE]
+        waited = [one.step for one, verdict in card.verdicts if verdict.reason.startswith("blocked by after ")]
         if waited and any(objective.metric in metrics for objective in card.objectives):
             yield {**shade, "x0": 0, "x1": waited[-1], "label": _label(f"{card.name} waits for its ‘after’")}
     if training.stopped is not None:

@@ -25,8 +25,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from accmt import __version__
-from accmt.report.charts import charts_of, plain, thinned, timeline
-from accmt.report.training import RuleCard, TrainingReport, duration, moment
+from accmt.report.charts import charts_of, thinned, timeline
+from accmt.report.training import RuleCard, TrainingReport, brief, duration, moment
 from accmt.rules import Decision, Outcome
 from accmt.rules.errors import numbered
 from accmt.rules.printable import shown
@@ -135,7 +135,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters |= {
-        "brief": lambda text: Markup(plain(text, 200)),
+        "brief": lambda text: brief(text, 200),
         "number": lambda value: f"{value:.6g}",
         "counted": lambda count, noun: numbered(count, noun, ","),
         "thousands": lambda count: f"{count:,}",

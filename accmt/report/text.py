@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from accmt.display.lines import aligned, sparkline, together, wrapped
-from accmt.report.training import TrainingReport
+from accmt.report.training import TrainingReport, brief
 from accmt.rules import Progress, Verdict
-from accmt.rules.printable import shown
 
 _MOST_CURVES = 12
 _LONGEST = 60
@@ -21,15 +20,15 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
         width: The width of the terminal; None for a pipe, where nothing is wrapped.
         ascii_only: Draw with ASCII characters.
     """
-    yield from (wrapped(line, width) for line in (_cut(training.name, 200), training.about, f"{training.outcome}."))
+    yield from (wrapped(brief(line, 400), width) for line in (training.name, training.about, f"{training.outcome}."))
     rules = [
-        [_cut(card.name), together(_cut(card.best_in_words)), course, card.folder]
+        [brief(card.name, _LONGEST), together(brief(card.best_in_words, _LONGEST)), course, card.folder]
         for card in training.cards
         for course in [sparkline(_first(card.verdicts), ascii_only=ascii_only)]
     ]
     curves = [
         [
-            _cut(f"{curve.metric}@{curve.dataset}" if curve.dataset else curve.metric),
+            brief(f"{curve.metric}@{curve.dataset}" if curve.dataset else curve.metric, _LONGEST),
             sparkline(curve.values, ascii_only=ascii_only),
             together(f"last {curve.values[-1]:.6g}"),
         ]
@@ -44,8 +43,3 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
 
 def _first(verdicts: Sequence[tuple[Progress, Verdict]]) -> list[float]:
     return [verdict.values[0] for _, verdict in verdicts if verdict.values]
-
-
-def _cut(text: str, most: int = _LONGEST) -> str:
-    whole = shown(text)
-    return whole if len(whole) <= most else f"{whole[: most - 1]}…"

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from accmt.rules import Decision, Observation, Outcome, Progress, SavingRule, Ve
 from accmt.rules.describe import in_words
 from accmt.rules.errors import numbered
 from accmt.rules.nodes import Call, Measure
+from accmt.rules.printable import shown
 from accmt.rules.reserved_names import LOG, RUN
 from accmt.rules.store import TRAIN_LOSS, dataset_name
 from accmt.tracking.history import entries_of, stop_of
@@ -145,7 +146,7 @@ def read_training(folder: Path) -> TrainingReport:
     if not (folder / HISTORY).is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a training: it has no {HISTORY}")
     observations = entries_of(folder / HISTORY, Observation.from_json, "an observation")
-    decisions = entries_of(folder / DECISIONS, Decision.from_json, "a decision")
+    decisions = tuple(_once(entries_of(folder / DECISIONS, Decision.from_json, "a decision")))
     about, log = read_description(folder), read_log(folder / LOG)
     run = read_json(folder / RUN, dict[str, Any]) if (folder / RUN).is_file() else {}
     starts = tuple(one for one in _list(run.get("starts")) if isinstance(one, Mapping))
@@ -168,6 +169,12 @@ def read_training(folder: Path) -> TrainingReport:
     )
 
 
+def brief(text: str, most: int) -> str:
+    """Return a text without control characters, and not too long."""
+    whole = shown(text[: most + 1])
+    return whole if len(whole) <= most else f"{whole[: most - 1]}…"
+
+
 def duration(seconds: float) -> str:
     """Return a duration as people say it."""
     if not seconds < 1e9:
@@ -183,6 +190,14 @@ def moment(progress: Progress) -> str:
     if not progress.step_in_epoch and progress.epoch:
         return f"after epoch {progress.epoch} (step {progress.step:,})"
     return f"at step {progress.step:,}, in epoch {progress.epoch + 1}"
+
+
+def _once(decisions: Sequence[Decision]) -> Iterator[Decision]:
+    """Yield the decisions without a stop between evaluations that the evaluation at the same step repeats."""
+    for decision, following in zip_longest(decisions, decisions[1:]):
+        at_one_step = following is not None and following.progress.step == decision.progress.step
+        if decision.verdicts or not at_one_step or decision.stop != following.stop:
+            yield decision
 
 
 def _about(run: Mapping[str, Any], about: Description | None, last: Progress, end: int) -> str:

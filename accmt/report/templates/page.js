@@ -48,7 +48,8 @@
       }
       document.getElementById("count").textContent = `${count} of ${rows.length} rows`;
     };
-    for (const input of [search, rule, verdict]) input.addEventListener("input", filter);
+    search.addEventListener("input", filter);
+    for (const select of [rule, verdict]) select.addEventListener("change", filter);
   }
 
   // The library is compressed; the policy of the page allows this script and that one, by their hashes, and no other.
