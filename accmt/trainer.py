@@ -534,16 +534,12 @@ class Trainer:
     def report(self, path: str | Path | None = None) -> Report:
         """Write a page about the training in `model_path`, which may still run; a notebook shows it.
 
-        The page is one HTML file that works offline: the outcome, each rule with what it saved and why, the curves,
-        what happened when, all decisions, and the configuration.
-
         Args:
             path: The file to write; None for `report.html` in `model_path`.
 
         Raises:
             ModuleNotFoundError: jinja2 or plotly is not installed: pip install 'accmt[report]'.
-            FileNotFoundError: Nothing was trained in `model_path` yet.
-            ValueError: A file of the training is damaged.
+            FileNotFoundError, ValueError: Nothing was trained in `model_path` yet, or a file of it is damaged.
         """
         place = self.model_path / REPORT if path is None else resolved(path)
         return write_report([read_training(self.model_path)], place)

@@ -22,9 +22,9 @@ _MLFLOW = "mlflow:"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of the command."""
     parser.description = (
-        "Write an HTML page about a training: how it ended, what each rule saved and why, the curves, what happened\n"
-        "when, all decisions, and the configuration. With several trainings, their curves are drawn together, and a\n"
-        "table says what differs in their settings. The page is one file, which loads nothing and works offline."
+        "Write an HTML page about a training: how it ended, what each rule saved and why, the curves, the decisions,\n"
+        "the configuration. For several trainings, it compares their settings, curves and best models. The page is\n"
+        "one file, which loads nothing and works offline."
     )
     parser.epilog = """examples:
   accmt report runs/model --open
@@ -54,12 +54,8 @@ def run(options: argparse.Namespace) -> int:
     trainings = [training for source in dict.fromkeys(options.sources) for training in _opened(source, options)]
     if options.text:
         console = PlainConsole(file=sys.stdout)
-        width = console.width if sys.stdout.isatty() else None
-        for number, training in enumerate(trainings):
-            for line in ([""] if number else []) + list(
-                summary(training, width, ascii_only=console.options.ascii_only)
-            ):
-                write(line)
+        width, ascii_only = console.width if sys.stdout.isatty() else None, console.options.ascii_only
+        write("\n\n".join("\n".join(summary(training, width, ascii_only=ascii_only)) for training in trainings))
         return 0
     try:
         report = write_report(trainings, resolved(options.output or REPORT))

@@ -26,15 +26,9 @@ _SYMBOLS = {"circle": "●", "diamond": "◆", "square": "■", "triangle-up": "
 _ROWS = {"evaluation": "line-ns-open", "checkpoint": "square", "resumed": "triangle-right"}
 _ROWS |= {"signal": "diamond", "stop": "x", "end": "octagon"}
 _LAYOUT: Mapping[str, Any] = {
-    "margin": {"l": 52, "r": 10, "t": 8, "b": 32},
-    "height": 300,
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"color": "@soft", "size": 12},
+    **{"margin": {"l": 52, "r": 10, "t": 8, "b": 32}, "height": 300, "showlegend": False, "hovermode": "closest"},
+    **{"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "@soft", "size": 12}},
     "hoverlabel": {"bgcolor": "@card", "bordercolor": "@line", "font": {"color": "@ink"}, "align": "left"},
-    "showlegend": False,
-    "hovermode": "closest",
-    "dragmode": "zoom",
 }
 _AXIS = {"gridcolor": "@line", "zeroline": False, "linecolor": "@line", "automargin": True}
 
@@ -51,10 +45,8 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart: its title, what it shows in words for those who do not see it, and plotly's data and layout.
-
-    The `legendgroup` of a trace is the number of its key.
-    """
+    """A chart: its title, what it shows in words, plotly's data and layout, and its legend. The `legendgroup` of a
+    trace is the number of its key."""
 
     title: str
     words: str
@@ -65,9 +57,7 @@ class Chart:
 
 def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
     """Yield a chart for each metric: those that rules rank by first, then the losses, then what was measured besides.
-
-    The training loss is drawn with the validation loss. With several trainings each has a colour, else each dataset.
-    """
+    The training loss is drawn with the validation loss."""
     metrics = dict.fromkeys(one.metric for training in trainings for card in training.cards for one in card.objectives)
     curves = dict.fromkeys(curve.metric for training in trainings for curve in training.curves)
     ordered = [*metrics, *sorted(curves, key=lambda name: name not in (VALID_LOSS, TRAIN_LOSS))]
@@ -134,7 +124,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
             line = {"color": colour if is_one else run, "dash": dash, "width": 2}
             trace = {**_line(curve, line), "name": plain(prefix + name), "legendgroup": str(list(keys).index(name))}
             data.append({**trace, "meta": {"run": number}})
-            words.append(_in_words(prefix + name, curve))
+            words.append(in_words(prefix + name, curve))
         for card in training.cards:
             places = [place for place, objective in enumerate(card.objectives) if objective.metric in metrics]
             symbol = list(_SYMBOLS)[rules.index(card.name) % len(_SYMBOLS)]
@@ -162,10 +152,8 @@ def _line(curve: Curve, line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decided(card: RuleCard, index: int, name: str, marker: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the incumbents of a rule as a step line, and marks where it saved, with the reasons in words.
-
-    Where there are few evaluations, the reasons for not saving are found in the same way.
-    """
+    """Yield the incumbents of a rule as a step line, and marks where it saved, with the reasons in words; where there
+    are few evaluations, the reasons for not saving are found in the same way."""
     ranked = [(one.step, verdict) for one, verdict in card.verdicts if index < len(verdict.values)]
     held = [(step, v.kept[0].values[index]) for step, v in ranked if v.kept and index < len(v.kept[0].values)]
     if held:
@@ -217,7 +205,8 @@ def _steps(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     return {**_AXIS, "range": [0, 1.06 * end or 1], "tickformat": ",d"}
 
 
-def _in_words(name: str, curve: Curve) -> str:
+def in_words(name: str, curve: Curve) -> str:
+    """Say where a curve begins and ends, and between which values it lies."""
     numbers = [value for value in curve.values if math.isfinite(value)]
     if not numbers:
         return f"{name} has no numbers"

@@ -18,11 +18,7 @@ _MOST_OF_TIME = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report that was written; a notebook shows it.
-
-    Attributes:
-        path: The file.
-    """
+    """A report that was written into a file, `path`; a notebook shows it."""
 
     path: Path
 
@@ -56,12 +52,7 @@ class LiveReport:
 
 
 def write_report(trainings: Sequence[TrainingReport], path: Path) -> Report:
-    """Write the report of trainings atomically.
-
-    Raises:
-        ModuleNotFoundError: A library is missing; the message says how to install it.
-        OSError: It cannot be written; a former file stays.
-    """
+    """Write the report of trainings atomically: a reader finds the former file or this one."""
     if missing := missing_libraries():
         raise ModuleNotFoundError(f"a report needs {missing}: pip install 'accmt[report]'")
     from accmt.report.page import render

@@ -11,13 +11,12 @@ import base64
 import gzip
 import hashlib
 import html
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -25,8 +24,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from accmt import __version__
-from accmt.report.charts import charts_of, thinned, timeline
-from accmt.report.training import RuleCard, TrainingReport, brief, duration, moment
+from accmt.report.charts import charts_of, in_words, thinned, timeline
+from accmt.report.training import Curve, RuleCard, TrainingReport, brief, duration, moment
 from accmt.rules import Decision, Outcome
 from accmt.rules.errors import numbered
 from accmt.rules.printable import shown
@@ -37,61 +36,21 @@ _LONGEST = 2000  # characters of a text
 _FACTS = ("time", "command", "host", "devices", "processes")
 
 
-@dataclass(frozen=True, slots=True)
-class _Decisions:
-    """Rows of the table of decisions, and the number of those left out."""
-
-    rows: tuple[tuple[str, ...], ...]
-    verdicts: tuple[str, ...]
-    left_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """Table of several runs."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    differing: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Spark:
-    """A small picture of an objective: paths of its course and of the saves, and its words."""
-
-    course: str
-    saves: str
-    words: str
-
-
 def render(trainings: Sequence[TrainingReport]) -> str:
     """Return the page for one or several trainings."""
     one = trainings[0] if len(trainings) == 1 else None
     packed, digest = _plotly()
     style, script = _part("page.css"), _part("page.js")
-    events = [] if one is None else [event for event in one.events if event.kind != "evaluation"]
-    runs = None if one else _runs(trainings)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            policy=_policy(_digest(script), digest),
-            title=one.name if one else numbered(len(trainings), "training"),
-            one=one,
-            trainings=trainings,
-            runs=runs,
-            charts=list(charts_of(trainings)),
-            timeline=timeline(one) if one else None,
-            events=events,
-            shown_events=events[-_MOST_EVENTS:],
-            decisions=_decisions(one.decisions) if one else None,
-            version=__version__,
-            now=time.time(),
-            style=Markup(style),
-            script=Markup(script),
-            plotly=Markup(packed),
-        )
-    )
+    parts: dict[str, Any] = {"one": one, "trainings": trainings, "charts": list(charts_of(trainings))}
+    if one is None:
+        parts |= {"title": f"{len(trainings)} trainings", **_runs(trainings)}
+    else:
+        parts |= {"title": one.name, "timeline": timeline(one), **_decisions(one.decisions)}
+        parts["events"] = [event for event in one.events if event.kind != "evaluation"]
+        parts["shown_events"] = parts["events"][-_MOST_EVENTS:]
+    whole = {"style": Markup(style), "script": Markup(script), "plotly": Markup(packed)}
+    parts |= {"policy": _policy(_digest(script), digest), "version": __version__, "now": time.time(), **whole}
+    return _environment().get_template("page.html").render(parts)
 
 
 def framed(page: str, height: int = 900) -> str:
@@ -117,35 +76,19 @@ def _policy(*digests: str) -> str:
     return f"default-src 'none'; script-src {scripts}; {rest}"
 
 
-@cache
 def _part(name: str) -> str:
-    loader = _environment().loader
-    assert loader is not None
-    return loader.get_source(_environment(), name)[0]
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache
 def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("accmt.report"),
-        autoescape=True,
-        finalize=_written,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
+        loader=loader, autoescape=True, finalize=_written, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {
-        "brief": lambda text: brief(text, 200),
-        "number": lambda value: f"{value:.6g}",
-        "counted": lambda count, noun: numbered(count, noun, ","),
-        "thousands": lambda count: f"{count:,}",
-        "moment": moment,
-        "duration": duration,
-        "clock": _clock,
-        "value": lambda value: value if isinstance(value, str) else json.dumps(value),
-        "facts": _facts,
-        "sparks": _sparks,
-    }
+    environment.filters |= {"moment": moment, "duration": duration, "clock": _clock, "facts": _facts, "sparks": _sparks}
+    environment.filters |= {"brief": partial(brief, most=200), "counted": partial(numbered, form=",")}
     return environment
 
 
@@ -177,29 +120,25 @@ def _facts(start: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "changed", str(change)
 
 
-def _sparks(card: RuleCard) -> Iterator[_Spark]:
-    """Yield a picture for each objective, in a box of 300 by 44."""
+def _sparks(card: RuleCard) -> Iterator[tuple[str, str, str]]:
+    """Yield for each objective the paths of its course and of the saves, in a box of 300 by 44, and words."""
     for index, objective in enumerate(card.objectives):
         verdicts = [verdict for _, verdict in card.verdicts if index < len(verdict.values)]
-        places, values = thinned(range(len(verdicts)), [verdict.values[index] for verdict in verdicts], 300)
-        numbers = [value for value in values if math.isfinite(value)]
-        if len(numbers) < 2:
-            continue
-        low, high, last = min(numbers), max(numbers), max(1, len(verdicts) - 1)
-        scale = 36 / ((high / 2 - low / 2) or 1) / 2  # halves, because a difference may overflow
-
-        def at(place: int, value: float, low: float = low, last: int = last, scale: float = scale) -> str:
-            return f"{4 + 292 * place / last:.1f} {40 - (value / 2 - low / 2) * scale * 2:.1f}"
-
-        points = [(place, value) for place, value in zip(places, values, strict=True) if math.isfinite(value)]
-        saves = [at(place, value) for place, value in points if verdicts[place].outcome is Outcome.SAVED]
-        count = numbered(len(verdicts), "evaluation", ",")
-        words = f"{objective.name} at {count}: from {numbers[0]:.4g} to {numbers[-1]:.4g}"
-        course = "M" + "L".join(at(place, value) for place, value in points)
-        yield _Spark(course, "".join(f"M{place}h0" for place in saves), f"{words}, between {low:.4g} and {high:.4g}")
+        curve = Curve(objective.name, "", tuple(range(len(verdicts))), tuple(one.values[index] for one in verdicts))
+        points = [(x, y) for x, y in zip(*thinned(curve.steps, curve.values, 300), strict=True) if math.isfinite(y)]
+        if len(points) > 1:
+            low, high = (
+                min(y for _, y in points) / 2,
+                max(y for _, y in points) / 2,
+            )  # halves: a difference may overflow
+            across, up = 292 / (len(verdicts) - 1), 36 / ((high - low) or 1)
+            drawn = {x: f"{4 + x * across:.1f} {40 - (y / 2 - low) * up:.1f}" for x, y in points}
+            saves = [place for x, place in drawn.items() if verdicts[x].outcome is Outcome.SAVED]
+            words = in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
+            yield "M" + "L".join(drawn.values()), "".join(f"M{place}h0" for place in saves), words
 
 
-def _decisions(decisions: Sequence[Decision]) -> _Decisions:
+def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
     """Return the rows of the table; of too many, those that say more than `not better`, and the last."""
     rows = []
     for decision in decisions:
@@ -212,34 +151,26 @@ def _decisions(decisions: Sequence[Decision]) -> _Decisions:
     telling = [number for number, row in enumerate(rows) if row[4] != Outcome.NOT_BETTER.value][-MOST_ROWS:]
     rest = [number for number, row in enumerate(rows) if row[4] == Outcome.NOT_BETTER.value]
     chosen = sorted([*telling, *rest[len(rest) - min(len(rest), MOST_ROWS - len(telling)) :]])
-    verdicts = tuple(dict.fromkeys(row[4] for row in rows))
-    return _Decisions(tuple(rows[number] for number in chosen), verdicts, len(rows) - len(chosen))
+    verdicts = dict.fromkeys(row[4] for row in rows)
+    return {"rows": [rows[number] for number in chosen], "whole": len(rows), "verdicts": list(verdicts)}
 
 
-def _runs(trainings: Sequence[TrainingReport]) -> _Runs:
+def _runs(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     """Return the table of runs: the settings that differ, then the best of each rule and when it was reached."""
     names = dict.fromkeys(name for training in trainings for name in training.settings if name != "model_path")
-    texts = {name: [_setting(training, name) for training in trainings] for name in names}
-    differing = tuple(name for name, values in texts.items() if len(set(values)) > 1)
-    rules = tuple(dict.fromkeys(card.name for training in trainings for card in training.cards))
-    lasts = () if rules else tuple(dict.fromkeys(curve.metric for training in trainings for curve in training.curves))
+    differing = [name for name in names if len({training.settings.get(name) for training in trainings}) > 1]
+    rules = list(dict.fromkeys(card.name for training in trainings for card in training.cards))
+    lasts = [] if rules else list(dict.fromkeys(curve.metric for training in trainings for curve in training.curves))
     reached = [text for rule in rules for text in (rule, f"{rule}: reached")]
-    columns = ("run", *differing, *reached, *(f"last {name}" for name in lasts), "steps", "end")
     rows = []
-    for number, training in enumerate(trainings):
-        cells = [training.name, *(texts[name][number] for name in differing)]
+    for training in trainings:
         cards = {card.name: card for card in training.cards}
-        for rule in rules:
-            cells += _reached(cards.get(rule))
-        for name in lasts:
-            cells.append(next((f"{c.values[-1]:.6g}" for c in training.curves if c.metric == name and c.values), ""))
-        rows.append((*cells, str(training.end), training.outcome))
-    return _Runs(columns, tuple(rows), differing)
-
-
-def _setting(training: TrainingReport, name: str) -> str:
-    value = training.settings.get(name)
-    return value if isinstance(value, str) else json.dumps(value)
+        last = {curve.metric: f"{curve.values[-1]:.6g}" for curve in training.curves if curve.values}
+        cells = [training.name, *(training.settings.get(name, "") for name in differing)]
+        cells += [text for rule in rules for text in _reached(cards.get(rule))]
+        rows.append([*cells, *(last.get(name, "") for name in lasts), str(training.end), training.outcome])
+    columns = ["run", *differing, *reached, *(f"last {name}" for name in lasts), "steps", "end"]
+    return {"columns": columns, "rows": rows, "differing": differing}
 
 
 def _reached(card: RuleCard | None) -> tuple[str, str]:

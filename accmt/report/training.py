@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from accmt.files.paths import shortened
 from accmt.rules import Decision, Observation, Outcome, Progress, SavingRule, Verdict
 from accmt.rules.describe import in_words
 from accmt.rules.errors import numbered
-from accmt.rules.nodes import Call, Measure
+from accmt.rules.nodes import Call, Measure, Node
 from accmt.rules.printable import shown
 from accmt.rules.reserved_names import LOG, RUN
 from accmt.rules.store import TRAIN_LOSS, dataset_name
@@ -26,7 +26,6 @@ from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.step_log import CHECKPOINT, ENDS, RESUMED, LogLine, read_log
 from accmt.tracking.training_file import Description, read_description
 
-_PLACE = re.compile(r"checkpoint-\d+-step-(\d{1,15})")
 MEASURED = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "seconds_per_step": "seconds per step"}
 # Functions whose value lies where those of the metric lie, so that both are drawn in one chart.
 _ALIKE = ("mean", "worst", "lowest", "highest", "avg", "ema", "best", "max", "min")
@@ -52,17 +51,8 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class RuleCard:
-    """A rule and what it decided.
-
-    Attributes:
-        name, words: Its name, and what it does in words.
-        objectives: What it ranks by.
-        verdicts: Its verdict on each evaluation.
-        best: The evaluation of the best model that it keeps; None if it keeps none.
-        values: The values of that model.
-        folder: Where the model lies, for a shell; "" if it is not there.
-        code: Python that loads it; "" if it is not there.
-    """
+    """A rule and what it decided: its verdicts, the evaluation and the `values` of the best model that it keeps, and
+    where that lies, for a shell, and Python that loads it; both are "" if it is not there."""
 
     name: str
     words: str
@@ -103,18 +93,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """All that a report tells of a training.
-
-    Attributes:
-        name: What it is called on the page: its folder.
-        about, outcome: What was trained, and how it ended, in sentences.
-        cards, curves, events: Its rules; its values, also of what was logged between evaluations; what happened.
-        decisions: Its decisions, oldest first.
-        settings: Setting -> value.
-        starts: Each start: time, command, host, versions, commit, and what was changed.
-        end: Its last step.
-        stopped: The step at which it was stopped; None if it was not.
-    """
+    """All that a report tells of a training: what was trained (`about`) and how it ended, in sentences; its rules;
+    its values, also those between evaluations; what happened; its decisions, settings and starts, as in `run.json`; its
+    last step; and the step at which it was stopped, if it was."""
 
     name: str
     about: str
@@ -123,7 +104,7 @@ class TrainingReport:
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
     decisions: tuple[Decision, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     starts: tuple[Mapping[str, Any], ...] = ()
     end: int = 0
     stopped: int | None = None
@@ -149,22 +130,24 @@ def read_training(folder: Path) -> TrainingReport:
     decisions = tuple(_once(entries_of(folder / DECISIONS, Decision.from_json, "a decision")))
     about, log = read_description(folder), read_log(folder / LOG)
     run = read_json(folder / RUN, dict[str, Any]) if (folder / RUN).is_file() else {}
-    starts = tuple(one for one in _list(run.get("starts")) if isinstance(one, Mapping))
+    settings, starts = _mapping(run.get("settings")), run.get("starts")
+    starts = tuple(one for one in starts if isinstance(one, Mapping)) if isinstance(starts, list) else ()
     cards = tuple(_cards(folder, about, decisions))
     places = [*(one.progress for one in observations), *(one.progress for one in decisions)]
-    last, end = max(places, key=lambda one: one.step, default=Progress()), max((one.step for one in log), default=0)
+    last = max(places, key=lambda one: one.step, default=Progress())
+    end = max(last.step, *(one.step for one in log), 0)
     stop = stop_of(decisions) if decisions else None
     return TrainingReport(
         name=str(shortened(folder)),
-        about=_about(run, about, last, max(end, last.step)),
-        outcome=_outcome(decisions, log, about, max(end, last.step)),
+        about=_about(run, about, last, end),
+        outcome=_outcome(stop, log, end),
         cards=cards,
         curves=tuple(_curves(observations, log)),
-        events=tuple(_events(observations, decisions, log, starts)),
+        events=tuple(_events(observations, decisions, log)),
         decisions=decisions,
-        settings=_mapping(run.get("settings")),
+        settings={name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()},
         starts=starts,
-        end=max(end, last.step),
+        end=end,
         stopped=None if stop is None else stop.progress.step,
     )
 
@@ -202,8 +185,8 @@ def _once(decisions: Sequence[Decision]) -> Iterator[Decision]:
 
 def _about(run: Mapping[str, Any], about: Description | None, last: Progress, end: int) -> str:
     model, samples = _mapping(run.get("model")), run.get("train_samples")
-    parts = [f"{model['parameters']:,} parameters"] if isinstance(model.get("parameters"), int) else []
-    what = f"A model of {parts[0]}" if parts else "A model"
+    known = isinstance(model.get("parameters"), int)
+    what = f"A model of {model['parameters']:,} parameters" if known else "A model"
     on = f" on {samples:,} samples" if isinstance(samples, int) else ""
     total = None if about is None else about.facts.length.total_steps
     steps = numbered(end, "step", ",") if total in (None, end) else f"{end:,} of {numbered(total, 'step', ',')}"
@@ -211,26 +194,14 @@ def _about(run: Mapping[str, Any], about: Description | None, last: Progress, en
     return f"{what}, trained{on} for {steps} ({numbered(last.epoch, 'epoch')}{took})."
 
 
-def _outcome(
-    decisions: Sequence[Decision],
-    log: Sequence[LogLine],
-    about: Description | None,
-    end: int,
-) -> str:
+def _outcome(stop: Decision | None, log: Sequence[LogLine], end: int) -> str:
     """Say how the training ended."""
-    stop, total = stop_of(decisions) if decisions else None, None if about is None else about.facts.length.total_steps
-    last = log[-1] if log else LogLine(0, 0.0)
     if stop is not None and stop.stop is not None and stop.progress.step == end:
-        how = f"Stopped {moment(stop.progress)}: {stop.stop.reason}"
-    elif last.event == "FAILED":
-        how = f"Failed at step {end:,}: {last.text}"
-    elif last.event == "KILLED":
-        how = f"Interrupted at step {end:,}"
-    elif last.event == "FINISHED" or end == total:
-        how = f"Trained to its end, step {end:,}"
-    else:
-        how = f"At step {end:,}: it is still running, or its process was killed"
-    return how
+        return f"Stopped {moment(stop.progress)}: {stop.stop.reason}"
+    last = log[-1] if log else LogLine(0, 0.0)
+    said = {"FAILED": f"Failed at step {end:,}: {last.text}", "KILLED": f"Interrupted at step {end:,}"}
+    said["FINISHED"] = f"Trained to its end, step {end:,}"
+    return said.get(last.event, f"At step {end:,}: it is still running, or its process was killed")
 
 
 def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision]) -> Iterator[RuleCard]:
@@ -243,18 +214,16 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
             moments[decision.progress.evaluation] = decision.progress
             verdicts.setdefault(verdict.rule, []).append((decision.progress, verdict))
     for name, pairs in verdicts.items():
-        rule, kept = known.get(name), pairs[-1][1].kept if pairs else ()
+        rule, kept, place = known.get(name), pairs[-1][1].kept if pairs else (), None
         words = "a rule of an earlier start, which is not described any more"
-        count = len(pairs[0][1].values) if pairs else 0
-        objectives = tuple(Objective(name, name) for _ in range(count))
+        objectives = tuple(Objective(name, name) for _ in (pairs[0][1].values if pairs else ()))
         if rule is not None and about is not None:
-            words = in_words(rule, about.facts)
-            objectives = tuple(_objective(rule, number) for number in range(len(rule.saving.ranking.objectives)))
+            words, place = in_words(rule, about.facts), _place(folder / rule.folder) if kept else None
+            objectives = tuple(map(_objective, rule.saving.ranking.objectives))
         best = moments.get(kept[0].evaluation, Progress(step=kept[0].step)) if kept else None
-        place = _place(folder / rule.folder) if kept and rule is not None and about and about.rules.writes else None
         code = "" if place is None else f"accmt.load_best({str(shortened(folder))!r}, module, {name!r})"
-        shell = "" if place is None else for_shell(place)
-        yield RuleCard(name, words, objectives, tuple(pairs), best, kept[0].values if kept else (), shell, code)
+        shell, values = "" if place is None else for_shell(place), kept[0].values if kept else ()
+        yield RuleCard(name, words, objectives, tuple(pairs), best, values, shell, code)
 
 
 def _place(folder: Path) -> Path | None:
@@ -264,12 +233,11 @@ def _place(folder: Path) -> Path | None:
         return None
 
 
-def _objective(rule: SavingRule, number: int) -> Objective:
-    node = rule.saving.ranking.objectives[number]
-    name, inner = str(node), node
+def _objective(node: Node) -> Objective:
+    inner = node
     while isinstance(inner, Call) and inner.function in _ALIKE and inner.arguments:
-        inner = inner.arguments[0]  # type: ignore[assignment]  # a quantity is never the first
-    return Objective(name, inner.metric.text if isinstance(inner, Measure) else name)
+        inner = inner.arguments[0]
+    return Objective(str(node), inner.metric.text if isinstance(inner, Measure) else str(node))
 
 
 def _curves(observations: Sequence[Observation], log: Sequence[LogLine]) -> Iterator[Curve]:
@@ -282,11 +250,8 @@ def _curves(observations: Sequence[Observation], log: Sequence[LogLine]) -> Iter
     for line in log:
         for name, value in line.values.items():
             points.setdefault((MEASURED.get(name, name), ""), []).append((line.step, value))
-    if "seconds_per_step" not in logged:
-        points["seconds per step, evaluations included", ""] = list(_paces(observations))
     for (metric, dataset), pairs in points.items():
-        if pairs:
-            yield Curve(metric, dataset, tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+        yield Curve(metric, dataset, tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
 
 
 def _values(observations: Sequence[Observation]) -> Iterator[tuple[str, str, int, float]]:
@@ -300,19 +265,9 @@ def _values(observations: Sequence[Observation]) -> Iterator[tuple[str, str, int
         yield from ((metric, "", step, value) for metric, value in training.items())
 
 
-def _paces(observations: Sequence[Observation]) -> Iterator[tuple[int, float]]:
-    for before, after in pairwise([Progress(), *(one.progress for one in observations)]):
-        if after.step > before.step and after.elapsed > before.elapsed:
-            yield after.step, (after.elapsed - before.elapsed) / (after.step - before.step)
-
-
 def _events(
-    observations: Sequence[Observation],
-    decisions: Sequence[Decision],
-    log: Sequence[LogLine],
-    starts: Sequence[Mapping[str, Any]],
+    observations: Sequence[Observation], decisions: Sequence[Decision], log: Sequence[LogLine]
 ) -> Iterator[Event]:
-    """Yield what happened. Without a log, checkpoints are those due at evaluations, and resumes those of the starts."""
     for one in observations:
         yield Event(one.progress.step, "evaluation", f"evaluation {one.progress.evaluation}")
     for decision in decisions:
@@ -320,22 +275,13 @@ def _events(
             yield Event(decision.progress.step, "saved", str(verdict))
         if decision.stop is not None:
             yield Event(decision.progress.step, "stop", decision.stop.reason)
-        if decision.checkpoint and not log:
-            yield Event(decision.progress.step, "checkpoint", "a checkpoint was due")
-    for start in starts if not log else ():
-        if found := _PLACE.fullmatch(str(start.get("checkpoint"))):
-            yield Event(int(found[1]), RESUMED, found[0])
     for line in log:
-        if line.event:
-            plain = line.event in (RESUMED, CHECKPOINT)
-            kind = line.event if plain else "end" if line.event in ENDS else "signal"
-            text = line.text or line.event
-            yield Event(line.step, kind, text if plain else f"{line.event.lower()} {line.text}".strip(), line.time)
+        if line.event in (RESUMED, CHECKPOINT):
+            yield Event(line.step, line.event, line.text or line.event, line.time)
+        elif line.event:
+            kind = "end" if line.event in ENDS else "signal"
+            yield Event(line.step, kind, f"{line.event.lower()} {line.text}".strip(), line.time)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -28,15 +28,8 @@ ENDS = ("FINISHED", "KILLED", "FAILED")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogLine(Jsonable):
-    """Values that were logged after a step, or an event at it: `resumed`, `checkpoint`, a signal, or one of `ENDS`.
-
-    Attributes:
-        step: The step.
-        time: When, in seconds since 1970.
-        values: Name -> value.
-        event: The event.
-        text: More about the event: the checkpoint, or the error.
-    """
+    """Values that were logged after a step, or an event at it (`resumed`, `checkpoint`, a signal, or one of `ENDS`)
+    with a text: the checkpoint, or the error. `time` is in seconds since 1970."""
 
     step: Count
     time: Finite

@@ -30,7 +30,7 @@ def test_it_says_what_was_trained_how_it_ended_and_what_it_kept(trained):
     assert training.outcome == "Stopped after epoch 8 (step 40): the condition 'epoch >= 8' holds"
     assert training.kept.startswith("best_valid_loss@dev, after epoch 8 (step 40): valid_loss@dev ")
     assert (training.end, training.stopped) == (40, 40)
-    assert training.settings["optim_kwargs.lr"] == 0.05
+    assert training.settings["optim_kwargs.lr"] == "0.05"
     assert [start["checkpoint"] for start in training.starts] == [None, "checkpoint-0002-step-10"]
 
 
@@ -78,10 +78,9 @@ def test_a_training_without_log_and_descriptions_is_reported_as_far_as_it_is_kno
     training = read_training(copied)
     found = curves(training)
     assert found["train_loss"].steps == tuple(range(5, 45, 5))
-    assert "seconds per step, evaluations included" in found
     assert "learning rate" not in found
     assert training.about.startswith("A model, trained for 40 steps (8 epochs, in ")
-    assert [one for one in training.events if one.kind == "checkpoint"] == []  # those of epochs are in the log only
+    assert training.outcome.startswith("Stopped after epoch 8")
     assert training.cards[0].words == "a rule of an earlier start, which is not described any more"
 
 

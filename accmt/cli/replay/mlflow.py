@@ -149,12 +149,9 @@ def _points(client: MlflowClient, run_id: str, name: str) -> dict[int, float]:
 
 def _reported_run(client: MlflowClient, run: Any) -> TrainingReport:
     found = {name: sorted(_points(client, run.info.run_id, name).items()) for name in sorted(run.data.metrics)}
-    curves = tuple(
-        Curve(name, "", tuple(step for step, _ in points), tuple(value for _, value in points))
-        for name, points in found.items()
-        if name != _EPOCH
-    )
-    end = max((curve.steps[-1] for curve in curves if curve.steps), default=0)
+    found.pop(_EPOCH, None)
+    curves = tuple(Curve(name, "", *zip(*points, strict=True)) for name, points in found.items())
+    end = max((curve.steps[-1] for curve in curves), default=0)
     name, status = run.info.run_name or run.info.run_id, run.info.status.lower()
     about = f"Run {run.info.run_id} of MLflow, which knows neither rules nor decisions."
     return TrainingReport(name, about, f"{status}, at step {end:,}", curves=curves, settings=run.data.params, end=end)

@@ -3,17 +3,10 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
   for (const button of all(".copy")) {
-    button.addEventListener("click", async () => {
+    button.addEventListener("click", () => {
       const code = button.previousElementSibling;
       getSelection().selectAllChildren(code);
-      let copied = false;
-      try {
-        await navigator.clipboard.writeText(code.textContent);
-        copied = true;
-      } catch {
-        copied = document.execCommand("copy");
-      }
-      button.textContent = copied ? "Copied" : "Selected";
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
       setTimeout(() => (button.textContent = "Copy"), 1500);
     });
   }
@@ -64,28 +57,20 @@
     const style = getComputedStyle(document.documentElement);
     const figure = JSON.parse(plot.json, (key, value) =>
       /color$/.test(key) && typeof value === "string" && value[0] === "@" ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
-    for (const trace of figure.data) {
-      trace.visible = !plot.hidden.has(trace.legendgroup) && !(trace.meta && hidden.has(trace.meta.run));
-    }
+    for (const trace of figure.data) trace.visible = !plot.hidden.has(trace.legendgroup) && !hidden.has(trace.meta?.run);
     figure.layout.font.family = getComputedStyle(document.body).fontFamily;
     plot.drawn = true;
     return Plotly.react(plot.place, figure.data, figure.layout, { displayModeBar: false, responsive: true });
   };
-  for (const plot of plots) {
-    for (const key of all(".key", plot.place.parentNode)) {
-      key.addEventListener("click", () => {
-        const shows = key.ariaPressed !== "true";
-        key.ariaPressed = String(shows);
-        plot.hidden[shows ? "delete" : "add"](key.dataset.group);
-        draw(plot);
-      });
-    }
-  }
+  for (const plot of plots) for (const key of all(".key", plot.place.parentNode)) key.addEventListener("click", () => {
+    const shows = key.ariaPressed !== "true";
+    key.ariaPressed = String(shows);
+    plot.hidden[shows ? "delete" : "add"](key.dataset.group);
+    draw(plot);
+  });
   const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      const plot = plots.find((one) => one.place === entry.target);
-      if (entry.isIntersecting && !plot.drawn) draw(plot);
-    }
+    const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+    plots.filter((plot) => !plot.drawn && near.includes(plot.place)).forEach(draw);
   }, { rootMargin: "400px" });
   for (const plot of plots) seen.observe(plot.place);
 
