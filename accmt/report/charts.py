@@ -124,7 +124,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
             line = {"color": colour if is_one else run, "dash": dash, "width": 2}
             trace = {**_line(curve, line), "name": plain(prefix + name), "legendgroup": str(list(keys).index(name))}
             data.append({**trace, "meta": {"run": number}})
-            words.append(in_words(prefix + name, curve))
+            words.append(course_in_words(prefix + name, curve))
         for card in training.cards:
             places = [place for place, objective in enumerate(card.objectives) if objective.metric in metrics]
             symbol = list(_SYMBOLS)[rules.index(card.name) % len(_SYMBOLS)]
@@ -205,7 +205,7 @@ def _steps(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     return {**_AXIS, "range": [0, 1.06 * end or 1], "tickformat": ",d"}
 
 
-def in_words(name: str, curve: Curve) -> str:
+def course_in_words(name: str, curve: Curve) -> str:
     """Say where a curve begins and ends, and between which values it lies."""
     numbers = [value for value in curve.values if math.isfinite(value)]
     if not numbers:

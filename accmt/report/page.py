@@ -24,8 +24,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from accmt import __version__
-from accmt.report.charts import charts_of, in_words, thinned, timeline
-from accmt.report.training import Curve, RuleCard, TrainingReport, brief, duration, moment
+from accmt.report.charts import charts_of, course_in_words, thinned, timeline
+from accmt.report.training import Curve, RuleCard, TrainingReport, brief, duration, when
 from accmt.rules import Decision, Outcome
 from accmt.rules.errors import numbered
 from accmt.rules.printable import shown
@@ -87,7 +87,7 @@ def _environment() -> jinja2.Environment:
         loader=loader, autoescape=True, finalize=_written, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {"moment": moment, "duration": duration, "clock": _clock, "facts": _facts, "sparks": _sparks}
+    environment.filters |= {"when": when, "duration": duration, "clock": _clock, "facts": _facts, "sparks": _sparks}
     environment.filters |= {"brief": partial(brief, most=200), "counted": partial(numbered, form=",")}
     return environment
 
@@ -134,7 +134,7 @@ def _sparks(card: RuleCard) -> Iterator[tuple[str, str, str]]:
             across, up = 292 / (len(verdicts) - 1), 36 / ((high - low) or 1)
             drawn = {x: f"{4 + x * across:.1f} {40 - (y / 2 - low) * up:.1f}" for x, y in points}
             saves = [place for x, place in drawn.items() if verdicts[x].outcome is Outcome.SAVED]
-            words = in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
+            words = course_in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
             yield "M" + "L".join(drawn.values()), "".join(f"M{place}h0" for place in saves), words
 
 

@@ -42,7 +42,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
+class DrawnObjective:
     """An objective of a rule, and the metric in whose chart it is drawn."""
 
     name: str
@@ -56,7 +56,7 @@ class RuleCard:
 
     name: str
     words: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[DrawnObjective, ...]
     verdicts: tuple[tuple[Progress, Verdict], ...]
     best: Progress | None
     values: tuple[float, ...]
@@ -68,7 +68,7 @@ class RuleCard:
         return tuple(pair for pair in self.verdicts if pair[1].outcome is Outcome.SAVED)
 
     @property
-    def pairs(self) -> tuple[tuple[Objective, float], ...]:
+    def pairs(self) -> tuple[tuple[DrawnObjective, float], ...]:
         """The best values with their objectives."""
         return tuple(zip(self.objectives, self.values, strict=False))
 
@@ -112,7 +112,7 @@ class TrainingReport:
     @property
     def kept(self) -> str:
         """The models that it kept, in words."""
-        kept = [f"{card.name}, {moment(card.best)}: {card.best_in_words}" for card in self.cards if card.best]
+        kept = [f"{card.name}, {when(card.best)}: {card.best_in_words}" for card in self.cards if card.best]
         return "; ".join(kept) or "nothing"
 
 
@@ -168,7 +168,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def moment(progress: Progress) -> str:
+def when(progress: Progress) -> str:
     """Say when something was, in epochs and steps."""
     if not progress.step_in_epoch and progress.epoch:
         return f"after epoch {progress.epoch} (step {progress.step:,})"
@@ -197,7 +197,7 @@ def _about(run: Mapping[str, Any], about: Description | None, last: Progress, en
 def _outcome(stop: Decision | None, log: Sequence[LogLine], end: int) -> str:
     """Say how the training ended."""
     if stop is not None and stop.stop is not None and stop.progress.step == end:
-        return f"Stopped {moment(stop.progress)}: {stop.stop.reason}"
+        return f"Stopped {when(stop.progress)}: {stop.stop.reason}"
     last = log[-1] if log else LogLine(0, 0.0)
     said = {"FAILED": f"Failed at step {end:,}: {last.text}", "KILLED": f"Interrupted at step {end:,}"}
     said["FINISHED"] = f"Trained to its end, step {end:,}"
@@ -216,7 +216,7 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
     for name, pairs in verdicts.items():
         rule, kept, place = known.get(name), pairs[-1][1].kept if pairs else (), None
         words = "a rule of an earlier start, which is not described any more"
-        objectives = tuple(Objective(name, name) for _ in (pairs[0][1].values if pairs else ()))
+        objectives = tuple(DrawnObjective(name, name) for _ in (pairs[0][1].values if pairs else ()))
         if rule is not None and about is not None:
             words, place = in_words(rule, about.facts), _place(folder / rule.folder) if kept else None
             objectives = tuple(map(_objective, rule.saving.ranking.objectives))
@@ -233,11 +233,11 @@ def _place(folder: Path) -> Path | None:
         return None
 
 
-def _objective(node: Node) -> Objective:
+def _objective(node: Node) -> DrawnObjective:
     inner = node
     while isinstance(inner, Call) and inner.function in _ALIKE and inner.arguments:
         inner = inner.arguments[0]
-    return Objective(str(node), inner.metric.text if isinstance(inner, Measure) else str(node))
+    return DrawnObjective(str(node), inner.metric.text if isinstance(inner, Measure) else str(node))
 
 
 def _curves(observations: Sequence[Observation], log: Sequence[LogLine]) -> Iterator[Curve]:
