@@ -22,9 +22,8 @@ _MLFLOW = "mlflow:"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of the command."""
     parser.description = (
-        "Write an HTML page about a training: how it ended, what each rule saved and why, the curves, the decisions,\n"
-        "the configuration. For several trainings, it compares their settings, curves and best models. The page is\n"
-        "one file, which loads nothing and works offline."
+        "Write an HTML page about a training, which works offline: how it ended, what each rule saved and why, curves,\n"
+        "decisions, configuration. For several trainings, it compares their settings, curves and best models."
     )
     parser.epilog = """examples:
   accmt report runs/model --open
@@ -41,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page, or print the summary.
-
-    Raises:
-        CommandError: If a training cannot be read, or the page cannot be written.
-        UsageError: If the options contradict each other.
-    """
+    """Write the page, or print the summary."""
     if options.text and (options.output is not None or options.open):
         raise UsageError("--text writes no page: leave out --output and --open, or --text")
     if options.tracking_uri is not None and not any(source.startswith(_MLFLOW) for source in options.sources):

@@ -22,8 +22,6 @@ from accmt.rules.printable import masked
 from accmt.tracebacks import end_with
 from accmt.tracking.tracker import Status
 
-_LONGEST_ERROR = 300
-
 
 def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     """Train, report an exception to the callbacks once, and raise it again.
@@ -61,7 +59,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
             run.hooks.on_exception(error)  # type: ignore[arg-type]  # a SystemExit
         raise
     except BaseException as error:
-        why = masked(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
+        why = masked(f"{type(error).__name__}: {error}")[:300]
         _finish_checkpoint(run)
         if _checkpoint_last_step(run):
             display.stop()

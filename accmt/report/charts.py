@@ -23,7 +23,7 @@ _LONGEST = 60
 _COLOURS = 8
 _DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3"}
 _SYMBOLS = {"circle": "●", "diamond": "◆", "square": "■", "triangle-up": "▲", "star": "★", "cross": "✚"}
-_ROWS = {"evaluation": "line-ns-open", "checkpoint": "square", "resumed": "triangle-right"}
+_ROWS = {"evaluation": "line-ns-open", "saved": "circle", "checkpoint": "square", "resumed": "triangle-right"}
 _ROWS |= {"signal": "diamond", "stop": "x", "end": "octagon"}
 _LAYOUT: Mapping[str, Any] = {
     **{"margin": {"l": 52, "r": 10, "t": 8, "b": 32}, "height": 300, "showlegend": False, "hovermode": "closest"},
@@ -34,25 +34,15 @@ _AXIS = {"gridcolor": "@line", "zeroline": False, "linecolor": "@line", "automar
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """An entry of a chart's legend: a name, its colour without @, and its symbol or the dashes of its line."""
-
-    name: str
-    colour: str
-    symbol: str = ""
-    dashes: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart: its title, what it shows in words, plotly's data and layout, and its legend. The `legendgroup` of a
-    trace is the number of its key."""
+    """A chart: its title, what it shows in words, plotly's data and layout, and the keys of its legend: name, colour
+    without @, symbol, and dashes of the line. The `legendgroup` of a trace is the number of its key."""
 
     title: str
     words: str
     data: tuple[Mapping[str, Any], ...]
     layout: Mapping[str, Any]
-    keys: tuple[Key, ...] = ()
+    keys: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
@@ -70,20 +60,17 @@ def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
 
 
 def timeline(training: TrainingReport) -> Chart:
-    """Return the chart of what happened, a row for each kind of event."""
-    rows = {kind: [event for event in training.events if event.kind == kind] for kind in _ROWS}
-    saved = {
-        card.name: [Event(one.step, "saved", str(verdict)) for one, verdict in card.saves] for card in training.cards
-    }
+    """Return the chart of what happened, a row for each rule that saved and each other kind of event."""
+    rows: dict[str, list[Event]] = {}
+    for event in sorted(training.events, key=lambda event: list(_ROWS).index(event.kind)):
+        rows.setdefault(event.rule or event.kind, []).append(event)
     data = []
-    for name, events in reversed({"evaluation": rows["evaluation"], **saved, **rows}.items()):
-        if events:
-            kept = events[:: -(-len(events) // _MOST_MARKS)]
-            texts = [f"step {event.step:,}<br>{_broken(event.text)}" for event in kept]
-            marker = {"symbol": _ROWS.get(events[0].kind, "circle"), "size": 9, "line": {"width": 1.5, "color": "@c0"}}
-            points = {"x": [event.step for event in kept], "y": [plain(name, 22)] * len(kept), "text": texts}
-            look = {"type": "scatter", "mode": "markers", "hoverinfo": "text", "marker": {**marker, "color": "@c0"}}
-            data.append({**look, **points})
+    for name, events in reversed(rows.items()):
+        kept = events[:: -(-len(events) // _MOST_MARKS)]
+        texts = [f"step {event.step:,}<br>{_broken(event.text)}" for event in kept]
+        marker = {"symbol": _ROWS[kept[0].kind], "size": 9, "color": "@c0", "line": {"width": 1.5, "color": "@c0"}}
+        points = {"x": [event.step for event in kept], "y": [plain(name, 22)] * len(kept), "text": texts}
+        data.append({"type": "scatter", "mode": "markers", "hoverinfo": "text", "marker": marker, **points})
     layout = {**_LAYOUT, "height": 50 + 34 * len(data), "yaxis": {**_AXIS, "fixedrange": True}}
     words = f"{len(training.events):,} events; the list below has those other than evaluations"
     return Chart("By step", words, tuple(data), {**layout, "xaxis": _steps([training])})
@@ -110,7 +97,7 @@ def plain(text: str, most: int = _LONGEST) -> str:
 def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Chart:
     """Draw one training with a colour for each dataset, or several with a colour for each of them."""
     data: list[Mapping[str, Any]] = []
-    keys: dict[str, Key] = {}
+    keys: dict[str, tuple[str, str, str, str]] = {}
     is_one, words = len(trainings) == 1, []
     rules = list(dict.fromkeys(card.name for training in trainings for card in training.cards))
     for number, training in enumerate(trainings):
@@ -120,7 +107,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
             known = list(keys).index(name) if name in keys else len(keys)
             dash = "dot" if curve.metric == TRAIN_LOSS else "solid" if is_one else list(_DASHES)[known % len(_DASHES)]
             colour = "@soft" if curve.metric == TRAIN_LOSS else f"@c{known % _COLOURS}"
-            keys.setdefault(name, Key(name, colour[1:] if is_one else "soft", "", _DASHES[dash]))
+            keys.setdefault(name, (name, colour[1:] if is_one else "soft", "", _DASHES[dash]))
             line = {"color": colour if is_one else run, "dash": dash, "width": 2}
             trace = {**_line(curve, line), "name": plain(prefix + name), "legendgroup": str(list(keys).index(name))}
             data.append({**trace, "meta": {"run": number}})
@@ -132,7 +119,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
             traces = [trace for place in places for trace in _decided(card, place, prefix + card.name, marker)]
             if traces:
                 key = f"saved by {card.name}"
-                keys.setdefault(key, Key(key, "ink" if is_one else "soft", _SYMBOLS[symbol]))
+                keys.setdefault(key, (key, "ink" if is_one else "soft", _SYMBOLS[symbol], ""))
                 group = {"legendgroup": str(list(keys).index(key)), "meta": {"run": number}, "type": "scatter"}
                 data += [{**trace, **group} for trace in traces]
     shapes = list(_shades(trainings[0], metrics)) if is_one else []

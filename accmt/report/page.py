@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import html
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from accmt.rules.errors import numbered
 from accmt.rules.printable import shown
 
 MOST_ROWS = 3000
+_POLICY = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 _MOST_EVENTS = 300
 _LONGEST = 2000  # characters of a text
 _FACTS = ("time", "command", "host", "devices", "processes")
@@ -48,15 +48,10 @@ def render(trainings: Sequence[TrainingReport]) -> str:
         parts |= {"title": one.name, "timeline": timeline(one), **_decisions(one.decisions)}
         parts["events"] = [event for event in one.events if event.kind != "evaluation"]
         parts["shown_events"] = parts["events"][-_MOST_EVENTS:]
-    whole = {"style": Markup(style), "script": Markup(script), "plotly": Markup(packed)}
-    parts |= {"policy": _policy(_digest(script), digest), "version": __version__, "now": time.time(), **whole}
+    parts |= {"style": Markup(style), "script": Markup(script), "plotly": Markup(packed)}
+    scripts = f"script-src 'sha256-{_digest(script)}' 'sha256-{digest}'"
+    parts |= {"policy": f"default-src 'none'; {scripts}; {_POLICY}", "version": __version__, "now": time.time()}
     return _environment().get_template("page.html").render(parts)
-
-
-def framed(page: str, height: int = 900) -> str:
-    """Return a page as a notebook shows it: in a frame of its own, which cannot touch the notebook."""
-    style = f"width: 100%; height: {height}px; border: 0"
-    return f'<iframe sandbox="allow-scripts" title="Report" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
 
 
 @cache
@@ -68,12 +63,6 @@ def _plotly() -> tuple[str, str]:
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _policy(*digests: str) -> str:
-    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
-    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return f"default-src 'none'; script-src {scripts}; {rest}"
 
 
 def _part(name: str) -> str:

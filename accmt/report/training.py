@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -89,6 +90,7 @@ class Event:
     kind: str
     text: str
     time: float | None = None
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +229,9 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
 
 
 def _place(folder: Path) -> Path | None:
-    try:
+    with suppress(DamagedFile, OSError):
         return place_of_best(folder)
-    except (DamagedFile, OSError):
-        return None
+    return None
 
 
 def _objective(node: Node) -> DrawnObjective:
@@ -272,7 +273,7 @@ def _events(
         yield Event(one.progress.step, "evaluation", f"evaluation {one.progress.evaluation}")
     for decision in decisions:
         for verdict in decision.saved:
-            yield Event(decision.progress.step, "saved", str(verdict))
+            yield Event(decision.progress.step, "saved", str(verdict), rule=verdict.rule)
         if decision.stop is not None:
             yield Event(decision.progress.step, "stop", decision.stop.reason)
     for line in log:

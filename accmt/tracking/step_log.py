@@ -3,9 +3,8 @@
     log.jsonl     {"step": 12, "time": 1764000000.0, "values": {"train_loss": 0.5, "learning_rate": 0.001}}
                   {"step": 20, "time": 1764000009.0, "event": "checkpoint"}
 
-It serves reports only: nothing is decided or restored from it. So a line is one write without a flush to the disk, and
-after a resume, earlier lines of later steps stay and are skipped when it is read. Does not import torch.
-"""
+It serves reports only: nothing is decided or restored from it. So a line is not flushed to the disk, and lines of steps
+that a resume repeats stay, and are skipped when it is read. Does not import torch."""
 
 from __future__ import annotations
 
@@ -50,32 +49,25 @@ class StepLog:
         if self._last is not None and step > self._last[0]:
             values = {**values, "seconds_per_step": (seconds - self._last[1]) / (step - self._last[0])}
         self._last = step, seconds
-        self._add(LogLine(step, time.time(), values))
+        self._write(LogLine(step, time.time(), values))
 
     def add_event(self, step: int, event: str, text: str = "") -> None:
         """Add an event."""
-        self._add(LogLine(step, time.time(), {}, event, text))
+        self._write(LogLine(step, time.time(), {}, event, text))
 
     def begin(self, resumed_at: int | None = None, text: str = "") -> None:
         """Begin the log of a training; or of a resumed one, which may follow a line that was cut off."""
         if resumed_at is not None:
-            self._write(b"\n")
-            self.add_event(resumed_at, RESUMED, text)
+            self._write(LogLine(resumed_at, time.time(), {}, RESUMED, text), before="\n")
         elif self._writes:
             self._path.unlink(missing_ok=True)
 
-    def _add(self, line: LogLine) -> None:
-        self._write(json.dumps(line.to_json(), allow_nan=False).encode() + b"\n")
-
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: LogLine, before: str = "") -> None:
         if not self._writes:
             return
         try:
-            file = open_regular(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            try:
-                os.write(file, line)
-            finally:
-                os.close(file)
+            with os.fdopen(open_regular(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "wb") as file:
+                file.write(f"{before}{json.dumps(line.to_json(), allow_nan=False)}\n".encode())
         except OSError as error:
             self._writes = False
             warn(f"{self._path} is not written any more ({error.strerror}): reports will lack what follows")
