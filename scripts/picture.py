@@ -1,4 +1,4 @@
-"""Takes the picture of a report that README.md shows: python scripts/picture.py runs/domains/report.html docs/report.png"""
+"""Takes the picture that README.md shows: python scripts/picture.py runs/domains/report.html docs/report.png"""
 
 import shutil
 import sys

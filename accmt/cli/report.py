@@ -22,7 +22,7 @@ _MLFLOW = "mlflow:"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of the command."""
     parser.description = (
-        "Write an HTML page about a training, which works offline: how it ended, what each rule saved and why, curves,\n"
+        "Write an HTML page about a training, which works offline: its end, what each rule saved and why, curves,\n"
         "decisions, configuration. For several trainings, it compares their settings, curves and best models."
     )
     parser.epilog = """examples:

@@ -68,8 +68,8 @@ def observe(run: Run, initial: bool = False) -> Decision:
     _send(run, observation)
     if run.options.followed is not None and not initial:
         run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
-    if run.report is not None:
-        run.report.update()
+    if run.records.report is not None:
+        run.records.report.update()
     clean_caches()
     run.hooks.on_evaluation_end()
     return decision

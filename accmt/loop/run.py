@@ -23,7 +23,6 @@ from accmt.loop.timetable import StepInterval, Timetable
 from accmt.module import AcceleratorModule
 from accmt.monitor import Monitor
 from accmt.notices import warn
-from accmt.report.live import LiveReport
 from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
 from accmt.tracking.step_log import CHECKPOINT
@@ -79,7 +78,6 @@ class Run:
         timetable: When something may be due.
         random: The random states at the start of the epoch, and of the checkpoint.
         last_step: The last complete step, kept if a checkpoint must be made of it when the next one fails.
-        report: The report that is written as the training goes on; None if none is asked for, or elsewhere.
     """
 
     options: LoopOptions
@@ -97,7 +95,6 @@ class Run:
     timetable: Timetable
     random: RandomStates
     last_step: LastStep
-    report: LiveReport | None
 
     @property
     def state(self) -> TrainingState:

@@ -82,8 +82,9 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
 def _conclude(run: Run, status: Status, why: str) -> None:
     """Log the end, and write the last report and send it."""
     run.records.steps.add_event(run.position.step, status, why)
-    if run.report is not None and run.report.finish():
-        run.tracker.log_artifact(run.report.path)
+    report = run.records.report
+    if report is not None and report.finish():
+        run.tracker.log_artifact(report.path)
 
 
 def _finish_checkpoint(run: Run) -> None:

@@ -46,7 +46,6 @@ from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
-from accmt.report.live import LiveReport
 from accmt.rules import RuleEngine
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -82,7 +81,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
     reading = Reading(plan.data, generators, position, warn)
-    records = Records(plan.model_path, writes=accelerator.is_main_process)
+    records = Records(plan.model_path, writes=accelerator.is_main_process, reports=options.report)
     random = RandomStates(accelerator.device, position)
     stateful = _stateful(plan, state, engine, stepper, reading, records, random)
     kind, checkpoint = Checkpointer if options.checkpoint.enabled else CheckpointReader, options.checkpoint
@@ -109,7 +108,6 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         timetable=Timetable(position, engine, heartbeat, (options.loop.log, options.loop.clean)),
         random=random,
         last_step=LastStep(reading, is_on=checkpoint.on_exception),
-        report=LiveReport(plan.model_path) if options.report and accelerator.is_main_process else None,
     )
 
 
