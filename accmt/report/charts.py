@@ -126,7 +126,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
     layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": shapes}
     if metrics[0] in MEASURED.values():  # they are never below 0, and often constant
         highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
-        layout["yaxis"] = {**_AXIS, "range": [0, 1.08 * highest or 1]}
+        layout["yaxis"] = {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
 
 

@@ -28,6 +28,7 @@ from accmt.tracking.step_log import CHECKPOINT, ENDS, RESUMED, LogLine, read_log
 from accmt.tracking.training_file import Description, read_description
 
 MEASURED = {"learning_rate": "learning rate", "grad_norm": "gradient norm", "seconds_per_step": "seconds per step"}
+_FARTHEST = 10**15  # a step that somebody made up may be too large for charts
 # Functions whose value lies where those of the metric lie, so that both are drawn in one chart.
 _ALIKE = ("mean", "worst", "lowest", "highest", "avg", "ema", "best", "max", "min")
 
@@ -137,7 +138,7 @@ def read_training(folder: Path) -> TrainingReport:
     cards = tuple(_cards(folder, about, decisions))
     places = [*(one.progress for one in observations), *(one.progress for one in decisions)]
     last = max(places, key=lambda one: one.step, default=Progress())
-    end = max(last.step, *(one.step for one in log), 0)
+    end = min(max(last.step, *(one.step for one in log), 0), _FARTHEST)
     stop = stop_of(decisions) if decisions else None
     return TrainingReport(
         name=str(shortened(folder)),
@@ -150,7 +151,7 @@ def read_training(folder: Path) -> TrainingReport:
         settings={name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()},
         starts=starts,
         end=end,
-        stopped=None if stop is None else stop.progress.step,
+        stopped=None if stop is None else min(stop.progress.step, _FARTHEST),
     )
 
 

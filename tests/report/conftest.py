@@ -82,6 +82,8 @@ def hostile(tmp_path_factory):
         made = Verdict(EVIL, (value,), None, Outcome.SAVED, EVIL, -1, (KeptModel((value,), number, number),))
         decisions.append(Decision(now, (made,), stop=Stop(EVIL, EVIL) if number == 3 else None))
         observations.append(Observation(now, {EVIL: {EVIL: value}}, value))
+    far = Progress(10**400, 10**400, 0, 4, 0, float("inf"))
+    observations.append(Observation(far, {EVIL: {EVIL: 1.7e308}, "b": {EVIL: -1.7e308}}, float("nan")))
     for name, entries in (("history", observations), ("decisions", decisions)):
         lines = (json.dumps(entry.to_json()) + "\n" for entry in entries)
         (folder / f"{name}.jsonl").write_text("".join(lines))
@@ -91,7 +93,10 @@ def hostile(tmp_path_factory):
         "starts": [{"command": EVIL, "changes": [EVIL], "host": 3}],
     }
     (folder / "run.json").write_text(json.dumps({**texts, "model": EVIL, "train_samples": {}}))
-    (folder / "log.jsonl").write_text(json.dumps({"step": 2, "time": 1e300, "event": EVIL, "text": EVIL}) + "\n[]\n{\n")
+    huge = json.dumps({"step": 1, "time": 0, "values": {"grad_norm": 1.7e308, EVIL: "inf"}}) + "\n"
+    (folder / "log.jsonl").write_text(
+        huge + json.dumps({"step": 2, "time": 1e300, "event": EVIL, "text": EVIL}) + "\n[]\n{\n"
+    )
     return folder
 
 
