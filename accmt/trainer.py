@@ -36,8 +36,11 @@ from accmt.notices import heard_by, warn
 from accmt.rehearsal.findings import Rehearsal
 from accmt.rehearsal.rehearsed import perform, require_fork
 from accmt.rehearsal.runs import Role, end_process, make_runs, role_in_rehearsal, run_fork
+from accmt.report.live import Report, write_report
+from accmt.report.training import read_training
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
+from accmt.rules.reserved_names import REPORT
 from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
@@ -158,6 +161,8 @@ class Trainer:
         profile: True to profile 5 optimizer steps after 6 others with `torch.profiler`; or a dictionary with the first
             and the last step of this run, such as {"steps": (10, 20)}, and arguments of the profiler such as
             `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
+        report: After each evaluation, write a page about the training, `model_path/report.html`, and send it to the
+            trackers at the end. It is written less often where that would take over 5 % of the time.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -232,6 +237,7 @@ class Trainer:
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         profile: bool | dict[str, Any] | None = None,
+        report: bool = False,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -525,6 +531,19 @@ class Trainer:
         if self._fitted and name not in self.state.model_savings:
             return None
         return best_in(folders[name])
+
+    def report(self, path: str | Path | None = None) -> Report:
+        """Write a page about the training in `model_path`, which may still run; a notebook shows it.
+
+        Args:
+            path: The file to write; None for `report.html` in `model_path`.
+
+        Raises:
+            ModuleNotFoundError: jinja2 or plotly is not installed: pip install 'accmt[report]'.
+            FileNotFoundError, ValueError: Nothing was trained in `model_path` yet, or a file of it is damaged.
+        """
+        place = self.model_path / REPORT if path is None else resolved(path)
+        return write_report([read_training(self.model_path)], place)
 
     @concise
     def stop(self, reason: str = "the script asked for it") -> None:

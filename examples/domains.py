@@ -114,6 +114,7 @@ def main() -> None:
 
     saving = trainer.best("best_accuracy@news")
     if saving and os.environ.get("RANK", "0") == "0":  # with several processes, only one prints
+        print(f"\nA page about the training: {trainer.report().path}")
         print("\nThe model that is best on news says:")
         for text in ("The committee meets on Thursday.", "A shameful failure.", "Her courage is an inspiration."):
             print(f"  {classify(text, saving.folder):9} {text}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import print_csv, print_json, write, write_rich
 from accmt.cli.replay.training import read_decisions
-from accmt.cli.report import moment, summaries
+from accmt.cli.summaries import moment, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped

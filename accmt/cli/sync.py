@@ -10,14 +10,14 @@ from accmt.checkpoint.lock import LOCK, Lock
 from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import complain, write
 from accmt.rules.printable import escaped
-from accmt.rules.reserved_names import CHECKPOINTS, RUN
+from accmt.rules.reserved_names import CHECKPOINTS, LOG, RUN
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.outbox import FOLDER
 from accmt.tracking.sync import SyncResult, send_waiting
 from accmt.tracking.training_file import TRAINING
 from accmt.tracking.trust import Allowed
 
-_OF_A_TRAINING = (FOLDER, LOCK, TRAINING, RUN, HISTORY, DECISIONS, CHECKPOINTS)
+_OF_A_TRAINING = (FOLDER, LOCK, TRAINING, RUN, LOG, HISTORY, DECISIONS, CHECKPOINTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

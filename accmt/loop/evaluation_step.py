@@ -23,6 +23,7 @@ def log(run: Run, progress: Progress) -> None:
     loss = run.stepper.losses.since_log()
     _warn_of(loss, run, progress)
     run.display.logged(run.moment(), loss)
+    run.records.steps.add_values(progress.step, _measured(run, loss), run.position.step_clock.elapsed())
     values = _monitored(run, progress, loss)
     if values:
         run.tracker.log(values, progress.step)
@@ -67,6 +68,8 @@ def observe(run: Run, initial: bool = False) -> Decision:
     _send(run, observation)
     if run.options.followed is not None and not initial:
         run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
+    if run.records.report is not None:
+        run.records.report.update()
     clean_caches()
     run.hooks.on_evaluation_end()
     return decision
@@ -171,6 +174,13 @@ def _save(run: Run, decision: Decision) -> Decision:
         warn(f"{name} could not be saved at step {decision.progress.step}: {failures[name]}")
         decision = run.engine.undo_saving(decision, name, f"could not be saved: {failures[name]}")
     return decision
+
+
+def _measured(run: Run, loss: float) -> dict[str, float]:
+    """Return the values of the log of steps, which need no computation of their own."""
+    norm = run.stepper.grad_norm
+    measured = {TRAIN_LOSS: loss, "learning_rate": float(run.stepper.learning_rate)}
+    return measured if norm is None else {**measured, "grad_norm": float(norm)}
 
 
 def _monitored(run: Run, progress: Progress, loss: float) -> dict[str, float]:

@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 
 from accmt.checkpoint.archive import move_to_archive
 from accmt.display.notebook import Decisions
+from accmt.report.live import LiveReport
 from accmt.rules import Decision, Observation
 from accmt.rules.codec import Count, Jsonable, from_plain
+from accmt.rules.reserved_names import LOG
 from accmt.tracking.journal import DECISIONS, HISTORY, Journal, read_lines
+from accmt.tracking.step_log import StepLog
 
 _T = TypeVar("_T", bound=Jsonable)
 
@@ -31,19 +34,24 @@ class Records:
     Args:
         model_path: The folder of the journals.
         writes: This process writes them; the others only count lines.
+        reports: Whether a report is asked for.
 
     Attributes:
         history: The journal of evaluations.
         decision_log: The journal of decisions.
+        steps: The log of what happens between evaluations.
+        report: The report that is written as the training goes on, if one is asked for.
         observations: All evaluations.
         decisions: All decisions.
         reported: Rules and values that a warning was given about, once.
         failed_savings: Rules whose last model could not be written.
     """
 
-    def __init__(self, model_path: Path, *, writes: bool) -> None:
+    def __init__(self, model_path: Path, *, writes: bool, reports: bool = False) -> None:
         self.history = Journal(model_path / HISTORY, writes=writes)
         self.decision_log = Journal(model_path / DECISIONS, writes=writes)
+        self.steps = StepLog(model_path / LOG, writes=writes)
+        self.report = LiveReport(model_path) if reports and writes else None
         self.observations: list[Observation] = []
         self.decisions = Decisions()
         self.reported: set[str] = set()

@@ -25,6 +25,7 @@ from accmt.monitor import Monitor
 from accmt.notices import warn
 from accmt.rules import FollowedScore, RuleEngine
 from accmt.states import TrainingState
+from accmt.tracking.step_log import CHECKPOINT
 from accmt.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Run:
             return
         if outcome.warning:
             warn(outcome.warning)
+        self.records.steps.add_event(outcome.step, CHECKPOINT)
         if self.options.monitor.checkpoint:
             self.tracker.log({"checkpoint": float(self.state.num_checkpoints_made)}, outcome.step)
         self.hooks.on_save_checkpoint()

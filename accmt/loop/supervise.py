@@ -20,6 +20,7 @@ from accmt.loop.run import Run
 from accmt.loop.train import train
 from accmt.notices import warn
 from accmt.rules import Stop
+from accmt.rules.printable import masked
 from accmt.tracebacks import end_with
 from accmt.tracking.tracker import Status
 
@@ -36,6 +37,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     """
     status: Status = "FAILED"
     last: Text | None = None
+    why = ""
     display = run.display
     display.start(partial(run.moment, ahead=True))
     try:
@@ -59,6 +61,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
             run.hooks.on_exception(error)  # type: ignore[arg-type]  # a SystemExit
         raise
     except BaseException as error:
+        why = masked(f"{type(error).__name__}: {error}")[:300]
         _finish_checkpoint(run)
         if _checkpoint_last_step(run):
             display.stop()
@@ -71,10 +74,19 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     finally:
         display.stop()
         try:
+            _conclude(run, status, why)
             run.tracker.close(status)
         finally:
             if last is not None:
                 display.show(last)
+
+
+def _conclude(run: Run, status: Status, why: str) -> None:
+    """Log the end, and write the last report and send it."""
+    run.records.steps.add_event(run.position.step, status, why)
+    report = run.records.report
+    if report is not None and report.finish():
+        run.tracker.log_artifact(report.path)
 
 
 def _finish_checkpoint(run: Run) -> None:

@@ -199,6 +199,8 @@ def _checkpoint(run: Run, *, is_due: bool, stop: Stop | None) -> None:
     asked, is_end = run.heartbeat.weight, stop is not None or run.position.is_last_step
     if is_due or is_end or asked:
         run.checkpoint()
+    if asked:
+        run.records.steps.add_event(run.position.step, "SIGTERM" if asked == END else "SIGUSR1")
     if asked == CHECKPOINT:
         run.heartbeat.forget(asked)
     if asked == END and not is_end:

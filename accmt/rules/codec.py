@@ -83,11 +83,13 @@ def from_plain(kind: Any, value: Any) -> Any:
     Raises:
         ValueError: It is not of that type.
     """
+    if kind is float:  # first, as most values of a journal are
+        return value if type(value) is float else from_text(value)
     if kind is Any:
         return value
-    if kind == Count:
+    if kind is Count:
         return count_from(value)
-    if kind == Finite:
+    if kind is Finite:
         return _finite_from(value)
     if is_dataclass(kind):
         return _read(kind, value)
@@ -95,7 +97,7 @@ def from_plain(kind: Any, value: Any) -> Any:
         return _from_generic(get_origin(kind), get_args(kind), value)
     if issubclass(kind, Enum):
         return kind(value)
-    return from_text(value) if kind is float else _of(kind, value)
+    return _of(kind, value)
 
 
 def from_plain_at(place: str, kind: Any, value: Any) -> Any:

@@ -23,6 +23,7 @@ from accmt.loop.step import StepOptions
 from accmt.loop.timetable import StepInterval
 from accmt.metrics.metric import Metric
 from accmt.monitor import Monitor
+from accmt.report.live import missing_libraries
 from accmt.rules import CadenceRule, FollowedScore, RuleError, StopCondition
 from accmt.rules.checker import meetings
 from accmt.rules.reserved_names import is_taken
@@ -47,7 +48,7 @@ _FLAGS = (
     *("trust_checkpoint", "disable_model_saving", "safe_serialization", "safe_mode", "safe_steps"),
     *("gradient_checkpointing", "compile", "enable_prepare_logging", "set_to_none", "shuffle_train"),
     *("dataloader_pin_memory", "dataloader_drop_last", "batch_device_placement", "prepare_batch"),
-    *("eval_when_start", "eval_when_finish", "sanity_check", "destroy_after_training", "quiet"),
+    *("eval_when_start", "eval_when_finish", "sanity_check", "destroy_after_training", "quiet", "report"),
 )
 _COUNTS = ("max_checkpoints", "evaluate_every_n_steps", "cleanup_cache_every_n_steps")
 _LIMIT = Kind(
@@ -126,6 +127,7 @@ class ArgumentCheck:
             callbacks=self._callbacks(),
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
+            report=self._report(),
             seed=given["seed"],
             profile=_profile(given["profile"]),
             given=given,
@@ -187,6 +189,11 @@ class ArgumentCheck:
         except ConfigError as error:
             self._wrong_in_file(error.problems)
             return RuleSection()
+
+    def _report(self) -> bool:
+        if self._given["report"] and (missing := missing_libraries()):
+            self._wrong("report", f"needs {missing}: pip install 'accmt[report]'")
+        return bool(self._given["report"])
 
     def _checkpoint(self, section: RuleSection) -> CheckpointOptions:
         given, every, resume = self._given, self._given["checkpoint_every"], self._given["resume"]

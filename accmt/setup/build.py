@@ -82,7 +82,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
     reading = Reading(plan.data, generators, position, warn)
-    records = Records(plan.model_path, writes=accelerator.is_main_process)
+    records = Records(plan.model_path, writes=accelerator.is_main_process, reports=options.report)
     random = RandomStates(accelerator.device, position)
     stateful = _stateful(plan, state, engine, stepper, reading, records, random)
     kind, checkpoint = Checkpointer if options.checkpoint.enabled else CheckpointReader, options.checkpoint

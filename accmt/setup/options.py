@@ -113,6 +113,7 @@ class Options:
     callbacks: tuple[Callback, ...]
     destroy: bool
     quiet: bool
+    report: bool = False
     seed: int | None = None
     profile: ProfileOptions | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

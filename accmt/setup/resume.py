@@ -137,6 +137,7 @@ def _cleared(plan: Plan, run: Run, description: dict[str, Any]) -> tuple[Path | 
     aside = archive_training(plan.model_path, savings_in(plan.model_path))
     run.records.history.cut(0)
     run.records.decision_log.cut(0)
+    run.records.steps.begin()
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"]))
     return aside, record_start(plan.model_path, description, [])
 
@@ -159,6 +160,7 @@ def _continue(plan: Plan, run: Run, checkpoint: Checkpoint) -> list[str]:
         later = from_main(lambda: _later_put_aside(plan.model_path, checkpoint))
         notes += [] if later is None else [f"the later checkpoints were moved to {later}"]
     lost += from_main(lambda: _describe(plan, rules))
+    from_main(lambda: run.records.steps.begin(checkpoint.step, checkpoint.path.name))
     lost += from_main(lambda: record_start(plan.model_path, description, [*rules, *changes]))
     _warn_of(lost)
     return notes + _settle_savings(run)

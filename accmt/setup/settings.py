@@ -29,9 +29,9 @@ from accmt.rules.codec import Count, from_plain_at
 from accmt.setup.options import Options
 from accmt.tracking.tracker import flat
 
-NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile", "quiet")
+NOT_COMPARED = ("hps_config", "model_path", "resume", "kwargs", "patience", "profile", "quiet", "report")
 """Arguments not compared as settings: the folder of the training, those whose contents are compared one by one, the
-patience, whose changes the rules report, and the profile and quiet, which change no result."""
+patience, whose changes the rules report, and the profile, quiet and the report, which change no result."""
 
 
 @dataclass(frozen=True, slots=True)

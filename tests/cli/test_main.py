@@ -32,11 +32,11 @@ def test_alone_it_shows_its_help(call):
         (
             ["explian", "runs"],
             "accmt: error: there is no command 'explian', did you mean 'explain'? Commands are check, explain, replay, "
-            "sweep, checkpoints, weights, sync, rehearse, launch, strats",
+            "report, sweep, checkpoints, weights, sync, rehearse, launch, strats",
         ),
         (
             ["xyz"],
-            "accmt: error: there is no command 'xyz'. Commands are check, explain, replay, sweep, checkpoints, "
+            "accmt: error: there is no command 'xyz'. Commands are check, explain, replay, report, sweep, checkpoints, "
             "weights, sync, rehearse, launch, strats",
         ),
         (["--verson"], "accmt: error: unrecognized arguments: --verson, did you mean --version?"),

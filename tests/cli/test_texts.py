@@ -54,6 +54,14 @@ def test_decisions(evil, capfd):
     assert (status, SHOWN in text) == (1, True)
 
 
+def test_report(evil, capfd):
+    status, text = shown(capfd, "report", evil, "--text")
+    assert (status, SHOWN in text) == (0, True)
+    (evil / "history.jsonl").write_text(EVIL + "\n")
+    assert shown(capfd, "report", evil, "--text")[0] == 1
+    assert shown(capfd, "report", f"mlflow:{EVIL}", "--tracking-uri", evil.parent)[0] == 1
+
+
 def test_replay(evil, capfd):
     status, text = shown(capfd, "replay", evil, "--rule", "best_valid_loss")
     assert status == 0

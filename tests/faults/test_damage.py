@@ -197,7 +197,7 @@ def check_goes_on(trial, expected):
         assert ended[part] == expected[part]
 
 
-@pytest.mark.parametrize("name", ["history.jsonl", "decisions.jsonl", "training.json", "run.json"])
+@pytest.mark.parametrize("name", ["history.jsonl", "decisions.jsonl", "training.json", "run.json", "log.jsonl"])
 def test_a_journal_is_damaged(tally, cut_short, expected, name):
     for attempt in tally(f"damage to {name}", small=6, full=60):
         with attempt:

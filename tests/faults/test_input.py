@@ -161,6 +161,8 @@ NAMES = [
         "decisions.jsonl",
         "training.json",
         "run.json",
+        "log.jsonl",
+        "report.html",
     ),
     *(".lock", ".tmp-x", ".trash-x", ".old-x-00000000", "earlier-1", "MANIFEST.json", "saving.json", "index.json"),
     *("evaluation-0001-step-2", "checkpoint-0001-step-1", "valid_loss", "train_loss", "best_valid_loss", "loss", "nan"),

@@ -145,8 +145,8 @@ def test_killed_again_while_it_goes_on(tally, trial, how):
 
 
 def contents(path):
-    """How often each content is there, but for files that each training writes anew, or adds to (run.json)."""
-    return Counter(tree(path, but=(".lock", "MANIFEST.json", "index.json", "run.json")).values())
+    """How often each content is there, but for files that each training writes anew, or adds to."""
+    return Counter(tree(path, but=(".lock", "MANIFEST.json", "index.json", "run.json", "log.jsonl")).values())
 
 
 @pytest.mark.parametrize("saves", [True, False], ids=["with models", "without models"])

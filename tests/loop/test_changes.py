@@ -160,7 +160,7 @@ def test_a_start_anew_overwrites_no_model(scored):
         "checkpoints",
         "best_accuracy",
         "best_accuracy@dev",
-        *("history.jsonl", "decisions.jsonl", "training.json", "run.json"),
+        *("history.jsonl", "decisions.jsonl", "training.json", "run.json", "log.jsonl"),
     }
     former = json.loads((aside / "best_accuracy" / "saving.json").read_text())
     assert former["values"]["accuracy"] == pytest.approx(0.9)

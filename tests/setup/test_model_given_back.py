@@ -141,7 +141,15 @@ def test_a_start_anew_that_was_cut_short_loses_nothing(trainer, data, regression
     trainer(epochs=1).fit(regression(), data(8), data(4))
     folder = tmp_path / "model"
     (folder / "earlier-1").mkdir()
-    order = ["checkpoints", "history.jsonl", "decisions.jsonl", "training.json", "run.json", "best_valid_loss"]
+    order = [
+        "checkpoints",
+        "history.jsonl",
+        "decisions.jsonl",
+        "training.json",
+        "run.json",
+        "log.jsonl",
+        "best_valid_loss",
+    ]
     for name in order[:moved]:
         shutil.move(folder / name, folder / "earlier-1" / name)
     trainer(epochs=1).fit(regression(), data(8), data(4))

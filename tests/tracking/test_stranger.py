@@ -445,7 +445,7 @@ def test_an_outbox_makes_a_training_send_nothing_from_elsewhere(finished, model,
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "outbox", "best_valid_loss", "history.jsonl", "training.json", "run.json"]
+    "name", ["checkpoints", "outbox", "best_valid_loss", "history.jsonl", "training.json", "run.json", "log.jsonl"]
 )
 def test_a_training_does_not_work_behind_a_link(finished, model, tmp_path, name):
     (tmp_path / "victim").mkdir()

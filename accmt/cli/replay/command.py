@@ -11,7 +11,7 @@ from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.opening import open_source
 from accmt.cli.replay.rules import Mistakes, given_rules, hints, with_patience
 from accmt.cli.replay.source import Source
-from accmt.cli.report import moment, summaries
+from accmt.cli.summaries import moment, summaries
 from accmt.rules import Decision, RuleError, Rules, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped

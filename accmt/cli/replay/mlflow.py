@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.cli.output import complain
 from accmt.cli.replay.rules import given_facts
 from accmt.cli.replay.source import Source
+from accmt.report.training import Curve, TrainingReport
 from accmt.rules import Length, Observation, Progress
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History, Need
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _VAL_LOSS = "val_loss"
 _EPOCH = "epoch"
+_MOST_RUNS = 50
 
 MetricHistory = dict[int, dict[str, dict[str, float]]]
 """Step -> dataset -> metric -> value."""
@@ -65,22 +69,33 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
     return Source(History(tuple(_observations(values, per_epoch))), facts, lacking)
 
 
+def open_experiment(name: str, location: str | None) -> list[TrainingReport]:
+    """Read the runs of an experiment, by its name or id, the newest first; of many, the newest ones.
+
+    Raises:
+        CommandError: It cannot be read, or has no runs.
+    """
+    with _connected(location, f"the experiment {name}") as client:
+        found = client.get_experiment_by_name(name)
+        if found is None and name.isdigit():
+            found = client.get_experiment(name)
+        runs = [] if found is None else list(client.search_runs([found.experiment_id], max_results=_MOST_RUNS + 1))
+        if not runs:
+            missing = "there is no experiment" if found is None else "there are no runs in the experiment"
+            raise CommandError(escaped(f"{missing} {name!r} where --tracking-uri points"))
+        if len(runs) > _MOST_RUNS:
+            complain(f"note: only the newest {_MOST_RUNS} runs of {name} are read")
+        return [_reported_run(client, run) for run in runs[:_MOST_RUNS]]
+
+
 class _Run:
     """A readable run."""
 
     def __init__(self, run_id: str, location: str | None) -> None:
-        try:
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-        except ImportError:
-            raise CommandError("MLflow is not installed: pip install 'accmt[mlflow]'") from None
         self._run_id = run_id
-        with quietly():
-            try:
-                self._client: MlflowClient = MlflowClient(tracking_uri=_address(location))
-                data: Any = self._client.get_run(run_id).data
-            except MlflowException as error:
-                raise CommandError(escaped(f"the run {run_id} cannot be read: {error}")) from None
+        with _connected(location, f"the run {run_id}") as client:
+            self._client = client
+            data: Any = client.get_run(run_id).data
         self.names: tuple[str, ...] = tuple(sorted(data.metrics))
 
     def values(self, wanted: Mapping[str, Sequence[str]]) -> MetricHistory:
@@ -104,12 +119,42 @@ class _Run:
         return rounded.pop() if len(rounded) == 1 and close else None
 
     def _history(self, name: str) -> dict[int, float]:
-        """Return step -> value; of several values at a step, the last one sent."""
+        """Return step -> value; nothing if the run lacks the metric."""
         if name not in self.names:
             return {}
         with quietly():
-            points = self._client.get_metric_history(self._run_id, name)
-        return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+            return _points(self._client, self._run_id, name)
+
+
+@contextmanager
+def _connected(location: str | None, what: str) -> Iterator[MlflowClient]:
+    """Yield a client; its errors in the block say that something cannot be read."""
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError:
+        raise CommandError("MLflow is not installed: pip install 'accmt[mlflow]'") from None
+    with quietly():
+        try:
+            yield MlflowClient(tracking_uri=_address(location))
+        except MlflowException as error:
+            raise CommandError(escaped(f"{what} cannot be read: {error}")) from None
+
+
+def _points(client: MlflowClient, run_id: str, name: str) -> dict[int, float]:
+    """Return step -> value; of several values at a step, the last one sent."""
+    points = client.get_metric_history(run_id, name)
+    return {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+
+
+def _reported_run(client: MlflowClient, run: Any) -> TrainingReport:
+    found = {name: sorted(_points(client, run.info.run_id, name).items()) for name in sorted(run.data.metrics)}
+    found.pop(_EPOCH, None)
+    curves = tuple(Curve(name, "", *zip(*points, strict=True)) for name, points in found.items())
+    end = max((curve.steps[-1] for curve in curves), default=0)
+    name, status = run.info.run_name or run.info.run_id, run.info.status.lower()
+    about = f"Run {run.info.run_id} of MLflow, which knows neither rules nor decisions."
+    return TrainingReport(name, about, f"{status}, at step {end:,}", curves=curves, settings=run.data.params, end=end)
 
 
 def _observations(values: MetricHistory, per_epoch: int | None) -> Iterator[Observation]:

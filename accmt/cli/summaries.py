@@ -1,0 +1,41 @@
+"""Reports of decisions for people: a summary of each rule, and when the training stopped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from accmt.rules import Decision, Outcome, Verdict
+
+
+def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:
+    """Return one line for each rule: when it saved, or why it never did. `saved` is the verb."""
+    verdicts: dict[str, list[tuple[Decision, Verdict]]] = {}
+    for decision in decisions:
+        for verdict in decision.verdicts:
+            if rule in (None, verdict.rule):
+                verdicts.setdefault(verdict.rule, []).append((decision, verdict))
+    return [f"{name}: {_summary(pairs, saved)}" for name, pairs in verdicts.items()]
+
+
+def moment(decision: Decision) -> str:
+    """Describe when the decision was made."""
+    return f"after evaluation {decision.progress.evaluation}, at step {decision.progress.step}"
+
+
+def _summary(pairs: list[tuple[Decision, Verdict]], saved: str) -> str:
+    saves = [(decision, verdict) for decision, verdict in pairs if verdict.outcome is Outcome.SAVED]
+    if not saves:
+        counts = Counter(verdict.outcome.value for _, verdict in pairs if verdict.outcome is not Outcome.INACTIVE)
+        why = ", ".join(f"{outcome} {_times(count)}" for outcome, count in counts.items())
+        return f"{saved} nothing" + (f" ({why})" if why else "")
+    kept = saves[-1][1].kept
+    best = ", ".join(f"{value:.6g}" for value in kept[0].values)
+    last = f"{best} of evaluation {kept[0].evaluation}, at step {kept[0].step}"
+    others = ", ".join(str(entry.evaluation) for entry in kept[1:])
+    more = f"; also kept: evaluation{'s' * (len(kept) > 2)} {others}" if others else ""
+    return f"{saved} {_times(len(saves))}; the best at the end is {last}{more}"
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")

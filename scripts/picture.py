@@ -1,0 +1,26 @@
+"""Takes the picture that README.md shows: python scripts/picture.py runs/domains/report.html docs/report.png"""
+
+import shutil
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+page, picture = (Path(argument).absolute() for argument in sys.argv[1:])
+options = webdriver.ChromeOptions()
+for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1320,2090"):
+    options.add_argument(flag)
+browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+try:
+    browser.get(page.as_uri())
+    while not browser.find_elements("css selector", ".main-svg"):
+        time.sleep(0.1)
+    time.sleep(1)
+    taken = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+finally:
+    browser.quit()
+taken.quantize(200, dither=Image.Dither.NONE).save(picture, optimize=True)

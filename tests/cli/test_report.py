@@ -1,0 +1,100 @@
+"""`accmt report`: a page about trainings."""
+
+import json
+import webbrowser
+
+import pytest
+
+from accmt.cli.main import main
+from accmt.report import live
+
+
+@pytest.fixture
+def folder(trainer, regression, data, error_metric):
+    """The folder of a small training."""
+    training = trainer("runs/a", metrics=error_metric())
+    training.fit(regression(), data(8), {"dev": data(4), "test": data(4, 2)})
+    return training.model_path
+
+
+@pytest.fixture
+def report(capsys):
+    """Arguments -> status, stdout, stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            status = main(["report", *map(str, arguments)])
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_it_writes_a_page(report, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report(folder) == (0, "report.html\n", "")
+    assert "<h1>runs/a</h1>" in (tmp_path / "report.html").read_text()
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+    assert report(folder, "-o", "other.html", "--open") == (0, "other.html\n", "")
+    assert opened == [(tmp_path / "other.html").as_uri()]
+    monkeypatch.setattr(webbrowser, "open", lambda address: False)
+    status, _, err = report(folder, "--open")
+    assert (status, err) == (1, f"there is no browser to open {tmp_path}/report.html with\n")
+
+
+def test_several_folders_are_one_page(report, folder, trainer, regression, data, tmp_path, monkeypatch):
+    trainer("runs/b", lr=0.1).fit(regression(), data(8), data(4))
+    monkeypatch.chdir(tmp_path)
+    assert report("runs/a", "runs/b", "runs/a")[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>2 trainings</h1>" in page
+    assert "They differ in optim_kwargs.lr" in page
+
+
+def test_text(report, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = report("runs/a", "--text")
+    lines = out.splitlines()
+    assert (status, err, lines[0], lines[2]) == (0, "", "runs/a", "Trained to its end, step 4.")
+    assert lines[4].startswith("best_valid_loss  valid_loss ")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_cannot_be_done_is_said(report, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report("runs") == (1, "", f"{tmp_path}/runs is not the folder of a training: it has no history.jsonl\n")
+    status, _, err = report("runs/a", "--text", "--open")
+    assert status == 2
+    assert err.endswith("error: --text writes no page: leave out --output and --open, or --text\n")
+    assert report("runs/a", "--tracking-uri", "x")[2].endswith("--tracking-uri is only for mlflow:EXPERIMENT\n")
+    assert report("runs/a", "-o", "no/page.html")[:2] == (1, "")
+    (folder / "decisions.jsonl").write_text("[]\n")
+    assert report("runs/a")[2] == f"{folder}/decisions.jsonl, line 1 is not a decision: [] is not an object\n"
+    monkeypatch.setattr(live, "find_spec", lambda name: None if name == "plotly" else name)
+    (folder / "decisions.jsonl").unlink()
+    assert report("runs/a") == (1, "", "a report needs plotly: pip install 'accmt[report]'\n")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_experiment_of_mlflow(report, trainer, regression, data, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    for number in (1, 2):
+        given = {"log_with": "mlflow", "logging_dir": str(tmp_path / "logs"), "track_name": "tries", "log_every": 1}
+        training = trainer(f"m{number}", lr=0.05 * number, run_name=f"try {number}", **given)
+        training.fit(regression(), data(8), data(4))
+    monkeypatch.chdir(tmp_path)
+    assert report("mlflow:tries", "--tracking-uri", "logs") == (0, "report.html\n", "")
+    page = (tmp_path / "report.html").read_text()
+    assert ">try 1</th>" in page
+    assert "finished, at step 4" in page
+    assert "optimizer.lr" in page.split("They differ in ")[1].split("</p>")[0]
+    figures = [json.loads(part.split("</script>")[0]) for part in page.split('<script type="application/json">')[1:]]
+    assert any(
+        trace["x"] == [1, 2, 3, 4] and trace["name"] == "try 2: training" for one in figures for trace in one["data"]
+    )
+    said = "there is no experiment 'nothing' where --tracking-uri points\n"
+    assert report("mlflow:nothing", "--tracking-uri", "logs") == (1, "", said)
