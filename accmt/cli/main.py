@@ -28,6 +28,7 @@ _COMMANDS = {
     "explain": ("explain", "show what a training decided, and why"),
     "replay": ("replay.command", "show what other rules would have decided"),
     "report": ("report", "write a page about trainings that works offline"),
+    "sweep": ("sweep", "show what other patience would have saved in finished trainings, and lost"),
     "checkpoints": ("checkpoints.command", "list what a training has on the disk, and find damage in it"),
     "weights": ("weights", "write the weights of a checkpoint or a saved model as safetensors"),
     "sync": ("sync", "send what a training could not send to its trackers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,37 @@ def draw_history(values: Sequence[HistoryValue], savings: Mapping[str, Sequence[
         axes.legend()
         marks = [_mark(axes, row, steps) for row, steps in enumerate(savings.values())]
     figure.legend(marks, [_plain(f"saved by {rule}") for rule in savings], loc="outside lower center", frameon=False)
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting: what it saves, in per cent, what it loses, its label, whether it is on the Pareto front, and the
+    series that it belongs to."""
+
+    saved: float
+    lost: float
+    label: str
+    front: bool
+    series: str = ""
+
+
+def draw_trade_off(rules: Mapping[str, Sequence[Point]]) -> Figure:
+    """Draw the loss of quality of settings over the training that they save, and a line along the Pareto front."""
+    across, down = min(len(rules), _ACROSS) or 1, -(-len(rules) // _ACROSS) or 1
+    figure = InlineFigure(figsize=(6 * across, 4 * down), layout="constrained")
+    for place, (rule, points) in enumerate(rules.items(), 1):
+        axes = figure.add_subplot(
+            down, across, place, title=_plain(rule), xlabel="steps saved, %", ylabel="lost (mean)"
+        )
+        front = sorted((point for point in points if point.front), key=lambda point: point.saved)
+        axes.plot([p.saved for p in front], [p.lost for p in front], color="0.7", zorder=1, label="Pareto front")
+        for series in dict.fromkeys(point.series for point in points):
+            own = [point for point in points if point.series == series]
+            axes.scatter([p.saved for p in own], [p.lost for p in own], s=18, zorder=2, label=_plain(series))
+        for point in {(p.saved, p.lost): p for p in reversed(points) if p.front}.values():
+            axes.annotate(point.label, (point.saved, point.lost), xytext=(4, 4), textcoords="offset points", size=8)
+        axes.legend(title="labels: patience", title_fontsize=8, fontsize=8)
     return figure
 
 

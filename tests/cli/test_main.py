@@ -32,12 +32,12 @@ def test_alone_it_shows_its_help(call):
         (
             ["explian", "runs"],
             "accmt: error: there is no command 'explian', did you mean 'explain'? Commands are check, explain, replay, "
-            "checkpoints, weights, sync, rehearse, launch, strats",
+            "sweep, checkpoints, weights, sync, rehearse, launch, strats",
         ),
         (
             ["xyz"],
-            "accmt: error: there is no command 'xyz'. Commands are check, explain, replay, checkpoints, weights, sync, "
-            "rehearse, launch, strats",
+            "accmt: error: there is no command 'xyz'. Commands are check, explain, replay, sweep, checkpoints, "
+            "weights, sync, rehearse, launch, strats",
         ),
         (["--verson"], "accmt: error: unrecognized arguments: --verson, did you mean --version?"),
         (["explain", "runs", "--jsn"], "accmt explain: error: unrecognized arguments: --jsn, did you mean --json?"),

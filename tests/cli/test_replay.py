@@ -297,7 +297,8 @@ class TestFolder:
 
     def test_options_of_other_sources(self, refused, tmp_path):
         assert (
-            refused(tmp_path, "--dataset", "dev") == f"--dataset is only for mlflow:RUN_ID, and {tmp_path} is not one"
+            refused(tmp_path, "--dataset", "dev")
+            == f"--dataset is only for mlflow:RUN_ID and logs of other trainers, and {tmp_path} is not one"
         )
         assert (
             refused(tmp_path, "--tracking-uri", "x")

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from accmt.cli.arguments import CommandError, UsageError, add_metric_options, add_rule_options, path
+from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
-from accmt.cli.replay.csv import open_table
+from accmt.cli.replay.opening import open_source
 from accmt.cli.replay.rules import Mistakes, given_rules, hints, with_patience
 from accmt.cli.replay.source import Source
-from accmt.cli.replay.training import open_training
 from accmt.cli.summaries import moment, summaries
 from accmt.rules import Decision, RuleError, Rules, check
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped
 from accmt.rules.replay import asked_late, replay, unanswerable
 from accmt.tracking.history import stop_of
-from accmt.tracking.journal import DECISIONS, HISTORY
-
-_MLFLOW = "mlflow:"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Show what other rules would have saved in a training that is over, and when it would have stopped. SOURCE is\n"
         "  the model_path of a training;\n"
         "  a CSV file with the columns step, epoch (completed epochs), dataset, elapsed (seconds, optional), and one\n"
-        "  column for each metric: the rows of a step are one evaluation, and an empty dataset means 0; or\n"
-        "  mlflow:RUN_ID, with a --metric for each metric to be read.\n"
+        "  column for each metric: the rows of a step are one evaluation, and an empty dataset means 0;\n"
+        "  mlflow:RUN_ID, with a --metric for each metric to be read; or\n"
+        "  a log of another trainer: a trainer_state.json of transformers (or the folder of its checkpoints), a\n"
+        "  metrics.csv of Lightning, or a folder with event files of TensorBoard.\n"
         "Without rules, the rules of the training decide again; --patience and --stop-when replace theirs."
     )
     parser.epilog = """examples:
@@ -41,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   accmt replay mlflow:0123abcd --tracking-uri logs --rule best_f1 --metric f1:max --dataset dev
   accmt replay runs/model --json | diff - runs/model/decisions.jsonl
 """
-    parser.add_argument("source", type=path, metavar="SOURCE", help="a model_path, a CSV file, or mlflow:RUN_ID")
+    parser.add_argument("source", type=path, metavar="SOURCE", help="a model_path, a CSV file, mlflow:RUN_ID or a log")
     parser.add_argument(
         "--rule", dest="rules", action="append", default=[], metavar="RULE", help="a saving rule; may be repeated"
     )
@@ -51,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         about_metrics="a metric, and whether higher (max) or lower (min) is better where SOURCE does not say so; "
         "losses need not be given",
-        about_datasets="only for mlflow: a dataset that the names of metrics end with, such as dev in accuracy_dev; "
-        "may be repeated",
+        about_datasets="for mlflow and logs: a dataset that the names of metrics end with, such as dev in "
+        "accuracy_dev; may be repeated",
     )
     parser.add_argument(
         "--tracking-uri", type=path, metavar="URI", help="only for mlflow: the logging_dir of the training, or a URL"
@@ -69,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     mistakes = Mistakes()
     given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
     mistakes.tell()
-    source = _opened(options)
+    source = open_source(options.source, options.metrics, options.datasets, options.tracking_uri)
     rules = _rules(given, options.patience, source)
     _check(rules, source)
     is_own = given == Rules(()) and options.patience is None
@@ -95,35 +92,6 @@ def run(options: argparse.Namespace) -> int:
 
     write_rich(decision_table(decisions), "", *lines)
     return 0
-
-
-def _opened(options: argparse.Namespace) -> Source:
-    """Read the source according to its kind.
-
-    Raises:
-        CommandError: If it cannot be read, or is not a source.
-        UsageError: If an option does not fit this kind of source.
-    """
-    name: str = options.source
-    if name.startswith(_MLFLOW):
-        from accmt.cli.replay.mlflow import open_run  # slow: it imports pydantic
-
-        return open_run(name.removeprefix(_MLFLOW), options.tracking_uri, options.metrics, options.datasets)
-    if options.tracking_uri is not None or options.datasets:
-        option = "--dataset" if options.datasets else "--tracking-uri"
-        raise UsageError(f"{option} is only for {_MLFLOW}RUN_ID, and {name} is not one")
-    if (metric := next((metric for metric in options.metrics if metric.datasets), None)) is not None:
-        raise UsageError(
-            f"--metric {metric.name}: its datasets are those in the source; leave out '@' and what follows"
-        )
-    place = Path(name)
-    if place.is_dir():
-        return open_training(place, options.metrics)
-    if not place.exists():
-        raise CommandError(f"{name}: there is no such folder or file")
-    if place.name in (HISTORY, DECISIONS):
-        raise CommandError(f"{name} is a file of a training: give the training's folder, {place.parent}")
-    return open_table(place, options.metrics)
 
 
 def _rules(given: Rules, patience: int | None, source: Source) -> Rules:

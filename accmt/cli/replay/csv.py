@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ _COUNTERS = (*_NEEDED, "dataset", "elapsed")
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """One row of the table: the values of one dataset at one step."""
 
     line: int
@@ -47,6 +47,15 @@ def open_table(path: Path, directions: Sequence[MetricArgument]) -> Source:
         raise CommandError(f"{path} cannot be read: {error}") from None
     if not rows:
         raise CommandError(f"{path} has no rows")
+    return source_of(path, rows, columns, directions)
+
+
+def source_of(path: Path, rows: list[Row], columns: Collection[str], directions: Sequence[MetricArgument]) -> Source:
+    """Return the history of rows that have these columns.
+
+    Raises:
+        CommandError: If the rows contradict each other; the message names the line.
+    """
     observations = tuple(_observations(path, rows))
     lacking: dict[Need, str] = {
         "samples": f"{path} does not have it",
@@ -77,7 +86,7 @@ def _columns(path: Path, header: list[str]) -> list[str]:
     return columns
 
 
-def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> _Row:
+def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) != len(columns):
         raise CommandError(f"{path}, line {line} has {len(cells)} cells, but the table has {len(columns)} columns")
     texts = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
@@ -89,7 +98,7 @@ def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> _Row:
             raise CommandError(f"{path}, line {line}: {name} must be a {kind} of at least 0, not {texts[name]!r}")
     values = {name: value for name, value in numbers.items() if name not in _COUNTERS}
     dataset = texts.get("dataset") or ONLY_DATASET
-    return _Row(line, int(numbers["step"]), numbers["epoch"], numbers.get("elapsed", 0.0), dataset, values)
+    return Row(line, int(numbers["step"]), numbers["epoch"], numbers.get("elapsed", 0.0), dataset, values)
 
 
 def _number(path: Path, line: int, name: str, text: str) -> float:
@@ -99,9 +108,9 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
         raise CommandError(f"{path}, line {line}: {name} is {text!r}, which is not a number") from None
 
 
-def _observations(path: Path, rows: list[_Row]) -> Iterator[Observation]:
+def _observations(path: Path, rows: list[Row]) -> Iterator[Observation]:
     """Yield the evaluations in the order of their steps. One at step 0 is the initial evaluation."""
-    by_step: dict[int, list[_Row]] = {}
+    by_step: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.step):
         by_step.setdefault(row.step, []).append(row)
     before, evaluation = Progress(), 0
@@ -111,7 +120,7 @@ def _observations(path: Path, rows: list[_Row]) -> Iterator[Observation]:
         yield Observation(before, _values(path, group), _train_loss(path, group), initial=step == 0)
 
 
-def _progress(path: Path, group: list[_Row], before: Progress, evaluation: int) -> Progress:
+def _progress(path: Path, group: list[Row], before: Progress, evaluation: int) -> Progress:
     """Return the counters of an evaluation. The first one with a whole number of epochs is at the end of an epoch."""
     first = group[0]
     for row in group:
@@ -129,7 +138,7 @@ def _progress(path: Path, group: list[_Row], before: Progress, evaluation: int) 
     return Progress(first.step, epoch, in_epoch, evaluation, 0, elapsed)
 
 
-def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
+def _values(path: Path, group: list[Row]) -> dict[str, dict[str, float]]:
     values: dict[str, dict[str, float]] = {}
     for row in group:
         if row.dataset in values:
@@ -140,7 +149,7 @@ def _values(path: Path, group: list[_Row]) -> dict[str, dict[str, float]]:
     return values
 
 
-def _train_loss(path: Path, group: list[_Row]) -> float:
+def _train_loss(path: Path, group: list[Row]) -> float:
     """Return the training loss of an evaluation: it has no dataset, so all rows that give it must agree."""
     losses = [row.values[TRAIN_LOSS] for row in group if TRAIN_LOSS in row.values]
     if len({str(loss) for loss in losses}) > 1:
