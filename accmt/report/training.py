@@ -62,6 +62,7 @@ class RuleCard:
         values: The values of that model.
         folder: Where the model lies, for a shell; "" if it is not there.
         code: Python that loads it; "" if it is not there.
+        effect: For a rule that the training did not have: what would have been different; "" for one that it had.
     """
 
     name: str
@@ -72,6 +73,7 @@ class RuleCard:
     values: tuple[float, ...]
     folder: str
     code: str
+    effect: str = ""
 
     @property
     def saves(self) -> tuple[tuple[Progress, Verdict], ...]:
@@ -131,7 +133,11 @@ class TrainingReport:
     @property
     def kept(self) -> str:
         """The models that it kept, in words."""
-        kept = [f"{card.name}, {moment(card.best)}: {card.best_in_words}" for card in self.cards if card.best]
+        kept = [
+            f"{card.name}, {moment(card.best)}: {card.best_in_words}"
+            for card in self.cards
+            if card.best and not card.effect
+        ]
         return "; ".join(kept) or "nothing"
 
 
@@ -249,7 +255,7 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
         objectives = tuple(Objective(name, name) for _ in range(count))
         if rule is not None and about is not None:
             words = in_words(rule, about.facts)
-            objectives = tuple(_objective(rule, number) for number in range(len(rule.saving.ranking.objectives)))
+            objectives = tuple(objective_of(rule, number) for number in range(len(rule.saving.ranking.objectives)))
         best = moments.get(kept[0].evaluation, Progress(step=kept[0].step)) if kept else None
         place = _place(folder / rule.folder) if kept and rule is not None and about and about.rules.writes else None
         code = "" if place is None else f"accmt.load_best({str(shortened(folder))!r}, module, {name!r})"
@@ -264,7 +270,8 @@ def _place(folder: Path) -> Path | None:
         return None
 
 
-def _objective(rule: SavingRule, number: int) -> Objective:
+def objective_of(rule: SavingRule, number: int) -> Objective:
+    """Return an objective of a rule, by its number."""
     node = rule.saving.ranking.objectives[number]
     name, inner = str(node), node
     while isinstance(inner, Call) and inner.function in _ALIKE and inner.arguments:
