@@ -14,12 +14,11 @@ from statistics import fmean
 from accmt.cli.arguments import CommandError, add_metric_options, path, positive
 from accmt.cli.output import complain, print_csv, print_json, table, write_rich
 from accmt.cli.replay.opening import open_source, sources_in
-from accmt.cli.replay.rules import Mistakes, hints, parsed
+from accmt.cli.replay.rules import Mistakes, check_against, parsed
 from accmt.cli.replay.source import Source
-from accmt.rules import RuleError, Rules, SavingRule, check, parse_saving
+from accmt.rules import RuleError, Rules, SavingRule, parse_saving
 from accmt.rules.nodes import Amount
 from accmt.rules.printable import escaped
-from accmt.rules.replay import unanswerable
 from accmt.rules.trials import Trial, best_of_all, pareto, tried
 
 _COLUMNS = ("rule", "by", "patience", "stopped", "steps_saved", "time_saved", "lost", "most_lost", "front")
@@ -175,28 +174,17 @@ def _swept(rule: SavingRule, options: argparse.Namespace, sources: Mapping[str, 
     Raises:
         CommandError: The rule does not fit a training.
     """
-    _check(rule, sources)
-    trainings = [(s.facts, s.history, best_of_all(rule, s.facts, s.history)) for s in sources.values()]
+    for name, source in sources.items():
+        check_against(Rules((rule,)), source, f"in {name}:" if len(sources) > 1 else None)
+    trainings = [(s.facts, s.history, [best_of_all(rule, s.facts, s.history)]) for s in sources.values()]
     settings = []
     for by in options.by or (rule.saving.by,):
         bare = replace(rule, saving=replace(rule.saving, by=by))
         for patience in (*options.patience, None):
             patient = replace(bare, patience=patience)
-            settings.append(_summary(patient, [tried(patient, *seen) for seen in trainings]))
+            settings.append(_summary(patient, [tried(Rules((patient,)), *seen)[0] for seen in trainings]))
     fronts = pareto([(setting.steps, setting.lost[0] if setting.lost else math.nan) for setting in settings])
     return [replace(setting, front=front) for setting, front in zip(settings, fronts, strict=True)]
-
-
-def _check(rule: SavingRule, sources: Mapping[str, Source]) -> None:
-    for name, source in sources.items():
-        problems = unanswerable(Rules((rule,)), source.lacking)
-        try:
-            check(Rules((rule,)), source.facts)
-        except RuleError as error:
-            problems += error.problems
-        if problems:
-            texts = [f"in {name}:", *map(str, problems)] if len(sources) > 1 else list(map(str, problems))
-            raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
 def _summary(rule: SavingRule, trials: Sequence[Trial]) -> Setting:

@@ -23,6 +23,7 @@ _LONGEST = 60
 _COLOURS = 8
 _DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3"}
 _SYMBOLS = {"circle": "●", "diamond": "◆", "square": "■", "triangle-up": "▲", "star": "★", "cross": "✚"}
+_OPEN = str.maketrans("●◆■▲★✚", "○◇□△☆✛")  # those of rules that the training did not have
 _ROWS = {"evaluation": "line-ns-open", "saved": "circle", "checkpoint": "square", "resumed": "triangle-right"}
 _ROWS |= {"signal": "diamond", "stop": "x", "end": "octagon"}
 _LAYOUT: Mapping[str, Any] = {
@@ -115,11 +116,16 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
         for card in training.cards:
             places = [place for place, objective in enumerate(card.objectives) if objective.metric in metrics]
             symbol = list(_SYMBOLS)[rules.index(card.name) % len(_SYMBOLS)]
-            marker = {"symbol": symbol, "size": 8, "color": "@ink" if is_one else run}
+            marker = {
+                "symbol": f"{symbol}-open" if card.effect else symbol,
+                "size": 8,
+                "color": "@ink" if is_one else run,
+            }
             traces = [trace for place in places for trace in _decided(card, place, prefix + card.name, marker)]
             if traces:
-                key = f"saved by {card.name}"
-                keys.setdefault(key, (key, "ink" if is_one else "soft", _SYMBOLS[symbol], ""))
+                key = card.name if card.effect else f"saved by {card.name}"
+                mark = _SYMBOLS[symbol].translate(_OPEN) if card.effect else _SYMBOLS[symbol]
+                keys.setdefault(key, (key, "ink" if is_one else "soft", mark, ""))
                 group = {"legendgroup": str(list(keys).index(key)), "meta": {"run": number}, "type": "scatter"}
                 data += [{**trace, **group} for trace in traces]
     shapes = list(_shades(trainings[0], metrics)) if is_one else []
@@ -173,6 +179,17 @@ def _shades(training: TrainingReport, metrics: tuple[str, ...]) -> Iterator[dict
         waited = [one.step for one, verdict in card.verdicts if verdict.reason.startswith("blocked by after ")]
         if waited and any(objective.metric in metrics for objective in card.objectives):
             yield {**shade, "x0": 0, "x1": waited[-1], "label": _label(f"{card.name} waits for its ‘after’")}
+        ends = card.verdicts[-1][0].step if card.effect and card.verdicts else training.end
+        if ends < training.end and any(objective.metric in metrics for objective in card.objectives):
+            line = {"width": 1, "dash": "dash", "color": "@soft"}
+            label = {
+                **_label("would stop"),
+                "textangle": 0,
+                "textposition": "start",
+                "xanchor": "left",
+                "yanchor": "bottom",
+            }
+            yield {**shade, "type": "line", "x0": ends, "x1": ends, "line": line, "label": label}
     if training.stopped is not None:
         end = max(training.end, training.stopped)
         yield {**shade, "x0": training.stopped, "x1": 1.06 * end, "label": _label("stopped")}

@@ -54,7 +54,8 @@ class DrawnObjective:
 @dataclass(frozen=True, slots=True)
 class RuleCard:
     """A rule and what it decided: its verdicts, the evaluation and the `values` of the best model that it keeps, and
-    where that lies, for a shell, and Python that loads it; both are "" if it is not there."""
+    where that lies, for a shell, and Python that loads it; both are "" if it is not there. `effect` says what a rule
+    that the training did not have would have changed, and is "" for others."""
 
     name: str
     words: str
@@ -64,6 +65,7 @@ class RuleCard:
     values: tuple[float, ...]
     folder: str
     code: str
+    effect: str = ""
 
     @property
     def saves(self) -> tuple[tuple[Progress, Verdict], ...]:
@@ -115,7 +117,8 @@ class TrainingReport:
     @property
     def kept(self) -> str:
         """The models that it kept, in words."""
-        kept = [f"{card.name}, {when(card.best)}: {card.best_in_words}" for card in self.cards if card.best]
+        cards = [card for card in self.cards if card.best and not card.effect]
+        kept = [f"{card.name}, {when(card.best)}: {card.best_in_words}" for card in cards if card.best]
         return "; ".join(kept) or "nothing"
 
 
@@ -222,7 +225,7 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
         objectives = tuple(DrawnObjective(name, name) for _ in (pairs[0][1].values if pairs else ()))
         if rule is not None and about is not None:
             words, place = in_words(rule, about.facts), _place(folder / rule.folder) if kept else None
-            objectives = tuple(map(_objective, rule.saving.ranking.objectives))
+            objectives = tuple(map(objective_of, rule.saving.ranking.objectives))
         best = moments.get(kept[0].evaluation, Progress(step=kept[0].step)) if kept else None
         code = "" if place is None else f"accmt.load_best({str(shortened(folder))!r}, module, {name!r})"
         shell, values = "" if place is None else for_shell(place), kept[0].values if kept else ()
@@ -235,7 +238,8 @@ def _place(folder: Path) -> Path | None:
     return None
 
 
-def _objective(node: Node) -> DrawnObjective:
+def objective_of(node: Node) -> DrawnObjective:
+    """Return an objective with the metric in whose chart it is drawn."""
     inner = node
     while isinstance(inner, Call) and inner.function in _ALIKE and inner.arguments:
         inner = inner.arguments[0]

@@ -10,7 +10,7 @@ from accmt.rules.decision import Decision, KeptModel
 from accmt.rules.direction import direction_of
 from accmt.rules.progress import Progress
 from accmt.rules.replay import History, replay
-from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
+from accmt.rules.rule import Facts, Rules, SavingRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Trial:
     """Outcome of a saving rule on a recorded training.
 
     Attributes:
-        decisions: What the rule would have decided.
+        rule: The rule.
+        decisions: What it would have decided, and the rules beside it.
         end: Where the training would have ended.
         last: Where the recorded training ended.
         best: The best model that the rule would have kept; None if it would have saved nothing.
@@ -26,6 +27,7 @@ class Trial:
             there is none. A negative number is a gain, which rules with several objectives can have.
     """
 
+    rule: SavingRule
     decisions: tuple[Decision, ...]
     end: Progress
     last: Progress
@@ -51,38 +53,34 @@ class Trial:
 def best_of_all(rule: SavingRule, facts: Facts, history: History) -> KeptModel | None:
     """Return the best model of a whole training by the ranking and conditions of a rule, without its `by`."""
     unlimited = replace(rule, saving=replace(rule.saving, by=None), patience=None)
-    return _best(replay(Rules((unlimited,)), facts, History(history.observations)))
+    return _best(replay(Rules((unlimited,)), facts, History(history.observations)), rule.name)
 
 
-def tried(
-    rule: SavingRule,
-    facts: Facts,
-    history: History,
-    reference: KeptModel | None,
-    stop_when: Sequence[StopCondition] = (),
-) -> Trial:
-    """Replay one saving rule, with stop conditions. Both must have passed `check`; the history must not be empty.
+def tried(rules: Rules, facts: Facts, history: History, references: Sequence[KeptModel | None]) -> tuple[Trial, ...]:
+    """Replay rules together and return a trial for each saving rule. They must have passed `check`, and the history
+    must not be empty.
 
     What the recorded training was stopped by, and models that it failed to write, do not count.
 
     Args:
-        rule: The rule.
+        rules: The rules.
         facts: What the training reports.
         history: The training.
-        reference: What the rule is compared with: see `best_of_all`.
-        stop_when: The stop conditions.
+        references: What each saving rule is compared with: see `best_of_all`.
     """
-    decisions = tuple(replay(Rules((rule,), tuple(stop_when)), facts, History(history.observations)))
-    best = _best(decisions)
+    decisions = tuple(replay(rules, facts, History(history.observations)))
     last = history.observations[-1].progress
-    stopped = next((decision.progress for decision in decisions if decision.stop is not None), last)
-    lost: tuple[float, ...] = ()
-    if best is not None and reference is not None:
-        objectives = [objective for group in rule.saving.ranking.groups for objective in group]
-        signs = [1 if direction_of(objective, facts) else -1 for objective in objectives]
-        pairs = zip(signs, reference.values, best.values, strict=True)
-        lost = tuple(0.0 if value == other else sign * (value - other) for sign, value, other in pairs)
-    return Trial(decisions, stopped, last, best, lost)
+    end = next((decision.progress for decision in decisions if decision.stop is not None), last)
+    trials = []
+    for rule, reference in zip(rules.savings, references, strict=True):
+        best = _best(decisions, rule.name)
+        lost: tuple[float, ...] = ()
+        if best is not None and reference is not None:
+            signs = [1 if direction_of(objective, facts) else -1 for objective in rule.saving.ranking.objectives]
+            pairs = zip(signs, reference.values, best.values, strict=True)
+            lost = tuple(0.0 if value == other else sign * (value - other) for sign, value, other in pairs)
+        trials.append(Trial(rule, decisions, end, last, best, lost))
+    return tuple(trials)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -98,7 +96,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(map(math.isnan, point)) and not is_beaten(*point) for point in points]
 
 
-def _best(decisions: Sequence[Decision]) -> KeptModel | None:
-    """Return the best model kept at the end."""
-    verdicts = [verdict for decision in decisions for verdict in decision.verdicts]
+def _best(decisions: Sequence[Decision], rule: str) -> KeptModel | None:
+    """Return the best model that a rule keeps at the end."""
+    verdicts = [verdict for decision in decisions for verdict in decision.verdicts if verdict.rule == rule]
     return verdicts[-1].kept[0] if verdicts and verdicts[-1].kept else None

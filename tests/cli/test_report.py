@@ -98,3 +98,41 @@ def test_an_experiment_of_mlflow(report, trainer, regression, data, tmp_path, mo
     )
     said = "there is no experiment 'nothing' where --tracking-uri points\n"
     assert report("mlflow:nothing", "--tracking-uri", "logs") == (1, "", said)
+
+
+def test_rules_that_it_did_not_have(report, folder, tmp_path):
+    page = tmp_path / "page.html"
+    assert report(folder, "-o", page, "--rule", "best_valid_loss@dev by 50%", "--patience", "1")[0] == 0
+    text = page.read_text()
+    assert "<h3>what if: best_valid_loss@dev by 50%, patience 1</h3>" in text
+    assert "not written: this rule was not part of the training" in text
+    assert "what if" not in text.split("<strong>Kept:</strong>")[1].split("</p>")[0]
+
+
+def test_another_patience_for_its_own_rules(report, folder):
+    out = report(folder, "--text", "--patience", "1")[1]
+    assert "what if: best_valid_loss, patience 1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--rule", "best_acuracy"), 1, "unknown metric 'acuracy'"),
+        (("--rule", "best_valid_loss by"), 1, "best_valid_loss by"),
+        (("--patience", "0"), 2, "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_rules_that_do_not_fit(report, folder, tmp_path, arguments, status, said):
+    page = tmp_path / "page.html"
+    ended, out, err = report(folder, "-o", page, *arguments)
+    assert (ended, out) == (status, "")
+    assert said in err
+    assert not page.exists()
+
+
+def test_rules_for_an_experiment_are_refused(report):
+    status, _, err = report("mlflow:x", "--rule", "best_valid_loss")
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        "accmt report: error: other rules are replayed for folders only, and mlflow:x is not one",
+    )

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from accmt.rules import Facts, Observation, Progress, Reported, SavingRule, StopCondition, check
-from accmt.rules import Rules as AllRules
+from accmt.rules import Facts, Observation, Progress, Reported, Rules, SavingRule, StopCondition, check
 from accmt.rules.replay import History
 from accmt.rules.trials import best_of_all, pareto, tried
 
@@ -24,8 +23,9 @@ def history(*values):
 def trial(text, *values, patience=None, stop_when=()):
     rule = SavingRule.parse(text, patience=patience)
     stops = tuple(map(StopCondition.parse, stop_when))
-    check(AllRules((rule,), stops), FACTS)
-    return tried(rule, FACTS, history(*values), best_of_all(rule, FACTS, history(*values)), stops)
+    rules = Rules((rule,), stops)
+    check(rules, FACTS)
+    return tried(rules, FACTS, history(*values), [best_of_all(rule, FACTS, history(*values))])[0]
 
 
 def test_patience_saves_steps_and_loses_what_came_later():
@@ -58,9 +58,9 @@ def test_a_rule_that_saves_nothing_loses_nothing_that_can_be_said():
 
 
 def test_time_that_was_not_recorded_is_nan():
-    facts, rule = FACTS, SavingRule.parse("accuracy", patience=1)
+    rules = Rules((SavingRule.parse("accuracy", patience=1),))
     seen = History(tuple(Observation(Progress(n, n, 0, n), {"dev": {"accuracy": 1.0}}) for n in (1, 2, 3)))
-    assert math.isnan(tried(rule, facts, seen, best_of_all(rule, facts, seen)).saved_time)
+    assert math.isnan(tried(rules, FACTS, seen, [None])[0].saved_time)
 
 
 @pytest.mark.parametrize(

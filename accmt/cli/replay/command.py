@@ -6,16 +6,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from accmt.cli.arguments import CommandError, add_metric_options, add_rule_options, path
+from accmt.cli.arguments import add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.opening import open_source
-from accmt.cli.replay.rules import Mistakes, given_rules, hints, with_patience
+from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules
 from accmt.cli.replay.source import Source
 from accmt.cli.summaries import moment, summaries
-from accmt.rules import Decision, RuleError, Rules, check
+from accmt.rules import Decision, Rules
 from accmt.rules.decision import REQUESTED
 from accmt.rules.printable import escaped
-from accmt.rules.replay import asked_late, replay, unanswerable
+from accmt.rules.replay import asked_late, replay
 from accmt.tracking.history import stop_of
 
 
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
     mistakes.tell()
     source = open_source(options.source, options.metrics, options.datasets, options.tracking_uri)
-    rules = _rules(given, options.patience, source)
-    _check(rules, source)
+    rules = chosen_rules(given, options.patience, source)
+    check_against(rules, source)
     is_own = given == Rules(()) and options.patience is None
     history = replace(source.history, failures={}) if given.savings else source.history
     if not is_own:
@@ -92,44 +92,6 @@ def run(options: argparse.Namespace) -> int:
 
     write_rich(decision_table(decisions), "", *lines)
     return 0
-
-
-def _rules(given: Rules, patience: int | None, source: Source) -> Rules:
-    """Return the given rules; if none of them saves, the training's own rules plus the given ones.
-
-    Raises:
-        CommandError: If there are none.
-    """
-    recorded = source.description.rules if source.description is not None else None
-    if given.savings or (given.stop_when and recorded is None):
-        rules = with_patience(given, patience)
-    elif recorded is None:
-        raise CommandError("the source does not have the rules of the training: give --rule")
-    elif patience is None:
-        rules = replace(recorded, stop_when=given.stop_when or recorded.stop_when)
-    else:
-        impatient = tuple(replace(rule, patience=None) for rule in recorded.savings)
-        rules = with_patience(Rules(impatient, given.stop_when or recorded.stop_when), patience)
-    return replace(rules, evaluate=None, checkpoint=None if recorded is None else recorded.checkpoint)
-
-
-def _check(rules: Rules, source: Source) -> None:
-    """Check the rules against the source.
-
-    Raises:
-        CommandError: With everything the rules need that the source lacks, and all other mistakes.
-    """
-    if not any(not observation.initial for observation in source.history.observations):
-        raise CommandError("there are no evaluations yet: there is nothing to decide")
-    problems = unanswerable(rules, source.lacking)
-    places = {(problem.text, problem.span) for problem in problems}
-    try:
-        check(rules, source.facts)
-    except RuleError as error:
-        problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
-    if problems:
-        texts = list(map(str, problems))
-        raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
 def _ending(decisions: Sequence[Decision], source: Source) -> str:

@@ -6,15 +6,18 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.cli.replay.source import Source
 from accmt.config.errors import ConfigError, Problem, did_you_mean, raise_problems
 from accmt.config.rules import RuleSection, read_rules, rule_problems
-from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience
+from accmt.rules import Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition, assign_patience, check
 from accmt.rules.printable import escaped
+from accmt.rules.replay import unanswerable
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS
 
 _T = TypeVar("_T")
@@ -67,6 +70,44 @@ def given_rules(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool 
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
     return Rules(savings, stops, section.evaluate, section.checkpoint)
+
+
+def chosen_rules(given: Rules, patience: int | None, source: Source) -> Rules:
+    """Return the given rules; if none of them saves, the training's own rules plus the given ones.
+
+    Raises:
+        CommandError: If there are none.
+    """
+    recorded = source.description.rules if source.description is not None else None
+    if given.savings or (given.stop_when and recorded is None):
+        rules = with_patience(given, patience)
+    elif recorded is None:
+        raise CommandError("the source does not have the rules of the training: give --rule")
+    elif patience is None:
+        rules = replace(recorded, stop_when=given.stop_when or recorded.stop_when)
+    else:
+        impatient = tuple(replace(rule, patience=None) for rule in recorded.savings)
+        rules = with_patience(Rules(impatient, given.stop_when or recorded.stop_when), patience)
+    return replace(rules, evaluate=None, checkpoint=None if recorded is None else recorded.checkpoint)
+
+
+def check_against(rules: Rules, source: Source, where: str | None = None) -> None:
+    """Check the rules against the source; `where` stands above the mistakes.
+
+    Raises:
+        CommandError: With everything the rules need that the source lacks, and all other mistakes.
+    """
+    if not any(not observation.initial for observation in source.history.observations):
+        raise CommandError("there are no evaluations yet: there is nothing to decide")
+    problems = unanswerable(rules, source.lacking)
+    places = {(problem.text, problem.span) for problem in problems}
+    try:
+        check(rules, source.facts)
+    except RuleError as error:
+        problems += [problem for problem in error.problems if (problem.text, problem.span) not in places]
+    if problems:
+        texts = [*([] if where is None else [where]), *map(str, problems)]
+        raise CommandError("\n\n".join([*texts, *hints(texts)]))
 
 
 def parsed(parse: Callable[[str], _T], texts: Iterable[str], mistakes: Mistakes) -> tuple[_T, ...]:
