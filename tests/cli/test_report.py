@@ -17,6 +17,11 @@ def folder(trainer, regression, data, error_metric):
     return training.model_path
 
 
+@pytest.fixture(autouse=True)
+def _started_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("accmt.files.paths._STARTED", tmp_path)
+
+
 @pytest.fixture
 def report(capsys):
     """Arguments -> status, stdout, stderr."""
