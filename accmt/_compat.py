@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial, wraps
 from importlib import import_module
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
     from torch.distributed.distributed_c10d import Store
+    from torch.optim import Optimizer
     from torch.utils.data import DataLoader
 
 
@@ -59,6 +62,75 @@ def is_compiled(module: nn.Module) -> bool:
     """Return whether a module was made by `torch.compile`; importing its class only for that would be slow."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def put_off_dynamo(optimizer: Optimizer | None = None) -> None:
+    """Keep optimizers from importing `torch._dynamo`, which takes longer than a small training and only matters to
+    `torch.compile`. As soon as anything else has imported it, they work as torch has made them.
+
+    Args:
+        optimizer: One that was built, to step without it; None for the methods that all optimizers share.
+    """
+    from torch.optim import Optimizer
+
+    if optimizer is None:
+        for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+            function = getattr(getattr(Optimizer, name), "__wrapped__", None)
+            if function is not None and not hasattr(function, _DISABLED):
+                setattr(function, _DISABLED, partial(_undisabled, function))
+        return
+    wrapped = getattr(type(optimizer).step, "__wrapped__", None)  # by the one for profilers and hooks
+    step = getattr(wrapped, "__wrapped__", None)  # by `_use_grad_for_differentiable`
+    if step is not None and type(optimizer).__module__.startswith("torch.optim."):
+        vars(optimizer)["step"] = MethodType(Optimizer.profile_hook_step(_eager(step)), optimizer)
+
+
+_DISABLED = "__dynamo_disable"
+
+
+def _undisabled(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a method as long as nothing can be compiled; from then on, as torch does."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return function(*args, **kwargs)
+    from torch.optim import Optimizer
+
+    delattr(function, _DISABLED)
+    return getattr(Optimizer, function.__name__)(*args, **kwargs)
+
+
+def _eager(step: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    @wraps(step)
+    def stepped(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" in sys.modules:
+            return type(optimizer).step.__wrapped__(optimizer, *args, **kwargs)
+        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            return step(optimizer, *args, **kwargs)
+
+    return stepped
+
+
+@contextmanager
+def dtensors_looked_for_if_imported() -> Iterator[None]:
+    """Keep Accelerate from importing the classes of distributed tensors, which takes long, only to find none: whoever
+    made one has imported them."""
+    from accelerate import accelerator
+
+    asked = accelerator.model_has_dtensor
+    accelerator.model_has_dtensor = lambda model: "torch.distributed.tensor" in sys.modules and asked(model)
+    try:
+        yield
+    finally:
+        accelerator.model_has_dtensor = asked
+
+
+def bytes_of(size: str) -> int:
+    """Parse a size such as "10GB", as huggingface_hub does where it splits weights."""
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    return int(parse_size_to_int(size))
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:

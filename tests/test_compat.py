@@ -142,6 +142,10 @@ def test_buffers_of_a_layer():
     assert layer.none.shape == (3,)
 
 
+def test_sizes_of_files():
+    assert [compat.bytes_of(size) for size in ("10GB", "2KB")] == [10_000_000_000, 2000]
+
+
 def test_what_abc_keeps_in_a_class():
     kept = [name for name in vars(ABCMeta("Made", (), {})) if not name.startswith("__")]
     assert kept

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
+from accmt._compat import bytes_of
 from accmt.checkpoint.tensor_files import in_main_memory, read_tensors, write_tensors
 from accmt.files.json_io import read_json, write_json
 from accmt.rules.printable import escaped
@@ -51,6 +52,8 @@ class _Index:
 def write_weights(folder: Path, weights: Mapping[str, Any], form: WeightsFormat) -> None:
     """Write a state dict."""
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if sum(tensor.nbytes for tensor in tensors.values()) <= bytes_of(form.max_shard_size):
+        return _write(folder / _single(form.safe), weights, form.safe)  # splitting imports classes that take long
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern=_NAMES[form.safe], max_shard_size=form.max_shard_size
     )

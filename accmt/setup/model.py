@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import distributed as dist
 from torch import nn
 
-from accmt._compat import SET_ON_MODELS
+from accmt._compat import SET_ON_MODELS, dtensors_looked_for_if_imported
 from accmt.callbacks import Callback
 from accmt.checkpoint.object_state import Attributes, attributes_of
 from accmt.checkpoint.optimizer_state import held_by
@@ -96,7 +96,7 @@ def prepare(module: AcceleratorModule, optimizer: Any, options: ModelOptions, *,
         own.train()  # `from_pretrained` of transformers returns models in evaluation mode
     if options.gradient_checkpointing:
         _enable_checkpointing(own, options.gradient_checkpointing_kwargs)
-    with nullcontext() if options.logs_preparation else without_information():
+    with nullcontext() if options.logs_preparation else without_information(), dtensors_looked_for_if_imported():
         model, optimizer = accelerator.prepare(own, optimizer)
     settle_buckets(model)
     _prepare_beside(module, own, optimizer)
