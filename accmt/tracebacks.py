@@ -117,10 +117,15 @@ def _leave_out(error: BaseException, is_unwanted: Callable[[CodeType], bool]) ->
 
 
 def _is_of_user(error: BaseException) -> bool:
-    """Return whether the user's code, called by accmt, raised an error or called what raised it."""
+    """Return whether the user's code, called by accmt or in a worker, raised an error or called what raised it."""
     codes = [part.tb_frame.f_code for part in _parts(error.__traceback__)]
     ours = [place for place, code in enumerate(codes) if is_ours(code)]
-    return bool(ours) and any(map(_is_users, codes[ours[-1] + 1 :]))
+    if not ours:
+        return False
+    of_worker = codes[-1].co_name == "reraise" and not is_ours(
+        codes[-1]
+    )  # torch's; the worker's frames are in the text
+    return of_worker or any(map(_is_users, codes[ours[-1] + 1 :]))
 
 
 def _is_users(code: CodeType) -> bool:

@@ -136,6 +136,24 @@ def test_errors_of_the_users_code_show_its_frames(trainer, regression, data, kin
     assert not is_mistake(caught.value)
 
 
+class BrokenSamples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        raise ValueError("broken sample")
+
+
+def test_errors_in_a_worker_show_its_frames(trainer, regression):
+    with pytest.raises(ValueError, match="broken sample") as caught:
+        trainer(dataloader_num_workers=1).fit(regression(), BrokenSamples())
+    names = frames_of(caught.value)
+    assert names[0] == (Path(__file__).name, "test_errors_in_a_worker_show_its_frames")
+    assert names[-1][1] == "reraise"
+    assert not any(PACKAGE in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
+    assert "in __getitem__\n" in str(caught.value)
+
+
 def test_the_deepest_recursion_stays_the_error_that_is_raised(trainer, regression, data):
     class Endless(regression):
         def training_step(self, batch):

@@ -25,7 +25,7 @@ def options_problems(optimizer: Any, options: Mapping[str, Any]) -> Iterator[str
             continue  # left to torch
         default = getattr(optimizer, "defaults", {}).get(name)
         if not _is_alike(default, value):
-            yield f"the option {name} of the optimizer is {value!r:.100} in the checkpoint, and by default {default!r}"
+            yield f"the option {name} of the optimizer is {value!r:.100} in the checkpoint, and {default!r} here"
 
 
 def entries_problems(kept: Mapping[str, Tensor], name: str, entries: Mapping[str, Any]) -> Iterator[str]:

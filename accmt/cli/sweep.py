@@ -211,6 +211,8 @@ def _show(settings: Sequence[Setting], count: int) -> None:
 def _advice(rule: str, settings: Sequence[Setting]) -> str:
     whole = [setting for setting in settings if setting.steps and all(trial.lost for trial in setting.trials)]
     free = [setting for setting in whole if max(setting.most) <= 0]
+    if not any(setting.steps for setting in settings):
+        return f"{rule}: no setting saves steps"
     if not free:
         return f"{rule}: every setting that saves steps loses quality in some training"
     best = max(free, key=lambda setting: setting.steps)

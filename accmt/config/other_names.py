@@ -15,7 +15,7 @@ _ARGUMENTS: dict[str, dict[str, str]] = {
     },
     " in the hyperparameter optim_kwargs": {
         "lr": "learning_rate",
-        **dict.fromkeys(("weight_decay", "momentum", "betas", "eps", "no_decay"), ""),
+        **dict.fromkeys(("weight_decay", "momentum", "betas", "eps", "no_decay", "fused", "foreach"), ""),
     },
     ", an argument of Trainer": {
         "model_path": "output_dir default_root_dir save_dir checkpoint_dir",

@@ -33,7 +33,7 @@ class Accumulation:
 
     def __str__(self) -> str:
         (_, first), *later = self.starts
-        return ", ".join([str(first), *(f"{size} from epoch {start}" for start, size in later)])
+        return ", ".join([str(first), *(f"{size} after {start} epoch{'s' * (start > 1)}" for start, size in later)])
 
 
 @cache  # asked for at every step

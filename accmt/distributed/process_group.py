@@ -46,7 +46,7 @@ def join_processes(mixed_precision: str | None = None) -> Accelerator:
         atexit.unregister(leave_processes)
         atexit.register(leave_processes)
     if launched > 1 and known_processes() > 1 and not dist.is_initialized():
-        text = "an earlier training destroyed the process group: give that training destroy_after_training=False"
+        text = "an earlier training destroyed the process group: give its Trainer destroy_after_training=False"
         raise ConfigError([Problem("", text)], "the launch")
     accelerator = _accelerator(mixed_precision)
     if launched > 1 and accelerator.num_processes == 1:

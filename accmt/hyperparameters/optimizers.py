@@ -17,6 +17,8 @@ from accmt.hyperparameters.catalogue import Catalogue
 OptimizerChoice = str | type[torch.optim.Optimizer] | Callable[..., torch.optim.Optimizer]
 """A name, a class, or a factory `(params, **arguments) -> torch.optim.Optimizer`."""
 
+_IMPLEMENTATIONS = ("fused", "foreach")
+
 _NO_TRANSFORMERS = (
     "Adafactor is the one of transformers, which is not installed. Install it (pip install transformers), "
     "or use torch.optim.Adafactor, which has other arguments"
@@ -102,6 +104,8 @@ def optimizer_problems(choice: OptimizerChoice, kwargs: Mapping[str, Any]) -> li
         # Report it once: that the optimizer has no weight decay, not also that the argument is unknown.
         problems = [problem for problem in problems if problem.path != "optim_kwargs.no_decay"]
         problems += _no_decay_problems(given, decays or arguments.open)
+    if getattr(OPTIMIZERS.resolve(choice), "__module__", "").startswith("torch.optim."):
+        problems += _implementation_problems(given, arguments)
     if OPTIMIZERS.resolve(choice) is adafactor and find_spec("transformers") is None:
         problems.append(Problem("optimizer", _NO_TRANSFORMERS))
     return problems
@@ -188,6 +192,15 @@ def _no_decay_problems(given: Given, decays: bool) -> list[Problem]:
     if isinstance(words, list | tuple) and all(isinstance(word, str) and all(word.split(".")) for word in words):
         return []
     return [given.problem("no_decay", must_be('a list of parts of parameter names, such as ["bias", "norm"]', value))]
+
+
+def _implementation_problems(given: Given, arguments: SignatureArguments) -> list[Problem]:
+    """Report what torch takes for True, such as "no", and two implementations at once."""
+    values = {name: given.values[name] for name in _IMPLEMENTATIONS if name in given.values and arguments.takes(name)}
+    wrong = {name: value for name, value in values.items() if not (value is None or isinstance(value, bool))}
+    if not wrong and len(values) > 1 and all(values.values()):
+        return [given.problem("fused", "cannot be True together with foreach, give one of them")]
+    return [given.problem(name, must_be("True, False or None", value)) for name, value in wrong.items()]
 
 
 def _words(value: str | Iterable[str]) -> list[str]:

@@ -58,6 +58,9 @@ class LearningRateCurve:
     smoothed: tuple[float, ...]
     diverged: bool
 
+    def __repr__(self) -> str:
+        return f"LearningRateCurve({len(self.rates)} steps, suggestion {self.suggestion}, diverged {self.diverged})"
+
     @property
     def suggestion(self) -> float | None:
         """The rate of the steepest descent: the middle of the fifth of all steps in which a straight line through the

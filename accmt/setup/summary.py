@@ -155,9 +155,12 @@ def _limits(plan: Plan) -> Iterator[str]:
         of = "" if data.whole_length is None else f" of {data.whole_length:,}"
         each = " on each process" if plan.accelerator.num_processes > 1 else ""
         yield f"each epoch trains on {data.batches_per_epoch:,}{of} batches{each}"
+    names: dict[int | None, list[str]] = {}
     for key, loader in plan.loaders.items():
         if loader.is_limited:
-            yield f"evaluations on '{dataset_name(key, keys)}' use the first {loader.limit:,} batches"
+            names.setdefault(loader.limit, []).append(f"'{dataset_name(key, keys)}'")
+    for limit, limited in names.items():
+        yield f"evaluations on {', '.join(limited)} use the first {limit:,} batches"
 
 
 def _directions(facts: Facts) -> str:

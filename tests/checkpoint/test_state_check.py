@@ -125,7 +125,7 @@ CHANGES = {
     "not a state": (parts(lambda states: states.update(optimizer=[])), r"optimizer: \[\] is not an object"),
     "a rate in words": (
         parts(lambda states: states["optimizer"]["param_groups"][0].update(lr="fast")),
-        "the option lr of the optimizer is 'fast' in the checkpoint, and by default 0.05",
+        "the option lr of the optimizer is 'fast' in the checkpoint, and 0.05 here",
     ),
     "one beta": (
         parts(lambda states: states["optimizer"]["param_groups"][0].update(betas=[0.9])),

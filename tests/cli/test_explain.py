@@ -80,6 +80,11 @@ def test_the_command_itself(folder):
     assert ran.stderr == (
         f"{folder.parent} is not the folder of a training: it has no decisions.jsonl; these folders in it are: model\n"
     )
+    for number in range(14):
+        (folder.parent / f"n{number:02}").mkdir()
+        (folder.parent / f"n{number:02}" / "decisions.jsonl").touch()
+    ran = subprocess.run([COMMAND, "explain", folder.parent], capture_output=True, text=True, check=False)
+    assert ran.stderr.endswith("n09, n10 and 3 more\n")
     assert subprocess.run([COMMAND, "explain"], capture_output=True, check=False).returncode == 2
 
 

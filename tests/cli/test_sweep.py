@@ -63,6 +63,11 @@ def test_a_setting_that_loses_nothing_is_named(runs, sweep):
     assert out.splitlines()[-1] == "best_accuracy: patience 1 saves 20% of the steps and loses nothing"
 
 
+def test_patience_that_is_never_exhausted_saves_nothing(runs, sweep):
+    out = sweep(runs / "second.csv", *BOTH, "--patience", "50")[1]
+    assert out.splitlines()[-1] == "best_accuracy: no setting saves steps"
+
+
 def test_json_and_csv(runs, sweep):
     out = sweep(runs / "first.csv", *BOTH, "--patience", "2", "--json")[1]
     first = json.loads(out.splitlines()[0])

@@ -17,6 +17,7 @@ RATE = ", did you mean 'lr' in the hyperparameter optim_kwargs?"
         ("num_train_epochs", f"unknown argument{EPOCHS}"),
         ("learning_rate", f"unknown argument{RATE}"),
         ("lr", f"unknown argument{RATE}"),
+        ("fused", "unknown argument, did you mean 'fused' in the hyperparameter optim_kwargs?"),
         ("per_device_train_batch_size", "unknown argument, did you mean 'batch_size', a hyperparameter?"),
         ("max_steps", "unknown argument, did you mean 'max_steps', a hyperparameter?"),
         ("callbacks", "is no longer an argument: give callback, one or a list"),

@@ -225,6 +225,13 @@ def test_a_factory_may_have_a_no_decay_of_its_own():
         ("SGD", {"lr": "1e-3"}, "optim_kwargs.lr: must be a number, not '1e-3' (str)"),
         ("SGD", {"momentum": True}, "optim_kwargs.momentum: must be a number, not True (bool)"),
         ("SGD", {"nesterov": "yes"}, "optim_kwargs.nesterov: must be true or false, not 'yes' (str)"),
+        ("AdamW", {"fused": "no"}, "optim_kwargs.fused: must be True, False or None, not 'no' (str)"),
+        ("SGD", {"foreach": 1}, "optim_kwargs.foreach: must be True, False or None, not 1 (int)"),
+        (
+            "Adam",
+            {"fused": True, "foreach": True},
+            "optim_kwargs.fused: cannot be True together with foreach, give one of them",
+        ),
     ],
 )
 def test_problems_with_arguments(optimizer, kwargs, said):

@@ -304,15 +304,17 @@ def test_changed_limits_and_tables_are_said_at_a_resume(trainer, capsys):
     training.fit(Seen(), numbers(40))
     said = capsys.readouterr().out
     assert "limit_train_batches was 5 and is 0.4" in said
-    assert "grad_accumulation_steps was 2 and is 2, 1 from epoch 2" in said
+    assert "grad_accumulation_steps was 2 and is 2, 1 after 2 epochs" in said
     assert training.state.global_step == 3 + 2 + 4
 
 
 def test_the_header_says_what_is_left_out(trainer, capsys):
-    trainer(limit_train_batches=0.25, grad_accumulation_steps={0: 2, 1: 1}).fit(Seen(), numbers(40))
+    training = trainer(limit_train_batches=0.25, limit_val_batches=2, grad_accumulation_steps={0: 2, 1: 1})
+    training.fit(Seen(), numbers(40), {"dev": numbers(40), "test": numbers(20), "all": numbers(4)})
     said = " ".join(capsys.readouterr().out.split())
-    assert "limited: each epoch trains on 2 of 10 batches" in said
-    assert "8 samples (4 a process, batches a step: 2, 1 from epoch 1)" in said
+    limited = "each epoch trains on 2 of 10 batches; evaluations on 'dev', 'test' use the first 2 batches "
+    assert f"limited: {limited}metrics" in said
+    assert "8 samples (4 a process, batches a step: 2, 1 after 1 epoch)" in said
 
 
 def test_a_part_of_an_epoch_is_refused_where_epochs_differ(trainer):
@@ -618,7 +620,9 @@ def test_a_loss_that_never_falls_suggests_nothing(trainer, regression, data):
         def training_step(self, batch):
             return 0 * super().training_step(batch) + next(self.losses)
 
-    assert trainer().find_lr(Rising(), data(8), steps=6).suggestion is None
+    curve = trainer().find_lr(Rising(), data(8), steps=6)
+    assert curve.suggestion is None
+    assert repr(curve) == f"LearningRateCurve({len(curve.rates)} steps, suggestion None, diverged {curve.diverged})"
 
 
 @pytest.mark.parametrize(

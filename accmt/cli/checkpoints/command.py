@@ -16,6 +16,7 @@ from accmt.checkpoint.lock import LOCK, Holder
 from accmt.cli.arguments import CommandError, path
 from accmt.cli.checkpoints.inventory import Inventory, take_inventory
 from accmt.cli.output import fitting, print_json, write_rich
+from accmt.rules.errors import listed
 from accmt.rules.printable import escaped
 
 _MOST = 12
@@ -91,7 +92,7 @@ def _no_training(folder: Path, names: list[str]) -> CommandError:
     inside = [name for name in names if any(os.path.lexists(folder / name / known) for known in (FOLDER, *JOURNALS))]
     why = ": it is empty; give a training's model_path"
     if inside:
-        why = f", but these folders in it are: {', '.join(map(escaped, inside[:_MOST]))}"
+        why = f", but these folders in it are: {escaped(listed(inside, _MOST))}"
     elif names:
         why = ": it has no checkpoints, no saved models and no history; give a training's model_path"
     return CommandError(f"{escaped(folder)} is not the folder of a training{why}")

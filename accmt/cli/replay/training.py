@@ -10,6 +10,7 @@ from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.files.json_io import DamagedFile
 from accmt.rules import Decision, Observation, Outcome
+from accmt.rules.errors import listed
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
 from accmt.tracking.history import entries_of
@@ -55,7 +56,7 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         raise CommandError(f"{folder}: there is no such folder")
     if not (folder / DECISIONS).is_file():
         near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
-        hint = f"; these folders in it are: {escaped(', '.join(near[:12]))}" if near else ""
+        hint = f"; these folders in it are: {escaped(listed(near, 12))}" if near else ""
         raise CommandError(f"{folder} is not the folder of a training: it has no {DECISIONS}{hint}")
     return _entries(folder / DECISIONS, Decision.from_json, "a decision")
 
