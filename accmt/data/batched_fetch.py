@@ -125,7 +125,7 @@ def _index(indices: Sequence[Any] | Tensor) -> slice | Tensor:
     """Return what selects rows: a slice where one follows the other, as in validation data, which is much faster."""
     if isinstance(indices, Tensor):
         return indices
-    if isinstance(indices, range):
+    if isinstance(indices, range) and indices.step == 1 and indices.start >= 0:
         return slice(indices.start, indices.stop)
     if set(map(type, indices)) != {int}:  # those of a Subset may be anything
         return torch.tensor(indices)

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 from types import CellType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from accmt._compat import ABC_STATE
 _LONGEST = 0.2
 # Arrays that are not looked at, in bytes: some are copied first, or lie in a file.
 _MOST = 256 * 2**20
+_Cached = type(cache(len))
 # Data that change in every pass are not watched any longer after so many starts.
 _STARTS = 3
 
@@ -89,8 +91,9 @@ class _Walk(pickle.Pickler):
         self._seen: dict[int, Any] = {}  # holds them, so that no other object gets the id of one
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type | FunctionType | ModuleType) and value is not tuple:
-            used = () if id(value) in self._seen else _used(value)
+        is_code = isinstance(value, type | FunctionType | ModuleType | _Cached) and value is not tuple
+        if is_code or _chooses_state(type(value)):
+            used = () if id(value) in self._seen else _used(value) if is_code else _whole(value)
             self._seen[id(value)] = value
             return tuple, ([id(value), *used],)
         size = getattr(value, "nbytes", 0)
@@ -101,9 +104,22 @@ class _Walk(pickle.Pickler):
         return NotImplemented
 
 
-def _used(value: type | FunctionType | ModuleType) -> Iterator[Any]:
+def _chooses_state(kind: type) -> bool:
+    """Return whether a class of the user chooses what is pickled; forked workers have it all."""
+    return isinstance(own := kind.__getstate__, FunctionType) and not _is_of_library(own.__module__)
+
+
+def _whole(value: Any) -> Iterator[Any]:
+    yield from value.__reduce_ex__(5)
+    yield object.__getstate__(value)
+
+
+def _used(value: Any) -> Iterator[Any]:
     """Yield what a class or a function of the user depends on."""
     if isinstance(value, ModuleType) or _is_of_library(value.__module__):
+        return
+    if isinstance(value, _Cached):
+        yield value.cache_info().misses, value.__wrapped__
         return
     if isinstance(value, type):
         yield value.__bases__
@@ -116,21 +132,42 @@ def _used(value: type | FunctionType | ModuleType) -> Iterator[Any]:
         return
     yield value.__defaults__, value.__kwdefaults__, vars(value)
     yield [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-    names, globally = _names(value.__code__)
+    names, globally, imported = _names(value.__code__)
+    modules = set[ModuleType]()
     for name in sorted(globally & value.__globals__.keys()):
         item = value.__globals__[name]
         yield name, item
-        if isinstance(item, ModuleType) and not _is_of_library(item.__name__):
-            yield [(inner, vars(item)[inner]) for inner in sorted(names & vars(item).keys())]
+        yield from _of_module(item, names, modules)
+    for package in ("", *accumulate((value.__globals__.get("__package__") or "").split("."), "{}.{}".format)):
+        for name in sorted(imported):
+            yield from _of_module(sys.modules.get(f"{package}.{name}".strip(".")), names, modules)
+
+
+def _of_module(module: Any, names: frozenset[str], done: set[ModuleType]) -> Iterator[Any]:
+    """Yield the variables with these names of a module of the user, and of the modules in it."""
+    if not isinstance(module, ModuleType) or module in done or _is_of_library(module.__name__):
+        return
+    done.add(module)
+    for name in sorted(names & vars(module).keys()):
+        item = vars(module)[name]
+        yield name, item
+        yield from _of_module(item, names, done)
 
 
 @cache
-def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names that code uses, and those of them that it looks up among global variables."""
-    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
-    globally = (each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    used = frozenset(code.co_names).union(*(names for names, _ in inner))
-    return used, frozenset(globally).union(*(names for _, names in inner))
+def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Return the names that code uses, those of them that it looks up among global variables, and the modules that it
+    imports."""
+    parts = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    globally, imported = set[str](), set[str]()
+    for each in dis.get_instructions(code):
+        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            globally.add(each.argval)
+        elif each.opname == "IMPORT_NAME":
+            imported.update(accumulate(each.argval.split("."), "{}.{}".format))
+    own = frozenset(code.co_names), frozenset(globally), frozenset(imported)
+    used, globally_used, imports = (frozenset().union(*each) for each in zip(own, *parts, strict=True))
+    return used, globally_used, imports
 
 
 @cache

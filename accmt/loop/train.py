@@ -120,6 +120,10 @@ def _windows(run: Run) -> Iterator[Window]:
     return run.data.windows(position.epoch, position.batch, go_on, position.offset)
 
 
+# Callbacks may write files here that the next epoch reads: nothing is loaded ahead then.
+_BETWEEN = ("on_evaluation_start", "on_evaluation_end", "on_epoch_end", "on_epoch_start")
+
+
 def _step(run: Run, window: Window) -> None:
     """Make an optimizer step, and count it."""
     run.stepper.step(window)
@@ -145,7 +149,7 @@ def _settle(run: Run) -> Stop | None:
     position.step_clock.pause()
     stop = _stop_before(run, progress, is_logged=is_logged)
     evaluates = _evaluates(run, due, stop)
-    if position.ended_epoch and stop is None and not position.is_last_step:
+    if position.ended_epoch and stop is None and not position.is_last_step and not any(map(run.hooks.calls, _BETWEEN)):
         run.data.start_ahead(position.epoch + 1)
     decision = observe(run) if evaluates else None
     if decision is None and (ends or _ends(run.options.clean, position)):

@@ -57,7 +57,7 @@ class _Choice:
         if sizes != self._sizes:
             self._sizes, self._suited = sizes, [all(map(self._suits, group["params"])) for group in groups]
         for group, suited in zip(groups, self._suited, strict=True):
-            is_fused = suited and _is_flat(group["params"])
+            is_fused = suited and _is_flat(group["params"]) and _starts_together(optimizer, group)
             if is_fused and not group["fused"]:
                 _fit_states(optimizer, group["params"])
             group["fused"] = is_fused or None
@@ -71,6 +71,15 @@ def _is_flat(parameters: list[Tensor]) -> bool:
     """Return whether parameters and gradients are contiguous; sparse ones are not."""
     gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
     return all(map(_contiguous, gradients)) and all(map(_contiguous, parameters))
+
+
+def _starts_together(optimizer: Any, group: dict[str, Any]) -> bool:
+    """Return whether momenta begin in one step: torch's kernel of SGD refuses those that begin later, as of layers that
+    are unfrozen or were not used."""
+    if not group.get("momentum"):
+        return True
+    states = (optimizer.state.get(each, {}) for each in group["params"] if each.grad is not None)
+    return len({state.get("momentum_buffer") is None for state in states}) < 2
 
 
 def _fit_states(optimizer: Any, parameters: list[Tensor]) -> None:

@@ -195,6 +195,16 @@ def test_indices_that_follow_each_other_give_copies():
             fetch.__getitems__(beyond)
 
 
+@pytest.mark.parametrize("indices", [range(0, 6, 2), range(5, -1, -1), range(-3, 0), range(-2, 2)])
+def test_ranges_of_any_kind_are_batches(indices):
+    """As a batch sampler of the script may give them."""
+    dataset = TensorDataset(torch.arange(6.0))
+    [window] = TrainingData(DataLoader(dataset, batch_sampler=[indices]), 1, seed=7).windows(0)
+    [(samples, [batch])] = window.batches
+    assert samples == len(indices)
+    assert batch.tolist() == [dataset[index][0].item() for index in indices]
+
+
 def test_a_collation_that_the_script_extends_is_kept(monkeypatch):
     monkeypatch.setitem(collate.default_collate_fn_map, torch.Tensor, lambda batch, *, collate_fn_map=None: "mine")
     loader = DataLoader(TensorDataset(torch.zeros(4)), 4)

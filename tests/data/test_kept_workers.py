@@ -169,6 +169,26 @@ def test_what_changes_in_between_reaches_the_workers(trainer, monkeypatch, chang
     assert len({tuple(row[5:]) for batch in found[0] for row in batch}) > 2, "it was seen"
 
 
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_epoch_start"])
+def test_so_do_files_that_a_callback_writes_between_epochs(trainer, tmp_path, hook):
+    file = tmp_path / "stage"
+
+    class Stages(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return torch.full((9,), float(file.read_text()))
+
+    found = []
+    for own in (False, True):
+        file.write_text("0")
+        changing = {hook: lambda self: file.write_text(str(self.state.epoch + 1))}
+        callback = type("Changing", (Callback,), changing)()
+        found.append(loaded(trainer, f"{own}", Stages(), own=own, callback=callback))
+    assert found[0] == found[1]
+
+
 class Cut(Callback):
     def __init__(self, step):
         super().__init__()

@@ -2,8 +2,9 @@
 
 import functools
 import os
+import sys
 import threading
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,29 @@ def scaled(sample):
     return sample * FACTOR["value"]
 
 
+SUB = ModuleType("tests_watched.sub")
+PACKAGE = ModuleType("tests_watched")
+PACKAGE.sub, SUB.level = SUB, 1
+TIMES = [1]
+
+
+@functools.lru_cache
+def remembered(index):
+    return index * TIMES[0]
+
+
 class Slotted:
     __slots__ = ("value",)
+
+
+class Hiding:
+    """It chooses what is pickled."""
+
+    def __init__(self):
+        self.hidden, self.me = 1, self
+
+    def __getstate__(self):
+        return {}
 
 
 class Data(Dataset):
@@ -33,10 +55,15 @@ class Data(Dataset):
         self.numpy, self.torch = np.random.default_rng(0), torch.Generator()
         self.nested, self.slotted = {"a": [1, [2]]}, Slotted()
         self.functions = [lambda sample: sample + kept[0], functools.partial(scaled, 2), print]
-        self.me = self
+        self.me, self.hiding = self, Hiding()
 
     def __getitem__(self, index):
-        return scaled(index) + self.LOCK if index else 0
+        return scaled(index) + self.LOCK + remembered(index) if index else PACKAGE.sub.level
+
+    def level(self):
+        from tests_watched_too import level
+
+        return level
 
     @property
     def double(self):
@@ -58,6 +85,11 @@ CHANGES = {
     "a method": lambda data: setattr(Data, "__getitem__", lambda self, index: 3),
     "a global variable": lambda data: FACTOR.update(value=2.0),
     "an attribute of a function": lambda data: setattr(scaled, "times", 2),
+    "a variable of a module in a package": lambda data: setattr(SUB, "level", 2),
+    "a variable that a method imports": lambda data: setattr(sys.modules["tests_watched_too"], "level", 2),
+    "what a cached function uses": lambda data: TIMES.append(2),
+    "what a cached function has cached": lambda data: remembered(3),
+    "what is not pickled": lambda data: setattr(data.hiding, "hidden", 2),
     "the environment": lambda data: os.environ.update(ACCMT_TEST_WATCH="1"),
 }
 VIEWS = {
@@ -75,6 +107,10 @@ def test_changes_are_noticed(monkeypatch, name, view):
     monkeypatch.setattr(Data, "__getitem__", Data.__getitem__)
     monkeypatch.setattr(scaled, "times", 1, raising=False)
     monkeypatch.setitem(FACTOR, "value", 1.0)
+    monkeypatch.setattr(SUB, "level", 1)
+    monkeypatch.setitem(sys.modules, "tests_watched_too", module := ModuleType("tests_watched_too"))
+    module.level = 1
+    remembered.cache_clear()
     monkeypatch.setitem(os.environ, "ACCMT_TEST_WATCH", "0")
     data = Data()
     looked_at = VIEWS[view](data)

@@ -294,6 +294,30 @@ def test_parameters_that_are_unfrozen_later_are_fused_too(tmp_path):
     assert_same(module, whole, **EXACT)
 
 
+@pytest.mark.parametrize("kwargs", [{"nesterov": True}, {"dampening": 0.5}], ids=str)
+def test_a_momentum_may_begin_later_than_the_others(kwargs, tmp_path):
+    """The kernel of torch refuses this: a step that begins some of them is torch's default."""
+
+    class Late(Learner):
+        is_late = False
+
+        def training_step(self, batch):
+            features = self.model[:2](batch[0])
+            return nn.functional.mse_loss(self.model[2](features if self.is_late else features.detach()), batch[1])
+
+    class Switching(Kept):
+        def on_epoch_end(self):
+            module.is_late = True
+
+    module, alike, kwargs = Late(), Late(), {"lr": 0.05, "momentum": 0.9, **kwargs}
+    kept = trained(module, tmp_path / "model", "SGD", kwargs, callback=Switching(), quiet=True)
+    assert [step for step, (is_fused,) in enumerate(kept.fused) if not is_fused] == [8]
+    optimizer = torch.optim.SGD(alike.model.parameters(), **kwargs)
+    for alike.is_late in (False, True):
+        by_hand(alike, optimizer, numbers(), epochs=1)
+    assert_same(module, alike)
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"fused": True}], ids=["by default", "by the script"])
 @pytest.mark.parametrize("name", FUSED)
 def test_a_step_that_fp16_skips_is_known(name, kwargs):
