@@ -28,7 +28,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    import_module("torch._dynamo")  # or the first optimizer does, a second of import in some contestants' fit
     file = PEERS[arguments.name].file
     if arguments.data is not None:
         contestant, whole = import_module(f"peers.whole.{file}"), import_module("peers.whole")
