@@ -7,9 +7,8 @@ are run once beforehand, untimed, for the bytecode and the disk's cache; every r
 Prints the minimum and the median seconds of each and the differences of the minima to `import torch` and to
 `import accelerate`. The accmt imported is that of this checkout.
 
-`first step` is the time from the import of the trainer to the end of the first optimizer step of a small training, once
-`torch._dynamo` is imported: torch's optimizers import it at their first step, by hand as well. `accmt check` is the
-whole command, with the interpreter's start.
+`first step` is the time from the import of the trainer to the end of the first optimizer step of a small training.
+`accmt check` is the whole command, with the interpreter's start.
 """
 
 import argparse
@@ -26,7 +25,7 @@ FIRST_STEP = "first step"
 COMMAND = "accmt check"
 CHECK = "import sys; from accmt.cli.main import main; sys.exit(main(['check', 'best_accuracy@dev/accuracy@test']))"
 TRAINING = """
-import tempfile, torch._dynamo
+import tempfile, torch
 from time import perf_counter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from accmt import Trainer
