@@ -126,11 +126,11 @@ def dtensors_looked_for_if_imported() -> Iterator[None]:
         accelerator.model_has_dtensor = asked
 
 
-def bytes_of(size: str) -> int:
-    """Parse a size such as "10GB", as huggingface_hub does where it splits weights."""
+def bytes_of(size: str | int) -> int:
+    """Parse a size such as "10GB", as huggingface_hub does where it splits weights; a number is one of bytes."""
     from huggingface_hub.serialization._base import parse_size_to_int
 
-    return int(parse_size_to_int(size))
+    return parse_size_to_int(size) if isinstance(size, str) else size
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:

@@ -143,7 +143,7 @@ def test_buffers_of_a_layer():
 
 
 def test_sizes_of_files():
-    assert [compat.bytes_of(size) for size in ("10GB", "2KB")] == [10_000_000_000, 2000]
+    assert [compat.bytes_of(size) for size in ("10GB", "2KB", 7)] == [10_000_000_000, 2000, 7]
 
 
 def test_what_abc_keeps_in_a_class():
