@@ -79,8 +79,10 @@ class Indices:
             if number >= skip:
                 self.sizes.append(_size_of(batch))
                 self.reporting = math.nan if number >= length else self.reporting
-                seed, is_last = self._seed_of(number), number + self._workers >= length
-                yield _Request(batch, seed, self._base, is_last) if self._workers else batch
+                if self._workers:
+                    is_last = number + self._workers >= length
+                    batch = _Request(batch, self._seed_of(number), self._base, is_last)
+                yield batch
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]  # a TypeError where they have none
