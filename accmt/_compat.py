@@ -64,28 +64,28 @@ def is_compiled(module: nn.Module) -> bool:
     return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
 
-def put_off_dynamo(optimizer: Optimizer | None = None) -> None:
-    """Keep optimizers from importing `torch._dynamo`, which takes longer than a small training and only matters to
-    `torch.compile`. As soon as anything else has imported it, they work as torch has made them.
+_DISABLED = "__dynamo_disable"  # torch: where a method of optimizers keeps what `torch._dynamo` makes of it
 
-    Args:
-        optimizer: One that was built, to step without it; None for the methods that all optimizers share.
-    """
+
+def put_off_dynamo() -> None:
+    """Keep the methods of optimizers from importing `torch._dynamo`, which takes longer than a small training and only
+    matters to `torch.compile`. Once anything else has imported it, they work as torch has made them."""
     from torch.optim import Optimizer
 
-    if optimizer is None:
-        for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-            function = getattr(getattr(Optimizer, name), "__wrapped__", None)
-            if function is not None and not hasattr(function, _DISABLED):
-                setattr(function, _DISABLED, partial(_undisabled, function))
-        return
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        function = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if function is not None and not hasattr(function, _DISABLED):
+            setattr(function, _DISABLED, partial(_undisabled, function))
+
+
+def step_without_dynamo(optimizer: Optimizer) -> None:
+    """Keep the steps of an optimizer of torch from importing `torch._dynamo`, as `put_off_dynamo` does for the rest."""
+    from torch.optim import Optimizer
+
     wrapped = getattr(type(optimizer).step, "__wrapped__", None)  # by the one for profilers and hooks
     step = getattr(wrapped, "__wrapped__", None)  # by `_use_grad_for_differentiable`
     if step is not None and type(optimizer).__module__.startswith("torch.optim."):
         vars(optimizer)["step"] = MethodType(Optimizer.profile_hook_step(_eager(step)), optimizer)
-
-
-_DISABLED = "__dynamo_disable"
 
 
 def _undisabled(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +95,7 @@ def _undisabled(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     from torch.optim import Optimizer
 
-    delattr(function, _DISABLED)
+    vars(function).pop(_DISABLED, None)  # another thread may have done it
     return getattr(Optimizer, function.__name__)(*args, **kwargs)
 
 

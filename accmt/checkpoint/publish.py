@@ -194,7 +194,7 @@ def remove(folder: Path) -> None:
             raise
         _remove(folder, f"{folder.name} could not be deleted", False)
     else:
-        _pool(_DELETES).submit(_remove, trash, f"{folder.name} is no longer there, but could not be deleted", False)
+        _pool(_DELETES).submit(_remove, trash, f"{folder.name} was removed, but its files could not be deleted", False)
 
 
 def move(source: Path, target: Path) -> None:

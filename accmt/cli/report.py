@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from accmt.cli.arguments import CommandError, UsageError, add_rule_options, path
 from accmt.cli.output import write
+from accmt.cli.replay.opening import MLFLOW
 from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules
 from accmt.cli.replay.training import open_training
 from accmt.display.console import PlainConsole
@@ -20,8 +21,6 @@ from accmt.report.what_if import supposed
 from accmt.rules import Rules
 from accmt.rules.printable import escaped
 from accmt.rules.reserved_names import REPORT
-
-_MLFLOW = "mlflow:"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the page, or print the summary."""
     if options.text and (options.output is not None or options.open):
         raise UsageError("--text writes no page: leave out --output and --open, or --text")
-    if options.tracking_uri is not None and not any(source.startswith(_MLFLOW) for source in options.sources):
-        raise UsageError(f"--tracking-uri is only for {_MLFLOW}EXPERIMENT")
+    if options.tracking_uri is not None and not any(source.startswith(MLFLOW) for source in options.sources):
+        raise UsageError(f"--tracking-uri is only for {MLFLOW}EXPERIMENT")
     mistakes = Mistakes()
     given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
     mistakes.tell()
@@ -71,19 +70,19 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(escaped(error)) from None
     write(str(shortened(report.path)))
     if options.open and not webbrowser.open(report.path.as_uri()):
-        raise CommandError(f"there is no browser to open {report.path} with")
+        raise CommandError(f"{report.path} was written, but no browser could be opened")
     return 0
 
 
 def _opened(source: str, options: argparse.Namespace, given: Rules) -> list[TrainingReport]:
     """Read the trainings of a source, and add the rules that are given by options."""
     is_supposed = given != Rules(()) or options.patience is not None
-    if source.startswith(_MLFLOW):
+    if source.startswith(MLFLOW):
         if is_supposed:
             raise UsageError(f"other rules are replayed for folders only, and {source} is not one")
         from accmt.cli.replay.mlflow import open_experiment  # slow: it imports pydantic
 
-        return open_experiment(source.removeprefix(_MLFLOW), options.tracking_uri)
+        return open_experiment(source.removeprefix(MLFLOW), options.tracking_uri)
     folder = resolved(source)
     try:
         training = read_training(folder)

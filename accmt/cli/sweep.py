@@ -137,7 +137,7 @@ def _opened(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
     """
     names = [name for given in options.sources for name in sources_in(given)]
     if not names:
-        raise CommandError(f"there is no training in {', '.join(options.sources)}")
+        raise CommandError(f"no training was found in {', '.join(options.sources)}")
     found = 0
     for name in names:
         try:
@@ -248,7 +248,7 @@ def _check_picture(file: str | None) -> None:
     if find_spec("matplotlib") is None:
         raise CommandError("a picture needs matplotlib, which is not installed: pip install 'accmt[plot]'")
     if not os.access(Path(file).absolute().parent, os.W_OK):
-        raise CommandError(f"{file} cannot be written: there is no such folder, or it is read-only")
+        raise CommandError(f"{file} cannot be written: its folder does not exist or is read-only")
 
 
 def _patiences(text: str) -> tuple[int, ...]:

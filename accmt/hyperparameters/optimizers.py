@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from accmt._compat import put_off_dynamo
+from accmt._compat import put_off_dynamo, step_without_dynamo
 from accmt.config.errors import ConfigError, Problem, must_be, raise_problems
 from accmt.hyperparameters.arguments import Given, SignatureArguments, argument_problems, signature_arguments
 from accmt.hyperparameters.catalogue import Catalogue
@@ -130,7 +130,7 @@ def build_optimizer(
         params = _decay_groups(named, _words(kwargs.pop("no_decay")))
     put_off_dynamo()
     optimizer: torch.optim.Optimizer = OPTIMIZERS.build(choice, "optim_kwargs", params, **kwargs)
-    put_off_dynamo(optimizer)
+    step_without_dynamo(optimizer)
     return optimizer
 
 

@@ -40,7 +40,7 @@ class Records:
         history: The journal of evaluations.
         decision_log: The journal of decisions.
         steps: The log of what happens between evaluations.
-        report: The report that is written as the training goes on, if one is asked for.
+        report: The report that is rewritten after evaluations; None if this process writes none.
         observations: All evaluations.
         decisions: All decisions.
         reported: Rules and values that a warning was given about, once.

@@ -236,8 +236,8 @@ class Stepper:
         return loss
 
     def _learn_last(self, batches: list[Any], share: int) -> Tensor:
-        """Add the gradients of the last batch. If it runs out of memory, it is retried after those before it in its
-        window: which of their gradients are valid is no longer known."""
+        """Add the gradients of the last batch. If it runs out of memory, all batches of the window so far are computed
+        again, because their gradients may be incomplete."""
         try:
             return self._learn(batches[-1], share, last=len(batches) == share)
         except RuntimeError as error:

@@ -47,7 +47,7 @@ class Chart:
 
 
 def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
-    """Yield a chart for each metric: those that rules rank by first, then the losses, then what was measured besides.
+    """Yield a chart for each metric: first those that rules rank by, then the losses, then other measurements.
     The training loss is drawn with the validation loss."""
     metrics = dict.fromkeys(one.metric for training in trainings for card in training.cards for one in card.objectives)
     curves = dict.fromkeys(curve.metric for training in trainings for curve in training.curves)

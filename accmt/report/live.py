@@ -1,4 +1,4 @@
-"""Reports that are written to a file: once, or again and again while a training goes on."""
+"""Reports written to a file, once or after the evaluations of a training."""
 
 from __future__ import annotations
 

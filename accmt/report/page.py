@@ -128,7 +128,7 @@ def _sparks(card: RuleCard) -> Iterator[tuple[str, str, str]]:
 
 
 def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
-    """Return the rows of the table; of too many, those that say more than `not better`, and the last."""
+    """Return the rows of the table. If there are too many, those other than `not better` and the last ones are kept."""
     rows = []
     for decision in decisions:
         place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch

@@ -232,7 +232,7 @@ class TestFolder:
     """What a folder can lack."""
 
     def test_no_training(self, replay, tmp_path):
-        assert replay(tmp_path / "no") == (1, "", f"{tmp_path}/no: there is no such folder or file\n")
+        assert replay(tmp_path / "no") == (1, "", f"{tmp_path}/no does not exist\n")
         assert replay(tmp_path) == (1, "", f"{tmp_path} is not the folder of a training: it has no history.jsonl\n")
         (tmp_path / "history.jsonl").touch()
         assert replay(tmp_path, "--rule", "a") == (

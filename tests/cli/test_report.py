@@ -47,7 +47,7 @@ def test_it_writes_a_page(report, folder, tmp_path, monkeypatch):
     assert opened == [(tmp_path / "other.html").as_uri()]
     monkeypatch.setattr(webbrowser, "open", lambda address: False)
     status, _, err = report(folder, "--open")
-    assert (status, err) == (1, f"there is no browser to open {tmp_path}/report.html with\n")
+    assert (status, err) == (1, f"{tmp_path}/report.html was written, but no browser could be opened\n")
 
 
 def test_several_folders_are_one_page(report, folder, trainer, regression, data, tmp_path, monkeypatch):

@@ -110,15 +110,19 @@ def test_own_rules_of_all_trainings_in_a_folder(trainer, regression, data, sweep
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("nothing.csv", "--patience", "1"), 1, "nothing.csv: there is no such folder or file"),
+        (("nothing.csv", "--patience", "1"), 1, "nothing.csv does not exist"),
         (("first.csv", "--patience", "3..1"), 2, "'3..1' is not a range upwards to at most 10000"),
         (("first.csv", "--patience", "1", "--by", "much"), 2, "'much' is not a list of amounts, such as 0,0.001,1%"),
         (("first.csv", "--patience", "1"), 1, "the trainings do not have rules of their own: give --rule"),
-        (("first.csv", *BOTH, "--patience", "1", "-o", "no/x.png"), 1, "no/x.png cannot be written: there is no such"),
+        (
+            ("first.csv", *BOTH, "--patience", "1", "-o", "no/x.png"),
+            1,
+            "no/x.png cannot be written: its folder does not exist",
+        ),
         (("first.csv", *BOTH, "--patience", "1", "-o", "x.doc"), 1, "x.doc cannot be written: Format 'doc' is not"),
         (("first.csv", "--rule", "best_acuracy", "--patience", "1"), 1, "unknown metric 'acuracy'"),
         (("first.csv", *BOTH[:2], "--patience", "1"), 1, "On the command line, give the direction with --metric"),
-        ((".", *BOTH, "--patience", "1"), 1, "there is no training in ."),
+        ((".", *BOTH, "--patience", "1"), 1, "no training was found in ."),
     ],
 )
 def test_what_goes_wrong(runs, sweep, monkeypatch, arguments, status, said):

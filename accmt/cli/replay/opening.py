@@ -44,7 +44,7 @@ def open_source(
     if place.is_dir():
         return open_training(place, metrics)
     if not place.exists():
-        raise CommandError(f"{name}: there is no such folder or file")
+        raise CommandError(f"{name} does not exist")
     if place.name in (HISTORY, DECISIONS):
         raise CommandError(f"{name} is a file of a training: give the training's folder, {place.parent}")
     return open_table(place, metrics)
@@ -55,12 +55,7 @@ def sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
     place = Path(name)
     if name.startswith(MLFLOW) or not place.is_dir() or (place / HISTORY).is_file() or log_in(place) is not None:
         yield name
-        return
-    for folder in sorted(place.iterdir()) if depth else ():
-        if folder.is_dir() and not folder.is_symlink():
-            yield from (found for found in sources_in(str(folder), depth - 1) if _is_source(found))
-
-
-def _is_source(name: str) -> bool:
-    place = Path(name)
-    return (place / HISTORY).is_file() or log_in(place) is not None
+    elif depth:
+        folders = (path for path in sorted(place.iterdir()) if path.is_dir() and not path.is_symlink())
+        for folder in folders:
+            yield from sources_in(str(folder), depth - 1)
