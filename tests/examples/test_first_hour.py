@@ -46,7 +46,7 @@ print(trainer.fit(BertForSequenceClassification(config), texts, {"dev": texts}))
 """
 SLOWLY = """\
 def slowly(output, target):
-    __import__("time").sleep(0.03)
+    __import__("time").sleep(0.12)
     return nn.functional.mse_loss(output, target)
 """
 
