@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from accmt.rules.codec import INLINE, SPARSE, Jsonable
+from accmt.rules.codec import APART, INLINE, SPARSE, Count, Jsonable
 from accmt.rules.progress import Progress
 
 TRAIN_LOSS = "train_loss"
@@ -14,6 +14,8 @@ ONLY_DATASET = "0"
 """The key of a validation dataset that was given alone, in rules and on the disk."""
 
 Values = Mapping[str, Mapping[str, float]]
+Replicates = Mapping[str, Mapping[str, tuple[float, ...]]]
+"""Dataset -> metric -> its value on each resample of the dataset, rounded to 6 significant digits."""
 
 
 def dataset_name(key: str, datasets: Collection[str]) -> str:
@@ -31,6 +33,7 @@ class Observation(Jsonable):
         train_loss: Mean training loss since the previous evaluation; NaN if no step was done since.
         initial: Whether it was done before the first step; it is recorded, but decides nothing.
         training: Training metric -> mean since the previous evaluation; NaN if it was not logged since.
+        replicates: Dataset -> metric -> replicates, of those that the rules need; recorded as `RecordedReplicates`.
     """
 
     progress: Progress = field(metadata=INLINE)
@@ -38,6 +41,28 @@ class Observation(Jsonable):
     train_loss: float = float("nan")
     initial: bool = field(default=False, metadata=SPARSE)
     training: Mapping[str, float] = field(default_factory=dict, metadata=SPARSE)
+    replicates: Replicates = field(default_factory=dict, metadata=APART)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedReplicates(Jsonable):
+    """Replicates of one evaluation, as they are recorded beside the history: most trainings have none."""
+
+    evaluation: Count
+    replicates: Replicates
+
+
+def joined(observations: Iterable[Observation], recorded: Iterable[RecordedReplicates]) -> tuple[Observation, ...]:
+    """Return the observations with their recorded replicates."""
+    by_evaluation = {record.evaluation: record.replicates for record in recorded}
+
+    def complete(observation: Observation) -> Observation:
+        number = observation.progress.evaluation
+        if observation.initial or number not in by_evaluation:
+            return observation
+        return replace(observation, replicates=by_evaluation[number])
+
+    return tuple(map(complete, observations))
 
 
 @dataclass(slots=True, eq=False)
@@ -48,12 +73,14 @@ class MetricsStore(Jsonable):
         latest: Metric -> dataset -> its latest value.
         train_loss, training: Those of the last observation.
         is_empty: True before the first observation.
+        replicates: Metric -> dataset -> replicates of its latest value.
     """
 
     latest: dict[str, dict[str, float]] = field(default_factory=dict)
     train_loss: float = float("nan")
     is_empty: bool = True
     training: Mapping[str, float] = field(default_factory=dict, metadata=SPARSE)
+    replicates: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict, metadata=SPARSE)
 
     def record(self, observation: Observation) -> None:
         self.is_empty = False
