@@ -196,7 +196,7 @@ class TestKeptModels:
         engine.undo_saving(engine.after_evaluation(seen(2, 0.6)), "best_acc", "the disk is full")
         assert reasons(engine, seen(3, 0.51), seen(4, 0.59)) == [
             "best_acc: 0.51 beats 0.5 by 0.3 se, not by more than 2 se",
-            "best_acc: 0.59 beats 0.5 by 2.9 se, saved",
+            "best_acc: 0.59 beats 0.5 by 3.0 se, saved",
         ]
 
     def test_a_model_that_is_gone_is_forgotten_with_its_replicates(self):
