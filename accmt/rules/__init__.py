@@ -17,9 +17,10 @@ from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length, Progress
+from accmt.rules.replicated import replicated
 from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
 from accmt.rules.scheduler_score import FollowedScore
-from accmt.rules.store import MetricsStore, Observation
+from accmt.rules.store import MetricsStore, Observation, RecordedReplicates, joined
 
 __all__ = [
     "CadenceRule",
@@ -33,6 +34,7 @@ __all__ = [
     "Observation",
     "Outcome",
     "Progress",
+    "RecordedReplicates",
     "Reported",
     "RuleEngine",
     "RuleError",
@@ -45,7 +47,9 @@ __all__ = [
     "assign_patience",
     "canonical_name",
     "check",
+    "joined",
     "parse_cadence",
     "parse_condition",
     "parse_saving",
+    "replicated",
 ]

@@ -29,6 +29,9 @@ INLINE = {"codec": "inline"}
 SPARSE = {"codec": "sparse"}
 """Metadata of a field that is written only if it differs from its default."""
 
+APART = {"codec": "apart"}
+"""Metadata of a field that is recorded elsewhere: never written, and read as its default."""
+
 
 class _Placed(ValueError):
     """Error whose message begins with the place of the value."""
@@ -182,7 +185,7 @@ def _written(value: Any) -> dict[str, Any]:
         entry = getattr(value, field.name)
         if field.metadata == INLINE:
             data |= to_plain(entry)
-        elif field.metadata != SPARSE or entry != _default(field):
+        elif field.metadata != APART and (field.metadata != SPARSE or entry != _default(field)):
             data[field.name] = to_plain(entry)
     return data
 
@@ -194,6 +197,8 @@ def _read(cls: Any, data: Any) -> Any:
     for field, kind in _fields_of(cls):
         if field.metadata == INLINE:
             values[field.name] = _read(kind, data)
+        elif field.metadata == APART:
+            continue
         elif field.name in data:
             values[field.name] = from_plain_at(field.name, kind, data[field.name])
         elif field.metadata != SPARSE:

@@ -78,13 +78,15 @@ class Quantity(Node):
 
 @dataclass(frozen=True, slots=True)
 class Amount(Node):
-    """The size of an improvement, absolute or as a percentage of the incumbent's absolute value."""
+    """The size of an improvement: absolute, a percentage of the incumbent's absolute value, or in standard errors."""
 
     value: float
-    relative: bool
+    relative: bool = False
+    standard_errors: bool = False
 
     def __str__(self) -> str:
-        return format_number(self.value) + ("%" if self.relative else "")
+        unit = " se" if self.standard_errors else "%" if self.relative else ""
+        return format_number(self.value) + unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,12 @@ def _quantity(meta: Any, children: list[Any]) -> nodes.Quantity:
     return nodes.Quantity(_number(number), BY_SPELLING.get(unit, str(unit)), span=_span(meta))
 
 
+def _amount(meta: Any, children: list[Any]) -> nodes.Amount:
+    number, *unit = children
+    kind = unit[0].type if unit else ""
+    return nodes.Amount(_number(number), kind == "PERCENT", kind == "SE", span=_span(meta))
+
+
 def _every(meta: Any, children: list[Any]) -> nodes.Quantity:
     [child] = children
     if isinstance(child, nodes.Quantity):
@@ -219,7 +225,7 @@ _BUILDERS: dict[str, Callable[[Any, list[Any]], Any]] = {
     "everywhere": lambda meta, children: nodes.Everywhere(span=_span(meta)),
     "number": lambda meta, children: nodes.Number(_number(children[0]), span=_span(meta)),
     "signed": lambda meta, children: nodes.Number(_number(children[0]), span=_span(meta)),
-    "amount": lambda meta, children: nodes.Amount(_number(children[0]), len(children) > 1, span=_span(meta)),
+    "amount": _amount,
     "quantity": _quantity,
     "measure": _measure,
     "call": _call,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from accmt.rules.codec import Jsonable, to_plain
+from accmt.rules.codec import SPARSE, Jsonable, to_plain
 from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.nodes import Cadence, Expression, Saving, format_number
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
@@ -159,10 +159,17 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Reported(Jsonable):
-    """A metric that a training reports: its datasets, and its direction (None if it has none)."""
+    """A metric that a training reports.
+
+    Attributes:
+        datasets: Its datasets.
+        greater_is_better: Its direction; None if it has none.
+        no_replicates: Why it has no replicates, which `by 2 se` needs; empty if it has.
+    """
 
     datasets: tuple[str, ...]
     greater_is_better: bool | None
+    no_replicates: str = field(default="", metadata=SPARSE)
 
 
 @dataclass(frozen=True, slots=True)

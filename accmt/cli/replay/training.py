@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.files.json_io import DamagedFile
-from accmt.rules import Decision, Observation, Outcome
+from accmt.rules import Decision, Facts, Observation, Outcome, RecordedReplicates, Reported, joined
 from accmt.rules.errors import listed
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
+from accmt.rules.reserved_names import REPLICATES
 from accmt.tracking.history import entries_of
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.training_file import read_description
@@ -28,7 +30,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     """
     if not (folder / HISTORY).is_file():
         raise CommandError(f"{folder} is not the folder of a training: it has no {HISTORY}")
-    observations = _entries(folder / HISTORY, Observation.from_json, "an observation")
+    observations = _observations(folder)
     decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
     try:
         description = read_description(folder)
@@ -36,6 +38,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
         raise CommandError(str(error)) from None
     stops = tuple(decision for decision in decisions if decision.stop is not None and not decision.verdicts)
     facts = facts_seen(observations, directions, None if description is None else description.facts)
+    facts = replace(facts, metrics={name: _recorded(name, facts, observations) for name in facts.metrics})
     failures = {
         (decision.progress.evaluation, verdict.rule): verdict.reason
         for decision in decisions
@@ -44,6 +47,28 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     }
     checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
     return Source(History(observations, stops, failures, checkpoints), facts, {}, description, decisions)
+
+
+def _observations(folder: Path) -> tuple[Observation, ...]:
+    """Read the evaluations of a training, with their replicates if it recorded any."""
+    observations = _entries(folder / HISTORY, Observation.from_json, "an observation")
+    if not (folder / REPLICATES).is_file():
+        return observations
+    return joined(observations, _entries(folder / REPLICATES, RecordedReplicates.from_json, "replicates"))
+
+
+def _recorded(name: str, facts: Facts, observations: Sequence[Observation]) -> Reported:
+    """Return a metric, which has replicates only if they were recorded at each of its evaluations."""
+    metric = facts.metrics[name]
+    values = [
+        (dataset, observation)
+        for observation in observations
+        for dataset, table in observation.values.items()
+        if name in table and not observation.initial
+    ]
+    if metric.no_replicates or all(name in seen.replicates.get(dataset, ()) for dataset, seen in values):
+        return metric
+    return replace(metric, no_replicates="only a training with such a rule records its replicates, at every evaluation")
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:
