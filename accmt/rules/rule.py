@@ -174,12 +174,15 @@ class Facts:
         datasets: The keys of the validation datasets; empty without validation data.
         length: The length of the training.
         training: Training metric -> its direction (None if it has none); like `train_loss` they have no dataset.
+        held_out: The keys of datasets that are evaluated after the training only; no rule may name them. They are not
+            among `datasets`, and a metric that is measured on these alone has no datasets.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     length: Length = field(default_factory=Length)
     training: Mapping[str, bool | None] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
 
     @property
     def greater_is_better(self) -> dict[str, bool | None]:

@@ -45,7 +45,7 @@ def facts_seen(
     seen: dict[str, dict[str, None]] = {}
     for observation in observations:
         for dataset, metrics in observation.values.items():
-            for metric in metrics:
+            for metric in metrics if dataset not in known.held_out else ():
                 seen.setdefault(metric, {})[dataset] = None
     trained = dict.fromkeys(name for observation in observations for name in observation.training)
     given = {metric.name: metric.greater_is_better for metric in directions}
@@ -64,4 +64,4 @@ def facts_seen(
         reported[name] = Reported(tuple(dict.fromkeys([*before, *datasets])), direction)
     keys = dict.fromkeys([*known.datasets, *(key for datasets in seen.values() for key in datasets)])
     training = {name: given.get(name, known.training.get(name)) for name in dict.fromkeys([*known.training, *trained])}
-    return Facts(reported, tuple(keys), known.length, training)
+    return Facts(reported, tuple(keys), known.length, training, known.held_out)
