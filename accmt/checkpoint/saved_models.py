@@ -86,13 +86,18 @@ class SavedModel:
     @property
     def measured(self) -> dict[str, float]:
         """The held-out values by the names that metrics have in rules, such as "accuracy@test"."""
-        return {f"{name}@{key}": value for key, values in self.held_out.items() for name, value in values.items()}
+        return measured(self.held_out)
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{value:.6g}") for name, value in self.values.items()]
         rows += [(f"{name} (held out)", f"{value:.6g}") for name, value in self.measured.items()]
         rows += [("step", str(self.step)), ("epoch", str(self.epoch)), ("folder", str(shortened(self.folder)))]
         return html_table(f"SavedModel of {self.rule}", (), rows)
+
+
+def measured(held_out: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return held-out values by the names that metrics have in rules, such as "accuracy@test"."""
+    return {f"{name}@{key}": value for key, values in held_out.items() for name, value in values.items()}
 
 
 def best_in(folder: Path) -> SavedModel | None:

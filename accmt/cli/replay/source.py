@@ -45,7 +45,7 @@ def facts_seen(
     seen: dict[str, dict[str, None]] = {}
     for observation in observations:
         for dataset, metrics in observation.values.items():
-            for metric in metrics if dataset not in known.held_out else ():
+            for metric in metrics:
                 seen.setdefault(metric, {})[dataset] = None
     trained = dict.fromkeys(name for observation in observations for name in observation.training)
     given = {metric.name: metric.greater_is_better for metric in directions}
