@@ -102,13 +102,9 @@ def _kept(run: Run) -> Iterator[_Kept]:
 def _evaluated(run: Run, model: SavedModel, keys: list[str]) -> dict[str, dict[str, float]]:
     """Return the values of a saved model on datasets; everything in memory is as before afterwards."""
     evaluation = replace(run.held_out, loaders={key: run.held_out.loaders[key] for key in keys})
-    module, loaders = run.module, {key: data.loader for key, data in evaluation.loaders.items()}
-    metrics = {metric for key in keys for metric in evaluation.metrics[key]}
-    generators = generators_of(module, evaluation.model, loaders)
-    with (
-        _weights_put_back(run),
-        untouched([module, evaluation.model, module.state, *metrics], loaders.values(), generators),
-    ):
+    module, model_called = run.module, evaluation.model
+    own = generators_of(module, model_called, {})
+    with _weights_put_back(run), untouched([module, model_called, module.state], (), own):
         with _as_unusable():
             from_each(partial(load_saving, model.folder, module))
         try:
