@@ -268,7 +268,7 @@ class Trainer:
         """Register a rule that says when to save the model, in addition to those of the configuration.
 
         Args:
-            model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@test`.
+            model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@ood`.
             saving_below: Save only if all values of the rule are below this.
             saving_above: Save only if all values of the rule are above this.
             name: A name for the rule and its folder, instead of the rule's text.

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directions in the rules are checked as well."
     )
     parser.epilog = """examples:
-  accmt check "best_accuracy@dev/f1@test keep 3"
+  accmt check "best_accuracy@dev/f1@ood keep 3"
   accmt check "best_accuracy@dev" --metric accuracy:max --dataset dev --dataset test
   accmt check --config hps.yaml --stop-when "elapsed > 2 hours"
 """

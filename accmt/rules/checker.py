@@ -290,7 +290,7 @@ class _Check:
             return
         reported = self._facts.metrics[metric].datasets
         if not reported and not measure.datasets:
-            held_out = f"it is measured on {listed(self._facts.held_out)} alone. {_HELD_OUT}"
+            held_out = f"it is measured on {listed(self._facts.held_out)} alone, and {_HELD_OUT}"
             self._problem(f"'{metric}' is not reported during the training", measure.metric, held_out)
         for dataset in measure.datasets:
             if isinstance(dataset, Name) and dataset.text in self._facts.datasets and dataset.text not in reported:

@@ -120,7 +120,7 @@ def test_each_saved_model_is_evaluated_once_and_nothing_else_changes(fitted, dat
     training = fitted("best_error keep 2", "best_valid_loss", epochs=4, callback=kept)
     module, folder = training.module, training.model_path
     assert are_equal(tensors_of(module), kept.kept[-1])
-    entries = json.loads((folder / "best_error" / "savings.json").read_text())["best_first"]
+    entries = json.loads((folder / "best_error" / "index.json").read_text())["best_first"]
     assert len(entries) == 2
     for place in (*(folder / "best_error" / name for name in entries), folder / "best_valid_loss"):
         other = Normed()
