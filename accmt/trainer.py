@@ -163,6 +163,9 @@ class Trainer:
             `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
         report: After each evaluation, write a page about the training, `model_path/report.html`, and send it to the
             trackers at the end. It is written less often where that would take over 5 % of the time.
+        held_out: The keys of validation datasets, such as "test", that are for reporting only. No rule, patience or
+            `stop_when` may name them, metrics without a dataset leave them out, and no evaluation of the training uses
+            them. After the training, each saved model is evaluated on them once: see `SavedModel.held_out`.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -238,6 +241,7 @@ class Trainer:
         limit_val_batches: int | float | None = None,
         profile: bool | dict[str, Any] | None = None,
         report: bool = False,
+        held_out: str | int | list[str | int] | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -264,7 +268,7 @@ class Trainer:
         """Register a rule that says when to save the model, in addition to those of the configuration.
 
         Args:
-            model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@test`.
+            model_saving: The rule, such as `best_valid_loss`, `best_accuracy@dev`, `best_accuracy@dev/f1@ood`.
             saving_below: Save only if all values of the rule are below this.
             saving_above: Save only if all values of the rule are above this.
             name: A name for the rule and its folder, instead of the rule's text.

@@ -109,11 +109,15 @@ class ModelStore:
             found = (KEPT.fullmatch(path.name) for path in folder.iterdir())
             if any(match is not None and int(match[1]) > evaluation for match in found):
                 return kept
-        places = {entry: folder if rule.keep == 1 else folder / entry.folder for entry in kept}
-        there = tuple(entry for entry, place in places.items() if _is_readable(SavedModel.read, place))
+        there = tuple(entry for entry in kept if _is_readable(SavedModel.read, self.place_of(rule, entry)))
         if rule.keep > 1 and there and not _is_readable(listed_in, folder):
             _update_index(folder, there)
         return there
+
+    def place_of(self, rule: SavingRule, entry: KeptModel) -> Path:
+        """Return the folder of a kept model."""
+        folder = self._model_path / rule.folder
+        return folder if rule.keep == 1 else folder / entry.folder
 
     def archive_former(self, rule: SavingRule, step: int) -> Path | None:
         """Archive the models of an earlier rule of this name, before the new one replaces them; None if there are none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from accmt.files.json_io import read_json
 from accmt.files.paths import shortened
 from accmt.html_tables import html_table
 from accmt.rules import reserved_names as names
-from accmt.rules.codec import Count, Jsonable
+from accmt.rules.codec import SPARSE, Count, Jsonable
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
@@ -31,6 +31,7 @@ class ModelDescription(Jsonable):
         step: The optimizer step, counted from the start of the training.
         epoch: Completed epochs.
         evaluation: The number of the evaluation.
+        held_out: Held-out dataset -> metric -> value, once the training has ended.
     """
 
     schema: Literal[1]
@@ -40,6 +41,7 @@ class ModelDescription(Jsonable):
     step: Count
     epoch: Count
     evaluation: Count
+    held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict, metadata=SPARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class SavedModel:
         step: The optimizer step, counted from the start of the training.
         epoch: Completed epochs.
         folder: The folder of its files.
+        held_out: Held-out dataset -> metric -> value, from the evaluation after the training; empty before.
     """
 
     rule: str
@@ -67,6 +70,7 @@ class SavedModel:
     step: int
     epoch: int
     folder: Path
+    held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> SavedModel:
@@ -77,12 +81,23 @@ class SavedModel:
             DamagedFile: Its description cannot be read.
         """
         about = read_json(folder / DESCRIPTION, ModelDescription)
-        return cls(about.rule, about.values, about.step, about.epoch, folder)
+        return cls(about.rule, about.values, about.step, about.epoch, folder, about.held_out)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The held-out values by the names that metrics have in rules, such as "accuracy@test"."""
+        return measured(self.held_out)
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{value:.6g}") for name, value in self.values.items()]
+        rows += [(f"{name} (held out)", f"{value:.6g}") for name, value in self.measured.items()]
         rows += [("step", str(self.step)), ("epoch", str(self.epoch)), ("folder", str(shortened(self.folder)))]
         return html_table(f"SavedModel of {self.rule}", (), rows)
+
+
+def measured(held_out: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return held-out values by the names that metrics have in rules, such as "accuracy@test"."""
+    return {f"{name}@{key}": value for key, values in held_out.items() for name, value in values.items()}
 
 
 def best_in(folder: Path) -> SavedModel | None:

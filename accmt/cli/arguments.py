@@ -48,6 +48,13 @@ def add_rule_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluations without improvement after which a rule asks to stop; a rule's own patience takes precedence",
     )
+    parser.add_argument(
+        "--held-out",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a validation dataset for reporting only: rules leave it out, and may not name it; may be repeated",
+    )
     parser.add_argument("--config", type=path, metavar="FILE", help="a YAML file with a section 'rules'")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from accmt.cli.arguments import UsageError, add_metric_options, add_rule_options
 from accmt.cli.output import complain, write
 from accmt.cli.replay.rules import Mistakes, given_facts, given_rules, parsed, with_patience
 from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, check
-from accmt.rules.checker import clashes
+from accmt.rules.checker import clashes, naming_held_out
 from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
 
 # The length of the training is unknown here: assume one so long that no rule starts too late.
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directions in the rules are checked as well."
     )
     parser.epilog = """examples:
-  accmt check "best_accuracy@dev/f1@test keep 3"
+  accmt check "best_accuracy@dev/f1@ood keep 3"
   accmt check "best_accuracy@dev" --metric accuracy:max --dataset dev --dataset test
   accmt check --config hps.yaml --stop-when "elapsed > 2 hours"
 """
@@ -56,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--dataset needs the metrics as well: give each one with --metric")
     facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None
     mistakes = Mistakes()
-    rules = _rules(options, mistakes)
+    rules, held_out = _rules(options, mistakes)
     if facts is None:
-        mistakes.of(lambda: _check_names(rules))
+        mistakes.of(lambda: _check_names(rules, held_out))
     else:
-        for warning in mistakes.of(lambda: check(rules, facts)) or []:
+        for warning in mistakes.of(lambda: check(rules, facts.holding_out(held_out))) or []:
             complain(f"warning: {warning}")
     mistakes.tell()
     for line in _in_words(rules, facts):
@@ -68,18 +69,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rules(options: argparse.Namespace, mistakes: Mistakes) -> Rules:
-    """Return the rules of the file and the arguments that can be parsed."""
-    rules = given_rules(options, mistakes, whole=True)
+def _rules(options: argparse.Namespace, mistakes: Mistakes) -> tuple[Rules, tuple[str, ...]]:
+    """Return the rules of the file and the arguments that can be parsed, and the held-out datasets."""
+    section = given_rules(options, mistakes, whole=True)
+    rules = Rules(section.savings, section.stop_when, section.evaluate, section.checkpoint)
     evaluate = parsed(partial(CadenceRule.parse, evaluates=True), filter(None, [options.evaluate_every]), mistakes)
     checkpoint = parsed(CadenceRule.parse, filter(None, [options.checkpoint_every]), mistakes)
     rules = replace(rules, evaluate=[*evaluate, rules.evaluate][0], checkpoint=[*checkpoint, rules.checkpoint][0])
-    return with_patience(rules, options.patience)
+    return with_patience(rules, options.patience), section.held_out
 
 
-def _check_names(rules: Rules) -> None:
-    """Check for rules that conflict with each other, which needs no facts about the training."""
-    if problems := list(clashes(rules.savings)):
+def _check_names(rules: Rules, held_out: Sequence[str]) -> None:
+    """Check for rules that conflict with each other or name held-out datasets, which needs no facts about the
+    training."""
+    if problems := [*clashes(rules.savings), *naming_held_out(rules, held_out)]:
         raise RuleError(problems)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from accmt.cli.arguments import CommandError, path, positive
 from accmt.cli.output import print_csv, print_json, write, write_rich
 from accmt.cli.replay.training import read_decisions
-from accmt.cli.summaries import moment, summaries
+from accmt.cli.summaries import held_out_summaries, moment, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         why = reason or "no rule asked to stop"
         from accmt.display.tables import decision_table  # imports rich, which not every call needs
 
-        write_rich(decision_table(listed, rule), "", *summaries(decisions, "saved", rule), why)
+        lines = [*summaries(decisions, "saved", rule), *held_out_summaries(folder, rule), why]
+        write_rich(decision_table(listed, rule), "", *lines)
     return 0
 
 

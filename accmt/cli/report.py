@@ -10,8 +10,9 @@ from dataclasses import replace
 from accmt.cli.arguments import CommandError, UsageError, add_rule_options, path
 from accmt.cli.output import write
 from accmt.cli.replay.opening import MLFLOW
-from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules
+from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules, held_apart
 from accmt.cli.replay.training import open_training
+from accmt.config.rules import RuleSection
 from accmt.display.console import PlainConsole
 from accmt.files.paths import resolved, shortened
 from accmt.report.live import write_report
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     if options.tracking_uri is not None and not any(source.startswith(MLFLOW) for source in options.sources):
         raise UsageError(f"--tracking-uri is only for {MLFLOW}EXPERIMENT")
     mistakes = Mistakes()
-    given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
+    given = given_rules(options, mistakes)
     mistakes.tell()
     trainings = [training for source in dict.fromkeys(options.sources) for training in _opened(source, options, given)]
     if options.text:
@@ -74,9 +75,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(source: str, options: argparse.Namespace, given: Rules) -> list[TrainingReport]:
+def _opened(source: str, options: argparse.Namespace, given: RuleSection) -> list[TrainingReport]:
     """Read the trainings of a source, and add the rules that are given by options."""
-    is_supposed = given != Rules(()) or options.patience is not None
+    asked = Rules(given.savings, given.stop_when)
+    is_supposed = asked != Rules(()) or options.patience is not None
+    if given.held_out and not is_supposed:
+        raise UsageError("--held-out is for other rules: give --rule, --patience or --stop-when")
     if source.startswith(MLFLOW):
         if is_supposed:
             raise UsageError(f"other rules are replayed for folders only, and {source} is not one")
@@ -90,8 +94,8 @@ def _opened(source: str, options: argparse.Namespace, given: Rules) -> list[Trai
         raise CommandError(escaped(error)) from None
     if not is_supposed:
         return [training]
-    recorded = open_training(folder, ())
-    rules = chosen_rules(given, options.patience, recorded)
+    recorded = held_apart(open_training(folder, ()), given.held_out)
+    rules = chosen_rules(asked, options.patience, recorded)
     check_against(rules, recorded, f"in {shortened(folder)}:")
     cards = supposed(replace(rules, writes=False), recorded.facts, recorded.history)
     return [replace(training, cards=(*training.cards, *cards))]

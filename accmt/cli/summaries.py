@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from accmt.checkpoint.saved_models import best_in, savings_in
+from accmt.files.json_io import DamagedFile
 from accmt.rules import Decision, Outcome, Verdict
 
 
@@ -16,6 +20,16 @@ def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None
             if rule in (None, verdict.rule):
                 verdicts.setdefault(verdict.rule, []).append((decision, verdict))
     return [f"{name}: {_summary(pairs, saved)}" for name, pairs in verdicts.items()]
+
+
+def held_out_summaries(model_path: Path, rule: str | None) -> Iterator[str]:
+    """Yield a line for each rule whose best model was evaluated on held-out datasets."""
+    for folder in savings_in(model_path):
+        with suppress(DamagedFile, OSError):
+            saved = best_in(folder)
+            if saved is not None and saved.held_out and rule in (None, saved.rule):
+                values = ", ".join(f"{name} {value:.6g}" for name, value in saved.measured.items())
+                yield f"{saved.rule}: held out, of step {saved.step}: {values}"
 
 
 def moment(decision: Decision) -> str:

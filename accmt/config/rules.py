@@ -7,6 +7,7 @@ rules:
   checkpoint_every: 500 steps or 10 minutes
   evaluate_every: 500 steps
   stop_when: [valid_loss < 0.1, elapsed > 2 hours]
+  held_out: test
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
-from accmt.config.kinds import Kind, is_number, is_whole
+from accmt.config.kinds import TEXT, Kind, is_number, is_whole
 from accmt.rules import CadenceRule, RuleError, SavingRule, StopCondition
 
-KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when")
+KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when", "held_out")
+HELD_OUT = Kind(
+    "the key of a dataset, or a list of keys",
+    lambda value: all(TEXT.fits(key) or is_whole(key, 0) for key in (value if _is_list(value) else [value])),
+).or_none()
 # The rule checks what its arguments contain.
 _KINDS = {
     **dict.fromkeys(("rule", "name"), Kind("a string", lambda value: isinstance(value, str))),
@@ -41,6 +46,7 @@ class RuleSection:
         evaluate: How often to evaluate, None if not given.
         checkpoint: How often to checkpoint, None if not given or never.
         says_checkpoint: Whether the file has `checkpoint_every`; its value null means never.
+        held_out: The keys of held-out datasets, as text.
     """
 
     savings: tuple[SavingRule, ...] = ()
@@ -48,6 +54,7 @@ class RuleSection:
     evaluate: CadenceRule | None = None
     checkpoint: CadenceRule | None = None
     says_checkpoint: bool = False
+    held_out: tuple[str, ...] = ()
 
 
 def read_rules(section: Mapping[Any, Any], source: str = "the configuration") -> RuleSection:
@@ -85,12 +92,14 @@ class _Reader:
             self._parsed(StopCondition.parse, entry, place)
             for place, entry in _entries(section.get("stop_when"), "rules.stop_when")
         ]
+        self.problems += HELD_OUT.problems("rules.held_out", section.get("held_out"))
         return RuleSection(
             savings=tuple(rule for rule in saved if rule is not None),
             stop_when=tuple(stop for stop in stops if stop is not None),
             evaluate=evaluate,
             checkpoint=checkpoint,
             says_checkpoint="checkpoint_every" in section,
+            held_out=keys_of(section.get("held_out")),
         )
 
     def _saving(self, place: str, entry: Any) -> SavingRule | None:
@@ -130,6 +139,15 @@ class _Reader:
 
     def _wrong(self, place: str, text: str) -> None:
         self.problems.append(Problem(place, text))
+
+
+def keys_of(given: Any) -> tuple[str, ...]:
+    """Return keys of datasets, of which one, several or none may be given, as text."""
+    return tuple(dict.fromkeys(map(str, given if _is_list(given) else () if given is None else (given,))))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _indented(problem: object) -> str:

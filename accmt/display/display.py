@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from accmt.display.lines import aligned, for_shell, sparkline, together, wrapped
 from accmt.display.notebook import NotebookBar, notebook_shell
 from accmt.rules import Decision, Observation
 from accmt.rules.printable import shown
-from accmt.rules.store import dataset_name
+from accmt.rules.store import Values, dataset_name
 
 _REFRESHES = 4
 _RECENT = 120
@@ -51,13 +51,14 @@ class ShownPosition:
 @dataclass(frozen=True, slots=True)
 class RuleResult:
     """Result of a rule: each objective with its value at each evaluation; the values, the moment and the folder of the
-    best model (nothing, "" and None if none was saved)."""
+    best model (nothing, "" and None if none was saved); and its values on held-out datasets."""
 
     rule: str
     courses: Mapping[str, Sequence[float]]
     best: Mapping[str, float]
     when: str
     folder: Path | None
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
 
 def display_of(*, is_main: bool, quiet: bool) -> Display:
@@ -92,6 +93,9 @@ class Display:
 
     def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
         """Show the results of an evaluation, the decision, and how long both took."""
+
+    def held_out(self, names: Sequence[str], step: int, values: Values, seconds: float) -> None:
+        """Show the values of a saved model on held-out datasets, and how long it took; rules may share the model."""
 
     def stop(self) -> None:
         """End the display of progress, however the loop ended."""
@@ -155,8 +159,7 @@ class ConsoleDisplay(Display):
         self._line("  ".join([f"epoch {moment.epoch}  step {moment.count}", *_measured(moment, loss, speed)]))
 
     def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
-        progress, results = observation.progress, observation.values
-        values = "; ".join(f"{dataset_name(key, results)}: {_named(metrics)}" for key, metrics in results.items())
+        progress, values = observation.progress, _listed(observation.values)
         number = "before the first step" if observation.initial else f"{progress.evaluation} at step {progress.step}"
         if values:
             self._line(f"evaluation {number}  {values}  ({seconds:,.1f} s)")
@@ -164,6 +167,9 @@ class ConsoleDisplay(Display):
             self._line(f"  {verdict}", "green")
         if decision.stop is not None:
             self._line(f"  stop: {decision.stop.reason}", "bold")
+
+    def held_out(self, names: Sequence[str], step: int, values: Values, seconds: float) -> None:
+        self._line(f"held out, of step {step} ({', '.join(names)})  {_listed(values)}  ({seconds:,.1f} s)")
 
     def stop(self) -> None:
         if self._bar is not None:
@@ -173,7 +179,8 @@ class ConsoleDisplay(Display):
     def summarize(self, results: Sequence[RuleResult], model_path: Path, end: str) -> None:
         self._line("")
         self._line("Saved models", "bold")
-        for line in aligned(list(map(self._cells, results)), self._width):
+        columns = [column for column in zip(*map(self._cells, results), strict=True) if any(column)]
+        for line in aligned(list(zip(*columns, strict=True)), self._width):
             self._console.print(Text(line), soft_wrap=True)
         command = together(f"accmt explain {for_shell(model_path)}")
         self._line(f"every decision and its reason: {command}")
@@ -191,7 +198,9 @@ class ConsoleDisplay(Display):
             best = f" {result.best[name]:.6g}" if name in result.best else ""
             parts.append(together(f"{name}{best} {sparkline(values, ascii_only=ascii_only)}".rstrip()))
         folder = "nothing was saved" if result.folder is None else for_shell(result.folder)
-        return [shown(cell) for cell in (result.rule, ", ".join(parts), together(result.when), folder)]
+        held_out = ", ".join(together(f"{name} {value:.6g}") for name, value in result.held_out.items())
+        cells = (result.rule, ", ".join(parts), f"held out: {held_out}" * bool(held_out), together(result.when), folder)
+        return [shown(cell) for cell in cells]
 
     def _line(self, text: str, style: str = "", *, bold: int = 0, indent: int = 4) -> None:
         """Print one line, wrapped on a terminal only, so that programs can read it elsewhere."""
@@ -272,6 +281,10 @@ def _measured(moment: ShownPosition, loss: float | None, speed: float) -> list[s
         left = "" if moment.steps is None else f", {_clock((moment.steps - moment.step) / speed)} left"
         texts.append(f"{_speed(speed)}{left}")
     return texts
+
+
+def _listed(values: Values) -> str:
+    return "; ".join(f"{dataset_name(key, values)}: {_named(metrics)}" for key, metrics in values.items())
 
 
 def _named(metrics: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from torch import distributed as dist
 
 from accmt.distributed.collective import everywhere
 from accmt.distributed.process_group import side_group
-from accmt.distributed.signals import Signals
+from accmt.distributed.signals import END, Signals
 
 _ASK_EVERY = 0.5  # seconds
 _PATIENCE = timedelta(seconds=5)
@@ -93,6 +93,10 @@ class Heartbeat:
     def asked_to_stop(self) -> str | None:
         """Return why the script requests a stop, on any process; None if it does not. Call it on all processes."""
         return next((reason for reason in everywhere(lambda: self._reason) if reason is not None), None)
+
+    def is_to_end(self) -> bool:
+        """Return whether a signal to any process requests the end. Call it on all processes."""
+        return END in everywhere(lambda: self._signals.weight)
 
     def strikes(self, moment: float, step: int) -> bool:
         """Return whether the moment (in seconds of training) has come, or a signal, a requested stop or the end of a

@@ -239,7 +239,7 @@ class HyperParameterSearch:
         if function is None:
             said = None if isinstance(direction, _Unsaid) else direction
             # Trials differ in length; this placeholder only satisfies the check.
-            facts = facts_of(self._options.metrics, tuple(datasets), Length(1, 1, 1))
+            facts = facts_of(self._options.metrics, tuple(datasets), Length(1, 1, 1), held_out=self._options.held_out)
             return rule_objective(rule or DEFAULT, said, facts)
         if not datasets:
             text = "is missing: best_metric_fn needs the values of evaluations"

@@ -15,7 +15,7 @@ from accmt.loop.run import Run
 from accmt.loop.utilization import utilization
 from accmt.notices import warn
 from accmt.rules import Decision, Observation, Outcome, Progress, Stop
-from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
+from accmt.rules.store import TRAIN_LOSS, VALID_LOSS, Values
 
 
 def log(run: Run, progress: Progress) -> None:
@@ -123,18 +123,24 @@ def _update_state(run: Run, observation: Observation, decision: Decision) -> Non
 
 
 def _send(run: Run, observation: Observation) -> None:
-    """Send the values to the tracker; with several datasets, each name is suffixed with the dataset's key."""
-    values: dict[str, float] = {}
-    monitor = run.options.monitor
-    for key, metrics in observation.values.items():
-        suffix = f"_{key}" if len(observation.values) > 1 else ""
-        for name, value in metrics.items():
-            if name == VALID_LOSS and monitor.validation_loss:
-                values[run.options.val_loss_name + suffix] = value
-            elif name != VALID_LOSS and monitor.additional_metrics:
-                values[name + suffix] = value
+    """Send the values to the tracker."""
+    values = named_for_trackers(run, observation.values, several=len(observation.values) > 1)
     if values:
         run.tracker.log(values, observation.progress.step)
+
+
+def named_for_trackers(run: Run, values: Values, *, several: bool) -> dict[str, float]:
+    """Return the monitored values by their names in trackers, with `several` datasets suffixed with the key of each."""
+    named: dict[str, float] = {}
+    monitor = run.options.monitor
+    for key, metrics in values.items():
+        suffix = f"_{key}" if several else ""
+        for name, value in metrics.items():
+            if name == VALID_LOSS and monitor.validation_loss:
+                named[run.options.val_loss_name + suffix] = value
+            elif name != VALID_LOSS and monitor.additional_metrics:
+                named[name + suffix] = value
+    return named
 
 
 def _report(run: Run, observation: Observation, decision: Decision, seconds: float) -> None:

@@ -67,6 +67,7 @@ class Run:
         module: The module, with its Accelerator, its state and its tracker.
         data: The training data.
         evaluation: The evaluation, with the callbacks.
+        held_out: The evaluation on held-out datasets, after the training and without callbacks.
         stepper: The maker of optimizer steps, with the training losses and metrics.
         position: The counters and the clock.
         engine: The rules.
@@ -84,6 +85,7 @@ class Run:
     module: AcceleratorModule
     data: TrainingData
     evaluation: Evaluation
+    held_out: Evaluation
     stepper: Stepper
     position: TrainingPosition
     engine: RuleEngine

@@ -121,6 +121,7 @@ def _on_stderr(run: Run, text: Text) -> str:
 def _interrupted(run: Run, how: str) -> Text:
     """Say from which step an interrupted training would resume."""
     step, checkpointed = run.position.step, run.checkpointer.last_step
+    how = f"{how}, before the held-out datasets were evaluated," if run.held_out and run.savings else how
     if checkpointed is None and not run.checkpointer.writes:
         return Text(f"{how} at step {step}; checkpoints are off: run again to start from scratch", "bold")
     if checkpointed is None:

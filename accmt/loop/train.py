@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 from accmt.data.loaders import Window
 from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
 from accmt.loop.evaluation_step import ask, log, observe, record
+from accmt.loop.held_out import evaluate_held_out
 from accmt.loop.hooks import TRAINING_DATA, loading
 from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.progress import TrainingPosition
@@ -28,6 +30,7 @@ def train(run: Run) -> Stop | None:
         for each window of batches:             # of one optimizer step
             step
             if something is due, or this is the end: log, evaluate, save what rules say, checkpoint, stop
+    evaluate the saved models on the held-out datasets
 
     Returns:
         Why a rule or a condition stopped the training; None if it ran to its end.
@@ -41,6 +44,7 @@ def train(run: Run) -> Stop | None:
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
     run.finish_checkpoint()
+    evaluate_held_out(run)
     run.state.finished = True
     run.hooks.on_fit_end()
     return stop
@@ -80,7 +84,7 @@ def _begin(run: Run) -> Stop | None:
         run.hooks.on_resume()
         stop = run.engine.standing_stop(position.progress(elapsed))
     if run.options.sanity_check and stop is None and not position.is_finished:
-        for warning in try_out(run.evaluation):
+        for warning in try_out(replace(run.evaluation, loaders={**run.evaluation.loaders, **run.held_out.loaders})):
             warn(warning)
     if stop is None and not position.is_settled:
         stop = _resume_within_step(run)

@@ -149,7 +149,9 @@ class _Probe(Callback, Display):
         options = replace(plan.options, saving=replace(plan.options.saving, restored=False))
         position = TrainingPosition(plan.data, plan.options.hps.epochs, self.steps)
         loaders = {key: FirstBatches(loader) for key, loader in plan.loaders.items()}
-        return replace(plan, options=options, rules=rules, position=position, loaders=loaders, display=self)
+        return replace(
+            plan, options=options, rules=rules, position=position, loaders=loaders, held_out={}, display=self
+        )
 
     def on_before_training_step(self, batch: Any) -> None:
         step = self.run.position.step

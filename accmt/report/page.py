@@ -150,6 +150,7 @@ def _runs(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     differing = [name for name in names if len({training.settings.get(name) for training in trainings}) > 1]
     rules = list(dict.fromkeys(card.name for training in trainings for card in training.cards))
     lasts = [] if rules else list(dict.fromkeys(curve.metric for training in trainings for curve in training.curves))
+    measured = {(card.name, name): None for training in trainings for card in training.cards for name in card.held_out}
     reached = [text for rule in rules for text in (rule, f"{rule}: reached")]
     rows = []
     for training in trainings:
@@ -157,9 +158,15 @@ def _runs(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
         last = {curve.metric: f"{curve.values[-1]:.6g}" for curve in training.curves if curve.values}
         cells = [training.name, *(training.settings.get(name, "") for name in differing)]
         cells += [text for rule in rules for text in _reached(cards.get(rule))]
+        cells += [_held_out(cards.get(rule), name) for rule, name in measured]
         rows.append([*cells, *(last.get(name, "") for name in lasts), str(training.end), training.outcome])
+    reached += [f"{rule}: {name}, held out" for rule, name in measured]
     columns = ["run", *differing, *reached, *(f"last {name}" for name in lasts), "steps", "end"]
     return {"columns": columns, "rows": rows, "differing": differing}
+
+
+def _held_out(card: RuleCard | None, name: str) -> str:
+    return f"{card.held_out[name]:.6g}" if card is not None and name in card.held_out else ""
 
 
 def _reached(card: RuleCard | None) -> tuple[str, str]:

@@ -19,6 +19,8 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
     for card in training.cards:
         values = [verdict.values[0] for _, verdict in card.verdicts if verdict.values]
         name, best = brief(card.name, _LONGEST), together(brief(card.best_in_words, _LONGEST))
+        held_out = ", ".join(f"{brief(name, _LONGEST)} {value:.6g}" for name, value in card.held_out.items())
+        best += f" (held out: {held_out})" * bool(held_out)
         rules.append([name, best, sparkline(values, ascii_only=ascii_only), card.folder])
     curves = []
     for curve in training.curves:

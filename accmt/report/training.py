@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from accmt.checkpoint.saved_models import place_of_best
+from accmt.checkpoint.saved_models import SavedModel, place_of_best
 from accmt.display.lines import for_shell
 from accmt.files.json_io import DamagedFile, read_json
 from accmt.files.paths import shortened
@@ -55,7 +55,8 @@ class DrawnObjective:
 class RuleCard:
     """A rule and what it decided: its verdicts, the evaluation and the `values` of the best model that it keeps, and
     where that lies, for a shell, and Python that loads it; both are "" if it is not there. `effect` says what a rule
-    that the training did not have would have changed, and is "" for others."""
+    that the training did not have would have changed, and is "" for others. `held_out` are the values of the best model
+    on held-out datasets, by names such as "accuracy@test"."""
 
     name: str
     words: str
@@ -66,6 +67,7 @@ class RuleCard:
     folder: str
     code: str
     effect: str = ""
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def saves(self) -> tuple[tuple[Progress, Verdict], ...]:
@@ -229,7 +231,14 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
         best = moments.get(kept[0].evaluation, Progress(step=kept[0].step)) if kept else None
         code = "" if place is None else f"accmt.load_best({str(shortened(folder))!r}, module, {name!r})"
         shell, values = "" if place is None else for_shell(place), kept[0].values if kept else ()
-        yield RuleCard(name, words, objectives, tuple(pairs), best, values, shell, code)
+        held_out = {} if place is None else _held_out(place)
+        yield RuleCard(name, words, objectives, tuple(pairs), best, values, shell, code, held_out=held_out)
+
+
+def _held_out(place: Path) -> dict[str, float]:
+    with suppress(DamagedFile, OSError):
+        return SavedModel.read(place).measured
+    return {}
 
 
 def _place(folder: Path) -> Path | None:

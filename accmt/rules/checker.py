@@ -41,6 +41,10 @@ LONGEST_FOLDER = 120
 LONGEST_FOLDER_BYTES = 240  # file systems allow 255 bytes per name, and a folder has a longer name while it is written
 
 
+# Why no rule may name a held-out dataset.
+_HELD_OUT = "nothing may be chosen or stopped by a held-out dataset: it is evaluated once, after the training"
+
+
 @dataclass(slots=True)
 class Findings:
     """Result of a check: `problems` prevent the training, `warnings` do not."""
@@ -72,7 +76,9 @@ def check(rules: Rules, facts: Facts) -> list[RuleProblem]:
     return findings.warnings
 
 
-def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, int] | None) -> tuple[SavingRule, ...]:
+def assign_patience(
+    savings: tuple[SavingRule, ...], patience: int | dict[str, int] | None, held_out: Collection[str] = ()
+) -> tuple[SavingRule, ...]:
     """Give every rule its patience: the same to all, or by name. A patience given at registration takes precedence.
 
     Raises:
@@ -88,7 +94,7 @@ def assign_patience(savings: tuple[SavingRule, ...], patience: int | dict[str, i
     for key, value in patience.items():
         name = key if key in names else canonical_name(key)
         if name not in names:
-            problems.append(_no_rule(key, names))
+            problems += _held_out_in(key, held_out) or [_no_rule(key, names)]
         elif name in by_name:
             problems.append(RuleProblem(f"patience is given twice for '{name}'", allowed=f"once as '{key}'"))
         elif not is_patience(value):
@@ -105,6 +111,15 @@ def canonical_name(key: str) -> str:
         return parse_saving(key).name
     except (RuleError, TypeError):
         return key
+
+
+def _held_out_in(key: object, held_out: Collection[str]) -> list[RuleProblem]:
+    """Return the problems of a text that is a rule on held-out datasets; none for anything else."""
+    try:
+        rule = SavingRule.parse(key)  # type: ignore[arg-type]  # it may be anything
+    except (RuleError, TypeError):
+        return []
+    return list(naming_held_out(Rules((rule,)), held_out))
 
 
 def _no_rule(key: object, names: set[str]) -> RuleProblem:
@@ -149,6 +164,19 @@ def meetings(savings: Iterable[SavingRule], names: Collection[str]) -> Iterator[
                 f"the rule '{rule.name}' would save into '{rule.folder}', which a tracker of this training writes to",
                 allowed="give the rule a name of its own: name=..., or the tracker another logging_dir",
             )
+
+
+def naming_held_out(rules: Rules, held_out: Collection[str]) -> Iterator[RuleProblem]:
+    """Yield a problem for each dataset in a rule or condition that is held out, which needs no other facts."""
+    texts = [*((rule.text, rule.saving) for rule in rules.savings), *((s.text, s.condition) for s in rules.stop_when)]
+    for text, node in texts:
+        for dataset in (dataset for measure in measures(node) for dataset in measure.datasets):
+            if isinstance(dataset, Name) and dataset.text in held_out:
+                yield RuleProblem(_is_held_out(dataset), text, dataset.span, _HELD_OUT)
+
+
+def _is_held_out(dataset: Name) -> str:
+    return f"the dataset '{dataset.text}' is held out"
 
 
 class _Check:
@@ -265,12 +293,14 @@ class _Check:
         if metric not in self._facts.metrics:
             return
         reported = self._facts.metrics[metric].datasets
+        if not reported and not measure.datasets:
+            held_out = f"it is measured on {listed(self._facts.held_out)} alone, and {_HELD_OUT}"
+            self._problem(f"'{metric}' is not reported during the training", measure.metric, held_out)
         for dataset in measure.datasets:
             if isinstance(dataset, Name) and dataset.text in self._facts.datasets and dataset.text not in reported:
+                on = listed(reported) or f"{listed(self._facts.held_out)}, after the training"
                 self._problem(
-                    f"'{metric}' is not reported on '{dataset.text}'",
-                    dataset,
-                    f"{metric} is reported on: {listed(reported)}",
+                    f"'{metric}' is not reported on '{dataset.text}'", dataset, f"{metric} is reported on: {on}"
                 )
 
     def _datasets(self, measure: Measure) -> None:
@@ -284,7 +314,9 @@ class _Check:
                 self._problem(f"the dataset '{dataset.text}' is named twice", dataset)
             seen.add(dataset.text)
             known = self._facts.datasets
-            if dataset.text not in known:
+            if dataset.text in self._facts.held_out:
+                self._problem(_is_held_out(dataset), dataset, f"{_HELD_OUT}; the other datasets are: {listed(known)}")
+            elif dataset.text not in known:
                 allowed = f"the datasets are: {listed(known)}"
                 if known == (ONLY_DATASET,) and dataset.text == dataset_name(ONLY_DATASET, known):
                     name = quoted(measure.metric.text)
@@ -308,6 +340,7 @@ class _Check:
         reported = self._facts.metrics
         names = [*(name for name in reported if name != VALID_LOSS), *self._facts.training, TRAIN_LOSS]
         names += [VALID_LOSS] if VALID_LOSS in reported else []
+        names = [name for name in names if name not in reported or reported[name].datasets]
         shown = [f"{n} ({listed(reported[n].datasets, 6)})" if n in reported else n for n in names]
         return f"this training reports: {listed(shown)}"
 

@@ -29,7 +29,7 @@ _NESTING = re.compile(r""""[^"]*"|'[^']*'|[()]|[^\W\d][\w.-]*|\S""")
 
 
 def parse_saving(text: str) -> nodes.Saving:
-    """Parse a saving rule such as `best_accuracy@dev/f1@test keep 3`.
+    """Parse a saving rule such as `best_accuracy@dev/f1@ood keep 3`.
 
     Raises:
         RuleError: The text is not a sentence of the language.

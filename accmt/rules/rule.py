@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -181,17 +181,31 @@ class Facts:
         datasets: The keys of the validation datasets; empty without validation data.
         length: The length of the training.
         training: Training metric -> its direction (None if it has none); like `train_loss` they have no dataset.
+        held_out: The keys of datasets that are evaluated after the training only; no rule may name them. They are not
+            among `datasets`, and a metric that is measured on these alone has no datasets.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     length: Length = field(default_factory=Length)
     training: Mapping[str, bool | None] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
 
     @property
     def greater_is_better(self) -> dict[str, bool | None]:
         """Metric -> direction."""
         return {**{name: metric.greater_is_better for name, metric in self.metrics.items()}, **self.training}
+
+    def holding_out(self, held_out: Iterable[str]) -> Facts:
+        """Return the facts with these datasets held out."""
+        apart = tuple(dict.fromkeys([*self.held_out, *held_out]))
+        metrics = {
+            name: Reported(tuple(key for key in metric.datasets if key not in apart), metric.greater_is_better)
+            for name, metric in self.metrics.items()
+        }
+        return replace(
+            self, metrics=metrics, datasets=tuple(key for key in self.datasets if key not in apart), held_out=apart
+        )
 
 
 def is_patience(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from accmt.callbacks import Callback
 from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
-from accmt.config.rules import RuleSection, read_rules
+from accmt.config.rules import HELD_OUT, RuleSection, keys_of, read_rules
 from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
 from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
@@ -80,6 +80,7 @@ _KINDS = {
     "mixed_precision": Kind(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS).or_none(),
     "monitor": Kind("a Monitor or a dictionary", lambda value: isinstance(value, Monitor | Mapping | None)),
     "restore_best": Kind("True, False, or the name of a rule", lambda value: FLAG.fits(value) or TEXT.fits(value)),
+    "held_out": HELD_OUT,
     "max_shard_size": Kind(
         'a size such as "10GB" or "500MB"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value))
     ),
@@ -128,6 +129,7 @@ class ArgumentCheck:
             destroy=given["destroy_after_training"],
             quiet=given["quiet"],
             report=self._report(),
+            held_out=keys_of(given["held_out"]) if given["held_out"] is not None else section.held_out,
             seed=given["seed"],
             profile=_profile(given["profile"]),
             given=given,

@@ -131,6 +131,18 @@ def check_restoring(options: Options, rules: Rules, accelerator: Accelerator) ->
         raise ConfigError([Problem("restore_best", text)], "Trainer(...)")
 
 
+def check_loading(options: Options, accelerator: Accelerator) -> None:
+    """Check that saved models can be loaded after the training, to evaluate them on held-out datasets.
+
+    Raises:
+        ConfigError: The model is sharded.
+    """
+    if options.held_out and not options.saving.disabled and (is_deepspeed(accelerator) or shards_model(accelerator)):
+        text = "saved models are not loaded into a model that FSDP or DeepSpeed holds: leave the dataset out of fit, "
+        text += "and call load_best and evaluate on it afterwards"
+        raise ConfigError([Problem("held_out", text)], "Trainer(...)")
+
+
 def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:
     """Load the best model of a rule at the end of its training, on all processes."""
     if wanted is False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -76,11 +77,12 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     hooks, engine = Hooks(options.callbacks, state), RuleEngine(plan.rules, plan.facts)
     state.patience_left = engine.patience_left()
     stepper = stepper_of(plan, prepared, hooks, looks=engine.watches)
-    metrics = {key: metrics_on(options.metrics, key) for key in plan.loaders}
+    metrics = {key: metrics_on(options.metrics, key) for key in plan.validation}
     # With a sharded model, processes wait for each other in every forward pass: none can repeat a step alone.
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
+    evaluation = Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats)
     reading = Reading(plan.data, generators, position, warn)
     records = Records(plan.model_path, writes=accelerator.is_main_process, reports=options.report)
     random = RandomStates(accelerator.device, position)
@@ -97,7 +99,8 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         options=options.loop,
         module=module,
         data=plan.data,
-        evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
+        evaluation=evaluation,
+        held_out=replace(evaluation, loaders=plan.held_out, hooks=Hooks((), state)),
         stepper=stepper,
         position=position,
         engine=engine,

@@ -34,6 +34,7 @@ def check_fit(options: Options, module: Any, train_dataset: Any, val_dataset: An
         problems += _dataset_problems("train_dataset", train_dataset)
     for key, dataset in datasets.items():
         problems += _dataset_problems("val_dataset" if dataset is val_dataset else f"val_dataset['{key}']", dataset)
+    problems += _held_out_problems(options.held_out, val_dataset, datasets)
     problems += _metric_problems(options.metrics, datasets)
     problems += _training_metric_problems(options, datasets)
     raise_problems(problems, "fit(...)")
@@ -194,6 +195,24 @@ def _dataset_problems(name: str, dataset: Any) -> list[Problem]:
     return [Problem(name, "is empty")] if len(dataset) == 0 else []
 
 
+def _held_out_problems(held_out: Sequence[str], val_dataset: Any, datasets: Mapping[str, Any]) -> list[Problem]:
+    named = datasets if isinstance(val_dataset, list | tuple | Mapping) else {}
+    if held_out and val_dataset is not None and not named:
+        text = "names a dataset, and val_dataset is a single one: give a dictionary, such as {'dev': ..., 'test': ...}"
+        return [Problem("held_out", text)]
+    known = f"The datasets are: {', '.join(named)}" if named else "There are no validation data"
+    problems = [
+        Problem("held_out", f"'{key}' is not a dataset{did_you_mean(key, named)} {known}")
+        for key in held_out
+        if key not in named
+    ]
+    if named and held_out and not problems and set(named) <= set(held_out):
+        problems.append(
+            Problem("held_out", "holds out all datasets: the training needs one that is not, to evaluate on")
+        )
+    return problems
+
+
 def _metric_problems(
     metrics: Mapping[str | None, Sequence[Metric]], datasets: Mapping[str, Dataset[Any]]
 ) -> list[Problem]:
@@ -251,17 +270,19 @@ def facts_of(
     datasets: tuple[str, ...],
     length: Length,
     training: Mapping[str, bool] | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> Facts:
-    """Return the facts of a training against which its rules are checked."""
+    """Return the facts of a training against which its rules are checked; `datasets` are all, also held-out ones."""
     reported: dict[str, Reported] = {}
+    evaluated = tuple(key for key in datasets if key not in held_out)
     for key in datasets:
         for metric in metrics_on(metrics, key):
             for name, greater in metric.directions.items():
-                before = reported.get(name, Reported((), greater))
-                reported[name] = Reported((*before.datasets, key), greater)
-    if datasets:
-        reported[VALID_LOSS] = Reported(datasets, greater_is_better=False)
-    return Facts(reported, datasets, length, training or {})
+                before = reported.get(name, Reported((), greater)).datasets
+                reported[name] = Reported((*before, key) if key in evaluated else before, greater)
+    if evaluated:
+        reported[VALID_LOSS] = Reported(evaluated, greater_is_better=False)
+    return Facts(reported, evaluated, length, training or {}, tuple(key for key in datasets if key in held_out))
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:

@@ -114,6 +114,7 @@ class Options:
     destroy: bool
     quiet: bool
     report: bool = False
+    held_out: tuple[str, ...] = ()
     seed: int | None = None
     profile: ProfileOptions | None = None
     given: Mapping[str, Any] = field(default_factory=dict)

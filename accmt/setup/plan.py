@@ -32,7 +32,7 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
-from accmt.setup.best import check_restoring
+from accmt.setup.best import check_loading, check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
@@ -44,7 +44,10 @@ from accmt.setup.settings import Settings, configuration
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A training that has passed all checks that need no file; nothing has been touched yet."""
+    """A training that has passed all checks that need no file; nothing has been touched yet.
+
+    `loaders` are those of the datasets that are evaluated during the training, `held_out` those of the others.
+    """
 
     options: Options
     model_path: Path
@@ -52,6 +55,7 @@ class Plan:
     accelerator: Accelerator
     data: TrainingData
     loaders: Mapping[str, ValidationData]
+    held_out: Mapping[str, ValidationData]
     position: TrainingPosition
     rules: Rules
     facts: Facts
@@ -63,10 +67,15 @@ class Plan:
     beside: Beside
     warnings: tuple[str, ...]
 
+    @property
+    def validation(self) -> dict[str, ValidationData]:
+        """The loaders of all validation data."""
+        return {**self.loaders, **self.held_out}
+
     def close(self) -> None:
         """Stop the data-loading processes, even if the traceback of an error still references them."""
         self.data.close()
-        for loader in self.loaders.values():
+        for loader in self.validation.values():
             loader.close()
 
 
@@ -91,9 +100,10 @@ def plan(
     options = with_default_metrics(options, module, loaders)
     position = TrainingPosition(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
+    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics, options.held_out)
     rules = _rules(options, savings, facts)
     check_restoring(options, rules, accelerator)
+    check_loading(options, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     if options.checkpoint.enabled and data.outruns_epochs:
@@ -118,7 +128,8 @@ def plan(
         module,
         accelerator,
         data,
-        loaders,
+        {key: loaders[key] for key in facts.datasets},
+        {key: loaders[key] for key in facts.held_out},
         position,
         rules,
         facts,
@@ -175,7 +186,7 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     given = dict(patience) if isinstance(patience, Mapping) else patience
     evaluate = options.rules.evaluate if facts.datasets else None
     checkpoint = options.checkpoint.every
-    savings = assign_patience(registered, given)
+    savings = assign_patience(registered, given, facts.held_out)
     if problems := list(meetings(savings, options.tracking.names)):
         raise RuleError(problems)
     writes = not options.saving.disabled

@@ -61,7 +61,7 @@ def describe_run(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "total_steps": plan.position.total_steps,
         "model": {"parameters": model.parameters, "trainable": model.trainable},
         "train_samples": length_of(data.loader.dataset),
-        "validation_samples": {key: length_of(each.dataset) for key, each in plan.loaders.items()},
+        "validation_samples": {key: length_of(each.dataset) for key, each in plan.validation.items()},
         "starts": [_start(plan, checkpoint)],
     }
     return dict(to_plain(content))

@@ -47,7 +47,7 @@ def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
     moments = {each.progress.step: each.progress for each in run.records.decisions}
     progress = moments.get(saving.step, Progress(step=saving.step, epoch=saving.epoch))
     when = f"step {saving.step}, epoch {epoch_shown(progress, run.data.steps_per_epoch, None)}"
-    return RuleResult(rule.name, courses, saving.values, when, saving.folder)
+    return RuleResult(rule.name, courses, saving.values, when, saving.folder, saving.measured)
 
 
 def nothing_done(plan: Plan, stop: Stop | None) -> str:
@@ -95,12 +95,23 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         only = " (in rules: 0)" if keys == (ONLY_DATASET,) else ""
         named = ", ".join(dataset_name(key, keys) for key in keys)
         yield "evaluates", f"{cadence_in_words(plan.rules.evaluate.cadence)}, on {named}{only}"
+    yield "held out", _held_out(plan)
     checkpoint = plan.rules.checkpoint
     yield "checkpoints", "never" if checkpoint is None else cadence_in_words(checkpoint.cadence)
     yield "writes to", for_shell(plan.model_path)
     name, sends = options.loop.val_loss_name, keys and options.loop.monitor.validation_loss
     called = [f"where {VALID_LOSS} is called {name}"] if sends and name != VALID_LOSS else []
     yield "sends to", ", ".join([*options.tracking.trackers, *called] if options.tracking.trackers else ())
+
+
+def _held_out(plan: Plan) -> str:
+    """Name the held-out datasets, and say when they are evaluated; nothing if there are none."""
+    if not plan.held_out:
+        return ""
+    when = "no model is saved that could be evaluated"
+    if plan.rules.writes:
+        when = "each saved model is evaluated once, after the training"
+    return f"{', '.join(plan.held_out)} ({when})"
 
 
 def _batch(plan: Plan) -> str:
@@ -156,7 +167,7 @@ def _limits(plan: Plan) -> Iterator[str]:
         each = " on each process" if plan.accelerator.num_processes > 1 else ""
         yield f"each epoch trains on {data.batches_per_epoch:,}{of} batches{each}"
     names: dict[int | None, list[str]] = {}
-    for key, loader in plan.loaders.items():
+    for key, loader in plan.validation.items():
         if loader.is_limited:
             names.setdefault(loader.limit, []).append(f"'{dataset_name(key, keys)}'")
     for limit, limited in names.items():
@@ -167,7 +178,8 @@ def _directions(facts: Facts) -> str:
     """List the metrics by direction; a metric not reported on all datasets is followed by the names of its datasets."""
     words: dict[bool | None, list[str]] = {}
     for name, metric in facts.metrics.items():
-        on = "" if metric.datasets == facts.datasets else f" ({', '.join(metric.datasets)})"
+        on = ", ".join(metric.datasets or facts.held_out)
+        on = "" if metric.datasets == facts.datasets else f" ({on})"
         words.setdefault(metric.greater_is_better, []).append(name + on)
     for name, greater_is_better in facts.training.items():
         words.setdefault(greater_is_better, []).append(f"{name} (training)")

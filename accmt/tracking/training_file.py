@@ -7,7 +7,7 @@ replayed, also with other rules. Does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from accmt.files.durable import flush_directory, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json
 from accmt.rules import CadenceRule, Facts, Length, Reported, Rules, SavingRule, StopCondition
 from accmt.rules import reserved_names as names
-from accmt.rules.codec import Jsonable
+from accmt.rules.codec import SPARSE, Jsonable
 
 TRAINING = names.TRAINING
 
@@ -71,6 +71,7 @@ class _Content(Jsonable):
     log_every: int | str | None
     changes: tuple[str, ...]
     rules: _Rules
+    held_out: tuple[str, ...] = field(default=(), metadata=SPARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def write_description(folder: Path, description: Description) -> None:
     """
     facts = description.facts
     rest = (facts.length, description.log_every, description.changes, _Rules.of(description.rules))
-    content = _Content(1, facts.datasets, facts.metrics, facts.training, *rest)
+    content = _Content(1, facts.datasets, facts.metrics, facts.training, *rest, facts.held_out)
     replace_file(folder / TRAINING, as_json(content.to_json(), indent=2) + "\n")
     flush_directory(folder)
 
@@ -113,7 +114,7 @@ def read_description(folder: Path) -> Description | None:
     if not path.is_file():
         return None
     content: _Content = read_json(path, _Content)
-    facts = Facts(content.metrics, content.datasets, content.length, content.training_metrics)
+    facts = Facts(content.metrics, content.datasets, content.length, content.training_metrics, content.held_out)
     try:
         return Description(content.rules.parsed(), facts, content.log_every, content.changes)
     except ValueError as error:

@@ -65,4 +65,4 @@ def test_the_commands_of_the_page(session, folder):
 
 def test_there_is_something_to_test():
     assert len(FILES) == 2
-    assert len(SESSIONS) == 9
+    assert len(SESSIONS) == 10

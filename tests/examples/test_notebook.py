@@ -99,14 +99,14 @@ def test_progress_is_one_output_that_was_updated(notebook):
     [
         (
             "set_seed(0)",
-            "Trainer('runs/notebook', rules: best_accuracy@dev/accuracy@test, step 0)",
+            "Trainer('runs/notebook', rules: best_accuracy@dev, step 0)",
             "nothing saved yet",
         ),
         ("history", "TrainingHistory(5 evaluations, 5 epochs)", "valid_loss@dev"),
         ("trainer.decisions", "Decisions(5, the last at step 95)", "is the first, saved"),
         (
             "saving = ",
-            "SavedModel(rule='best_accuracy@dev/accuracy@test'",
+            "SavedModel(rule='best_accuracy@dev'",
             "runs/notebook/best_accuracy@dev__accuracy@te",
         ),
         ("module", "Digits(Sequential, 4,810 parameters)", "model.0"),

@@ -33,6 +33,7 @@ METRICS = {
 FACTS = Facts(METRICS, BOTH, Length(100, 10))
 UNSIZED = Facts(METRICS, BOTH)
 BLIND = Facts()
+APART = FACTS.holding_out(["test"])
 
 
 def examples():
@@ -59,6 +60,7 @@ USES = {
     "cadence": CadenceRule.parse,
     "check": lambda text: check_one(text, FACTS),
     "check-unsized": lambda text: check_one(text, UNSIZED),
+    "check-apart": lambda text: check_one(text, APART),
     "check-blind": lambda text: check_one(text, BLIND),
     "check-evaluate": lambda text: check_cadence("evaluate", text, FACTS),
     "check-blind-checkpoint": lambda text: check_cadence("checkpoint", text, BLIND),

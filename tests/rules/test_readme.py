@@ -21,10 +21,10 @@ from accmt.rules.functions import FUNCTIONS
 from accmt.rules.units import BY_SPELLING
 
 PAGE = (Path(__file__).parents[2] / "grammar" / "README.md").read_text(encoding="utf-8")
-BOTH = ("dev", "test")
+BOTH = ("dev", "ood")
 METRICS = {
     "accuracy": Reported(BOTH, True),
-    "f1": Reported(("test",), True),
+    "f1": Reported(("ood",), True),
     "valid_loss": Reported(BOTH, False),
 }
 FACTS = Facts(METRICS, BOTH, Length(10_000, 1_000, 32))

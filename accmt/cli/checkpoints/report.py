@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from accmt.checkpoint.saved_models import measured
 from accmt.cli.checkpoints.inventory import COMPLETE, DAMAGED, UNLISTED, VERIFIED, Finding, Inventory
 from accmt.cli.output import table
 from accmt.rules.printable import shown
@@ -68,6 +69,8 @@ def _models(inventory: Inventory) -> Table:
         for model in models:
             about = model.facts["about"] or {"values": {}, "step": "", "epoch": ""}
             values = ", ".join(f"{float(value):.6g}" for value in about["values"].values())
+            held_out = measured(about.get("held_out", {})).items()
+            values += "; held out: " * bool(held_out) + ", ".join(f"{name} {float(v):.6g}" for name, v in held_out)
             cells = (values, str(about["step"]), str(about["epoch"]), decimal(model.size))
             result.add_row(title or f"  {shown(model.path.name)}", *cells, _state(model))
     return result

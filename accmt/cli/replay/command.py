@@ -9,7 +9,7 @@ from dataclasses import replace
 from accmt.cli.arguments import add_metric_options, add_rule_options, path
 from accmt.cli.output import complain, print_json, write_rich
 from accmt.cli.replay.opening import open_source
-from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules
+from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules, held_apart
 from accmt.cli.replay.source import Source
 from accmt.cli.summaries import moment, summaries
 from accmt.rules import Decision, Rules
@@ -64,12 +64,14 @@ def run(options: argparse.Namespace) -> int:
         UsageError: If an option does not fit this kind of source.
     """
     mistakes = Mistakes()
-    given = replace(given_rules(options, mistakes), evaluate=None, checkpoint=None)
+    section = given_rules(options, mistakes)
+    given = Rules(section.savings, section.stop_when)
     mistakes.tell()
     source = open_source(options.source, options.metrics, options.datasets, options.tracking_uri)
+    source = held_apart(source, section.held_out)
     rules = chosen_rules(given, options.patience, source)
     check_against(rules, source)
-    is_own = given == Rules(()) and options.patience is None
+    is_own = given == Rules(()) and options.patience is None and not section.held_out
     history = replace(source.history, failures={}) if given.savings else source.history
     if not is_own:
         history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))

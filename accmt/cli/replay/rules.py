@@ -61,15 +61,28 @@ def hints(texts: Sequence[str]) -> list[str]:
     return [f"On the command line, {hint}" for hint in found]
 
 
-def given_rules(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> Rules:
-    """Return the rules of the given file and the arguments; with `whole`, report the mistakes of the entire file."""
+def given_rules(options: argparse.Namespace, mistakes: Mistakes, *, whole: bool = False) -> RuleSection:
+    """Return the rules of the given file and the arguments, and the datasets that these hold out; with `whole`, report
+    the mistakes of the entire file."""
     section = None
     if options.config is not None:
         section = mistakes.of(lambda: _section(options.config, whole=whole))
     section = section or RuleSection()
     savings = (*section.savings, *parsed(SavingRule.parse, options.rules, mistakes))
     stops = (*section.stop_when, *parsed(StopCondition.parse, options.stop_when, mistakes))
-    return Rules(savings, stops, section.evaluate, section.checkpoint)
+    return replace(section, savings=savings, stop_when=stops, held_out=(*section.held_out, *options.held_out))
+
+
+def held_apart(source: Source, held_out: Sequence[str]) -> Source:
+    """Return a source without its values on held-out datasets, which no rule uses."""
+    facts = source.facts.holding_out(held_out)
+    if not facts.held_out:
+        return source
+    observations = tuple(
+        replace(one, values={key: values for key, values in one.values.items() if key not in facts.held_out})
+        for one in source.history.observations
+    )
+    return replace(source, facts=facts, history=replace(source.history, observations=observations))
 
 
 def chosen_rules(given: Rules, patience: int | None, source: Source) -> Rules:

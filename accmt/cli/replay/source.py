@@ -65,4 +65,4 @@ def facts_seen(
         reported[name] = Reported(on, direction, before.no_replicates)
     keys = dict.fromkeys([*known.datasets, *(key for datasets in seen.values() for key in datasets)])
     training = {name: given.get(name, known.training.get(name)) for name in dict.fromkeys([*known.training, *trained])}
-    return Facts(reported, tuple(keys), known.length, training)
+    return Facts(reported, tuple(keys), known.length, training, known.held_out)
