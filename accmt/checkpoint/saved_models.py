@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +12,18 @@ from accmt.files.foreign import is_file, is_folder
 from accmt.files.json_io import read_json
 from accmt.files.paths import shortened
 from accmt.html_tables import html_table
+from accmt.rules import KeptModel, Verdict
 from accmt.rules import reserved_names as names
-from accmt.rules.codec import Count, Jsonable
+from accmt.rules.codec import SPARSE, Count, Jsonable
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
 
-KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
+AVERAGE = "average"
+"""The folder of the average of the models that a rule keeps, if it is better than they are."""
+AVERAGE_RECORD = "average.json"
+
+KEPT = re.compile(rf"evaluation-([0-9]{{4,}})-step-[0-9]+|{AVERAGE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class ModelDescription(Jsonable):
         step: The optimizer step, counted from the start of the training.
         epoch: Completed epochs.
         evaluation: The number of the evaluation.
+        average_of: The folders of the models that it is the average of; none if it is not an average.
     """
 
     schema: Literal[1]
@@ -40,6 +46,23 @@ class ModelDescription(Jsonable):
     step: Count
     epoch: Count
     evaluation: Count
+    average_of: tuple[str, ...] = field(default=(), metadata=SPARSE)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageRecord(Jsonable):
+    """Content of the file that says what became of the average of the models that a rule keeps.
+
+    Attributes:
+        models: These models.
+        verdict: The verdict of the rule on their average.
+        values: Dataset -> metric -> value of the average.
+    """
+
+    schema: Literal[1]
+    models: tuple[KeptModel, ...]
+    verdict: Verdict
+    values: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +83,7 @@ class SavedModel:
         step: The optimizer step, counted from the start of the training.
         epoch: Completed epochs.
         folder: The folder of its files.
+        average_of: The folders of the models that it is the average of; none if it is not an average.
     """
 
     rule: str
@@ -67,6 +91,7 @@ class SavedModel:
     step: int
     epoch: int
     folder: Path
+    average_of: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> SavedModel:
@@ -77,7 +102,7 @@ class SavedModel:
             DamagedFile: Its description cannot be read.
         """
         about = read_json(folder / DESCRIPTION, ModelDescription)
-        return cls(about.rule, about.values, about.step, about.epoch, folder)
+        return cls(about.rule, about.values, about.step, about.epoch, folder, about.average_of)
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{value:.6g}") for name, value in self.values.items()]

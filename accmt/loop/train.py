@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from accmt.data.loaders import Window
 from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
+from accmt.loop.averages import settle_averages
 from accmt.loop.evaluation_step import ask, log, observe, record
 from accmt.loop.hooks import TRAINING_DATA, loading
 from accmt.loop.out_of_memory import clean_caches
@@ -28,6 +29,7 @@ def train(run: Run) -> Stop | None:
         for each window of batches:             # of one optimizer step
             step
             if something is due, or this is the end: log, evaluate, save what rules say, checkpoint, stop
+    average the kept models of rules that say so
 
     Returns:
         Why a rule or a condition stopped the training; None if it ran to its end.
@@ -41,6 +43,7 @@ def train(run: Run) -> Stop | None:
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
     run.finish_checkpoint()
+    settle_averages(run)
     run.state.finished = True
     run.hooks.on_fit_end()
     return stop

@@ -127,6 +127,22 @@ class RuleEngine:
             self._schedule()
         return Decision(progress, verdicts, checkpoint, self.standing_stop(progress))
 
+    def judge_average(self, rule: str, observation: Observation) -> Verdict:
+        """Return the verdict of a rule on the average of the models that it keeps, against the best of them.
+
+        Functions over time and training losses in its condition have their last values. Nothing is recorded.
+        """
+        [ranked] = (ranked for ranked in self._ranked if ranked.name == rule)
+        kept, store, progress = self._states[rule].kept, MetricsStore(), observation.progress
+        store.record(observation)
+        scene = replace(self._scene(progress, self.store.train_loss), store=store)
+        values = tuple(float(evaluate_expression(objective.expression, scene)) for objective in ranked.objectives)
+        candidate = Candidate(values, progress.evaluation, progress.step, _blocked(ranked.rule, values, scene))
+        saving = replace(ranked.rule.saving, keep=None)
+        verdict, _ = judge(replace(ranked, rule=replace(ranked.rule, saving=saving)), RuleState(kept[:1]), candidate)
+        reason, left = f"average of {len(kept)} models: {verdict.reason}", self._patience_left(ranked)
+        return replace(verdict, reason=reason, patience_left=left, kept=kept)
+
     def undo_saving(self, decision: Decision, rule: str, why: str) -> Decision:
         """Return the last decision with a rule's saving undone, because the model could not be written.
 

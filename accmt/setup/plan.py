@@ -32,7 +32,7 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
-from accmt.setup.best import check_restoring
+from accmt.setup.best import check_averages, check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
@@ -94,6 +94,7 @@ def plan(
     facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
     rules = _rules(options, savings, facts)
     check_restoring(options, rules, accelerator)
+    check_averages(rules, module, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     if options.checkpoint.enabled and data.outruns_epochs:

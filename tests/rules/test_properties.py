@@ -103,6 +103,7 @@ pieces = st.sampled_from(
         "if",
         "by",
         "keep",
+        "average",
         "after",
         "and",
         "or",
