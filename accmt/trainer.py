@@ -163,6 +163,10 @@ class Trainer:
             `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
         report: After each evaluation, write a page about the training, `model_path/report.html`, and send it to the
             trackers at the end. It is written less often where that would take over 5 % of the time.
+        ema_decay: Keep an exponential moving average of the trained weights, such as 0.999: after each optimizer step
+            `ema_decay * average + (1 - ema_decay) * weights`. Evaluations and saved models use it, with the buffers of
+            the model, such as the statistics of batch normalization; the module keeps the trained weights. Not with
+            FSDP or DeepSpeed, nor with an `ExtendedAcceleratorModule`.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -238,6 +242,7 @@ class Trainer:
         limit_val_batches: int | float | None = None,
         profile: bool | dict[str, Any] | None = None,
         report: bool = False,
+        ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
