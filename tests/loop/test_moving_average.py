@@ -233,3 +233,68 @@ print("average", tests.equal(saved, hand.average.module[0].state_dict()) or Part
 def test_two_processes_average_alike(tmp_path):
     ran = launch(TWO, tmp_path, Path(__file__).parent, processes=2).check()
     assert sorted(line for line in ran.stdout.splitlines() if "warning" not in line) == ["average 1", "average True"]
+
+
+SHARDED = """
+import os, sys
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # Accelerate shards on GPUs alone
+from accmt import AcceleratorModule, ConfigError, Trainer
+
+class Module(AcceleratorModule):
+    def __init__(self):
+        self.model = nn.Linear(2, 1)
+
+    def training_step(self, batch):
+        os._exit(7)
+
+    def validation_step(self, key, batch):
+        os._exit(7)
+
+samples = TensorDataset(torch.zeros(8, 2))
+for number, (rule, decay) in enumerate((("valid_loss keep 3 average", None), ("valid_loss", 0.9))):
+    hps, more = {"batch_size": 2}, {"dataloader_num_workers": 0, "destroy_after_training": False}
+    trainer = Trainer(hps, sys.argv[1] + str(number), ema_decay=decay, **more)
+    trainer.register_model_saving(rule)
+    try:
+        trainer.fit(Module(), samples, samples)
+    except ConfigError as error:
+        print(error)
+"""
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_sharded_model_is_not_averaged(tmp_path):
+    ran = launch(SHARDED, tmp_path / "model", processes=2).check()
+    assert sorted(set(ran.stdout.splitlines())) == [
+        "  ema_decay: DeepSpeed and FSDP hold the weights in parts, which are not averaged: leave it out",
+        "  valid_loss keep 3 average: a model that FSDP or DeepSpeed holds cannot be evaluated with averaged weights: "
+        "leave 'average' out",
+        "1 mistake in Trainer(...):",
+        "1 mistake in register_model_saving(...):",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiled_model_is_averaged_by_its_plain_names(tmp_path):
+    module = Fitting()
+    hand = ByHand(module)
+    options = {"compile": True, "compile_kwargs": {"backend": "eager"}}
+    assert train(tmp_path, module, epochs=1, callback=hand, **options) == hand.losses
+    assert equal(read_weights(tmp_path / "newest"), hand.average.module[0].state_dict())
+
+
+def test_steps_of_lbfgs_are_averaged(tmp_path):
+    module = Fitting()
+    module.get_optimizer = lambda: torch.optim.LBFGS(
+        [*module.model.parameters(), *module.head.parameters()], max_iter=2
+    )
+    hand = ByHand(module)
+    assert train(tmp_path, module, epochs=1, callback=hand, clip_grad=None) == hand.losses
