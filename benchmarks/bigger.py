@@ -102,7 +102,7 @@ def measured(arguments: argparse.Namespace) -> dict:
     data = TensorDataset(torch.randn(samples, width), torch.randn(samples, width))
     moments, averaging, update = [], [0.0], MovingAverage.update
 
-    def timed(*given) -> None:
+    def timed(*given: object) -> None:
         began = time.process_time()
         update(*given)
         averaging.append(time.process_time() - began)
