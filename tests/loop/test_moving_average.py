@@ -1,5 +1,6 @@
 """`Trainer(ema_decay=...)`: evaluations and saved models use a moving average of the weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from accmt import (
     load_best,
 )
 from accmt.checkpoint.weights import read_beside, read_weights
+from accmt.loop import step
 
 DECAY = 0.9
 
@@ -298,3 +300,28 @@ def test_steps_of_lbfgs_are_averaged(tmp_path):
     )
     hand = ByHand(module)
     assert train(tmp_path, module, epochs=1, callback=hand, clip_grad=None) == hand.losses
+
+
+def test_steps_that_the_optimizer_skips_are_not_averaged(tmp_path, monkeypatch):
+    """As with fp16, whose gradients may overflow: only a GPU has it."""
+    made, updates = [], step.updates_of
+
+    def skipping(*given):
+        backend = updates(*given)
+
+        def make():
+            made.append(len(made) == 3)
+            return None if made[-1] else backend.step()
+
+        return replace(backend, step=make, was_skipped=lambda: made[-1])
+
+    class Skipping(ByHand):
+        def on_before_zero_grad(self, optimizer):
+            if not made[-1]:
+                super().on_before_zero_grad(optimizer)
+
+    monkeypatch.setattr(step, "updates_of", skipping)
+    module = Fitting()
+    hand = Skipping(module)
+    assert train(tmp_path, module, callback=hand) == hand.losses
+    assert made.count(True) == 1
