@@ -166,6 +166,10 @@ class Trainer:
         held_out: The keys of validation datasets, such as "test", that are for reporting only. No rule, patience or
             `stop_when` may name them, metrics without a dataset leave them out, and no evaluation of the training uses
             them. After the training, each saved model is evaluated on them once: see `SavedModel.held_out`.
+        ema_decay: Keep an exponential moving average of the trained weights, such as 0.999: after each optimizer step
+            `ema_decay * average + (1 - ema_decay) * weights`. Evaluations and saved models use it, with the buffers of
+            the model, such as the statistics of batch normalization; the module keeps the trained weights. Not with
+            FSDP or DeepSpeed, nor with an `ExtendedAcceleratorModule`.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -242,6 +246,7 @@ class Trainer:
         profile: bool | dict[str, Any] | None = None,
         report: bool = False,
         held_out: str | int | list[str | int] | None = None,
+        ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())

@@ -40,6 +40,9 @@ from accmt.files.json_io import as_json, read_json
 from accmt.rules.codec import Count, from_plain
 from accmt.rules.printable import escaped
 
+AVERAGE = "ema"
+"""The part with the moving average of the weights, which a training may begin and end to keep at a resume."""
+
 _OPTIMIZER = "optimizer.safetensors"
 _EXTRA, _BESIDE = "model", "beside"
 _LISTED = 8
@@ -101,8 +104,9 @@ class ModelParts:
 
     Attributes:
         model: The model, unwrapped.
-        stateful: Optimizer, scheduler and scaler, each with `state_dict` and `load_state_dict`. One whose attribute
-            `adapts` is true decides itself what it restores; it is given None if the checkpoint has no state for it.
+        stateful: Optimizer, scheduler, scaler and moving average of the weights, each with `state_dict` and
+            `load_state_dict`. One whose attribute `adapts` is true decides itself what it restores; it is given None if
+            the checkpoint has no state for it.
         kept: Other state of the module and the callbacks.
         engine: The state of DeepSpeed, instead of model and optimizer, if DeepSpeed is used.
     """
@@ -357,19 +361,24 @@ def _compare_parts(
 ) -> list[str]:
     fixed = {name: part for name, part in stateful.items() if not getattr(part, "adapts", False)}
     lines = [f"there is no {name} in the checkpoint" for name in fixed if name not in states]
-    lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name not in stateful]
+    extra = states.keys() - stateful.keys() - {AVERAGE}
+    lines += [f"the checkpoint has a {name}, and this training has none" for name in states if name in extra]
     for name, kind in _kinds(fixed).items():
         if kinds.get(name, kind) != kind:
             lines.append(f"the {name} is {kinds[name]} in the checkpoint and {kind} here")
     notes: list[str] = []
     for name, part in stateful.items() if not lines else ():
-        if isinstance(part, NamedOptimizer):
-            lines += part.problems(states[name])
+        if hasattr(part, "problems"):
+            lines += part.problems(states[name]) if name in states else ()
         elif name in states and kinds.get(name) == _kinds(stateful)[name]:
             lines += plain_problems(name, part, states[name])
     if not lines and isinstance(stateful.get("optimizer"), NamedOptimizer):
         fit = stateful["optimizer"].fit(states["optimizer"])
         lines, notes = fit.lines, fit.notes
+    if AVERAGE in stateful and AVERAGE not in states:
+        notes = [*notes, "the checkpoint has no moving average of the weights: it starts from the weights there"]
+    elif AVERAGE in states and AVERAGE not in stateful:
+        notes = [*notes, "the moving average of the weights in the checkpoint is dropped"]
     _refuse(folder, "another training", lines)
     return notes
 

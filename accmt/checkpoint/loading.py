@@ -38,7 +38,17 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         ValueError: Its files are damaged.
         Mismatch: It was saved from a different model; nothing was loaded.
     """
-    saving, found, beside = _read_whole(folder)
+    saving, found, beside = read_whole(folder)
+    load_weights(module, found, beside, saving.folder)
+    return saving
+
+
+def load_weights(module: Any, found: dict[str, Any], beside: dict[str, Tensor], folder: Path) -> None:
+    """Load the weights of a saved model, and of the networks that were trained alongside it, from a folder.
+
+    Raises:
+        Mismatch: They are those of a different model; nothing was loaded.
+    """
     model = module.model if _is_wrapping(module) else module
     expected = by_plain_name(model, model.state_dict())
     weights = as_expected(found, expected)
@@ -48,18 +58,17 @@ def load_saving(folder: str | Path, module: Any) -> SavedModel:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
     if lines:
         listed = "\n  ".join(shortened_value(lines))
-        raise Mismatch(f"{saving.folder} holds another model; nothing was loaded:\n  {listed}")
+        raise Mismatch(f"{folder} holds another model; nothing was loaded:\n  {listed}")
     model.load_state_dict(by_own_name(model, weights))
     if kept is not None:
         kept.found().load_state_dict(beside)
     elif beside:
         ways = ", ".join(dict.fromkeys(name.partition(".")[0] for name in beside))
-        text = f"{saving.folder / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
+        text = f"{folder / BESIDE} holds {ways} too, trained alongside the model: give the AcceleratorModule"
         warn(f"{text} to load them")
-    return saving
 
 
-def _read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str, Tensor]]:
+def read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str, Tensor]]:
     """Read the description and all weights of a saved model, again if a training replaces it meanwhile."""
     place = place_of_best(resolved(folder))
     if place is None:
@@ -72,8 +81,8 @@ def _read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[st
     except (OSError, ValueError):
         if place.exists() and _is_same(before, place.stat()):
             raise
-        return _read_whole(folder)
-    return whole if _is_same(before, place.stat()) else _read_whole(folder)
+        return read_whole(folder)
+    return whole if _is_same(before, place.stat()) else read_whole(folder)
 
 
 def _is_same(one: os.stat_result, other: os.stat_result) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -14,9 +15,12 @@ from accmt.checkpoint import publish
 from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.disk_space import require_space
 from accmt.checkpoint.saved_models import (
+    AVERAGE,
+    AVERAGE_RECORD,
     DESCRIPTION,
     INDEX,
     KEPT,
+    AverageRecord,
     KeptList,
     ModelDescription,
     SavedModel,
@@ -27,7 +31,7 @@ from accmt.checkpoint.tensor_files import in_main_memory, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json, write_json
-from accmt.rules import KeptModel, SavingRule, Verdict
+from accmt.rules import KeptModel, Outcome, Progress, SavingRule, Verdict
 
 _AT_ONCE = 8
 
@@ -69,19 +73,49 @@ class ModelStore:
         target = folder if rule.keep == 1 else folder / new.folder
         if rule.keep > 1 and (folder / DESCRIPTION).is_file():
             publish.remove(folder)  # of a rule of an earlier training that kept one model, in the folder itself
+        self._publish(target, weights, beside or {}, _description(rule, new, epoch))
+        if rule.keep > 1:
+            _update_index(folder, [entry.folder for entry in verdict.kept])
+
+    def average_of(self, rule: SavingRule, kept: tuple[KeptModel, ...]) -> AverageRecord | None:
+        """Return what became of the average of the models that a rule keeps; None if that is not known."""
+        folder = self._model_path / rule.folder
+        try:
+            record: AverageRecord = read_json(folder / AVERAGE_RECORD, AverageRecord)
+        except (FileNotFoundError, NotADirectoryError, DamagedFile):
+            return None
+        is_saved = record.verdict.outcome is Outcome.SAVED
+        is_there = _is_readable(SavedModel.read, folder / AVERAGE) and AVERAGE in listed_in(folder)
+        return record if record.models == kept and (is_there or not is_saved) else None
+
+    def save_average(
+        self, rule: SavingRule, record: AverageRecord, now: Progress, model: tuple[Mapping[str, Tensor], ...]
+    ) -> None:
+        """Publish the average of the models that a rule keeps if its verdict says so, and record the verdict.
+
+        The record is written last: without it, the average is made again. `model` are the weights, and those beside it.
+        """
+        folder, names = self._model_path / rule.folder, [entry.folder for entry in record.models]
+        if record.verdict.outcome is Outcome.SAVED:
+            whole = KeptModel(record.verdict.values, now.evaluation, now.step)
+            about = replace(_description(rule, whole, now.epoch), average_of=tuple(names))
+            weights, beside = map(in_main_memory, model)
+            self._publish(folder / AVERAGE, weights, beside, about)
+            names.insert(0, AVERAGE)
+        _update_index(folder, names)
+        replace_file(folder / AVERAGE_RECORD, as_json(record.to_json()))
+
+    def _publish(
+        self, target: Path, weights: Mapping[str, Tensor], beside: Mapping[str, Tensor], about: ModelDescription
+    ) -> None:
         with publish.publishing(target) as temporary:
             with self._writing:  # one after the other: only the disk can flush several at once
-                require_space(self._model_path, size_of({"weights": weights, "beside": beside or {}}))
+                require_space(self._model_path, size_of({"weights": weights, "beside": beside}))
                 self._extras(temporary)
                 write_weights(temporary, weights, self._form)
                 if beside:
                     write_tensors(temporary / BESIDE, beside)
-            names = [str(objective) for objective in rule.saving.ranking.objectives]
-            values = dict(zip(names, new.values, strict=True))
-            about = ModelDescription(1, rule.name, str(rule.saving), values, new.step, epoch, new.evaluation)
             write_json(temporary / DESCRIPTION, about.to_json())
-        if rule.keep > 1:
-            _update_index(folder, verdict.kept)
 
     def save_all(
         self,
@@ -107,11 +141,11 @@ class ModelStore:
         folder = self._model_path / rule.folder
         if rule.keep > 1 and folder.is_dir():
             found = (KEPT.fullmatch(path.name) for path in folder.iterdir())
-            if any(match is not None and int(match[1]) > evaluation for match in found):
+            if any(match is not None and int(match[1] or 0) > evaluation for match in found):
                 return kept
         there = tuple(entry for entry in kept if _is_readable(SavedModel.read, self.place_of(rule, entry)))
         if rule.keep > 1 and there and not _is_readable(listed_in, folder):
-            _update_index(folder, there)
+            _update_index(folder, [entry.folder for entry in there])
         return there
 
     def place_of(self, rule: SavingRule, entry: KeptModel) -> Path:
@@ -146,10 +180,17 @@ def _is_readable(read: Callable[[Path], object], folder: Path) -> bool:
         return False
 
 
-def _update_index(folder: Path, kept: tuple[KeptModel, ...]) -> None:
-    """Write the list of kept models, best first, then delete those that are no longer kept."""
-    names = tuple(entry.folder for entry in kept)
-    replace_file(folder / INDEX, as_json(KeptList(1, names).to_json()))
+def _description(rule: SavingRule, model: KeptModel, epoch: int) -> ModelDescription:
+    names = [str(objective) for objective in rule.saving.ranking.objectives]
+    values = dict(zip(names, model.values, strict=True))
+    return ModelDescription(1, rule.name, str(rule.saving), values, model.step, epoch, model.evaluation)
+
+
+def _update_index(folder: Path, names: Sequence[str]) -> None:
+    """Write the list of kept models, best first, then delete those that are no longer kept; also the record of an
+    average, which was that of others."""
+    (folder / AVERAGE_RECORD).unlink(missing_ok=True)
+    replace_file(folder / INDEX, as_json(KeptList(1, tuple(names)).to_json()))
     with only_warned(f"{folder.name} is complete, but may not survive a power cut"):
         flush_directory(folder)
     with only_warned(f"{folder.name} is complete, but the models that it no longer keeps could not be deleted"):

@@ -12,13 +12,18 @@ from accmt.files.foreign import is_file, is_folder
 from accmt.files.json_io import read_json
 from accmt.files.paths import shortened
 from accmt.html_tables import html_table
+from accmt.rules import KeptModel, Verdict
 from accmt.rules import reserved_names as names
 from accmt.rules.codec import SPARSE, Count, Jsonable
 
 DESCRIPTION = names.SAVING
 INDEX = names.SAVINGS
 
-KEPT = re.compile(r"evaluation-([0-9]{4,})-step-[0-9]+")
+AVERAGE = "average"
+"""The folder of the average of the models that a rule keeps, if it is better than they are."""
+AVERAGE_RECORD = "average.json"
+
+KEPT = re.compile(rf"evaluation-([0-9]{{4,}})-step-[0-9]+|{AVERAGE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class ModelDescription(Jsonable):
         epoch: Completed epochs.
         evaluation: The number of the evaluation.
         held_out: Held-out dataset -> metric -> value, once the training has ended.
+        average_of: The folders of the models that it is the average of; none if it is not an average.
     """
 
     schema: Literal[1]
@@ -42,6 +48,23 @@ class ModelDescription(Jsonable):
     epoch: Count
     evaluation: Count
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict, metadata=SPARSE)
+    average_of: tuple[str, ...] = field(default=(), metadata=SPARSE)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageRecord(Jsonable):
+    """Content of the file that says what became of the average of the models that a rule keeps.
+
+    Attributes:
+        models: These models.
+        verdict: The verdict of the rule on their average.
+        values: Dataset -> metric -> value of the average.
+    """
+
+    schema: Literal[1]
+    models: tuple[KeptModel, ...]
+    verdict: Verdict
+    values: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +86,7 @@ class SavedModel:
         epoch: Completed epochs.
         folder: The folder of its files.
         held_out: Held-out dataset -> metric -> value, from the evaluation after the training; empty before.
+        average_of: The folders of the models that it is the average of; none if it is not an average.
     """
 
     rule: str
@@ -71,6 +95,7 @@ class SavedModel:
     epoch: int
     folder: Path
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    average_of: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> SavedModel:
@@ -81,7 +106,7 @@ class SavedModel:
             DamagedFile: Its description cannot be read.
         """
         about = read_json(folder / DESCRIPTION, ModelDescription)
-        return cls(about.rule, about.values, about.step, about.epoch, folder, about.held_out)
+        return cls(about.rule, about.values, about.step, about.epoch, folder, about.held_out, about.average_of)
 
     @property
     def measured(self) -> dict[str, float]:

@@ -70,13 +70,20 @@ def _listed(decisions: Sequence[Decision], rule: str | None, last: int | None) -
     """Return the decisions of the last evaluations, with the verdicts of one rule."""
     first = decisions[-1].progress.evaluation - last if decisions and last is not None else -1
     chosen = [decision for decision in decisions if decision.progress.evaluation > first]
-    kept = [replace(d, verdicts=tuple(v for v in d.verdicts if rule in (None, v.rule))) for d in chosen]
-    return [decision for decision in kept if decision.verdicts or decision.stop]
+    kept = [_of_rule(decision, rule) for decision in chosen]
+    return [decision for decision in kept if decision.all_verdicts or decision.stop]
+
+
+def _of_rule(decision: Decision, rule: str | None) -> Decision:
+    """Return a decision with the verdicts of one rule only; None for all."""
+    verdicts, average = tuple(v for v in decision.verdicts if rule in (None, v.rule)), decision.average
+    is_asked = average is not None and rule in (None, average.rule)
+    return replace(decision, verdicts=verdicts, average=average if is_asked else None)
 
 
 def _rows(decision: Decision) -> Iterator[tuple[object, ...]]:
     place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch
-    for verdict in decision.verdicts:
+    for verdict in decision.all_verdicts:
         yield *place, verdict.rule, " ".join(map(str, verdict.values)), verdict.outcome.value, verdict.reason
     if decision.stop is not None:
         yield *place, "", "", "stop", decision.stop.reason

@@ -15,11 +15,12 @@ from accmt.rules import Decision, Outcome, Verdict
 def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None) -> list[str]:
     """Return one line for each rule: when it saved, or why it never did. `saved` is the verb."""
     verdicts: dict[str, list[tuple[Decision, Verdict]]] = {}
+    averages = {d.average.rule: f"; {d.average.reason}" for d in decisions if d.average is not None}
     for decision in decisions:
         for verdict in decision.verdicts:
             if rule in (None, verdict.rule):
                 verdicts.setdefault(verdict.rule, []).append((decision, verdict))
-    return [f"{name}: {_summary(pairs, saved)}" for name, pairs in verdicts.items()]
+    return [f"{name}: {_summary(pairs, saved)}{averages.get(name, '')}" for name, pairs in verdicts.items()]
 
 
 def held_out_summaries(model_path: Path, rule: str | None) -> Iterator[str]:

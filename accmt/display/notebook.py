@@ -30,7 +30,7 @@ class Decisions(list[Decision]):
 
 
 def _cells(decision: Decision) -> Iterator[tuple[str, str, str]]:
-    yield from ((verdict.rule, verdict.outcome.value, verdict.reason) for verdict in decision.verdicts)
+    yield from ((verdict.rule, verdict.outcome.value, verdict.reason) for verdict in decision.all_verdicts)
     if decision.stop is not None:
         yield decision.stop.asked_by, "stop", decision.stop.reason
 

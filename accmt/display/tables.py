@@ -62,7 +62,7 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
             continue
         progress = decision.progress
         place = (str(progress.evaluation), str(progress.step), str(progress.epoch))
-        for verdict in decision.verdicts:
+        for verdict in decision.all_verdicts:
             if rule in (None, verdict.rule):
                 word = Text(verdict.outcome.value, _STYLES[verdict.outcome])
                 values = ", ".join(f"{value:.6g}" for value in verdict.values)
@@ -76,4 +76,4 @@ def decision_table(decisions: Iterable[Decision], rule: str | None = None) -> Ta
 def _is_repeated(decision: Decision, following: Decision) -> bool:
     """Return whether the evaluation at the end of the same step repeats a stop between evaluations."""
     at_one_step = decision.progress.step == following.progress.step
-    return not decision.verdicts and at_one_step and decision.stop == following.stop
+    return not decision.all_verdicts and at_one_step and decision.stop == following.stop

@@ -80,6 +80,7 @@ class ClosureStepper(Stepper):
             for parameter, value in frozen:
                 parameter.copy_(value)  # the history of LBFGS would move it
         self._hooks.on_after_optimizer_step(self._optimizer)
+        self._average()
         self.grad_norm = grad_norm
         self.step_scheduler()
         self.zero_grad(self.options.set_to_none)

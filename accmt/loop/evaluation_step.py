@@ -46,8 +46,26 @@ def ask(run: Run, progress: Progress, *, is_logged: bool) -> Stop | None:
 
 def observe(run: Run, initial: bool = False) -> Decision:
     """Evaluate, record the observation, decide, and save the models that were decided on."""
-    position, state, began = run.position, run.state, time.perf_counter()
+    began = time.perf_counter()
     run.hooks.on_evaluation_start()
+    with run.stepper.averaged():
+        observation, decision = _decide(run, initial=initial)
+    record(run, decision)
+    _update_state(run, observation, decision)
+    _report(run, observation, decision, time.perf_counter() - began)
+    _send(run, observation)
+    if run.options.followed is not None and not initial:
+        run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
+    if run.records.report is not None:
+        run.records.report.update()
+    clean_caches()
+    run.hooks.on_evaluation_end()
+    return decision
+
+
+def _decide(run: Run, *, initial: bool) -> tuple[Observation, Decision]:
+    """Evaluate the model, and save it where that is decided."""
+    position, state = run.position, run.state
     values = evaluate(run.evaluation) if run.evaluation else {}
     state.evaluations_done += bool(run.evaluation)
     position.evaluation += not initial
@@ -62,17 +80,7 @@ def observe(run: Run, initial: bool = False) -> Decision:
         written = pool.submit(run.records.history.append, observation.to_json())
         decision = _save(run, run.engine.after_evaluation(observation))
     _append(written.result)
-    record(run, decision)
-    _update_state(run, observation, decision)
-    _report(run, observation, decision, time.perf_counter() - began)
-    _send(run, observation)
-    if run.options.followed is not None and not initial:
-        run.stepper.follow(run.options.followed.value(observation, run.engine.facts))
-    if run.records.report is not None:
-        run.records.report.update()
-    clean_caches()
-    run.hooks.on_evaluation_end()
-    return decision
+    return observation, decision
 
 
 def _training_metrics(run: Run) -> dict[str, float]:

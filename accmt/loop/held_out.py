@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-
-import torch
+from typing import Any
 
 from accmt.checkpoint.held_out_values import add_held_out
 from accmt.checkpoint.loading import load_saving
-from accmt.checkpoint.object_state import attributes_of
-from accmt.checkpoint.saved_models import SavedModel
+from accmt.checkpoint.saved_models import AVERAGE, SavedModel
 from accmt.checkpoint.stateful import Mismatch
 from accmt.data.generators import generators_of
 from accmt.distributed.collective import Failed, from_each, from_main
@@ -21,7 +19,9 @@ from accmt.loop.evaluate import evaluate
 from accmt.loop.evaluation_step import named_for_trackers
 from accmt.loop.restored_objects import untouched
 from accmt.loop.run import Run
+from accmt.loop.saved_evaluation import weights_put_back
 from accmt.notices import warn
+from accmt.rules import Outcome
 
 _NOTE = (
     "in the evaluation on held-out datasets; the training itself is complete: run it again to evaluate what is missing"
@@ -50,10 +50,11 @@ def evaluate_held_out(run: Run) -> None:
     """
     if not run.held_out or run.savings is None:
         return
-    by_step: dict[int, list[_Kept]] = {}
+    same: dict[tuple[Any, ...], list[_Kept]] = {}
     for kept in from_main(lambda: list(_kept(run))):
-        by_step.setdefault(kept.model.step, []).append(kept)
-    for models in by_step.values():
+        average_of = kept.model.average_of  # a rule averages models of its own
+        same.setdefault((kept.model.step, *((kept.model.rule, *average_of) if average_of else ())), []).append(kept)
+    for models in same.values():
         known = {key: values for kept in models for key, values in kept.model.held_out.items()}
         missing = [key for key in run.held_out.loaders if key not in known]
         if missing and run.heartbeat.is_to_end():
@@ -91,10 +92,15 @@ def _kept(run: Run) -> Iterator[_Kept]:
     savings = run.savings
     assert savings is not None
     for rule in run.engine.rules.savings:
-        for entry in run.engine.states[rule.name].kept:
-            name = rule.name if rule.keep == 1 else f"{rule.name}/{entry.folder}"
+        kept = run.engine.states[rule.name].kept
+        places = [savings.place_of(rule, entry) for entry in kept]
+        average = savings.average_of(rule, kept) if rule.averages else None
+        if average is not None and average.verdict.outcome is Outcome.SAVED:
+            places.append(places[0].with_name(AVERAGE))
+        for place in places:
+            name = rule.name if rule.keep == 1 else f"{rule.name}/{place.name}"
             try:
-                yield _Kept(name, SavedModel.read(savings.place_of(rule, entry)))
+                yield _Kept(name, SavedModel.read(place))
             except (OSError, ValueError) as error:
                 warn(f"{name} cannot be evaluated on the held-out datasets: {error}")
 
@@ -104,7 +110,7 @@ def _evaluated(run: Run, model: SavedModel, keys: list[str]) -> dict[str, dict[s
     evaluation = replace(run.held_out, loaders={key: run.held_out.loaders[key] for key in keys})
     module, model_called = run.module, evaluation.model
     own = generators_of(module, model_called, {})
-    with _weights_put_back(run), untouched([module, model_called, module.state], (), own):
+    with weights_put_back(evaluation), untouched([module, model_called, module.state], (), own):
         with _as_unusable():
             from_each(partial(load_saving, model.folder, module))
         try:
@@ -112,20 +118,6 @@ def _evaluated(run: Run, model: SavedModel, keys: list[str]) -> dict[str, dict[s
         except Exception as error:
             error.add_note(_NOTE)
             raise
-
-
-@contextmanager
-def _weights_put_back(run: Run) -> Iterator[None]:
-    """Restore the numbers in all parameters and buffers after the block; the copies are in main memory."""
-    model = run.checkpointer.model.model
-    tensors = [*model.parameters(), *model.buffers(), *attributes_of(run.module, model).tensors()]
-    copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, former in zip(tensors, copies, strict=True):
-                tensor.copy_(former)
 
 
 def _record(run: Run, kept: _Kept, values: _Values) -> None:

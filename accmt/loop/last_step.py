@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from accmt._compat import version_of
+from accmt.checkpoint.format import AVERAGE
 from accmt.checkpoint.rng import random_state, set_random_state
 from accmt.distributed.failures import Meeting
 from accmt.loop.progress import COUNTERS
@@ -87,7 +88,7 @@ class LastStep:
         for group in _optimizer(run).param_groups:
             yield partial(group.update, copy.deepcopy({k: v for k, v in group.items() if k != "params"}))
         for name, part in run.checkpointer.model.stateful.items():
-            if name != "optimizer":  # scheduler and scaler are small
+            if name not in ("optimizer", AVERAGE):  # which change with the weights; scheduler and scaler are small
                 yield partial(part.load_state_dict, copy.deepcopy(part.state_dict()))
         for sums in (run.stepper.losses, run.stepper.metrics):
             yield partial(vars(sums).update, copy.deepcopy(vars(sums)))

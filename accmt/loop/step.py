@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from accmt.loop.gradient_backends import updates_of
 from accmt.loop.hooks import TRAINING_DATA, Hooks, add_note, loading, name_of_step
 from accmt.loop.learning_rate import Schedule
 from accmt.loop.means import LossMeter, TrainingMetrics
+from accmt.loop.moving_average import MovingAverage
 from accmt.loop.out_of_memory import may_repeat
 from accmt.loop.profiling import StepProfiler
 from accmt.loop.trainable_parameters import Beside, Trained
@@ -43,6 +44,7 @@ class StepOptions:
         through_wrapper: The module calls the prepared model, not the bare one.
         measures_norm: Compute the norm of the gradients, even without clipping.
         repeats: Retry a step once if it runs out of memory.
+        ema_decay: The decay of a moving average of the weights; None for none.
     """
 
     clip_grad: float | None
@@ -54,6 +56,7 @@ class StepOptions:
     through_wrapper: bool
     measures_norm: bool
     repeats: bool
+    ema_decay: float | None
 
     @property
     def norm_limit(self) -> float | None:
@@ -63,7 +66,7 @@ class StepOptions:
 
 class Stepper:
     """Maker of optimizer steps. `grad_norm` is that of the last step, before clipping, on the device; `profiler`
-    follows some of the steps, if any are to be profiled.
+    follows some of the steps, if any are to be profiled; `average` is that of the weights, if there is one.
 
     Args:
         module: The module, which knows its Accelerator and its state.
@@ -110,6 +113,7 @@ class Stepper:
         self.losses, self.metrics = means
         self.grad_norm: Tensor | None = None
         self.profiler: StepProfiler | None = None
+        self.average: MovingAverage | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -139,6 +143,10 @@ class Stepper:
     def held(self) -> list[nn.Parameter]:
         """Return the parameters that are trained now."""
         return self._trained.held()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the parameters have the values of the moving average, if there is one."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def start_epoch(self) -> None:
         """Look up the current parameters: a model may have grown."""
@@ -280,8 +288,15 @@ class Stepper:
 
     def _update(self) -> None:
         self.step_optimizer()
+        self._average()
         self.step_scheduler()
         self.zero_grad(self.options.set_to_none)
+
+    def _average(self) -> None:
+        """Update the moving average, unless the optimizer's step was skipped."""
+        was_skipped = self._updates.was_skipped
+        if self.average is not None and (was_skipped is None or not was_skipped()):
+            self.average.update(self.held())
 
     def _step_scheduler(self, *values: float) -> None:
         scheduler = self._schedule.scheduler

@@ -9,6 +9,7 @@ from dataclasses import replace
 from accmt.data.loaders import Window
 from accmt.distributed.collective import agreed
 from accmt.distributed.signals import CHECKPOINT, END, Terminated
+from accmt.loop.averages import settle_averages
 from accmt.loop.evaluation_step import ask, log, observe, record
 from accmt.loop.held_out import evaluate_held_out
 from accmt.loop.hooks import TRAINING_DATA, loading
@@ -30,6 +31,7 @@ def train(run: Run) -> Stop | None:
         for each window of batches:             # of one optimizer step
             step
             if something is due, or this is the end: log, evaluate, save what rules say, checkpoint, stop
+    average the kept models of rules that say so
     evaluate the saved models on the held-out datasets
 
     Returns:
@@ -44,6 +46,7 @@ def train(run: Run) -> Stop | None:
     while stop is None and not run.position.is_finished:
         stop = _train_epoch(run)
     run.finish_checkpoint()
+    settle_averages(run)
     evaluate_held_out(run)
     run.state.finished = True
     run.hooks.on_fit_end()

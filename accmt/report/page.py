@@ -132,7 +132,7 @@ def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
     rows = []
     for decision in decisions:
         place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch
-        for verdict in decision.verdicts:
+        for verdict in decision.all_verdicts:
             values = ", ".join(f"{value:.6g}" for value in verdict.values)
             rows.append((*map(str, place), verdict.rule, verdict.outcome.value, values, verdict.reason))
         if decision.stop is not None:

@@ -187,7 +187,7 @@ def _once(decisions: Sequence[Decision]) -> Iterator[Decision]:
     """Yield the decisions without a stop between evaluations that the evaluation at the same step repeats."""
     for decision, following in zip_longest(decisions, decisions[1:]):
         at_one_step = following is not None and following.progress.step == decision.progress.step
-        if decision.verdicts or not at_one_step or decision.stop != following.stop:
+        if decision.all_verdicts or not at_one_step or decision.stop != following.stop:
             yield decision
 
 
@@ -217,10 +217,15 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
     known: dict[str, SavingRule] = {} if about is None else {rule.name: rule for rule in about.rules.savings}
     verdicts: dict[str, list[tuple[Progress, Verdict]]] = {name: [] for name in known}
     moments: dict[int, Progress] = {}
+    averages: dict[str, Decision] = {}
     for decision in decisions:
         for verdict in decision.verdicts:
             moments[decision.progress.evaluation] = decision.progress
             verdicts.setdefault(verdict.rule, []).append((decision.progress, verdict))
+        for verdict in decision.saved:
+            averages.pop(verdict.rule, None)  # one that was made before the training was continued
+        if decision.average is not None and decision.average.outcome is Outcome.SAVED:
+            averages[decision.average.rule] = decision
     for name, pairs in verdicts.items():
         rule, kept, place = known.get(name), pairs[-1][1].kept if pairs else (), None
         words = "a rule of an earlier start, which is not described any more"
@@ -231,6 +236,8 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
         best = moments.get(kept[0].evaluation, Progress(step=kept[0].step)) if kept else None
         code = "" if place is None else f"accmt.load_best({str(shortened(folder))!r}, module, {name!r})"
         shell, values = "" if place is None else for_shell(place), kept[0].values if kept else ()
+        if (average := averages.get(name)) is not None and average.average is not None:
+            best, values = average.progress, average.average.values
         held_out = {} if place is None else _held_out(place)
         yield RuleCard(name, words, objectives, tuple(pairs), best, values, shell, code, held_out=held_out)
 
@@ -286,8 +293,9 @@ def _events(
     for one in observations:
         yield Event(one.progress.step, "evaluation", f"evaluation {one.progress.evaluation}")
     for decision in decisions:
-        for verdict in decision.saved:
-            yield Event(decision.progress.step, "saved", str(verdict), rule=verdict.rule)
+        for verdict in decision.all_verdicts:
+            if verdict.outcome is Outcome.SAVED:
+                yield Event(decision.progress.step, "saved", str(verdict), rule=verdict.rule)
         if decision.stop is not None:
             yield Event(decision.progress.step, "stop", decision.stop.reason)
     for line in log:

@@ -32,7 +32,7 @@ from accmt.rules.nodes import (
 from accmt.rules.parser import parse_saving
 from accmt.rules.reserved_names import as_on_disk
 from accmt.rules.rule import CadenceRule, Facts, Rules, SavingRule, is_patience, no_patience
-from accmt.rules.static_checks import measures, truth
+from accmt.rules.static_checks import WITHOUT_HISTORY, measures, truth
 from accmt.rules.store import ONLY_DATASET, TRAIN_LOSS, VALID_LOSS, dataset_name
 from accmt.rules.units import BY_SPELLING, PERCENT, SECONDS
 
@@ -66,6 +66,8 @@ def check(rules: Rules, facts: Facts) -> list[RuleProblem]:
     findings.problems += clashes(rules.savings)
     for rule in rules.savings:
         _Check(rule.text, facts, findings).saving(rule.saving)
+        if rule.averages and not rules.writes:
+            findings.warnings.append(RuleProblem(f"'{rule.name}' averages no models: disable_model_saving is given"))
     for stop in rules.stop_when:
         _Check(stop.text, facts, findings).condition(stop.condition)
     for cadence, evaluates in ((rules.evaluate, True), (rules.checkpoint, False), (rules.log, False)):
@@ -191,6 +193,9 @@ class _Check:
                 self._has_direction(objective)
         if saving.by is not None and saving.by.standard_errors:
             self._has_replicates(saving.ranking, saving.by)
+        for measure in measures(saving.ranking) if saving.is_averaged else ():
+            if measure.metric.text in self._facts.training:
+                self._problem(f"an average of models has no '{measure.metric.text}'", measure, WITHOUT_HISTORY)
         if saving.condition is not None:
             self.condition(saving.condition)
         after = saving.after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from accmt.rules.codec import INLINE, Count, Jsonable
+from accmt.rules.codec import INLINE, SPARSE, Count, Jsonable
 from accmt.rules.progress import Progress
 
 REQUESTED = "trainer.stop"
@@ -73,12 +73,19 @@ class Stop(Jsonable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision(Jsonable):
-    """Decision at one moment: after an evaluation (with a verdict per rule), or a stop between evaluations."""
+    """Decision at one moment: after an evaluation (with a verdict per rule), a stop between evaluations, or the verdict
+    of a rule on the average of its models at the end (`average`)."""
 
     progress: Progress = field(metadata=INLINE)
     verdicts: tuple[Verdict, ...] = ()
     checkpoint: bool = False
     stop: Stop | None = None
+    average: Verdict | None = field(default=None, metadata=SPARSE)
+
+    @property
+    def all_verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts on models of the training and on an average of them."""
+        return self.verdicts if self.average is None else (*self.verdicts, self.average)
 
     @property
     def saved(self) -> tuple[Verdict, ...]:

@@ -35,6 +35,8 @@ def in_words(rule: SavingRule, facts: Facts | None = None) -> str:
     if rule.keep > 1:
         kept = "best" if saving.ranking.is_total else "last saved"
         sentence += f"; keeps the {rule.keep} {kept} models"
+    if rule.averages:
+        sentence += ", and at the end the average of their weights if it beats the best of them"
     if rule.patience is not None:
         sentence += f"; asks to stop after {numbered(rule.patience, 'evaluation')} without improvement"
     return sentence

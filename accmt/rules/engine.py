@@ -131,6 +131,25 @@ class RuleEngine:
             self._schedule()
         return Decision(progress, verdicts, checkpoint, self.standing_stop(progress))
 
+    def judge_average(self, rule: str, observation: Observation) -> Verdict:
+        """Return the verdict of a rule on the average of the models that it keeps, against the best of them.
+
+        Functions over time and training losses in its condition have their last values. Nothing is recorded.
+        """
+        [ranked] = (ranked for ranked in self._ranked if ranked.name == rule)
+        state, store, progress = self._states[rule], MetricsStore(), observation.progress
+        kept = state.kept
+        store.record(observation)
+        scene = replace(self._scene(progress, self.store.train_loss), store=store)
+        resamples = Resamples(self.rules, self.facts)
+        resamples.update(scene)
+        candidate = _candidate(ranked, scene, resamples)
+        saving = replace(ranked.rule.saving, keep=None)
+        best = RuleState().keeping(kept[:1], state.replicates)
+        verdict, _ = judge(replace(ranked, rule=replace(ranked.rule, saving=saving)), best, candidate)
+        reason, left = f"average of {len(kept)} models: {verdict.reason}", self._patience_left(ranked)
+        return replace(verdict, reason=reason, patience_left=left, kept=kept)
+
     def undo_saving(self, decision: Decision, rule: str, why: str) -> Decision:
         """Return the last decision with a rule's saving undone, because the model could not be written.
 
@@ -276,13 +295,11 @@ class RuleEngine:
 
     def _judge(self, ranked: RankedRule, scene: Scene) -> Verdict:
         rule = ranked.rule
-        values = tuple(float(evaluate_expression(objective.expression, scene)) for objective in ranked.objectives)
         after = rule.saving.after
         waiting = after is not None and not cadence.has_passed(after, scene.progress, self.facts.length)
-        blocked = f"blocked by after {after}" if waiting else _blocked(rule, values, scene)
-        asked = ranked.objectives if asks_for_errors(rule) else ()
-        replicates = tuple(self._resamples.values(objective.expression) for objective in asked)
-        candidate = Candidate(values, scene.progress.evaluation, scene.progress.step, blocked, waiting, replicates)
+        candidate = _candidate(ranked, scene, self._resamples)
+        if waiting:
+            candidate = replace(candidate, blocked=f"blocked by after {after}", waiting=True)
         verdict, self._states[ranked.name] = judge(ranked, self._states[ranked.name], candidate)
         return verdict
 
@@ -339,6 +356,14 @@ def _ranked(rule: SavingRule, facts: Facts, writes: bool) -> RankedRule:
 
     groups = rule.saving.ranking.groups
     return RankedRule(rule, rule.name, tuple(tuple(map(objective, group)) for group in groups), writes)
+
+
+def _candidate(ranked: RankedRule, scene: Scene, resamples: Resamples) -> Candidate:
+    values = tuple(float(evaluate_expression(objective.expression, scene)) for objective in ranked.objectives)
+    asked = ranked.objectives if asks_for_errors(ranked.rule) else ()
+    replicates = tuple(resamples.values(objective.expression) for objective in asked)
+    progress, blocked = scene.progress, _blocked(ranked.rule, values, scene)
+    return Candidate(values, progress.evaluation, progress.step, blocked, replicates=replicates)
 
 
 def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str | None:

@@ -217,6 +217,7 @@ class Saving(Node):
     by: Amount | None = None
     keep: Number | None = None
     after: Quantity | None = None
+    is_averaged: bool = False
 
     @property
     def name(self) -> str:
@@ -224,7 +225,8 @@ class Saving(Node):
         return f"{PREFIX}{self.ranking}"
 
     def __str__(self) -> str:
-        clauses = {"if": self.condition, "by": self.by, "keep": self.keep, "after": self.after}
+        keep = f"{self.keep} average" if self.is_averaged else self.keep
+        clauses = {"if": self.condition, "by": self.by, "keep": keep, "after": self.after}
         return self.name + "".join(f" {word} {node}" for word, node in clauses.items() if node is not None)
 
 

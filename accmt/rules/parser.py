@@ -209,9 +209,8 @@ def _saving(meta: Any, children: list[Any]) -> nodes.Saving:
         if word in given:
             raise _Refused(f"'{word}' stands twice", span, "each clause (if, by, keep, after) is given at most once")
         given[word] = node
-    return nodes.Saving(
-        ranking, given.get("if"), given.get("by"), given.get("keep"), given.get("after"), span=_span(meta)
-    )
+    keep, averages = given.get("keep", (None, False))
+    return nodes.Saving(ranking, given.get("if"), given.get("by"), keep, given.get("after"), averages, span=_span(meta))
 
 
 def _clause(word: str) -> Callable[[Any, list[Any]], tuple[str, Any, Span]]:
@@ -240,7 +239,7 @@ _BUILDERS: dict[str, Callable[[Any, list[Any]], Any]] = {
     "ranking": lambda meta, children: nodes.Ranking(tuple(children), span=_span(meta)),
     "if_clause": _clause("if"),
     "by_clause": _clause("by"),
-    "keep_clause": _clause("keep"),
+    "keep_clause": lambda meta, children: ("keep", (children[0], len(children) > 1), _span(meta)),
     "after_clause": _clause("after"),
     "saving": _saving,
     "every": _every,

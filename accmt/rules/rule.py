@@ -89,9 +89,15 @@ class SavingRule:
         return int(self.saving.keep.value) if self.saving.keep is not None else 1
 
     @property
+    def averages(self) -> bool:
+        """True if the weights of the kept models are averaged at the end."""
+        return self.saving.is_averaged
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """Identity of the rule after a resume; its patience is not part of it."""
-        return {"rule": str(self.saving), "below": to_plain(self.saving_below), "above": to_plain(self.saving_above)}
+        """Identity of the rule after a resume; its patience is not part of it, nor what is done at the end."""
+        rule = str(replace(self.saving, is_averaged=False))
+        return {"rule": rule, "below": to_plain(self.saving_below), "above": to_plain(self.saving_above)}
 
     def with_patience(self, patience: int | None) -> SavingRule:
         """Return the rule with this patience, unless it was registered with its own."""

@@ -39,6 +39,7 @@ from accmt.rules.units import MEANT, PERCENT, SECONDS, SPELLINGS, SUGGESTIONS, T
 ValueKind = Literal["number", "condition"]
 
 _LONGEST_WINDOW = 1_000_000
+WITHOUT_HISTORY = "with 'average', models are ranked by what is measured on validation data at one evaluation"
 _UNITS_OF = {"elapsed": tuple(SECONDS), "step": ("step", PERCENT), "epoch": ("epoch", PERCENT)}
 _NOTHING = Scene(MetricsStore(), Progress(), Length(), math.nan, {}, {})
 
@@ -62,6 +63,8 @@ class Form:
             self._add("'keep' takes a positive whole number", saving.keep.span, "keep 1 is the default: only the best")
         if saving.after is not None:
             self._quantity(saving.after)
+        if saving.is_averaged and saving.keep is not None:
+            self._average(saving, saving.keep)
         return self.problems
 
     def condition(self, condition: Expression) -> list[RuleProblem]:
@@ -79,6 +82,18 @@ class Form:
 
     def _add(self, message: str, span: Span, allowed: str | None = None, suggestion: str | None = None) -> None:
         self.problems.append(RuleProblem(message, self.text, span, allowed, suggestion))
+
+    def _average(self, saving: nodes.Saving, keep: Number) -> None:
+        if keep.value == 1:
+            self._add("there is nothing to average in one model", keep.span, "as in: keep 5 average")
+        for node in nodes.walk(saving.ranking):
+            if isinstance(node, Counter | Call) and (isinstance(node, Counter) or _over(node) == "time"):
+                name, span = (
+                    (node.name, node.span) if isinstance(node, Counter) else (node.function, node.function_span)
+                )
+                self._add(f"an average of models has no '{name}'", span, WITHOUT_HISTORY)
+            elif isinstance(node, Measure) and node.metric.text == TRAIN_LOSS:
+                self._add(f"an average of models has no '{TRAIN_LOSS}'", node.span, WITHOUT_HISTORY)
 
     def _objective(self, objective: Expression) -> None:
         if isinstance(objective, Call) and _over(objective) == "objective":

@@ -181,6 +181,7 @@ _PHRASES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"then"}), "'then'"),
     (frozenset({"and"}), "'and'"),
     (frozenset({"or"}), "'or'"),
+    (frozenset({"AVERAGE"}), "'average'"),
     (_CLAUSES, "a clause (if, by, keep, after)"),
     (frozenset({"after"}), "'after'"),
     (frozenset({"nan"}), "'nan'"),

@@ -66,6 +66,7 @@ _KINDS = {
     **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
     "seed": Kind("a whole number from 0 to 2**32 - 1", lambda value: is_whole(value, 0) and value < 2**32).or_none(),
     "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
+    "ema_decay": Kind("a number between 0 and 1", lambda value: is_number(value) and 0 < value < 1).or_none(),
     "clip_grad": _POSITIVE.or_none(),
     "clip_grad_value": _POSITIVE.or_none(),
     "grad_accumulation_steps": Kind(
@@ -298,6 +299,7 @@ class ArgumentCheck:
             through_wrapper=given["safe_mode"],
             measures_norm=monitor.grad_norm,
             repeats=given["safe_steps"],
+            ema_decay=given["ema_decay"],
         )
 
     def _model(self) -> ModelOptions:

@@ -20,7 +20,9 @@ from accmt.distributed.collective import from_each
 from accmt.distributed.strategy import is_deepspeed, shards_model
 from accmt.files.json_io import DamagedFile
 from accmt.files.paths import resolved
+from accmt.loop.averages import normalizations
 from accmt.loop.run import Run
+from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
 from accmt.rules import Rules, SavingRule, canonical_name
 from accmt.rules.errors import listed, nearest
@@ -141,6 +143,25 @@ def check_loading(options: Options, accelerator: Accelerator) -> None:
         text = "saved models are not loaded into a model that FSDP or DeepSpeed holds: leave the dataset out of fit, "
         text += "and call load_best and evaluate on it afterwards"
         raise ConfigError([Problem("held_out", text)], "Trainer(...)")
+
+
+def check_averages(rules: Rules, module: AcceleratorModule, accelerator: Accelerator) -> None:
+    """Check that the averages of kept models can be made and evaluated.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    text = None
+    if is_deepspeed(accelerator) or shards_model(accelerator):
+        text = "a model that FSDP or DeepSpeed holds cannot be evaluated with averaged weights: leave 'average' out"
+    elif isinstance(module, ExtendedAcceleratorModule) and normalizations(module):
+        text = (
+            "its training_step makes optimizer steps, so that no statistics of batch normalization can be estimated "
+            "for averaged weights: leave 'average' out"
+        )
+    problems = [Problem(rule.text, text) for rule in rules.savings if rule.averages and rules.writes and text]
+    if problems:
+        raise ConfigError(problems, "register_model_saving(...)")
 
 
 def restore_best(run: Run, model_path: Path, wanted: bool | str) -> None:

@@ -13,7 +13,7 @@ from accmt._compat import unlisted_models
 from accmt.checkpoint.checkpointer import Checkpointer, CheckpointReader
 from accmt.checkpoint.checkpoints import Checkpoints
 from accmt.checkpoint.deepspeed import DeepSpeedState
-from accmt.checkpoint.format import ModelParts
+from accmt.checkpoint.format import AVERAGE, ModelParts
 from accmt.checkpoint.model_store import ModelStore
 from accmt.checkpoint.stateful import StatefulParts
 from accmt.checkpoint.weights import WeightsFormat
@@ -94,6 +94,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     if options.profile is not None:
         where = plan.model_path, accelerator.process_index, plan.display
         stepper.profiler = StepProfiler(options.profile, *where)
+    stepper.average = parts.stateful.get(AVERAGE)
     heartbeat = Heartbeat(position.stopwatch.elapsed, signals, checkpointer)
     return Run(
         options=options.loop,

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from accmt.checkpoint.checkpoints import Checkpoints, NoCheckpoint
 from accmt.checkpoint.extra_state import ExtraState
-from accmt.checkpoint.format import ModelParts
+from accmt.checkpoint.format import AVERAGE, ModelParts
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.config.errors import must_be
 from accmt.data.generators import inexact
@@ -27,12 +27,13 @@ from accmt.distributed.process_group import join_processes
 from accmt.distributed.strategy import is_deepspeed, shards_model
 from accmt.hyperparameters import ConfigError, Problem
 from accmt.loop.learning_rate import Schedule
+from accmt.loop.moving_average import MovingAverage
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.trainable_parameters import Beside
-from accmt.module import AcceleratorModule
+from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
 from accmt.rules.checker import meetings
-from accmt.setup.best import check_loading, check_restoring
+from accmt.setup.best import check_averages, check_loading, check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
 from accmt.setup.options import Options
@@ -94,7 +95,7 @@ def plan(
         NoCheckpoint: If a checkpoint is required and there is none.
     """
     accelerator = join_processes(options.model.mixed_precision)
-    _check_engine(options, accelerator)
+    _check_engine(options, module, accelerator)
     data = _training_data(options, module, train_dataset)
     loaders = validation_loaders(options.data, module, datasets, lambda: data.seed)
     options = with_default_metrics(options, module, loaders)
@@ -104,6 +105,7 @@ def plan(
     rules = _rules(options, savings, facts)
     check_restoring(options, rules, accelerator)
     check_loading(options, accelerator)
+    check_averages(rules, module, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     if options.checkpoint.enabled and data.outruns_epochs:
@@ -209,7 +211,9 @@ def _parts(
         module, module.model, options.callbacks, [optimizer, schedule.scheduler, accelerator, accelerator.scaler]
     )
     named = NamedOptimizer(optimizer, kept.parameters)
-    stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler}
+    decay = options.step.ema_decay
+    average = None if decay is None else MovingAverage(decay, kept.parameters)
+    stateful = {"optimizer": named, "scheduler": schedule, "scaler": accelerator.scaler, AVERAGE: average}
     return ModelParts(module.model, {name: part for name, part in stateful.items() if part is not None}, kept)
 
 
@@ -223,8 +227,8 @@ def _beside(options: Options, module: AcceleratorModule, parts: ModelParts, opti
     return Beside(parts.kept.parameters, parts.kept.left_to_trainer, extend if is_ours else None)
 
 
-def _check_engine(options: Options, accelerator: Accelerator) -> None:
-    """Check that checkpoints can be made as asked for.
+def _check_engine(options: Options, module: AcceleratorModule, accelerator: Accelerator) -> None:
+    """Check that checkpoints and steps can be made as asked for.
 
     Raises:
         ConfigError: They cannot.
@@ -238,3 +242,9 @@ def _check_engine(options: Options, accelerator: Accelerator) -> None:
     if options.checkpoint.on_exception and (is_deepspeed(accelerator) or shards_model(accelerator)):
         text = "a failed step of a sharded model does not leave a complete model: leave it out"
         raise ConfigError([Problem("checkpoint_on_exception", text)], "Trainer(...)")
+    if options.step.ema_decay is not None and (is_deepspeed(accelerator) or shards_model(accelerator)):
+        text = "DeepSpeed and FSDP hold the weights in parts, which are not averaged: leave it out"
+        raise ConfigError([Problem("ema_decay", text)], "Trainer(...)")
+    if options.step.ema_decay is not None and isinstance(module, ExtendedAcceleratorModule):
+        text = f"{type(module).__name__} makes its optimizer steps itself, which are not averaged: leave it out"
+        raise ConfigError([Problem("ema_decay", text)], "Trainer(...)")

@@ -309,3 +309,31 @@ def test_rules_of_one_patience_are_named_together():
         progress = Progress(step=number, evaluation=number)
         decision = engine.after_evaluation(Observation(progress, {"dev": {"acc": 0.5, "valid_loss": 0.5}}))
     assert decision.stop.reason == "best_acc and best_valid_loss have not improved for 1 evaluation"
+
+
+@pytest.mark.parametrize(
+    ("rule", "average", "reason"),
+    [
+        ("acc", (0.8, 0.1), "0.8 beats 0.7, saved"),
+        ("acc", (0.7, 0.1), "0.7 is no better: a tie"),
+        ("acc", (0.65, 0.1), "0.65 is not better than 0.7"),
+        ("acc", (NAN, 0.1), "acc is nan"),
+        ("acc by 0.2", (0.8, 0.1), "0.8 beats 0.7, but not by more than 0.2"),
+        ("acc then valid_loss", (0.7, 0.05), "(0.7, 0.05) beats (0.7, 0.1), saved"),
+        ("acc/valid_loss", (0.8, 0.2), "valid_loss: 0.2 is worse than 0.1"),
+        ("acc if valid_loss < 0.3 and epoch < 9", (0.8, 0.3), "blocked by if valid_loss < 0.3 and epoch < 9"),
+    ],
+)
+def test_the_average_of_the_kept_models_is_judged_against_the_best_of_them(rule, average, reason):
+    engine = engine_of(f"{rule} keep 4 average")
+    for number, values in enumerate([(0.3, 0.25), (0.5, 0.2), (0.7, 0.1)], start=1):
+        engine.after_evaluation(seen(number, *values))
+    before = engine.state()
+    name = engine.rules.savings[0].name
+    verdict = engine.judge_average(name, seen(3, *average))
+    assert verdict.reason == f"average of {len(verdict.kept)} models: {reason}"
+    assert verdict.kept == engine.states[name].kept
+    assert engine.state() == before
+    decision = Decision(Progress(30, 3, 0, 3), average=verdict)
+    assert Decision.from_json(json.loads(json.dumps(decision.to_json(), allow_nan=False))) == decision
+    assert resumed(engine, engine_of(f"{rule} keep 4")) == []

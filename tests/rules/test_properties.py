@@ -109,6 +109,7 @@ pieces = st.sampled_from(
         "if",
         "by",
         "keep",
+        "average",
         "after",
         "and",
         "or",

@@ -76,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
     if not is_own:
         history = replace(history, stops=tuple(d for d in history.stops if d.stop and d.stop.asked_by != REQUESTED))
     decisions = replay(rules, source.facts, history)
+    if is_own:  # averages of models are not evaluated again: their verdicts are repeated, as are stops
+        decisions += [decision for decision in source.decisions if decision.average is not None]
     for stop in asked_late(rules, history, source.description.rules if source.description else None):
         complain(
             escaped(
