@@ -88,6 +88,16 @@ def step_without_dynamo(optimizer: Optimizer) -> None:
         vars(optimizer)["step"] = MethodType(Optimizer.profile_hook_step(_eager(step)), optimizer)
 
 
+def clip_together(gradients: list[Tensor], most: float) -> Tensor:
+    """Clip gradients of one device and dtype to a norm, and return the norm before: the operations of torch's
+    `clip_grad_norm_`, which groups and checks the gradients twice, in twice the time of a small model's."""
+    import torch
+
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0)), 2.0)
+    torch._foreach_mul_(gradients, torch.clamp(most / (norm + 1e-6), max=1.0))
+    return norm
+
+
 def _undisabled(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a method as long as nothing can be compiled; from then on, as torch does."""
     dynamo = sys.modules.get("torch._dynamo")

@@ -206,6 +206,13 @@ def test_fused_kernels():
     assert not compat.has_fused_kernel("Adam", "meta")
 
 
+def test_clipping_at_once():
+    gradients, parameter = [torch.full((3,), 2.0), torch.full((2,), 2.0)], nn.Parameter(torch.zeros(5))
+    parameter.grad = torch.cat(gradients)
+    assert compat.clip_together(gradients, 1.0) == nn.utils.clip_grad_norm_([parameter], 1.0)
+    assert torch.equal(torch.cat(gradients), parameter.grad)
+
+
 @pytest.mark.parametrize("name", ["Adagrad", "Adam", "AdamW", "SGD"])
 def test_optimizers_that_scale_themselves(name):
     """They are marked at construction only: not where a group is fused later."""

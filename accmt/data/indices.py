@@ -29,11 +29,11 @@ class Indices:
         process, processes: Rank of this process, and the world size.
 
     Attributes:
-        as_tensors: A batch may be a tensor of indices.
+        at_once: A batch may be a tensor of indices, or a range.
         reporting: The number of workers that report after their last batch; NaN if it is unknown.
     """
 
-    as_tensors = False
+    at_once = False
 
     def __init__(self, batches: Iterable[Any], *, draws: bool, workers: int, process: int, processes: int) -> None:
         self._batches = batches
@@ -63,7 +63,7 @@ class Indices:
         self._reset()
         self.sizes.clear()
         with self._drawing(-1):
-            batches = (_tensors(self._batches) if self.as_tensors else None) or iter(self._batches)
+            batches = (_at_once(self._batches) if self.at_once else None) or iter(self._batches)
         for number in count():
             if skip and number == skip:
                 self._skipped()
@@ -96,13 +96,18 @@ class Indices:
         return mixed(self._seed) + number * self._processes + self._process
 
 
-def _tensors(batches: Any) -> Iterator[torch.Tensor] | None:
-    """Return the batches of a plain sampler of torch as tensors, without a step for each index; None for others."""
+def _at_once(batches: Any) -> Iterator[Any] | None:
+    """Return the batches of a plain sampler of torch as tensors, those of a sampler in order as ranges, without a step
+    for each index; None for others."""
+    if type(batches) is EveryNth:
+        whole = _at_once(batches.items)
+        return None if whole is None else iter(batches.of(whole))
     sampler: Any = batches.sampler if type(batches) is BatchSampler else None
     sampler, offset = (sampler.sampler, sampler.offset) if type(sampler) is Rest else (sampler, 0)
     permutes = type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is not None
+    order: Any
     if type(sampler) is SequentialSampler:
-        order = torch.arange(len(sampler))
+        order = range(len(sampler))
     elif permutes and len(sampler) == len(sampler.data_source):
         order = torch.randperm(len(sampler), generator=sampler.generator)
     else:
@@ -148,10 +153,14 @@ class EveryNth:
     """
 
     def __init__(self, items: Iterable[Any], first: int, step: int, *, pads: bool) -> None:
-        self._items, self._first, self._step, self._pads = items, first, step, pads
+        self.items, self._first, self._step, self._pads = items, first, step, pads
+
+    def of(self, items: Iterable[Any]) -> EveryNth:
+        """Return the same of other items."""
+        return EveryNth(items, self._first, self._step, pads=self._pads)
 
     def __iter__(self) -> Iterator[Any]:
-        items, padding = iter(self._items), list[Any]()
+        items, padding = iter(self.items), list[Any]()
         while round_ := list(islice(items, self._step)):
             if self._pads:
                 padding = padding or round_ * self._step
@@ -159,7 +168,7 @@ class EveryNth:
                 yield (round_ + padding)[self._first]
 
     def __len__(self) -> int:
-        length = len(self._items)  # type: ignore[arg-type]  # a TypeError where they have none
+        length = len(self.items)  # type: ignore[arg-type]  # a TypeError where they have none
         return -(-length // self._step) if self._pads else len(range(self._first, length, self._step))
 
 

@@ -70,7 +70,7 @@ class LoaderCopy:
 
     def request(self, indices: Indices) -> None:
         """Read the batches of these indices, instead of those from the loader's own sampler."""
-        indices.as_tensors = self._is_cut
+        indices.at_once = self._is_cut
         self._indices = indices
         vars(self.loader)["sampler" if self.loader.batch_sampler is None else "batch_sampler"] = indices
 

@@ -11,7 +11,6 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from accmt.data.batched_fetch import is_cut_here
 from accmt.data.epoch_reader import SEEDED
 from accmt.data.in_memory import is_ready
 from accmt.data.indices import EveryNth, Indices, length_of, sampler_of, with_sampler
@@ -130,8 +129,6 @@ class ValidationData:
         loader, process, processes = self.loader, self._process, self._processes
         batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         inner = sampler_of(loader) if type(batches) is BatchSampler else batches
-        if type(inner) is SequentialSampler and type(batches) is BatchSampler and is_cut_here(self._copy.loader):
-            batches = _Ranges(batches)
         draws, workers = type(inner) not in _IN_ORDER, loader.num_workers
         if processes > 1:
             batches = EveryNth(batches, process, processes, pads=False)
@@ -161,20 +158,6 @@ def validation_loaders(
         data[key] = ValidationData(whole(loader, place), key, seed, shown, options.limit_val)
         check_alike(data[key].loader, place)
     return data
-
-
-class _Ranges:
-    """The batches of a sampler in order, as ranges, which are cut as they are."""
-
-    def __init__(self, batches: BatchSampler) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[range]:
-        samples, size = len(self._batches.sampler), self._batches.batch_size  # type: ignore[arg-type]
-        return (range(start, min(start + size, samples)) for start in range(0, len(self) * size, size))
-
-    def __len__(self) -> int:
-        return len(self._batches)
 
 
 def _with_own_sampler(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ _said: set[str] = set()
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name; at the end of the block its file replaces `path`; on an error it is deleted."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(6).hex()}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -12,7 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from accmt._compat import clip_together
 from accmt.distributed.strategy import PLAIN, is_deepspeed
+
+_FOREACH = ("cpu", "cuda")  # devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Gr
     if accelerator.scaler is None and accelerator.distributed_type in PLAIN:
         # Accelerate would only forward these calls, at a cost in every step.
         own = optimizer.optimizer
-        return GradientBackend(Tensor.backward, no_sync, nn.utils.clip_grad_norm_, own.step, own.zero_grad, None)
+        return GradientBackend(Tensor.backward, no_sync, _clip, own.step, _zero_grad_of(own), None)
 
     def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
         norm = accelerator.clip_grad_norm_(parameters, most)
@@ -63,6 +66,32 @@ def updates_of(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Gr
         lambda: optimizer.step_was_skipped,
         accelerator.clip_grad_value_,
     )
+
+
+@torch.no_grad()
+def _clip(parameters: list[nn.Parameter], most: float) -> Tensor:
+    """Clip gradients as torch's `clip_grad_norm_` does, bit for bit, but at once if all are of one kind."""
+    gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+    kinds = {(type(one), one.layout, one.device, one.dtype) for one in gradients}
+    if [kind[:2] for kind in kinds] == [(Tensor, torch.strided)] and gradients[0].device.type in _FOREACH:
+        return clip_together(gradients, most)
+    return nn.utils.clip_grad_norm_(parameters, most)
+
+
+def _zero_grad_of(optimizer: Any) -> Callable[..., None]:
+    """Return the reset of an optimizer's gradients: torch's own, without what it prepares for profilers and zeros."""
+    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+        return optimizer.zero_grad  # type: ignore[no-any-return]
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        if not set_to_none:
+            optimizer.zero_grad(set_to_none=False)
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    return zero_grad
 
 
 def _by_deepspeed(engine: Any, optimizer: Any) -> GradientBackend:

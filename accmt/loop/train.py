@@ -128,7 +128,14 @@ def _windows(run: Run) -> Iterator[Window]:
 
 
 # Callbacks may write files here that the next epoch reads: nothing is loaded ahead then.
-_BETWEEN = ("on_evaluation_start", "on_evaluation_end", "on_epoch_end", "on_epoch_start")
+_BETWEEN = (
+    "on_evaluation_start",
+    "on_before_validation_step",
+    "on_after_validation_step",
+    "on_evaluation_end",
+    "on_epoch_end",
+    "on_epoch_start",
+)
 
 
 def _step(run: Run, window: Window) -> None:

@@ -71,12 +71,12 @@ def _parse(text: str, start: str) -> nodes.Node:
 
 @functools.cache
 def _lark() -> lark.Lark:
-    from importlib.resources import files
-
     from lark import Lark
 
-    return Lark(
-        files("accmt.grammar").joinpath("rules.lark").read_text(encoding="utf-8"),
+    return Lark.open_from_package(
+        "accmt.grammar",
+        "rules.lark",
+        search_paths=[""],
         parser="lalr",
         start=["saving", "condition", "cadence"],
         propagate_positions=True,

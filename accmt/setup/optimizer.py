@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -70,6 +70,9 @@ def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule
     problem = closure_problem(optimizer, module, accelerator)
     if problem is not None:
         raise ConfigError([Problem("optimizer", problem)], "fit(...)")
+    if accelerator.device.type in ("cpu", "mps") and any(map(_is_captured, optimizer.param_groups)):
+        text = f"of {kind} is for CUDA graphs, and not possible on the device '{accelerator.device.type}': leave it out"
+        raise ConfigError([Problem("capturable", text)], "fit(...)")
     sparse = next((layer for layer in module.model.modules() if _has_sparse_gradients(layer)), None)
     if sparse is not None and options.step.norm_limit is not None:
         text = f"the gradients of {type(sparse).__name__} are sparse and have no norm to clip: give clip_grad=None"
@@ -83,6 +86,11 @@ def _check_optimizer(optimizer: Any, options: Options, module: AcceleratorModule
     if not any(id(parameter) in own for parameter in held):
         text = f"{kind} holds no parameter of {type(module).__name__}.model: nothing would be trained"
         raise ConfigError([Problem("get_optimizer", text)], "fit(...)")
+
+
+def _is_captured(group: Mapping[str, Any]) -> bool:
+    """Return whether torch refuses to step a group on devices without graphs; a fused step does not mind."""
+    return bool(group.get("capturable")) and not group.get("fused")
 
 
 def _has_sparse_gradients(layer: nn.Module) -> bool:

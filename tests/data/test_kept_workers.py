@@ -169,7 +169,9 @@ def test_what_changes_in_between_reaches_the_workers(trainer, monkeypatch, chang
     assert len({tuple(row[5:]) for batch in found[0] for row in batch}) > 2, "it was seen"
 
 
-@pytest.mark.parametrize("hook", ["on_epoch_end", "on_epoch_start"])
+@pytest.mark.parametrize(
+    "hook", ["on_epoch_end", "on_epoch_start", "on_before_validation_step", "on_after_validation_step"]
+)
 def test_so_do_files_that_a_callback_writes_between_epochs(trainer, tmp_path, hook):
     file = tmp_path / "stage"
 
@@ -183,9 +185,9 @@ def test_so_do_files_that_a_callback_writes_between_epochs(trainer, tmp_path, ho
     found = []
     for own in (False, True):
         file.write_text("0")
-        changing = {hook: lambda self: file.write_text(str(self.state.epoch + 1))}
+        changing = {hook: lambda self, *_: file.write_text(str(self.state.epoch + 1))}
         callback = type("Changing", (Callback,), changing)()
-        found.append(loaded(trainer, f"{own}", Stages(), own=own, callback=callback))
+        found.append(loaded(trainer, f"{own}", Stages(), own=own, validation={"a": Noise()}, callback=callback))
     assert found[0] == found[1]
 
 

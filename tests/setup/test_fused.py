@@ -176,6 +176,12 @@ def test_where_steps_are_fused(given, expected):
     assert built(**given) == expected
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_fused_step_may_be_capturable_on_the_cpu(name, tmp_path):
+    kept = trained(Learner(), tmp_path / "model", name, {"fused": True, "capturable": True}, epochs=1)
+    assert set(map(tuple, kept.fused)) == {(True,)}
+
+
 def test_parameters_on_several_devices_are_not_fused():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     assert built(model=model) == [None]
