@@ -13,7 +13,7 @@ from statistics import fmean
 
 from accmt.cli.arguments import CommandError, add_metric_options, path, positive
 from accmt.cli.output import complain, print_csv, print_json, table, write_rich
-from accmt.cli.replay.opening import open_source, sources_in
+from accmt.cli.replay.opening import open_source, read_all
 from accmt.cli.replay.rules import Mistakes, check_against, parsed
 from accmt.cli.replay.source import Source
 from accmt.rules import RuleError, Rules, SavingRule, parse_saving
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder with event files of TensorBoard. Without --rule, the rules of the trainings are swept."
     )
     parser.epilog = """examples:
-  accmt sweep runs/model --patience 1..20
+  accmt sweep runs/model
   accmt sweep runs --rule best_accuracy@dev --patience 1..10 --by 0,0.001,1% --output sweep.png
   accmt sweep outputs/checkpoint-500/trainer_state.json --rule accuracy --metric accuracy:max --patience 2,3,5
 """
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule", dest="rules", action="append", default=[], metavar="RULE", help="a saving rule; may be repeated"
     )
-    parser.add_argument("--patience", type=_patiences, required=True, metavar="N..M", help="such as 1..20 or 2,3,5")
+    parser.add_argument(
+        "--patience", type=_patiences, default="1..10", metavar="N..M", help="such as 2,3,5; 1..10 by default"
+    )
     parser.add_argument(
         "--by", type=_amounts, default=(), metavar="A,B", help="least improvements, such as 0,0.001,1%%,2se"
     )
@@ -130,29 +132,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _opened(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
-    """Yield the trainings by name; what cannot be read is said, and left out if there is more than one.
+    """Yield the trainings by name."""
 
-    Raises:
-        CommandError: There is none.
-    """
-    names = [name for given in options.sources for name in sources_in(given)]
-    if not names:
-        raise CommandError(f"no training was found in {', '.join(options.sources)}")
-    found = 0
-    for name in names:
-        try:
-            source = open_source(name, options.metrics, options.datasets, options.tracking_uri)
-            if not any(not observation.initial for observation in source.history.observations):
-                raise CommandError(f"{name} has no evaluations yet")
-        except CommandError as error:
-            if len(names) == 1:
-                raise
-            complain(f"left out: {error}")
-            continue
-        found += 1
-        yield name, source
-    if not found:
-        raise CommandError("none of the trainings can be read")
+    def read(name: str) -> Source:
+        source = open_source(name, options.metrics, options.datasets, options.tracking_uri)
+        if not any(not observation.initial for observation in source.history.observations):
+            raise CommandError(f"{name} has no evaluations yet")
+        return source
+
+    return read_all(options.sources, read)
 
 
 def _recorded(sources: Sequence[Source]) -> list[SavingRule]:

@@ -17,8 +17,9 @@ from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 MOST_POINTS = 600
 """Points of a line; each pair of them stands for the lowest and the highest value of a stretch."""
 
-_MOST_MARKS = 200
-_MOST_REASONS = 200  # evaluations up to which the reasons for not saving are shown as well
+_MOST_MARKS = 200  # of a rule; with up to so many evaluations, the reasons for not saving are shown as well
+_POINTS_IN_ALL, _FEWEST_POINTS = 60_000, 50
+_MARKS_IN_ALL, _FEWEST_MARKS = 1_000, 10
 _LONGEST = 60
 _COLOURS = 8
 _DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2", "longdash": "9 3"}
@@ -48,33 +49,45 @@ class Chart:
 
 def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
     """Yield a chart for each metric: first those that rules rank by, then the losses, then other measurements.
-    The training loss is drawn with the validation loss."""
+    The training loss is drawn with the validation loss. The more lines and trainings there are, the fewer points and
+    marks each of them gets."""
     metrics = dict.fromkeys(one.metric for training in trainings for card in training.cards for one in card.objectives)
     curves = dict.fromkeys(curve.metric for training in trainings for curve in training.curves)
     ordered = [*metrics, *sorted(curves, key=lambda name: name not in (VALID_LOSS, TRAIN_LOSS))]
     has_both = VALID_LOSS in ordered and TRAIN_LOSS in curves
+    lines = sum(len(one.curves) + sum(len(card.objectives) for card in one.cards) for one in trainings)
+    points = min(MOST_POINTS, max(_FEWEST_POINTS, _POINTS_IN_ALL // max(lines, 1)))
+    marks = min(_MOST_MARKS, max(_FEWEST_MARKS, _MARKS_IN_ALL // max(len(trainings), 1)))
     for metric in dict.fromkeys(ordered):
         if metric == TRAIN_LOSS and has_both:
             continue
         drawn = (VALID_LOSS, TRAIN_LOSS) if metric == VALID_LOSS and has_both else (metric,)
-        yield _chart(drawn, trainings)
+        yield _chart(drawn, trainings, points, marks)
 
 
 def timeline(training: TrainingReport) -> Chart:
     """Return the chart of what happened, a row for each rule that saved and each other kind of event."""
-    rows: dict[str, list[Event]] = {}
+    rows: dict[tuple[str, str], list[Event]] = {}
     for event in sorted(training.events, key=lambda event: list(_ROWS).index(event.kind)):
-        rows.setdefault(event.rule or event.kind, []).append(event)
+        rows.setdefault((event.kind, event.rule), []).append(event)
     data = []
-    for name, events in reversed(rows.items()):
+    for row, ((kind, _), events) in enumerate(rows.items()):
         kept = events[:: -(-len(events) // _MOST_MARKS)]
-        texts = [f"step {event.step:,}<br>{_broken(event.text)}" for event in kept]
-        marker = {"symbol": _ROWS[kept[0].kind], "size": 9, "color": "@c0", "line": {"width": 1.5, "color": "@c0"}}
-        points = {"x": [event.step for event in kept], "y": [plain(name, 22)] * len(kept), "text": texts}
+        texts = [f"step {event.step:,}<br>{_broken(event.text or kind)}" for event in kept]
+        marker = {"symbol": _ROWS[kind], "size": 9, "color": "@c0", "line": {"width": 1.5, "color": "@c0"}}
+        points = {"x": [event.step for event in kept], "y": [row] * len(kept), "text": texts}
         data.append({"type": "scatter", "mode": "markers", "hoverinfo": "text", "marker": marker, **points})
-    layout = {**_LAYOUT, "height": 50 + 34 * len(data), "yaxis": {**_AXIS, "fixedrange": True}}
+    names = [plain(rule or kind, 22) for kind, rule in rows]
+    axis = {"fixedrange": True, "range": [len(rows) - 0.5, -0.5], "tickvals": [*range(len(rows))], "ticktext": names}
+    layout = {**_LAYOUT, "height": 50 + 34 * len(data), "yaxis": {**_AXIS, **axis}}
     words = f"{len(training.events):,} events; the list below has those other than evaluations"
     return Chart("By step", words, tuple(data), {**layout, "xaxis": _steps([training])})
+
+
+def in_order(events: Sequence[Event]) -> list[Event]:
+    """Return events in the order in which they happened: at one step, those without a time come first."""
+    kinds = list(_ROWS)
+    return sorted(events, key=lambda event: (event.step, event.time or 0.0, kinds.index(event.kind)))
 
 
 def thinned(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int], list[float]]:
@@ -95,8 +108,9 @@ def plain(text: str, most: int = _LONGEST) -> str:
     return html.escape(brief(text, most), quote=False)
 
 
-def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Chart:
-    """Draw one training with a colour for each dataset, or several with a colour for each of them."""
+def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport], points: int, marks: int) -> Chart:
+    """Draw one training with a colour for each dataset, or several with a colour for each of them. `points` is the most
+    of a line, and `marks` that of a rule."""
     data: list[Mapping[str, Any]] = []
     keys: dict[str, tuple[str, str, str, str]] = {}
     is_one, words = len(trainings) == 1, []
@@ -110,18 +124,20 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
             colour = "@soft" if curve.metric == TRAIN_LOSS else f"@c{known % _COLOURS}"
             keys.setdefault(name, (name, colour[1:] if is_one else "soft", "", _DASHES[dash]))
             line = {"color": colour if is_one else run, "dash": dash, "width": 2}
-            trace = {**_line(curve, line), "name": plain(prefix + name), "legendgroup": str(list(keys).index(name))}
+            trace = {
+                **_line(curve, line, points),
+                "name": plain(prefix + name),
+                "legendgroup": str(list(keys).index(name)),
+            }
             data.append({**trace, "meta": {"run": number}})
             words.append(course_in_words(prefix + name, curve))
         for card in training.cards:
             places = [place for place, objective in enumerate(card.objectives) if objective.metric in metrics]
             symbol = list(_SYMBOLS)[rules.index(card.name) % len(_SYMBOLS)]
-            marker = {
-                "symbol": f"{symbol}-open" if card.effect else symbol,
-                "size": 8,
-                "color": "@ink" if is_one else run,
-            }
-            traces = [trace for place in places for trace in _decided(card, place, prefix + card.name, marker)]
+            drawn = f"{symbol}-open" if card.effect else symbol
+            marker = {"symbol": drawn, "size": 8, "color": "@ink" if is_one else run}
+            name = prefix + card.name
+            traces = [one for place in places for one in _decided(card, place, name, marker, (points, marks))]
             if traces:
                 key = card.name if card.effect else f"saved by {card.name}"
                 mark = _SYMBOLS[symbol].translate(_OPEN) if card.effect else _SYMBOLS[symbol]
@@ -136,31 +152,33 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
 
 
-def _line(curve: Curve, line: Mapping[str, Any]) -> dict[str, Any]:
-    steps, values = thinned(curve.steps, curve.values)
+def _line(curve: Curve, line: Mapping[str, Any], most: int) -> dict[str, Any]:
+    steps, values = thinned(curve.steps, curve.values, most)
     mode = "lines+markers" if len(steps) <= 60 else "lines"
     template = "%{fullData.name}<br><b>%{y:.6g}</b> at step %{x:,}<extra></extra>"
     points = {"x": steps, "y": list(map(_number, values)), "mode": mode, "line": line, "marker": {"size": 4}}
     return {"type": "scatter", "hovertemplate": template, **points}
 
 
-def _decided(card: RuleCard, index: int, name: str, marker: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _decided(
+    card: RuleCard, index: int, name: str, marker: Mapping[str, Any], most: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
     """Yield the incumbents of a rule as a step line, and marks where it saved, with the reasons in words; where there
-    are few evaluations, the reasons for not saving are found in the same way."""
+    are few evaluations, the reasons for not saving are found in the same way. `most` are points and marks."""
     ranked = [(one.step, verdict) for one, verdict in card.verdicts if index < len(verdict.values)]
     held = [(step, v.kept[0].values[index]) for step, v in ranked if v.kept and index < len(v.kept[0].values)]
     if held:
-        steps, values = thinned([step for step, _ in held], [value for _, value in held])
+        steps, values = thinned([step for step, _ in held], [value for _, value in held], most[0])
         line = {"color": marker["color"], "width": 1, "dash": "dot", "shape": "hv"}
         points = {"x": steps, "y": list(map(_number, values))}
         yield {"mode": "lines", "opacity": 0.7, "hoverinfo": "skip", "line": line, **points}
     saves = [pair for pair in ranked if pair[1].outcome is Outcome.SAVED]
-    few = saves[:: -(-len(saves) // _MOST_MARKS) or 1]
+    few = saves[:: -(-len(saves) // most[1]) or 1]
     note = f"; one of every {len(saves) // len(few)} saves is marked" if len(few) < len(saves) else ""
     points = _points(few, index)
     yield {**points, "hoverinfo": "skip", "marker": {**marker, "line": {"width": 1, "color": "@card"}}}
     # Of marks at one place, plotly takes the smaller one and then the last one: these are asked before lines.
-    told = ranked if len(ranked) <= _MOST_REASONS else few
+    told = ranked if len(ranked) <= most[1] else few
     texts = [f"<b>{plain(name)}</b><br>{_broken(one.reason)}<br>at step {step:,}{note}" for step, one in told]
     unseen = {**marker, "size": 6, "opacity": 0}
     yield {**_points(told, index), "text": texts, "hoverinfo": "text", "marker": unseen}
@@ -175,33 +193,27 @@ def _shades(training: TrainingReport, metrics: tuple[str, ...]) -> Iterator[dict
     """Yield what shades the steps before the `after` of a rule, and those after a stop."""
     shade = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "fillcolor": "@shade", "layer": "below"}
     shade["line"] = {"width": 0}
+    ends = set()
     for card in training.cards:
+        if not any(objective.metric in metrics for objective in card.objectives):
+            continue
         waited = [one.step for one, verdict in card.verdicts if verdict.reason.startswith("blocked by after ")]
-        if waited and any(objective.metric in metrics for objective in card.objectives):
+        if waited:
             yield {**shade, "x0": 0, "x1": waited[-1], "label": _label(f"{card.name} waits for its ‘after’")}
-        ends = card.verdicts[-1][0].step if card.effect and card.verdicts else training.end
-        if ends < training.end and any(objective.metric in metrics for objective in card.objectives):
-            line = {"width": 1, "dash": "dash", "color": "@soft"}
-            label = {
-                **_label("would stop"),
-                "textangle": 0,
-                "textposition": "start",
-                "xanchor": "left",
-                "yanchor": "bottom",
-            }
-            yield {**shade, "type": "line", "x0": ends, "x1": ends, "line": line, "label": label}
+        if card.effect and card.verdicts:
+            ends.add(card.verdicts[-1][0].step)
+    beside = {"textangle": 0, "textposition": "start", "xanchor": "left", "yanchor": "bottom"}
+    dashed = {**shade, "type": "line", "line": {"width": 1, "dash": "dash", "color": "@soft"}}
+    for end in sorted(one for one in ends if one < training.end):
+        yield {**dashed, "x0": end, "x1": end, "label": {**_label("would stop"), **beside}}
     if training.stopped is not None:
         end = max(training.end, training.stopped)
         yield {**shade, "x0": training.stopped, "x1": 1.06 * end, "label": _label("stopped")}
 
 
 def _label(text: str) -> dict[str, Any]:
-    return {
-        "text": plain(text, 40),
-        "textangle": 90,
-        "textposition": "middle center",
-        "font": {"size": 11, "color": "@soft"},
-    }
+    font = {"size": 11, "color": "@soft"}
+    return {"text": plain(text, 40), "textangle": 90, "textposition": "middle center", "font": font}
 
 
 def _steps(trainings: Sequence[TrainingReport]) -> dict[str, Any]:

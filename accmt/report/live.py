@@ -52,9 +52,17 @@ class LiveReport:
 
 
 def write_report(trainings: Sequence[TrainingReport], path: Path) -> Report:
-    """Write the report of trainings atomically: a reader finds the former file or this one."""
+    """Write the report of trainings atomically: a reader finds the former file or this one.
+
+    Raises:
+        IsADirectoryError: The path is a folder.
+        OSError: It cannot be written.
+        ModuleNotFoundError: A library is missing.
+    """
     if missing := missing_libraries():
         raise ModuleNotFoundError(f"a report needs {missing}: pip install 'accmt[report]'")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a file, such as {path / REPORT}")
     from accmt.report.page import render
 
     replace_file(path, render(trainings))

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from accmt import __version__
-from accmt.report.charts import charts_of, course_in_words, thinned, timeline
+from accmt.report.charts import charts_of, course_in_words, in_order, thinned, timeline
 from accmt.report.training import Curve, RuleCard, TrainingReport, brief, duration, when
 from accmt.rules import Decision, Outcome
 from accmt.rules.errors import numbered
@@ -32,7 +32,9 @@ from accmt.rules.printable import shown
 MOST_ROWS = 3000
 _POLICY = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 _MOST_EVENTS = 300
+_MOST_POINTS = 150  # of a course in a card
 _LONGEST = 2000  # characters of a text
+_NAMES = ("model_path", "track_name", "run_name")  # settings that say which run it is
 _FACTS = ("time", "command", "host", "devices", "processes")
 
 
@@ -46,7 +48,7 @@ def render(trainings: Sequence[TrainingReport]) -> str:
         parts |= {"title": f"{len(trainings)} trainings", **_runs(trainings)}
     else:
         parts |= {"title": one.name, "timeline": timeline(one), **_decisions(one.decisions)}
-        parts["events"] = [event for event in one.events if event.kind != "evaluation"]
+        parts["events"] = [event for event in in_order(one.events) if event.kind != "evaluation"]
         parts["shown_events"] = parts["events"][-_MOST_EVENTS:]
     parts |= {"style": Markup(style), "script": Markup(script), "plotly": Markup(packed)}
     scripts = f"script-src 'sha256-{_digest(script)}' 'sha256-{digest}'"
@@ -109,22 +111,21 @@ def _facts(start: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "changed", str(change)
 
 
-def _sparks(card: RuleCard) -> Iterator[tuple[str, str, str]]:
+def _sparks(card: RuleCard) -> Iterator[tuple[Markup, Markup, str]]:
     """Yield for each objective the paths of its course and of the saves, in a box of 300 by 44, and words."""
     for index, objective in enumerate(card.objectives):
         verdicts = [verdict for _, verdict in card.verdicts if index < len(verdict.values)]
         curve = Curve(objective.name, "", tuple(range(len(verdicts))), tuple(one.values[index] for one in verdicts))
-        points = [(x, y) for x, y in zip(*thinned(curve.steps, curve.values, 300), strict=True) if math.isfinite(y)]
+        kept = zip(*thinned(curve.steps, curve.values, _MOST_POINTS), strict=True)
+        points = [(x, y / 2) for x, y in kept if math.isfinite(y)]  # halves: a difference may overflow
         if len(points) > 1:
-            low, high = (
-                min(y for _, y in points) / 2,
-                max(y for _, y in points) / 2,
-            )  # halves: a difference may overflow
+            low, high = min(y for _, y in points), max(y for _, y in points)
             across, up = 292 / (len(verdicts) - 1), 36 / ((high - low) or 1)
-            drawn = {x: f"{4 + x * across:.1f} {40 - (y / 2 - low) * up:.1f}" for x, y in points}
+            drawn = {x: f"{4 + x * across:.1f} {40 - (y - low) * up:.1f}" for x, y in points}
             saves = [place for x, place in drawn.items() if verdicts[x].outcome is Outcome.SAVED]
             words = course_in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
-            yield "M" + "L".join(drawn.values()), "".join(f"M{place}h0" for place in saves), words
+            # Marked as safe, so that they are not cut like a text of somebody.
+            yield Markup("M" + "L".join(drawn.values())), Markup("".join(f"M{place}h0" for place in saves)), words
 
 
 def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
 
 def _runs(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     """Return the table of runs: the settings that differ, then the best of each rule and when it was reached."""
-    names = dict.fromkeys(name for training in trainings for name in training.settings if name != "model_path")
+    names = dict.fromkeys(name for training in trainings for name in training.settings if name not in _NAMES)
     differing = [name for name in names if len({training.settings.get(name) for training in trainings}) > 1]
     rules = list(dict.fromkeys(card.name for training in trainings for card in training.cards))
     lasts = [] if rules else list(dict.fromkeys(curve.metric for training in trainings for curve in training.curves))
@@ -161,7 +162,7 @@ def _runs(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
         cells += [_held_out(cards.get(rule), name) for rule, name in measured]
         rows.append([*cells, *(last.get(name, "") for name in lasts), str(training.end), training.outcome])
     reached += [f"{rule}: {name}, held out" for rule, name in measured]
-    columns = ["run", *differing, *reached, *(f"last {name}" for name in lasts), "steps", "end"]
+    columns = ["show", "run", *differing, *reached, *(f"last {name}" for name in lasts), "steps", "end"]
     return {"columns": columns, "rows": rows, "differing": differing}
 
 

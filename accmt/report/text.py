@@ -12,8 +12,8 @@ _LONGEST = 60
 
 
 def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = False) -> Iterator[str]:
-    """Yield lines for one screen: the outcome, each rule with its course, and the curves. `width` is that of the
-    terminal; None for a pipe, where nothing is wrapped."""
+    """Yield lines for one screen: the outcome, each rule with its course, what other rules would have changed, and the
+    curves. `width` is that of the terminal; None for a pipe, where nothing is wrapped."""
     yield from (wrapped(brief(line, 400), width) for line in (training.name, training.about, f"{training.outcome}."))
     rules = []
     for card in training.cards:
@@ -27,8 +27,8 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
         name = brief(f"{curve.metric}@{curve.dataset}" if curve.dataset else curve.metric, _LONGEST)
         course = sparkline(curve.values, ascii_only=ascii_only)
         curves.append([name, course, together(f"last {curve.values[-1]:.6g}")])
-    for rows in (rules, curves[:_MOST_CURVES]):
-        yield ""
-        yield from aligned(rows, width) if rows else ()
+    effects = [wrapped(f"{brief(card.name, _LONGEST)}: {card.effect}", width) for card in training.cards if card.effect]
+    for lines in (aligned(rules, width), effects, aligned(curves[:_MOST_CURVES], width)):
+        yield from ["", *lines] if lines else ()
     if len(curves) > _MOST_CURVES:
         yield f"and {len(curves) - _MOST_CURVES} more, which the page shows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -160,6 +161,15 @@ def read_training(folder: Path) -> TrainingReport:
     )
 
 
+def training_of(name: str, observations: Sequence[Observation]) -> TrainingReport:
+    """Return the report of evaluations that another trainer, or a table, has recorded."""
+    end = min(max((one.progress.step for one in observations), default=0), _FARTHEST)
+    curves = tuple(curve for curve in _curves(observations, ()) if not all(map(math.isnan, curve.values)))
+    about = "It was read from a log or a table, which knows neither rules nor decisions."
+    outcome = f"{numbered(len(observations), 'evaluation', ',')}, the last at step {end:,}"
+    return TrainingReport(name, about, outcome, curves=curves, events=tuple(_events(observations, (), ())), end=end)
+
+
 def brief(text: str, most: int) -> str:
     """Return a text without control characters, and not too long."""
     whole = shown(text[: most + 1])
@@ -199,7 +209,7 @@ def _about(run: Mapping[str, Any], about: Description | None, last: Progress, en
     total = None if about is None else about.facts.length.total_steps
     steps = numbered(end, "step", ",") if total in (None, end) else f"{end:,} of {numbered(total, 'step', ',')}"
     took = f", in {duration(last.elapsed)}" if last.elapsed else ""
-    return f"{what}, trained{on} for {steps} ({numbered(last.epoch, 'epoch')}{took})."
+    return f"{what}, trained{on} for {steps} ({numbered(last.epoch, 'epoch', ',')}{took})."
 
 
 def _outcome(stop: Decision | None, log: Sequence[LogLine], end: int) -> str:
@@ -228,7 +238,7 @@ def _cards(folder: Path, about: Description | None, decisions: Sequence[Decision
             averages[decision.average.rule] = decision
     for name, pairs in verdicts.items():
         rule, kept, place = known.get(name), pairs[-1][1].kept if pairs else (), None
-        words = "a rule of an earlier start, which is not described any more"
+        words = "a rule that training.json does not describe, such as one of an earlier start"
         objectives = tuple(DrawnObjective(name, name) for _ in (pairs[0][1].values if pairs else ()))
         if rule is not None and about is not None:
             words, place = in_words(rule, about.facts), _place(folder / rule.folder) if kept else None
@@ -300,7 +310,7 @@ def _events(
             yield Event(decision.progress.step, "stop", decision.stop.reason)
     for line in log:
         if line.event in (RESUMED, CHECKPOINT):
-            yield Event(line.step, line.event, line.text or line.event, line.time)
+            yield Event(line.step, line.event, line.text, line.time)
         elif line.event:
             kind = "end" if line.event in ENDS else "signal"
             yield Event(line.step, kind, f"{line.event.lower()} {line.text}".strip(), line.time)

@@ -30,9 +30,9 @@ def _effect(trial: Trial) -> str:
     saved = f"{trial.saved:.0%} fewer steps"
     if not math.isnan(trial.saved_time):
         saved += f", {duration(trial.last.elapsed - trial.end.elapsed)} ({trial.saved_time:.0%}) less time"
-    end = (
-        "It would not have stopped earlier" if stop is None else f"It would have stopped {when(stop.progress)}: {saved}"
-    )
+    end = "It would not have stopped earlier"
+    if stop is not None and trial.saved:
+        end = f"It would have stopped {when(stop.progress)}: {saved}"
     if not trial.lost:
         return f"{end}. It would have saved no model."
     names = [str(objective) for objective in trial.rule.saving.ranking.objectives]

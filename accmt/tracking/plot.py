@@ -68,13 +68,28 @@ def draw_trade_off(rules: Mapping[str, Sequence[Point]]) -> Figure:
         )
         front = sorted((point for point in points if point.front), key=lambda point: point.saved)
         axes.plot([p.saved for p in front], [p.lost for p in front], color="0.7", zorder=1, label="Pareto front")
-        for series in dict.fromkeys(point.series for point in points):
+        for number, series in enumerate(dict.fromkeys(point.series for point in points)):
             own = [point for point in points if point.series == series]
-            axes.scatter([p.saved for p in own], [p.lost for p in own], s=18, zorder=2, label=_plain(series))
-        for point in {(p.saved, p.lost): p for p in reversed(points) if p.front}.values():
-            axes.annotate(point.label, (point.saved, point.lost), xytext=(4, 4), textcoords="offset points", size=8)
+            places, mark = ([p.saved for p in own], [p.lost for p in own]), _MARKS[number % len(_MARKS)]
+            axes.scatter(*places, s=24, zorder=2, marker=mark, label=_plain(series))
+        # Below to the right of its mark, where no other setting lies: one there would beat it.
+        for point in _apart([point for point in points if point.front and point.label]):
+            axes.annotate(point.label, (point.saved, point.lost), xytext=(4, -11), textcoords="offset points", size=9)
+        axes.margins(0.08, 0.12)
         axes.legend(title="labels: patience", title_fontsize=8, fontsize=8)
     return figure
+
+
+def _apart(points: Sequence[Point]) -> list[Point]:
+    """Return points whose labels do not cover each other, from that which saves most; of equal ones, the first."""
+    across = max((point.saved for point in points), default=0.0) or 1.0
+    down = max((point.lost for point in points), default=0.0) - min((point.lost for point in points), default=0.0)
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: -point.saved):
+        near = (p for p in kept if abs(p.saved - point.saved) < 0.05 * across)
+        if not any(abs(p.lost - point.lost) <= 0.06 * down for p in near):
+            kept.append(point)
+    return kept
 
 
 def _mark(axes: Axes, row: int, steps: Sequence[int]) -> Line2D:

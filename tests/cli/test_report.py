@@ -70,12 +70,15 @@ def test_text(report, folder, tmp_path, monkeypatch):
 
 def test_what_cannot_be_done_is_said(report, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert report("runs") == (1, "", f"{tmp_path}/runs is not the folder of a training: it has no history.jsonl\n")
+    (tmp_path / "empty").mkdir()
+    assert report("empty") == (1, "", "no training was found in empty\n")
+    assert report("nothing") == (1, "", "nothing does not exist\n")
     status, _, err = report("runs/a", "--text", "--open")
     assert status == 2
     assert err.endswith("error: --text writes no page: leave out --output and --open, or --text\n")
     assert report("runs/a", "--tracking-uri", "x")[2].endswith("--tracking-uri is only for mlflow:EXPERIMENT\n")
-    assert report("runs/a", "-o", "no/page.html")[:2] == (1, "")
+    said = f"{tmp_path}/no/page.html cannot be written: No such file or directory\n"
+    assert report("runs/a", "-o", "no/page.html") == (1, "", said)
     (folder / "decisions.jsonl").write_text("[]\n")
     assert report("runs/a")[2] == f"{folder}/decisions.jsonl, line 1 is not a decision: [] is not an object\n"
     monkeypatch.setattr(live, "find_spec", lambda name: None if name == "plotly" else name)
@@ -101,6 +104,9 @@ def test_an_experiment_of_mlflow(report, trainer, regression, data, tmp_path, mo
     assert any(
         trace["x"] == [1, 2, 3, 4] and trace["name"] == "try 2: training" for one in figures for trace in one["data"]
     )
+    rule = ("--rule", "valid_loss", "--patience", "1")
+    assert report("mlflow:tries", "--tracking-uri", "logs", *rule) == (0, "report.html\n", "")
+    assert (tmp_path / "report.html").read_text().count("<h3>what if: valid_loss, patience 1</h3>") == 2
     said = "there is no experiment 'nothing' where --tracking-uri points\n"
     assert report("mlflow:nothing", "--tracking-uri", "logs") == (1, "", said)
 
@@ -135,9 +141,56 @@ def test_rules_that_do_not_fit(report, folder, tmp_path, arguments, status, said
     assert not page.exists()
 
 
-def test_rules_for_an_experiment_are_refused(report):
-    status, _, err = report("mlflow:x", "--rule", "best_valid_loss")
-    assert (status, err.splitlines()[-1]) == (
-        2,
-        "accmt report: error: other rules are replayed for folders only, and mlflow:x is not one",
-    )
+def test_what_other_rules_would_have_changed_is_printed(report, folder):
+    out = report(folder, "--text", "--rule", "best_valid_loss by 50%", "--patience", "1")[1]
+    assert "what if: best_valid_loss by 50%, patience 1: It would not have stopped earlier. Its model:" in out
+
+
+def test_a_folder_of_trainings(report, folder, trainer, regression, data, tmp_path):
+    trainer("runs/deep/b").fit(regression(), data(8), data(4))
+    (tmp_path / "runs" / "c").mkdir()
+    (tmp_path / "runs" / "c" / "history.jsonl").write_text("{damaged\n")
+    status, out, err = report(tmp_path / "runs", folder, f"{folder}/.", "--text")
+    assert status == 0
+    assert err.startswith(f"left out: {tmp_path}/runs/c/history.jsonl, line 1 is damaged: ")
+    assert [part.split("\n")[0] for part in out.split("\n\n") if part.startswith("runs")] == ["runs/a", "runs/deep/b"]
+
+
+TABLE = """step,epoch,dataset,accuracy
+10,1,dev,0.5
+20,2,dev,0.75
+30,3,dev,0.7
+40,4,dev,0.9
+"""
+
+
+def test_a_table_and_rules_for_it(report, tmp_path, monkeypatch):
+    (tmp_path / "scores.csv").write_text(TABLE)
+    monkeypatch.chdir(tmp_path)
+    rule = ("--rule", "accuracy@dev", "--metric", "accuracy:max", "--patience", "1")
+    status, out, err = report("scores.csv", "--text", *rule)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:3] == [
+        "scores.csv",
+        "It was read from a log or a table, which knows neither rules nor decisions.",
+        "4 evaluations, the last at step 40.",
+    ]
+    said = "It would have stopped after epoch 3 (step 30): 25% fewer steps. Its model: accuracy@dev 0.15 worse than"
+    assert said in out
+    assert [line.split("  ")[0] for line in lines if line.startswith(("accuracy", "train"))] == ["accuracy@dev"]
+    assert report("scores.csv", *rule) == (0, "report.html\n", "")
+    page = (tmp_path / "report.html").read_text()
+    assert "Configuration" not in page
+    assert "Kept:" not in page
+
+
+def test_a_page_cannot_be_a_folder(report, folder, tmp_path):
+    said = f"{tmp_path} is a folder: give a file, such as {tmp_path}/report.html\n"
+    assert report(folder, "-o", tmp_path) == (1, "", said)
+
+
+def test_metrics_of_a_training_need_not_be_given(report, folder):
+    status, _, err = report(folder, "--metric", "error:min")
+    said = "accmt report: error: --metric and --dataset are for logs, tables and rules of --rule: leave them out"
+    assert (status, err.splitlines()[-1]) == (2, said)

@@ -86,6 +86,11 @@ def test_json_and_csv(runs, sweep):
     assert [row["lost"] for row in rows] == ["0.1875", "0.0"]
 
 
+def test_patience_is_from_one_to_ten_unless_given(runs, sweep):
+    out = sweep(runs / "first.csv", *BOTH, "--json")[1]
+    assert [json.loads(line)["patience"] for line in out.splitlines()] == [*range(1, 11), ""]
+
+
 def test_the_picture_is_one(runs, sweep):
     picture = runs / "sweep.png"
     status, _, err = sweep(runs / "first.csv", *BOTH, "--patience", "1..3", "-o", picture)

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from accmt.report.charts import MOST_POINTS, charts_of, thinned, timeline
+from accmt.report.charts import MOST_POINTS, charts_of, in_order, thinned, timeline
 from accmt.report.live import write_report
 from accmt.report.page import MOST_ROWS, render
-from accmt.report.training import Curve, TrainingReport, read_training
+from accmt.report.training import Curve, DrawnObjective, Event, RuleCard, TrainingReport, read_training
 from accmt.rules import Decision, Outcome, Progress
 from accmt.rules.decision import Verdict
 
@@ -98,14 +98,14 @@ def test_several_trainings_differ_first(trained, tmp_path):
     one = read_training(trained)
     other = TrainingReport("other", "", "Interrupted", one.cards[:1], one.curves, settings={**one.settings, "seed": 3})
     page = render([one, other])
-    head = re.search("<thead><tr>(.*?)</tr>", page)[1]
+    head = re.search("<thead><tr>(.*?)</tr>", page, re.DOTALL)[1]
     assert re.findall('class="sort">(.*?)<', head)[:4] == [
         "run",
         "seed",
         "best_valid_loss@dev",
         "best_valid_loss@dev: reached",
     ]
-    rows = re.findall("<tr><td><label.*?</tr>", page)
+    rows = re.findall("<tr><td><label.*?</tr>", page, re.DOTALL)
     assert "<td>3</td>" in rows[1]
     assert f"<td>{one.cards[0].values[0]:.6g}</td><td>step 40, after" in rows[0]
     charts = list(charts_of([one, other]))
@@ -120,9 +120,43 @@ def test_shades_and_incumbents(trained):
     assert [one["x0"] for one in losses.layout["shapes"]] == [40]
     [step_line] = [trace for trace in losses.data if trace.get("line", {}).get("shape") == "hv"]
     assert step_line["y"][-1] == pytest.approx(training.cards[0].values[0])
-    rows = [trace["y"][0] for trace in timeline(training).data][::-1]
+    rows = timeline(training).layout["yaxis"]["ticktext"]
     assert (rows[0], rows[4:]) == ("evaluation", ["checkpoint", "resumed", "stop", "end"])
     assert set(rows[1:4]) == {"best_valid_loss@dev", "best_error", "best_error@dev/error@…"}
+
+
+def test_rules_with_one_beginning_have_rows_of_their_own():
+    names = ["best_accuracy@validation_a", "best_accuracy@validation_b", "checkpoint"]
+    events = (*(Event(5, "saved", name, rule=name) for name in names), Event(5, "checkpoint", "", 1.0))
+    chart = timeline(TrainingReport("", "", "", events=events, end=5))
+    assert [trace["y"] for trace in chart.data] == [[0], [1], [2], [3]]
+    assert [trace["text"] for trace in chart.data][-1] == ["step 5<br>checkpoint"]
+
+
+def test_what_happened_is_told_in_its_order():
+    kinds = [("end", 9.0, 10), ("stop", None, 10), ("resumed", 5.0, 4), ("checkpoint", 3.0, 4), ("saved", None, 4)]
+    events = [Event(step, kind, "", time) for kind, time, step in kinds]
+    assert [event.kind for event in in_order(events)] == ["saved", "checkpoint", "resumed", "stop", "end"]
+
+
+def test_the_course_of_many_evaluations_is_drawn():
+    verdicts = tuple(
+        (Progress(n, n, 0, n), Verdict("best_a", (math.sin(n),), None, Outcome.SAVED, "")) for n in range(1, 2001)
+    )
+    card = RuleCard("best_a", "", (DrawnObjective("a", "a"),), verdicts, None, (), "", "")
+    page = render([TrainingReport("long", "", "", (card,))])
+    for path in re.findall('<path class="[a-z]+" d="(.*?)"/>', page):
+        assert re.fullmatch(r"(?:[ML]?[\d.]+ [\d.]+(?:h0)?)+", path)
+        assert len(path) > 1000
+
+
+def test_thirty_trainings_make_a_page_of_modest_size():
+    steps = tuple(range(1, 3001))
+    verdicts = tuple((Progress(n, n, 0, n), Verdict("a", (0.5,), None, Outcome.SAVED, "better" * 20)) for n in steps)
+    card = RuleCard("a", "", (DrawnObjective("a", "a"),), verdicts, None, (), "", "")
+    curves = tuple(Curve(f"m{n}", "", steps, tuple(map(math.sin, steps))) for n in range(20))
+    page = render([TrainingReport(f"{number}", "", "", (card,), curves, end=3000) for number in range(30)])
+    assert len(page) < 6 * MEGABYTE
 
 
 def test_thinned_lines_keep_the_ends_and_the_extremes():

@@ -81,7 +81,7 @@ def test_a_training_without_log_and_descriptions_is_reported_as_far_as_it_is_kno
     assert "learning rate" not in found
     assert training.about.startswith("A model, trained for 40 steps (8 epochs, in ")
     assert training.outcome.startswith("Stopped after epoch 8")
-    assert training.cards[0].words == "a rule of an earlier start, which is not described any more"
+    assert training.cards[0].words == "a rule that training.json does not describe, such as one of an earlier start"
 
 
 @pytest.mark.parametrize(

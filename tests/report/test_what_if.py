@@ -44,6 +44,11 @@ def test_nothing_lost_and_nothing_saved():
     assert card.effect == "It would not have stopped earlier. It would have saved no model."
 
 
+def test_a_stop_at_the_end_is_not_earlier():
+    [card] = cards("best_accuracy", values=(0.5, 0.75, 0.5), patience=1)
+    assert card.effect == "It would not have stopped earlier. Its model: the best of the whole training."
+
+
 def test_rules_stop_together():
     patient, other = cards("best_accuracy", "best_avg(accuracy, 2)", values=(0.5, 0.6, 0.55, 0.6, 0.9), patience=1)
     assert patient.verdicts[-1][0].step == other.verdicts[-1][0].step == 40

@@ -70,8 +70,8 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
     return Source(History(tuple(_observations(values, per_epoch))), facts, lacking)
 
 
-def open_experiment(name: str, location: str | None) -> list[TrainingReport]:
-    """Read the runs of an experiment, by its name or id, the newest first; of many, the newest ones.
+def open_experiment(name: str, location: str | None) -> list[tuple[str, TrainingReport]]:
+    """Read the runs of an experiment, by its name or id, the newest first; of many, the newest ones. Each has its id.
 
     Raises:
         CommandError: It cannot be read, or has no runs.
@@ -86,7 +86,7 @@ def open_experiment(name: str, location: str | None) -> list[TrainingReport]:
             raise CommandError(escaped(f"{missing} {name!r} where --tracking-uri points"))
         if len(runs) > _MOST_RUNS:
             complain(f"note: only the newest {_MOST_RUNS} runs of {name} are read")
-        return [_reported_run(client, run) for run in runs[:_MOST_RUNS]]
+        return [(run.info.run_id, _reported_run(client, run)) for run in runs[:_MOST_RUNS]]
 
 
 class _Run:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument, UsageError
+from accmt.cli.output import complain
 from accmt.cli.replay.csv import open_table
 from accmt.cli.replay.logs import log_in
 from accmt.cli.replay.source import Source
 from accmt.cli.replay.training import open_training
 from accmt.tracking.journal import DECISIONS, HISTORY
+
+_T = TypeVar("_T")
 
 MLFLOW = "mlflow:"
 _DEPTH = 4
@@ -50,7 +54,31 @@ def open_source(
     return open_table(place, metrics)
 
 
-def sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
+def read_all(given: Sequence[str], read: Callable[[str], _T]) -> Iterator[tuple[str, _T]]:
+    """Yield the sources that are given, or are in folders that are given, by name, each once. What cannot be read is
+    said, and left out if there is more than one.
+
+    Raises:
+        CommandError: There is none.
+    """
+    names = [name for one in given for name in _sources_in(one)]
+    found = {name if name.startswith(MLFLOW) else str(Path(name).resolve()): name for name in names}
+    if not found:
+        raise CommandError(f"no training was found in {', '.join(given)}")
+    count = 0
+    for name in found.values():
+        try:
+            yield name, read(name)
+            count += 1
+        except CommandError as error:
+            if len(found) == 1:
+                raise
+            complain(f"left out: {error}")
+    if not count:
+        raise CommandError("none of the trainings can be read")
+
+
+def _sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
     """Yield the sources in a folder that is not one itself, in order of their names; any other source as it is."""
     place = Path(name)
     if name.startswith(MLFLOW) or not place.is_dir() or (place / HISTORY).is_file() or log_in(place) is not None:
@@ -58,4 +86,4 @@ def sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
     elif depth:
         folders = (path for path in sorted(place.iterdir()) if path.is_dir() and not path.is_symlink())
         for folder in folders:
-            yield from sources_in(str(folder), depth - 1)
+            yield from _sources_in(str(folder), depth - 1)

@@ -11,8 +11,9 @@
     });
   }
 
+  // Cells such as "0.948, 0.95" are ordered by their first number, and "step 12, after 3 s" by the text and its numbers.
   const order = new Intl.Collator(undefined, { numeric: true }).compare;
-  const compare = (a, b) => (a !== "" && b !== "" && !isNaN(a) && !isNaN(b) ? a - b : order(a, b));
+  const compare = (a, b) => parseFloat(a) - parseFloat(b) || order(a, b);
   for (const button of all(".sorts .sort")) {
     button.addEventListener("click", () => {
       const head = button.closest("th"), body = button.closest("table").tBodies[0];
@@ -27,7 +28,10 @@
   const search = document.getElementById("search");
   if (search) {
     const rows = [...document.getElementById("table").tBodies[0].rows].map((row) => ({
-      row, text: row.textContent.toLowerCase(), rule: row.cells[3].textContent.trim(), verdict: row.cells[4].textContent.trim(),
+      row,
+      text: row.textContent.toLowerCase(),
+      rule: row.cells[3].textContent.trim(),
+      verdict: row.cells[4].textContent.trim(),
     }));
     const rule = document.getElementById("rule"), verdict = document.getElementById("verdict");
     const filter = () => {
@@ -48,26 +52,37 @@
   // The library is compressed; the policy of the page allows this script and that one, by their hashes, and no other.
   const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
   const library = document.createElement("script");
-  library.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  library.textContent = await new Response(unpacked).text();
   document.head.append(library);
 
-  const plots = all(".plot").map((place) => ({ place, json: place.querySelector("script").textContent, hidden: new Set(), drawn: false }));
+  const plots = all(".plot").map((place) => {
+    return { place, json: place.querySelector("script").textContent, hidden: new Set(), drawn: false };
+  });
   const hidden = new Set();
   const draw = (plot) => {
     const style = getComputedStyle(document.documentElement);
-    const figure = JSON.parse(plot.json, (key, value) =>
-      /color$/.test(key) && typeof value === "string" && value[0] === "@" ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
-    for (const trace of figure.data) trace.visible = !plot.hidden.has(trace.legendgroup) && !hidden.has(trace.meta?.run);
+    const figure = JSON.parse(plot.json, (key, value) => {
+      const isNamed = /color$/.test(key) && typeof value === "string" && value[0] === "@";
+      return isNamed ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value;
+    });
+    for (const trace of figure.data) {
+      trace.visible = !plot.hidden.has(trace.legendgroup) && !hidden.has(trace.meta?.run);
+    }
     figure.layout.font.family = getComputedStyle(document.body).fontFamily;
     plot.drawn = true;
     return Plotly.react(plot.place, figure.data, figure.layout, { displayModeBar: false, responsive: true });
   };
-  for (const plot of plots) for (const key of all(".key", plot.place.parentNode)) key.addEventListener("click", () => {
-    const shows = key.ariaPressed !== "true";
-    key.ariaPressed = String(shows);
-    plot.hidden[shows ? "delete" : "add"](key.dataset.group);
-    draw(plot);
-  });
+  for (const plot of plots) {
+    for (const key of all(".key", plot.place.parentNode)) {
+      key.addEventListener("click", () => {
+        const shows = key.ariaPressed !== "true";
+        key.ariaPressed = String(shows);
+        plot.hidden[shows ? "delete" : "add"](key.dataset.group);
+        draw(plot);
+      });
+    }
+  }
   const seen = new IntersectionObserver((entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     plots.filter((plot) => !plot.drawn && near.includes(plot.place)).forEach(draw);
