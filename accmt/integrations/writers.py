@@ -1,0 +1,41 @@
+"""Writers of models for `Rules.save`. Only calling them imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def state_dict_of(model: Any, *, safe_serialization: bool = True) -> Callable[[Path], None]:
+    """Return a function that writes weights as `accmt.load_best` reads them.
+
+    Args:
+        model: A module, whose wrappers (DDP, torch.compile) are left out; or a state dict, such as that of a sharded
+            model, which all processes gather.
+        safe_serialization: Write `model.safetensors`; else `pytorch_model.bin`.
+    """
+
+    def write(folder: Path) -> None:
+        from accmt.checkpoint.weights import WeightsFormat, write_weights
+        from accmt.distributed.weight_names import by_plain_name
+
+        weights = model if isinstance(model, Mapping) else by_plain_name(model, model.state_dict())
+        write_weights(folder, weights, WeightsFormat(safe_serialization))
+
+    return write
+
+
+def pretrained(*parts: Any) -> Callable[[Path], None]:
+    """Return a function that calls `save_pretrained` of each part, such as a model (without wrappers) and a tokenizer."""
+
+    def write(folder: Path) -> None:
+        from torch.nn import Module
+
+        from accmt.distributed.weight_names import unwrapped
+
+        for part in parts:
+            plain: Any = unwrapped(part) if isinstance(part, Module) else part
+            plain.save_pretrained(folder)
+
+    return write
