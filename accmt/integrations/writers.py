@@ -27,7 +27,7 @@ def state_dict_of(model: Any, *, safe_serialization: bool = True) -> Callable[[P
 
 
 def pretrained(*parts: Any) -> Callable[[Path], None]:
-    """Return a function that calls `save_pretrained` of each part, such as a model (without wrappers) and a tokenizer."""
+    """Return a function that calls `save_pretrained` of each part: a model (without wrappers), a tokenizer, ..."""
 
     def write(folder: Path) -> None:
         from torch.nn import Module
