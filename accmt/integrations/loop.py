@@ -33,6 +33,7 @@ from accmt.integrations.arguments import read_declaration
 from accmt.integrations.counters import Counters, CountersState
 from accmt.integrations.journals import Journals
 from accmt.integrations.values import checked_values
+from accmt.integrations.writers import pretrained, state_dict_of
 from accmt.notices import warn
 from accmt.rules import Decision, Length, Observation, RuleEngine, SavingRule, Stop
 from accmt.rules.codec import Jsonable
@@ -40,6 +41,8 @@ from accmt.rules.errors import listed
 from accmt.rules.nodes import Counter, Quantity, walk
 from accmt.rules.units import SECONDS
 from accmt.tracebacks import concise
+
+__all__ = ["Rules", "StepDue", "pretrained", "state_dict_of"]
 
 Write = Callable[[Path], object]
 _LOOK_EVERY = 1.0  # seconds
