@@ -185,6 +185,8 @@ class Rules:
             ConfigError, RuleError: At the first step: the rules do not fit the training.
         """
         counters = self.counters
+        if self.engine is None:
+            self._learn(total_steps, None)
         seen = counters.advance(step, epoch, samples, self._length.steps_per_epoch)
         if train_loss is not None:
             counters.add_loss(train_loss, seen)
@@ -358,7 +360,7 @@ class Rules:
         engine = RuleEngine(rules, facts)
         if self.engine is not None:
             engine.restore(self.engine.state())
-        self.engine, self._length = engine, length
+        self.engine, self._length, self.counters.looks = engine, length, engine.watches
         self._is_clocked = engine.watches or _uses_clock(engine)
         if self._journals.has_begun:
             self._journals.describe(engine)

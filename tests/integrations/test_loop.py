@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 
 from accmt.cli.main import main
 from accmt.config.errors import ConfigError
+from accmt.integrations.counters import LossMean
 from accmt.integrations.loop import Rules
 from accmt.rules import RuleError, SavingRule
 from accmt.tracking.journal import read
@@ -208,3 +211,43 @@ def test_the_order_of_calls(tmp_path):
     rules.close()
     with pytest.raises(RuntimeError, match="these rules are closed"):
         rules.evaluated({"dev": {"accuracy": 0.5}, "ood": {"accuracy": 0.5}}, step=2)
+
+
+def test_losses_on_a_device_are_summed_in_double_precision():
+    mean = LossMean()
+    for loss in (torch.tensor(2.0, dtype=torch.bfloat16), torch.tensor(1e-7), 1.0):
+        mean.add(loss, 2)
+    assert mean.total.dtype == torch.float64
+    assert mean.mean == pytest.approx((3 + 1e-7) / 3, abs=1e-12)
+
+
+def test_a_new_training_puts_an_earlier_one_aside(tmp_path):
+    for _ in range(2):
+        with make(tmp_path / "model", ["best_accuracy"]) as rules, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            rules.step()
+            rules.save(rules.evaluated({"dev": {"accuracy": 1}, "ood": {"accuracy": 1}}), write)
+    assert [str(one.message).endswith("earlier-1") for one in told] == [True]
+    assert (tmp_path / "model/earlier-1/best_accuracy/weights.txt").is_file()
+    assert len(read(tmp_path / "model/history.jsonl")) == 1
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with make(tmp_path / "model") as rules:
+        rules.step()
+        with pytest.raises(RuntimeError, match="another training of this process uses"):
+            make(tmp_path / "model").step()
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        make(tmp_path, ["best_accuracy ff"], datasets="dev", metrics={"f1": "up"}, checkpoint_every=5, patience=0)
+    text = str(caught.value)
+    assert text.startswith("5 mistakes in Rules(...):\n  checkpoint_every: must be a string, not 5 (int)")
+    for part in (
+        "datasets: must be a list of names",
+        "metrics['f1']: must be",
+        "the patience is 0",
+        "best_accuracy ff",
+    ):
+        assert part in text
