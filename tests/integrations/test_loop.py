@@ -251,3 +251,27 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         "best_accuracy ff",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ([], "write(folder) wrote nothing into its folder"),
+        (["index.json"], "write(folder) wrote index.json, which accmt writes itself: choose another name"),
+    ],
+)
+def test_what_cannot_be_published_is_not_saved(tmp_path, names, why):
+    with make(tmp_path / "model", ["best_accuracy"]) as rules:
+        for step in (1, 2):
+            rules.step()
+            decision = rules.evaluated({"dev": {"accuracy": step}, "ood": {"accuracy": step}})
+            fails = (
+                pytest.warns(match="best_accuracy could not be saved at step 1")
+                if step == 1
+                else pytest.raises(RuntimeError, match="best_accuracy could not be saved, twice in a row")
+            )
+            with fails:
+                decision = rules.save(decision, lambda folder: [(folder / name).touch() for name in names])
+            if step == 1:
+                assert decision.verdicts[0].reason == f"could not be saved: ValueError: {why}"
+    assert not (tmp_path / "model/best_accuracy").exists()
