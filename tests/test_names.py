@@ -12,6 +12,8 @@ ONE_IDEA = {
     "main": "the entry of a program: the command line, and the process that it starts for a launch",
     "run": "the function of each command of the command line",
     "add_arguments": "completes the parser of each command",
+    "Rules": "the rules of a training: as a value, and in loops and trainers of others",
+    "from_main": "what the main process found, on all: with Accelerate, and in loops that accmt does not run",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from accmt.data.loaders import TrainingData, Window
 from accmt.data.position_unit import Unit
+from accmt.loop.stopwatch import Stopwatch
 from accmt.rules import Progress
 from accmt.rules.codec import SPARSE, Count, Finite, from_plain
 
@@ -45,30 +45,6 @@ class _State:
     data_seed: int
     processes: Count
     steps_per_epoch: Count | None
-
-
-class Stopwatch:
-    """Active training time in seconds, continued across resumes."""
-
-    def __init__(self) -> None:
-        self._before = 0.0
-        self._started: float | None = time.perf_counter()
-
-    def elapsed(self) -> float:
-        started = self._started
-        return self._before + (0.0 if started is None else time.perf_counter() - started)
-
-    def pause(self) -> None:
-        """Measure nothing until `run`."""
-        self._before, self._started = self.elapsed(), None
-
-    def run(self) -> None:
-        """Measure from now on, if it is paused."""
-        self.set(self.elapsed())
-
-    def set(self, elapsed: float) -> None:
-        """Continue from a given time."""
-        self._before, self._started = elapsed, time.perf_counter()
 
 
 def epoch_shown(progress: Progress, per_epoch: int | None, epochs: int | None, *, ahead: bool = False) -> str:

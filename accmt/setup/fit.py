@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from accmt.checkpoint.checkpoints import Checkpoint
+from accmt.checkpoint.folder_check import check_folders
 from accmt.checkpoint.lock import Lock
 from accmt.checkpoint.publish import end_threads
 from accmt.distributed.collective import from_main
@@ -26,7 +27,7 @@ from accmt.setup.build import assemble
 from accmt.setup.method_check import uncalled
 from accmt.setup.model import lent
 from accmt.setup.plan import Plan
-from accmt.setup.resume import begin_training, check_folders, find_checkpoint
+from accmt.setup.resume import begin_training, find_checkpoint
 from accmt.setup.summary import after_training, before_training, nothing_done
 from accmt.states import TrainingState
 from accmt.tracking.history import TrainingHistory
@@ -145,7 +146,7 @@ def _occupy(lock: Lock, plan: Plan) -> None:
     try:
         if warning is not None:
             warn(warning)
-        check_folders(plan)
+        check_folders(plan.model_path, plan.rules, has_checkpoints=plan.options.checkpoint.enabled)
     except BaseException:
         lock.release()
         raise

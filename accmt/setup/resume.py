@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import glob
-import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from accmt.checkpoint import publish
-from accmt.checkpoint.archive import JOURNALS, archive_training, move_to_archive
+from accmt.checkpoint.archive import archive_training, move_to_archive
 from accmt.checkpoint.checkpointer import Saved
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoint, Checkpoints
 from accmt.checkpoint.format import understood
-from accmt.checkpoint.publish import MANIFEST, REPLACED
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, KEPT, savings_in
+from accmt.checkpoint.saved_models import savings_in
 from accmt.distributed.collective import from_main
-from accmt.files import durable
-from accmt.files.json_io import DamagedFile
 from accmt.loop.run import Run
 from accmt.loop.stateful_parts import EngineState
 from accmt.loop.utilization import begin_measuring
 from accmt.notices import warn
 from accmt.setup.plan import Plan
 from accmt.setup.run_file import describe_run, parameters_of, record_start
-from accmt.tracking.outbox import FOLDER as OUTBOX
 from accmt.tracking.start import start_trackers
 from accmt.tracking.tracker import Beginning, NoTracker, Tracker, flat
-from accmt.tracking.training_file import Description, read_description, write_description
-
-
-def check_folders(plan: Plan) -> None:
-    """Check, before anything is changed, that everything can be written where it belongs later.
-
-    Raises:
-        OSError: If something cannot be written.
-    """
-    durable.forget_warnings()
-    path = plan.model_path
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError:
-        raise OSError(
-            errno.EILSEQ, "its name is not valid text, and what is written there could not be read back"
-        ) from None
-    folders = [path / FOLDER] if plan.options.checkpoint.enabled else []
-    folders += [path / rule.folder for rule in plan.rules.savings if rule.keep > 1 and plan.rules.writes]
-    for place in (path / FOLDER, path / OUTBOX, *(path / rule.folder for rule in plan.rules.savings)):
-        if place.is_symlink():
-            raise OSError(
-                errno.ELOOP, f"its {place.name} is a link: a training keeps all of its files in its own folder"
-            )
-    for folder in (path, *(folder for folder in folders if os.path.lexists(folder))):
-        publish.require_writable(folder)
-        durable.flush_directory(folder)  # warn before the first step if this folder cannot be flushed
-    for rule in plan.rules.savings if plan.rules.writes else ():
-        if rule.keep == 1 and _holds_other_things(path / rule.folder):
-            text = f"its '{rule.folder}' was not saved by a rule, and the rule '{rule.name}' would replace it"
-            raise OSError(errno.EEXIST, f"{text}: move it away, or give the rule another name", str(path / rule.folder))
-    for name in JOURNALS:
-        if os.path.lexists(path / name) and ((path / name).is_symlink() or not (path / name).is_file()):
-            raise OSError(errno.EEXIST, f"its {name} is not a file", str(path / name))
-
-
-def _holds_other_things(folder: Path) -> bool:
-    """Return whether a rule's folder holds foreign files, or is itself a foreign file."""
-    if folder.is_symlink() or not folder.exists():
-        return False
-    if not folder.is_dir():
-        return True
-    names = os.listdir(folder)
-    is_saved = {MANIFEST, DESCRIPTION, INDEX}.intersection(names) or any(map(KEPT.fullmatch, names))
-    is_hidden = all(name.startswith(".") for name in names)
-    replaced = list(folder.parent.glob(f"{glob.escape(f'{REPLACED}{folder.name}-')}*"))
-    return not (is_saved or is_hidden or replaced)
+from accmt.tracking.training_file import Description, update_description, write_description
 
 
 def find_checkpoint(plan: Plan) -> Checkpoint | None:
@@ -180,14 +126,8 @@ def _later_put_aside(model_path: Path, checkpoint: Checkpoint) -> Path | None:
 
 def _describe(plan: Plan, changes: list[str]) -> list[str]:
     """Write the description of a resumed training, including the settings that changed since it began."""
-    notes: list[str] = []
-    try:
-        former = read_description(plan.model_path)
-    except DamagedFile as error:
-        former, notes = None, [f"earlier changes of the settings are not known: {error}"]
-    said = (*(former.changes if former is not None else ()), *changes)
-    write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"], said))
-    return notes
+    description = Description(plan.rules, plan.facts, plan.options.given["log_every"], tuple(changes))
+    return update_description(plan.model_path, description)
 
 
 def _tracker(plan: Plan, saved: Saved | None, description: dict[str, Any]) -> Tracker:
@@ -212,16 +152,9 @@ def _tracker(plan: Plan, saved: Saved | None, description: dict[str, Any]) -> Tr
 
 def _settle_savings(run: Run) -> list[str]:
     """Reconcile what rules remember with the models in their folders; return the differences, one line each."""
-    notes: list[str] = []
-    for rule in run.engine.rules.savings if run.savings is not None else ():
-        assert run.savings is not None
-        kept = run.engine.states[rule.name].kept
-        there = from_main(partial(run.savings.existing, rule, kept, run.position.evaluation))
-        if run.engine.keep_only(rule.name, there):
-            notes.append(f"models that '{rule.name}' saved are no longer in their folder: the rule forgets them")
-        aside = None if kept else from_main(partial(run.savings.archive_former, rule, run.position.step))
-        if aside is not None:
-            notes.append(f"the models that an earlier '{rule.name}' saved were moved to {aside}")
+    position, notes = run.position, []
+    if run.savings is not None:
+        notes = run.savings.settle(run.engine, position.evaluation, position.step, from_main)
     remembered = {name for name, state in run.engine.states.items() if state.kept}
     run.state.model_savings = {k: values for k, values in run.state.model_savings.items() if k in remembered}
     return notes

@@ -44,11 +44,11 @@ class StepLog:
         self._path, self._writes = path, writes
         self._last: tuple[int, float] | None = None
 
-    def add_values(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+    def add_values(self, step: int, values: Mapping[str, float], seconds: float | None = None) -> None:
         """Add values, and the mean time of the steps since the last ones; `seconds` is that of all steps so far."""
-        if self._last is not None and step > self._last[0]:
+        if seconds is not None and self._last is not None and step > self._last[0]:
             values = {**values, "seconds_per_step": (seconds - self._last[1]) / (step - self._last[0])}
-        self._last = step, seconds
+        self._last = self._last if seconds is None else (step, seconds)
         self._write(LogLine(step, time.time(), values))
 
     def add_event(self, step: int, event: str, text: str = "") -> None:

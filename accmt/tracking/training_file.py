@@ -7,7 +7,7 @@ replayed, also with other rules. Does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -102,6 +102,22 @@ def write_description(folder: Path, description: Description) -> None:
     content = _Content(1, facts.datasets, facts.metrics, facts.training, *rest, facts.held_out)
     replace_file(folder / TRAINING, as_json(content.to_json(), indent=2) + "\n")
     flush_directory(folder)
+
+
+def update_description(folder: Path, description: Description) -> list[str]:
+    """Write the file of a resumed training: its changes follow those of earlier resumes.
+
+    Returns:
+        What is lost, one line each: the former file may be damaged.
+    """
+    lost: list[str] = []
+    try:
+        former = read_description(folder)
+    except DamagedFile as error:
+        former, lost = None, [f"earlier changes of the settings are not known: {error}"]
+    changes = (*(former.changes if former is not None else ()), *description.changes)
+    write_description(folder, replace(description, changes=changes))
+    return lost
 
 
 def read_description(folder: Path) -> Description | None:
