@@ -72,18 +72,17 @@ class Declaration:
         rules, problems = self.rules, list(self._unknown_datasets(facts))
         savings = rules.savings or (default,)
         try:
-            savings = assign_patience(savings, self.patience)
+            savings = assign_patience(savings, self.patience, self.held_out)
         except RuleError as error:
             problems += error.problems
         rules = replace(rules, savings=savings)
-        chosen, refused = self._without_held_out(rules)
         warnings: list[RuleProblem] = []
         try:
-            warnings = check(chosen, facts)
+            warnings = check(rules, facts)
         except RuleError as error:
             problems += error.problems
-        if problems or refused:
-            raise RuleError([*problems, *refused])
+        if problems:
+            raise RuleError(problems)
         return rules, facts, warnings
 
     def _facts(self, length: Length) -> Facts:
@@ -97,7 +96,7 @@ class Declaration:
         }
         if keys:
             reported.setdefault(VALID_LOSS, Reported(keys, greater_is_better=False))
-        return Facts(reported if keys else {}, keys, length)
+        return Facts(reported if keys else {}, keys, length, held_out=self.held_out)
 
     def _unknown_datasets(self, facts: Facts) -> Iterable[RuleProblem]:
         """Yield a problem for each dataset of a metric that does not exist."""
@@ -107,21 +106,6 @@ class Declaration:
                 yield RuleProblem(
                     f"the metric '{name}' is declared on '{unknown[0]}'", allowed=f"the datasets are: {known}"
                 )
-
-    def _without_held_out(self, rules: Rules) -> tuple[Rules, list[RuleProblem]]:
-        """Return the rules that do not use datasets that are held out, and the problems of the others."""
-        known = [] if self.datasets is None else [f"the datasets for rules: {listed(self.datasets)}"]
-        problems, wrong = [], set[str]()
-        for text, node in _texts(rules):
-            for measure in measures(node):
-                for dataset in measure.datasets:
-                    if isinstance(dataset, Name) and dataset.text in self.held_out:
-                        why = "; ".join(["it is for reporting only: choose by another dataset", *known])
-                        problems.append(RuleProblem(f"'{dataset.text}' is held out", text, dataset.span, why))
-                        wrong.add(text)
-        savings = tuple(rule for rule in rules.savings if rule.text not in wrong)
-        stops = tuple(stop for stop in rules.stop_when if stop.text not in wrong)
-        return replace(rules, savings=savings, stop_when=stops), problems
 
 
 def read_declaration(given: Mapping[str, Any]) -> Declaration:
@@ -160,7 +144,7 @@ class _Reader:
             self._cadence("checkpoint_every", CadenceRule.parse) or section.checkpoint,
         )
         datasets, held_out = given["datasets"], given["held_out"]
-        kept = () if held_out is None else _names("held_out", held_out, self._problems)
+        kept = section.held_out if held_out is None else _names("held_out", held_out, self._problems)
         named = None if datasets is None else _without(_names("datasets", datasets, self._problems), kept)
         return Declaration(self._model_path(), rules, self._patience(), self._metrics(), named, kept)
 

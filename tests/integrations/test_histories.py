@@ -19,7 +19,11 @@ sys.modules["rule_script"] = script
 _spec.loader.exec_module(script)
 
 CASES = [case for path in sorted((HERE / "cases").glob("*.rule")) for case in script.read(path)]
-DRIVEN = [case for case in CASES if not any("-" in column for column in case.series.values())]
+DRIVEN = [  # those without missing values and replicates
+    case
+    for case in CASES
+    if not any("-" in column for column in case.series.values()) and not any(" " in name for name in case.series)
+]
 
 
 def rules_of(case, folder):
