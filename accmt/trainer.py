@@ -41,7 +41,7 @@ from accmt.report.training import read_training
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.rules.reserved_names import REPORT
-from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
+from accmt.setup.arguments import CLIP_GRAD, REPLICATES_DEFAULT, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
@@ -163,6 +163,8 @@ class Trainer:
             `record_shapes`. The main process prints a table, each process writes a trace into `model_path/profile`.
         report: After each evaluation, write a page about the training, `model_path/report.html`, and send it to the
             trackers at the end. It is written less often where that would take over 5 % of the time.
+        replicates: The number of resamples of each validation dataset from which rules with `by 2 se` estimate standard
+            errors, from 20 to 10,000; more are more exact, and take longer. Nothing is resampled without such a rule.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -238,6 +240,7 @@ class Trainer:
         limit_val_batches: int | float | None = None,
         profile: bool | dict[str, Any] | None = None,
         report: bool = False,
+        replicates: int = REPLICATES_DEFAULT,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -461,7 +464,7 @@ class Trainer:
                         with heard_by(self._warn):
                             for warning in try_out(evaluation):
                                 warn(warning)
-                    state.additional_metrics = values = evaluate(evaluation)
+                    state.additional_metrics = values = evaluate(evaluation).values
                 finally:
                     evaluation.close()
                 evaluation.hooks.on_evaluation_end()

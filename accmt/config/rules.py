@@ -7,6 +7,7 @@ rules:
   checkpoint_every: 500 steps or 10 minutes
   evaluate_every: 500 steps
   stop_when: [valid_loss < 0.1, elapsed > 2 hours]
+  replicates: 500
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
 from accmt.config.kinds import Kind, is_number, is_whole
 from accmt.rules import CadenceRule, RuleError, SavingRule, StopCondition
 
-KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when")
+KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when", "replicates")
+REPLICATES = Kind("a whole number from 20 to 10,000", lambda value: is_whole(value, 20) and value <= 10_000)
 # The rule checks what its arguments contain.
 _KINDS = {
     **dict.fromkeys(("rule", "name"), Kind("a string", lambda value: isinstance(value, str))),
@@ -41,6 +43,7 @@ class RuleSection:
         evaluate: How often to evaluate, None if not given.
         checkpoint: How often to checkpoint, None if not given or never.
         says_checkpoint: Whether the file has `checkpoint_every`; its value null means never.
+        replicates: The number of resamples for standard errors, None if not given.
     """
 
     savings: tuple[SavingRule, ...] = ()
@@ -48,6 +51,7 @@ class RuleSection:
     evaluate: CadenceRule | None = None
     checkpoint: CadenceRule | None = None
     says_checkpoint: bool = False
+    replicates: int | None = None
 
 
 def read_rules(section: Mapping[Any, Any], source: str = "the configuration") -> RuleSection:
@@ -85,12 +89,15 @@ class _Reader:
             self._parsed(StopCondition.parse, entry, place)
             for place, entry in _entries(section.get("stop_when"), "rules.stop_when")
         ]
+        replicates = section.get("replicates")
+        self.problems += REPLICATES.or_none().problems("rules.replicates", replicates)
         return RuleSection(
             savings=tuple(rule for rule in saved if rule is not None),
             stop_when=tuple(stop for stop in stops if stop is not None),
             evaluate=evaluate,
             checkpoint=checkpoint,
             says_checkpoint="checkpoint_every" in section,
+            replicates=replicates,
         )
 
     def _saving(self, place: str, entry: Any) -> SavingRule | None:

@@ -44,9 +44,10 @@ from accmt.loop.stateful_parts import (
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
+from accmt.metrics.replicates import Replicated, Resamples
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
-from accmt.rules import RuleEngine
+from accmt.rules import RuleEngine, replicated
 from accmt.setup.fused import leave_scaling, use_fused
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -97,7 +98,9 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         options=options.loop,
         module=module,
         data=plan.data,
-        evaluation=Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats),
+        evaluation=Evaluation(
+            module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats, _replicated(plan)
+        ),
         stepper=stepper,
         position=position,
         engine=engine,
@@ -184,6 +187,11 @@ def assemble_evaluation(
     options = with_default_metrics(options, module, loaders)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
+
+
+def _replicated(plan: Plan) -> Replicated | None:
+    wanted = replicated(plan.rules, plan.facts)
+    return Replicated(Resamples(plan.options.rules.replicates), wanted) if wanted else None
 
 
 def _savings(plan: Plan) -> ModelStore | None:

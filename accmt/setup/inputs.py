@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
-from accmt.metrics.metric import Metric
+from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.rules import Facts, Length, Reported
@@ -258,10 +258,18 @@ def facts_of(
         for metric in metrics_on(metrics, key):
             for name, greater in metric.directions.items():
                 before = reported.get(name, Reported((), greater))
-                reported[name] = Reported((*before.datasets, key), greater)
+                why = before.no_replicates or _no_replicates(metric)
+                reported[name] = Reported((*before.datasets, key), greater, why)
     if datasets:
         reported[VALID_LOSS] = Reported(datasets, greater_is_better=False)
     return Facts(reported, datasets, length, training or {})
+
+
+def _no_replicates(metric: Metric) -> str:
+    """Return why a metric has no replicates; empty if it has."""
+    if metric.per_sample or not isinstance(metric, MetricParallel):
+        return ""
+    return f"{type(metric).__name__} computes it on each process apart; make it a Metric"
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:
