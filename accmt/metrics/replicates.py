@@ -158,7 +158,8 @@ def copied(arguments: Arguments) -> Arguments:
 
 def _mean(sums: Tensor, weights: Tensor | None = None) -> Callable[[Counts], float]:
     """Return a function of a resample: the mean of scores, each the sum of so many parts as its weight."""
-    scores, parts = (None if each is None else each.numpy().astype(np.float64) for each in (sums, weights))
+    scores = sums.numpy().astype(np.float64)
+    parts = None if weights is None else weights.numpy().astype(np.float64)
 
     def mean(counts: Counts) -> float:
         # Not a matrix product, whose rounding depends on the number of threads.
