@@ -94,9 +94,9 @@ def correlation(scores, targets):
     return np.corrcoef(scores[:, 1].numpy(), targets.numpy())[0, 1]
 
 
-def needs_one(scores, targets):
-    if targets.sum() != 1:
-        raise ValueError("not one")
+def needs_all(scores, targets):
+    if len(scores.unique()) < scores.numel():
+        raise ValueError("some are missing")
     return 0.5
 
 
@@ -176,8 +176,8 @@ def test_a_resample_that_gives_no_value_is_nan():
         assert [not math.isnan(value) for value in resampling.replicates["x"]] == has_two
     assert 0 < sum(has_two) < 50
     assert [resampling.unknown(), resampling.error] == [[], None]
-    _, resampling = replicated(FunctionMetric("x", needs_one, True), scores, targets, count=50)
-    assert [resampling.unknown(), str(resampling.error)] == [["x"], "not one"]
+    _, resampling = replicated(FunctionMetric("x", needs_all, True), *classes(), count=50)
+    assert [resampling.unknown(), str(resampling.error)] == [["x"], "some are missing"]
 
 
 def test_one_sample_has_no_spread():
