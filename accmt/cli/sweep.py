@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--patience", type=_patiences, required=True, metavar="N..M", help="such as 1..20 or 2,3,5")
     parser.add_argument(
-        "--by", type=_amounts, default=(), metavar="A,B", help="least improvements, such as 0,0.001,1%%"
+        "--by", type=_amounts, default=(), metavar="A,B", help="least improvements, such as 0,0.001,1%%,2se"
     )
     parser.add_argument("--output", "-o", type=path, metavar="FILE", help="write a picture, such as sweep.png")
     forms = parser.add_mutually_exclusive_group()
@@ -174,17 +174,24 @@ def _swept(rule: SavingRule, options: argparse.Namespace, sources: Mapping[str, 
     Raises:
         CommandError: The rule does not fit a training.
     """
+    variants = [_by(rule, by) for by in options.by or (rule.saving.by,)]
     for name, source in sources.items():
-        check_against(Rules((rule,)), source, f"in {name}:" if len(sources) > 1 else None)
+        for variant in variants:
+            check_against(Rules((variant,)), source, f"in {name}:" if len(sources) > 1 else None)
     trainings = [(s.facts, s.history, [best_of_all(rule, s.facts, s.history)]) for s in sources.values()]
     settings = []
-    for by in options.by or (rule.saving.by,):
-        bare = replace(rule, saving=replace(rule.saving, by=by))
+    for bare in variants:
         for patience in (*options.patience, None):
             patient = replace(bare, patience=patience)
             settings.append(_summary(patient, [tried(Rules((patient,)), *seen)[0] for seen in trainings]))
     fronts = pareto([(setting.steps, setting.lost[0] if setting.lost else math.nan) for setting in settings])
     return [replace(setting, front=front) for setting, front in zip(settings, fronts, strict=True)]
+
+
+def _by(rule: SavingRule, by: Amount | None) -> SavingRule:
+    """Return the rule with another `by`, parsed again so that a mistake in it has a place in its text."""
+    limits = {"saving_below": rule.saving_below, "saving_above": rule.saving_above}
+    return SavingRule.parse(str(replace(rule.saving, by=by)), name=rule.given_name, **limits)
 
 
 def _summary(rule: SavingRule, trials: Sequence[Trial]) -> Setting:
@@ -264,9 +271,9 @@ def _patiences(text: str) -> tuple[int, ...]:
 
 
 def _amounts(text: str) -> tuple[Amount | None, ...]:
-    """Parse least improvements, such as `0,0.001,1%`; 0 is none."""
+    """Parse least improvements, such as `0,0.001,1%,2se`; 0 is none."""
     try:
         amounts = [parse_saving(f"valid_loss by {part}").by if part.strip("0.") else None for part in text.split(",")]
     except RuleError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of amounts, such as 0,0.001,1%") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of amounts, such as 0,0.001,1%,2se") from None
     return tuple(dict.fromkeys(amounts))

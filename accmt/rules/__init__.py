@@ -17,9 +17,9 @@ from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import RuleError, RuleProblem
 from accmt.rules.parser import parse_cadence, parse_condition, parse_saving
 from accmt.rules.progress import Length, Progress
+from accmt.rules.replicated import replicated
 from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
 from accmt.rules.scheduler_score import FollowedScore
-from accmt.rules.replicated import replicated
 from accmt.rules.store import MetricsStore, Observation, RecordedReplicates, joined
 
 __all__ = [

@@ -12,6 +12,7 @@ from accmt.rules.errors import RuleError, RuleProblem, listed, nearest, numbered
 from accmt.rules.functions import FUNCTIONS
 from accmt.rules.nodes import (
     COUNTERS,
+    Amount,
     Call,
     Comparison,
     Counter,
@@ -21,6 +22,7 @@ from accmt.rules.nodes import (
     Name,
     Node,
     Quantity,
+    Ranking,
     Saving,
     Span,
     is_plain,
@@ -159,6 +161,8 @@ class _Check:
         for objective in saving.ranking.objectives:
             if self._measured(objective):
                 self._has_direction(objective)
+        if saving.by is not None and saving.by.standard_errors:
+            self._has_replicates(saving.ranking, saving.by)
         if saving.condition is not None:
             self.condition(saving.condition)
         after = saving.after
@@ -286,6 +290,19 @@ class _Check:
                     name = quoted(measure.metric.text)
                     allowed = f"the only dataset is called 0 in rules: write {name}@0, or {name} alone"
                 self._problem(f"unknown dataset '{dataset.text}'", dataset, allowed, _near(dataset.text, known))
+
+    def _has_replicates(self, ranking: Ranking, by: Amount) -> None:
+        """Check that every metric of a ranking has a standard error."""
+        plainly = "write an amount, such as by 0.01 or by 1%"
+        if not any(measures(ranking)):
+            self._problem("nothing here has a standard error", by, f"a counter is exact: {plainly}")
+        for measure in measures(ranking):
+            metric, reported = measure.metric.text, self._facts.metrics.get(measure.metric.text)
+            of_training = metric == TRAIN_LOSS or metric in self._facts.training
+            why = "it is not computed from samples of a dataset" if of_training else ""
+            why = why or (reported.no_replicates if reported is not None else "")
+            if why:
+                self._problem(f"'{metric}' has no standard error, which 'by {by}' needs", measure, f"{why}: {plainly}")
 
     def _reports(self) -> str:
         reported = self._facts.metrics

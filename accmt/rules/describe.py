@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accmt.rules.direction import Disagree, direction_of
 from accmt.rules.errors import numbered
-from accmt.rules.nodes import Cadence, Call, Expression, Saving, format_number
+from accmt.rules.nodes import Amount, Cadence, Call, Expression, Saving, format_number
 from accmt.rules.rule import Facts, Reported, SavingRule, StopCondition
 from accmt.rules.static_checks import measures
 from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
@@ -22,7 +22,7 @@ def in_words(rule: SavingRule, facts: Facts | None = None) -> str:
     saving = rule.saving
     parts = [_ranking(saving, rule.keep, facts)]
     if saving.by is not None:
-        parts.append(f"by more than {saving.by}")
+        parts.append(f"by more than {_amount(saving.by)}")
     if rule.saving_above is not None:
         parts.append(f"above {format_number(rule.saving_above)}")
     if rule.saving_below is not None:
@@ -56,6 +56,12 @@ def _ranking(saving: Saving, keep: int, facts: Facts | None) -> str:
     is_any_kept = keep > 1 and saving.ranking.is_total
     than = f"in one of the {keep} models that it keeps" if is_any_kept else "at its last save"
     return f"{first} than {than}" + "".join(f", or in a tie {group}" for group in others)
+
+
+def _amount(by: Amount) -> str:
+    if not by.standard_errors:
+        return str(by)
+    return f"{format_number(by.value)} standard error{'' if by.value == 1 else 's'} of the difference"
 
 
 def _group(objectives: tuple[Expression, ...], facts: Facts | None) -> str:

@@ -14,15 +14,16 @@ from typing import Any
 from accmt.rules import cadence
 from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
-from accmt.rules.direction import DIRECTED, direction_of
+from accmt.rules.direction import direction_of
 from accmt.rules.errors import numbered
 from accmt.rules.evaluator import Scene, Value, evaluate_expression
-from accmt.rules.history_functions import Memory, memory_of
+from accmt.rules.history_functions import memories_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node
 from accmt.rules.progress import Progress
 from accmt.rules.ranking import Candidate, Objective, RankedRule, RuleState, judge
+from accmt.rules.replicated import Resamples, asks_for_errors
 from accmt.rules.rule import Facts, Rules, SavingRule, StopCondition
-from accmt.rules.static_checks import calls_over_time, measures
+from accmt.rules.static_checks import measures
 from accmt.rules.store import MetricsStore, Observation
 
 SCHEMA = 1
@@ -45,7 +46,9 @@ class RuleEngine:
         self._before: dict[str, RuleState] = {}
         self._patient = tuple(ranked for ranked in self._ranked if ranked.rule.patience is not None)
         self._states = {ranked.name: RuleState() for ranked in self._ranked}
-        self._memories = _memories(rules, facts)
+        roots: list[Node] = [rule.saving for rule in rules.savings]
+        self._memories = memories_of([*roots, *(stop.condition for stop in rules.stop_when)], facts)
+        self._resamples = Resamples(rules, facts)
         self._remembered: dict[Call, Value] = {}
         self._cadences = {
             role: rule.cadence
@@ -115,11 +118,12 @@ class RuleEngine:
         progress = observation.progress
         if observation.initial:
             return Decision(progress, tuple(self._inactive(ranked) for ranked in self._ranked))
-        self.store.record(observation)
+        self.store.record(self._resamples.needed(observation))
         scene = self._scene(progress, observation.train_loss)
         for call, memory in self._memories:
             memory.update(evaluate_expression(call.arguments[0], scene))  # type: ignore[arg-type]
             self._remembered[call] = memory.value
+        self._resamples.update(scene)
         self._before = dict(self._states)
         verdicts = tuple(self._judge(ranked, scene) for ranked in self._ranked)
         checkpoint = self._comes_due("checkpoint", progress)
@@ -132,8 +136,9 @@ class RuleEngine:
 
         The rule keeps the models it kept before, so that the next candidate has to beat only existing models.
         """
-        kept = self._before[rule].kept
-        self._states[rule] = replace(self._states[rule], kept=kept)
+        before, state = self._before[rule], self._states[rule]
+        kept = before.kept
+        self._states[rule] = state.keeping(kept, {**before.replicates, **state.replicates})
         verdicts = tuple(
             replace(verdict, outcome=Outcome.FAILED, reason=why, kept=kept) if verdict.rule == rule else verdict
             for verdict in decision.verdicts
@@ -146,7 +151,7 @@ class RuleEngine:
         The next candidate has to beat only existing models; the patience count is unchanged.
         """
         state = self._states[rule]
-        self._states[rule] = replace(state, kept=kept)
+        self._states[rule] = state.keeping(kept, state.replicates)
         return kept != state.kept
 
     def standing_stop(self, progress: Progress) -> Stop | None:
@@ -172,7 +177,11 @@ class RuleEngine:
             "datasets": list(self.facts.datasets),
             "rules": {r.name: {**self._identity(r), **self._states[r.name].to_json()} for r in self._ranked},
             "functions": {
-                str(call): {"on": _datasets_of(call, self.facts), "memory": memory.to_json()}
+                str(call): {
+                    "on": _datasets_of(call, self.facts),
+                    "memory": memory.to_json(),
+                    **self._resamples.to_json(call),
+                }
                 for call, memory in self._memories
             },
             "stopped": self._stopped,
@@ -202,19 +211,31 @@ class RuleEngine:
         for ranked in self._ranked:
             notes += self._restore_rule(ranked, saved.pop(ranked.name, None))
         notes += [f"the rule '{name}' is gone: what it remembered is dropped" for name in saved]
-        for call, memory in self._memories:
-            entry = state["functions"].get(str(call))
-            if entry is not None and entry["on"] == _datasets_of(call, self.facts):
-                memory.restore(entry["memory"])
-                self._remembered[call] = memory.value
-            elif entry is not None:
-                notes.append(f"'{call}' runs over other datasets: it starts fresh")
+        notes += self._restore_functions(state["functions"])
         asked = {str(stop.condition) for stop in self.rules.stop_when}
         self._stopped = state["stopped"] if state["stopped"] in asked else None
         self._asked = {role: Progress.from_json(progress) for role, progress in state["asked"].items()}
         self._fired = {role: Progress.from_json(progress) for role, progress in state["fired"].items()}
         self._now = Progress.from_json(state["now"]) if "now" in state else _START
         self._schedule()
+        return notes
+
+    def _restore_functions(self, saved: Mapping[str, Any]) -> list[str]:
+        """Restore what functions over time remember and return which of them start fresh."""
+        notes, restored = [], {}
+        for call, memory in self._memories:
+            entry = saved.get(str(call))
+            if entry is None:
+                continue
+            if entry["on"] != _datasets_of(call, self.facts):
+                notes.append(f"'{call}' runs over other datasets: it starts fresh")
+            elif not self._resamples.can_restore(call, entry):
+                notes.append(f"'{call}' has no replicates of former evaluations: it starts fresh")
+            else:
+                memory.restore(entry["memory"])
+                self._remembered[call] = memory.value
+                restored[call] = entry
+        self._resamples.restore(restored)
         return notes
 
     def _restore_rule(self, ranked: RankedRule, entry: Mapping[str, Any] | None) -> list[str]:
@@ -225,11 +246,13 @@ class RuleEngine:
         identity, patience = self._identity(ranked), ranked.rule.patience
         changed = [key for key in identity if key != "patience" and entry.get(key) != identity[key]]
         if changed:
-            how = "runs over other datasets" if changed == ["on"] else "has changed"
+            hows = {"on": "runs over other datasets", "replicates": "has another number of replicates"}
+            how = hows.get(changed[0], "has changed") if len(changed) == 1 else "has changed"
             return [f"the rule '{ranked.name}' {how}: it starts fresh"]
         self._states[ranked.name] = state = RuleState.from_json(entry)
-        remembered = [kept.values for kept in state.kept] + ([state.best_seen] if state.best_seen is not None else [])
-        if any(len(values) != len(ranked.objectives) for values in remembered):
+        best = () if state.best_seen is None else (state.best_seen,)
+        counts = {len(each) for each in (*(kept.values for kept in state.kept), *best, *state.replicates.values())}
+        if counts - {len(ranked.objectives)}:
             raise ValueError(
                 f"what '{ranked.name}' remembers are not the values of {len(ranked.objectives)} objectives"
             )
@@ -239,12 +262,13 @@ class RuleEngine:
         return [f"the patience of '{ranked.name}' was {former} and is {new}: the evaluations without improvement count"]
 
     def _identity(self, ranked: RankedRule) -> dict[str, Any]:
-        """Return what identifies a rule after a resume: its text, limits, datasets and direction."""
+        """Return what identifies a rule after a resume: its text, limits, datasets, direction and resamples."""
         return {
             **ranked.rule.identity,
             "greater": [objective.greater_is_better for objective in ranked.objectives],
             "on": _datasets_of(ranked.rule.saving, self.facts),
             "patience": ranked.rule.patience,
+            **({"replicates": self.facts.replicates} if asks_for_errors(ranked.rule) else {}),
         }
 
     def _scene(self, progress: Progress, train_loss: float) -> Scene:
@@ -258,7 +282,9 @@ class RuleEngine:
         after = rule.saving.after
         waiting = after is not None and not cadence.has_passed(after, scene.progress, self.facts.length)
         blocked = f"blocked by after {after}" if waiting else _blocked(rule, values, scene)
-        candidate = Candidate(values, scene.progress.evaluation, scene.progress.step, blocked, waiting)
+        asked = ranked.objectives if asks_for_errors(rule) else ()
+        replicates = tuple(self._resamples.values(objective.expression) for objective in asked)
+        candidate = Candidate(values, scene.progress.evaluation, scene.progress.step, blocked, waiting, replicates)
         verdict, self._states[ranked.name] = judge(ranked, self._states[ranked.name], candidate)
         return verdict
 
@@ -315,19 +341,6 @@ def _ranked(rule: SavingRule, facts: Facts, writes: bool) -> RankedRule:
 
     groups = rule.saving.ranking.groups
     return RankedRule(rule, rule.name, tuple(tuple(map(objective, group)) for group in groups), writes)
-
-
-def _memories(rules: Rules, facts: Facts) -> list[tuple[Call, Memory]]:
-    """Return the functions over time of all rules, each once, inner calls before outer ones."""
-    roots: list[Node] = [rule.saving for rule in rules.savings]
-    roots += [stop.condition for stop in rules.stop_when]
-    found: dict[Call, Memory] = {}
-    for root in roots:
-        for call in calls_over_time(root):
-            if call not in found:
-                directed = call.function in DIRECTED
-                found[call] = memory_of(call, greater_is_better=directed and direction_of(call, facts) is True)
-    return list(found.items())
 
 
 def _blocked(rule: SavingRule, values: tuple[float, ...], scene: Scene) -> str | None:

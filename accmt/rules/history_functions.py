@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from accmt.rules.codec import count_from, from_text, to_text
+from accmt.rules.direction import DIRECTED, direction_of
 from accmt.rules.evaluator import Value, exceeds, mean
-from accmt.rules.nodes import Call, Number, Quantity
+from accmt.rules.nodes import Call, Node, Number, Quantity
+from accmt.rules.rule import Facts
+from accmt.rules.static_checks import calls_over_time
 
 
 class Memory(Protocol):
@@ -28,6 +32,17 @@ class Memory(Protocol):
 
     def to_json(self) -> Any: ...
     def restore(self, data: Any) -> None: ...
+
+
+def memories_of(roots: Iterable[Node], facts: Facts) -> list[tuple[Call, Memory]]:
+    """Return the functions over time in checked nodes, each once and empty, inner calls before outer ones."""
+    found: dict[Call, Memory] = {}
+    for root in roots:
+        for call in calls_over_time(root):
+            if call not in found:
+                directed = call.function in DIRECTED
+                found[call] = memory_of(call, greater_is_better=directed and direction_of(call, facts) is True)
+    return list(found.items())
 
 
 def memory_of(call: Call, greater_is_better: bool) -> Memory:

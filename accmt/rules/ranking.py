@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
-from accmt.rules.codec import Count, Jsonable
+from accmt.rules.codec import SPARSE, Count, Jsonable
 from accmt.rules.decision import KeptModel, Outcome, Verdict
 from accmt.rules.evaluator import exceeds
-from accmt.rules.nodes import Amount, Expression
+from accmt.rules.nodes import Amount, Expression, format_number
 from accmt.rules.rule import SavingRule
+from accmt.rules.standard_error import PairedError, paired_error
 
 Scores = tuple[float, ...]
+_BEST = "best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,14 @@ class RankedRule:
         return tuple((group, slice(end - len(group), end)) for group, end in zip(self.groups, ends, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The values of a model's objectives, and the replicates of each if the rule asks for standard errors."""
+
+    values: Scores
+    replicates: tuple[Scores, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RuleState(Jsonable):
     """State of a rule between evaluations.
@@ -53,11 +64,27 @@ class RuleState(Jsonable):
         kept: The models it keeps, best first; for objectives joined by `/`, newest first.
         best_seen: The best values so far, saved or not.
         waited: Number of consecutive evaluations without improvement.
+        replicates: Evaluation of a kept model, or `best` for the best values so far -> replicates of each objective.
     """
 
     kept: tuple[KeptModel, ...] = ()
     best_seen: Scores | None = None
     waited: Count = 0
+    replicates: Mapping[str, tuple[Scores, ...]] = field(default_factory=dict, metadata=SPARSE)
+
+    @property
+    def best(self) -> Scored | None:
+        """The best values so far, with their replicates."""
+        return None if self.best_seen is None else Scored(self.best_seen, self.replicates.get(_BEST, ()))
+
+    def scored(self, model: KeptModel) -> Scored:
+        """Return the values of a kept model, with their replicates."""
+        return Scored(model.values, self.replicates.get(str(model.evaluation), ()))
+
+    def keeping(self, kept: tuple[KeptModel, ...], replicates: Mapping[str, tuple[Scores, ...]]) -> RuleState:
+        """Return the state with other kept models, and those of the replicates that belong to them."""
+        places = {_BEST, *(str(model.evaluation) for model in kept)}
+        return replace(self, kept=kept, replicates={at: entry for at, entry in replicates.items() if at in places})
 
     def patience_left(self, patience: int | None) -> int:
         """Return the number of evaluations without improvement that are left, -1 without patience."""
@@ -73,6 +100,7 @@ class Candidate:
         evaluation, step: The number of the evaluation, and its step.
         blocked: Why it may not be saved, None if it may.
         waiting: Whether the rule's `after` has not passed yet; evaluations until then cost no patience.
+        replicates: The replicates of each objective; empty if the rule does not ask for standard errors.
     """
 
     values: Scores
@@ -80,18 +108,19 @@ class Candidate:
     step: int
     blocked: str | None = None
     waiting: bool = False
+    replicates: tuple[Scores, ...] = ()
 
 
 def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[Verdict, RuleState]:
     """Return the verdict of a rule on a candidate, and the state of the rule afterwards."""
     values, rule = candidate.values, ranked.rule
-    reference = _to_beat(ranked, state)
+    reference, scored = _to_beat(ranked, state), Scored(values, candidate.replicates)
     better = beats_best = False
     if any(map(math.isnan, values)):
         outcome, reason = Outcome.NAN, f"{_nan(ranked, values)} is nan"
     else:
-        better, reason = beats(ranked, values, reference)
-        beats_best = better if state.best_seen == reference else beats(ranked, values, state.best_seen)[0]
+        better, reason = beats(ranked, scored, reference)
+        beats_best = better if state.best == reference else beats(ranked, scored, state.best)[0]
         outcome = Outcome.SAVED if better else Outcome.NOT_BETTER
         if better and reference is None and state.kept:
             reason = f"{_shown(values)} is among the best {rule.keep}"
@@ -103,37 +132,77 @@ def judge(ranked: RankedRule, state: RuleState, candidate: Candidate) -> tuple[V
         kept = _keep(ranked, kept, new)
     leads = outcome is Outcome.SAVED and kept[0] is new
     waited = 0 if beats_best or leads else state.waited + (not candidate.waiting)
-    after = RuleState(kept, values if beats_best else state.best_seen, waited)
-    left = after.patience_left(rule.patience)
-    return Verdict(ranked.name, values, reference, outcome, reason, left, kept), after
+    replicates = dict(state.replicates)
+    if candidate.replicates:
+        replicates[str(candidate.evaluation)] = candidate.replicates
+        replicates |= {_BEST: candidate.replicates} if beats_best else {}
+    after = RuleState((), values if beats_best else state.best_seen, waited).keeping(kept, replicates)
+    left, to_beat = after.patience_left(rule.patience), None if reference is None else reference.values
+    return Verdict(ranked.name, values, to_beat, outcome, reason, left, kept), after
 
 
-def beats(ranked: RankedRule, values: Scores, reference: Scores | None) -> tuple[bool, str]:
-    """Return whether the values beat the reference, and the reason in words."""
+def beats(ranked: RankedRule, new: Scored, reference: Scored | None) -> tuple[bool, str]:
+    """Return whether a model beats the reference, and the reason in words."""
+    values = new.values
     if reference is None:
         return True, f"{_shown(values)} is the first"
-    by = ranked.rule.saving.by
+    others = reference.values
     for group, place in ranked.places:
-        if values[place] == reference[place]:
+        if values[place] == others[place]:
             continue
-        pairs = list(zip(group, values[place], reference[place], strict=True))
-        for objective, value, other in pairs:
+        for objective, value, other in zip(group, values[place], others[place], strict=True):
             if _better(objective, other, value):
                 if len(values) == 1:
                     return False, _both(value, other, "is not better than")
                 return False, f"{objective.text}: {_both(value, other, 'is worse than')}"
-        if any(_better(objective, value, other) and _enough(by, value, other) for objective, value, other in pairs):
-            return True, _beats(values, reference)
-        return False, f"{_beats(values, reference)}, but not by more than {by}"
+        enough, how = _by_enough(ranked.rule.saving.by, new, reference, place)
+        return enough, _beats(values, others) + how
     return False, f"{_shown(values)} is no better: a tie"
 
 
-def _to_beat(ranked: RankedRule, state: RuleState) -> Scores | None:
+def _by_enough(by: Amount | None, new: Scored, old: Scored, place: slice) -> tuple[bool, str]:
+    """Return whether a value of a group, in which none is worse, is better by enough, and the words for it."""
+    values, others = new.values[place], old.values[place]
+    pairs = [(value, other) for value, other in zip(values, others, strict=True) if value != other]
+    if by is None or any(math.isinf(value - other) for value, other in pairs):
+        return True, ""
+    if by.standard_errors:
+        return _by_errors(by, new, old, place)
+    if any(exceeds(value, other, by.value * (abs(other) / 100 if by.relative else 1)) for value, other in pairs):
+        return True, ""
+    return False, f", but not by more than {by}"
+
+
+def _by_errors(by: Amount, new: Scored, old: Scored, place: slice) -> tuple[bool, str]:
+    """Compare the differences of a group with their standard errors; the words are about the clearest one."""
+    found: list[tuple[float, float, PairedError]] = []
+    for at in range(*place.indices(len(new.values))):
+        value, other = new.values[at], old.values[at]
+        if value != other:
+            pair = (scored.replicates[at] if scored.replicates else () for scored in (new, old))
+            found.append((value, other, paired_error(*pair)))
+    known = [(value, other, error.value) for value, other, error in found if not math.isnan(error.value)]
+    if not known:
+        return False, f", but their difference has no standard error: {found[0][2].why_none}"
+    if any(exceeds(value, other, by.value * error) for value, other, error in known):
+        return True, _how_far(by, known)
+    return False, f"{_how_far(by, known)}, not by more than {by}"
+
+
+def _how_far(by: Amount, known: Sequence[tuple[float, float, float]]) -> str:
+    if any(not error for *_, error in known):
+        return " with a standard error of 0"
+    errors = max(abs(value - other) / error for value, other, error in known)
+    text = f"{errors:.1f}"
+    return f" by {text if float(text) != by.value else format_number(errors)} se"
+
+
+def _to_beat(ranked: RankedRule, state: RuleState) -> Scored | None:
     if not state.kept:
         return None
     if not ranked.rule.saving.ranking.is_total:
-        return state.kept[0].values
-    return state.kept[-1].values if len(state.kept) >= ranked.rule.keep else None
+        return state.scored(state.kept[0])
+    return state.scored(state.kept[-1]) if len(state.kept) >= ranked.rule.keep else None
 
 
 def _keep(ranked: RankedRule, kept: tuple[KeptModel, ...], new: KeptModel) -> tuple[KeptModel, ...]:
@@ -153,12 +222,6 @@ def _ranks_before(ranked: RankedRule, values: Scores, others: Scores) -> bool:
 
 def _better(objective: Objective, value: float, other: float) -> bool:
     return value > other if objective.greater_is_better else value < other
-
-
-def _enough(by: Amount | None, value: float, other: float) -> bool:
-    if by is None:
-        return True
-    return exceeds(value, other, by.value * (abs(other) / 100 if by.relative else 1))
 
 
 def _nan(ranked: RankedRule, values: Scores) -> str:

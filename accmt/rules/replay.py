@@ -14,13 +14,13 @@ from accmt.rules.between_evaluations import asks_for, counted, watched
 from accmt.rules.decision import REQUESTED, Decision
 from accmt.rules.engine import RuleEngine
 from accmt.rules.errors import RuleProblem
-from accmt.rules.nodes import Counter, Expression, Measure, Node, Quantity, walk
+from accmt.rules.nodes import Amount, Counter, Expression, Measure, Node, Quantity, walk
 from accmt.rules.progress import Progress
 from accmt.rules.rule import CadenceRule, Facts, Rules, StopCondition
 from accmt.rules.store import TRAIN_LOSS, Observation
 from accmt.rules.units import PERCENT, SECONDS
 
-Need = Literal["elapsed", "epoch", "samples", "length", "steps_per_epoch", "train_loss"]
+Need = Literal["elapsed", "epoch", "samples", "length", "steps_per_epoch", "train_loss", "replicates"]
 
 _NEEDS: dict[Need, str] = {
     "elapsed": "the elapsed time",
@@ -29,6 +29,7 @@ _NEEDS: dict[Need, str] = {
     "length": "the length of the training",
     "steps_per_epoch": "the steps of an epoch",
     "train_loss": "the training loss",
+    "replicates": "the standard error of a difference",
 }
 
 
@@ -184,6 +185,8 @@ def _need(node: Node) -> Need | None:
     match node:
         case Measure() if node.metric.text == TRAIN_LOSS:
             return "train_loss"
+        case Amount(standard_errors=True):
+            return "replicates"
         case Counter(name="elapsed"):
             return "elapsed"
         case Counter(name="epoch"):

@@ -12,8 +12,8 @@ CHECKPOINTS = "checkpoints"
 OUTBOX = "outbox"
 PROFILE = "profile"
 HISTORY = "history.jsonl"
-REPLICATES = "replicates.jsonl"
 DECISIONS = "decisions.jsonl"
+REPLICATES = "replicates.jsonl"
 TRAINING = "training.json"
 RUN = "run.json"
 LOG = "log.jsonl"
@@ -28,7 +28,7 @@ MANIFEST = "MANIFEST.json"
 SAVING = "saving.json"
 SAVINGS = "index.json"
 
-_JOURNALS = (HISTORY, REPLICATES, DECISIONS, TRAINING, RUN, LOG, REPORT)
+_JOURNALS = (HISTORY, DECISIONS, REPLICATES, TRAINING, RUN, LOG, REPORT)
 _TAKEN = (LOCK, CHECKPOINTS, OUTBOX, PROFILE, *_JOURNALS, MANIFEST, SAVING, SAVINGS)
 _TAKEN_BEGINNINGS = (TEMPORARY, TRASH, REPLACED)
 

@@ -181,12 +181,14 @@ class Facts:
         datasets: The keys of the validation datasets; empty without validation data.
         length: The length of the training.
         training: Training metric -> its direction (None if it has none); like `train_loss` they have no dataset.
+        replicates: The number of replicates of metrics; those of another number do not pair with them.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     length: Length = field(default_factory=Length)
     training: Mapping[str, bool | None] = field(default_factory=dict)
+    replicates: int | None = None
 
     @property
     def greater_is_better(self) -> dict[str, bool | None]:

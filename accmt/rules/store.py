@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from accmt.rules.codec import APART, INLINE, SPARSE, Count, Jsonable
 from accmt.rules.progress import Progress
@@ -12,6 +14,8 @@ TRAIN_LOSS = "train_loss"
 VALID_LOSS = "valid_loss"
 ONLY_DATASET = "0"
 """The key of a validation dataset that was given alone, in rules and on the disk."""
+
+_T = TypeVar("_T")
 
 Values = Mapping[str, Mapping[str, float]]
 Replicates = Mapping[str, Mapping[str, tuple[float, ...]]]
@@ -87,16 +91,32 @@ class MetricsStore(Jsonable):
         for dataset, metrics in observation.values.items():
             for metric, value in metrics.items():
                 self.latest.setdefault(metric, {})[dataset] = value
+                self.replicates.get(metric, {}).pop(dataset, None)
+        for dataset, replicates in observation.replicates.items():
+            for metric, values in replicates.items():
+                self.replicates.setdefault(metric, {})[dataset] = tuple(values)
         self.train_loss, self.training = observation.train_loss, dict(observation.training)
 
     def restricted(self, reported: Mapping[str, Collection[str]]) -> MetricsStore:
         """Return the store without the values of metrics and datasets that are no longer reported."""
-        latest = {
-            metric: {dataset: value for dataset, value in values.items() if dataset in reported[metric]}
-            for metric, values in self.latest.items()
-            if metric in reported
+        return replace(self, latest=_only(reported, self.latest), replicates=_only(reported, self.replicates))
+
+    def on_resamples(self) -> Iterator[MetricsStore]:
+        """Yield a store for each resample of the datasets, with the replicates in place of the values.
+
+        Of a metric with replicates on some of its datasets only, the others are NaN.
+        """
+        columns = {
+            metric: {dataset: replicates.get(dataset, ()) for dataset in self.latest.get(metric, ())}
+            for metric, replicates in self.replicates.items()
         }
-        return replace(self, latest=latest)
+        count = max((len(values) for table in columns.values() for values in table.values()), default=0)
+        for r in range(count):
+            latest = {
+                metric: {dataset: values[r] if r < len(values) else math.nan for dataset, values in table.items()}
+                for metric, table in columns.items()
+            }
+            yield MetricsStore(latest, is_empty=False)
 
     def on(self, metric: str) -> Mapping[str, float]:
         """Return dataset -> latest value of a metric; empty if it was never reported."""
@@ -104,3 +124,11 @@ class MetricsStore(Jsonable):
 
 
 _NOTHING: Mapping[str, float] = {}
+
+
+def _only(reported: Mapping[str, Collection[str]], table: Mapping[str, Mapping[str, _T]]) -> dict[str, dict[str, _T]]:
+    return {
+        metric: {dataset: value for dataset, value in values.items() if dataset in reported[metric]}
+        for metric, values in table.items()
+        if metric in reported
+    }

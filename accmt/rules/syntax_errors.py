@@ -87,6 +87,12 @@ _HABITS = (
     _habit("'{here}' is not part of the language", "write 'and'", here="&+"),
     _habit("'{here}' is not part of the language", "write 'or'", here=r"\|+"),
     _habit("'{here}' is not part of the language", "write 'not'", here="!"),
+    _habit(
+        "standard errors are written 'se'",
+        "as in: by 2 se",
+        here=r"(?:std|stderr|sem|sd|sigma|standard)\w*|SE",
+        when="SE",
+    ),
     _habit("there are no powers", "the operators are * + and -", here=r"\*|(?<=\*)\*", before=r"(?P<at>\*)"),
     _habit("there are no powers", "the operators are * + and -", here=r"\^"),
     _habit(
@@ -168,6 +174,7 @@ _PHRASES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"NAME", "STAR"}), "a dataset"),
     (frozenset({"NAME"}), "a unit"),
     (frozenset({"NUMBER"}), "a number"),
+    (frozenset({"PERCENT", "SE"}), "'%', 'se'"),
     (frozenset({"COMPARISON"}), "a comparison (< <= > >= == !=)"),
     (frozenset({"PLUS"}), "an operator (+ - *)"),
     (frozenset({"SLASH"}), "'/'"),

@@ -251,6 +251,7 @@ def facts_of(
     datasets: tuple[str, ...],
     length: Length,
     training: Mapping[str, bool] | None = None,
+    replicates: int | None = None,
 ) -> Facts:
     """Return the facts of a training against which its rules are checked."""
     reported: dict[str, Reported] = {}
@@ -262,7 +263,7 @@ def facts_of(
                 reported[name] = Reported((*before.datasets, key), greater, why)
     if datasets:
         reported[VALID_LOSS] = Reported(datasets, greater_is_better=False)
-    return Facts(reported, datasets, length, training or {})
+    return Facts(reported, datasets, length, training or {}, replicates)
 
 
 def _no_replicates(metric: Metric) -> str:

@@ -92,7 +92,7 @@ def plan(
     options = with_default_metrics(options, module, loaders)
     position = TrainingPosition(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics)
+    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics, options.rules.replicates)
     rules = _rules(options, savings, facts)
     check_restoring(options, rules, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, rules, facts), *notes_of(module)]

@@ -215,13 +215,15 @@ def test_only_the_asked_values_are_replicated():
 def test_what_cannot_be_resampled_is_refused():
     metric = FunctionMetric("x", lambda s, t: 0.0, True)
     metric.do_checks = False
+    resampling = Resampling(Resamples(20), "dev", frozenset(["x"]))
+    gatherer = gatherer_of(metric, CPU, None, resampling)
+    gatherer.add((torch.rand(6), torch.rand(3)))
     with pytest.raises(ValueError, match="metric 'x' has arguments") as caught:
-        replicated(metric, torch.rand(6), torch.rand(3), sizes=3)
+        gatherer.values()
     assert str(caught.value) == (
         "metric 'x' has arguments of 6 and 3 samples, which cannot be resampled together, as a rule with 'se' asks: "
         "give each argument one row per sample"
     )
-    resampling = Resampling(Resamples(20), "dev", frozenset(["x"]))
     gatherer = gatherer_of(TorchMetric("x", MeanMetric(), greater_is_better=True), CPU, None, resampling)
     with pytest.raises(TypeError, match="metric 'x' was given a list that is not a tensor") as caught:
         gatherer.add((["a", "b"],))

@@ -61,6 +61,7 @@ def source_of(path: Path, rows: list[Row], columns: Collection[str], directions:
         "samples": f"{path} does not have it",
         "length": f"{path} does not have it; use another unit",
         "steps_per_epoch": f"{path} does not have it; use steps",
+        "replicates": f"{path} has no replicates: write an amount, such as by 0.01 or by 1%",
     }
     if "elapsed" not in columns:
         lacking["elapsed"] = f"{path} has no column 'elapsed'"

@@ -60,6 +60,7 @@ def open_run(run_id: str, location: str | None, metrics: Sequence[MetricArgument
         "elapsed": "MLflow stores the time of day, not the training time",
         "samples": "MLflow does not store it",
         "length": "MLflow does not store it; use another unit",
+        "replicates": "MLflow does not store replicates: write an amount, such as by 0.01 or by 1%",
         "train_loss": "MLflow stores its mean since the last log, not since the last evaluation",
     }
     if per_epoch is None:

@@ -60,8 +60,9 @@ def facts_seen(
     for name, datasets in seen.items():
         direction = known.metrics[name].greater_is_better if name in known.metrics else None
         direction = False if name == VALID_LOSS else given.get(name, direction)
-        before = known.metrics[name].datasets if name in known.metrics else ()
-        reported[name] = Reported(tuple(dict.fromkeys([*before, *datasets])), direction)
+        before = known.metrics.get(name, Reported((), None))
+        on = tuple(dict.fromkeys([*before.datasets, *datasets]))
+        reported[name] = Reported(on, direction, before.no_replicates)
     keys = dict.fromkeys([*known.datasets, *(key for datasets in seen.values() for key in datasets)])
     training = {name: given.get(name, known.training.get(name)) for name in dict.fromkeys([*known.training, *trained])}
     return Facts(reported, tuple(keys), known.length, training)

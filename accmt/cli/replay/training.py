@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.files.json_io import DamagedFile
-from accmt.rules import Decision, Outcome
+from accmt.rules import Decision, Facts, Observation, Outcome, Reported
 from accmt.rules.errors import listed
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
@@ -36,6 +37,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
         raise CommandError(str(error)) from None
     stops = tuple(decision for decision in decisions if decision.stop is not None and not decision.verdicts)
     facts = facts_seen(observations, directions, None if description is None else description.facts)
+    facts = replace(facts, metrics={name: _recorded(name, facts, observations) for name in facts.metrics})
     failures = {
         (decision.progress.evaluation, verdict.rule): verdict.reason
         for decision in decisions
@@ -44,6 +46,20 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     }
     checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
     return Source(History(observations, stops, failures, checkpoints), facts, {}, description, decisions)
+
+
+def _recorded(name: str, facts: Facts, observations: Sequence[Observation]) -> Reported:
+    """Return a metric, which has replicates only if they were recorded at each of its evaluations."""
+    metric = facts.metrics[name]
+    values = [
+        (dataset, observation)
+        for observation in observations
+        for dataset, table in observation.values.items()
+        if name in table and not observation.initial
+    ]
+    if metric.no_replicates or all(name in seen.replicates.get(dataset, ()) for dataset, seen in values):
+        return metric
+    return replace(metric, no_replicates="the training did not record its replicates at every evaluation")
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:
