@@ -246,7 +246,7 @@ class RuleEngine:
         identity, patience = self._identity(ranked), ranked.rule.patience
         changed = [key for key in identity if key != "patience" and entry.get(key) != identity[key]]
         if changed:
-            hows = {"on": "runs over other datasets", "replicates": "has another number of replicates"}
+            hows = {"on": "runs over other datasets", "resamples": "has another number of replicates"}
             how = hows.get(changed[0], "has changed") if len(changed) == 1 else "has changed"
             return [f"the rule '{ranked.name}' {how}: it starts fresh"]
         self._states[ranked.name] = state = RuleState.from_json(entry)
@@ -268,7 +268,7 @@ class RuleEngine:
             "greater": [objective.greater_is_better for objective in ranked.objectives],
             "on": _datasets_of(ranked.rule.saving, self.facts),
             "patience": ranked.rule.patience,
-            **({"replicates": self.facts.replicates} if asks_for_errors(ranked.rule) else {}),
+            **({"resamples": self.facts.replicates} if asks_for_errors(ranked.rule) else {}),
         }
 
     def _scene(self, progress: Progress, train_loss: float) -> Scene:

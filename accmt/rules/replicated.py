@@ -79,7 +79,7 @@ class Resamples:
         return {"replicates": [memory.to_json() for row in self._memories for at, memory in row if at == call]}
 
     def can_restore(self, call: Call, saved: Mapping[str, Any]) -> bool:
-        """Return whether the replicates of a function over time were saved, if a rule needs them, and as many as now."""
+        """Return whether the replicates of a function over time were saved, as many as now, if a rule needs them."""
         rows, count = saved.get("replicates"), self._facts.replicates
         return call not in self._calls or (rows is not None and (not rows or count in (None, len(rows))))
 

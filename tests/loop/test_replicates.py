@@ -1,0 +1,192 @@
+"""Trainings whose rules ask for standard errors: what is resampled, recorded, resumed and said."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+from launching import launch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from accmt import AcceleratorModule, ConfigError, FunctionMetric, HyperParameters, MetricParallel, RuleError, set_seed
+from accmt.cli.main import main
+from accmt.tracking.history import TrainingHistory
+
+QUICK = {"disable_model_saving": True, "enable_checkpointing": False, "quiet": True, "sanity_check": False}
+
+
+class Classes(AcceleratorModule):
+    """A linear classifier, with a loss for each sample in validation if asked for."""
+
+    def __init__(self, reduction="none"):
+        self.model = nn.Linear(8, 2)
+        self.reduction = reduction
+
+    def training_step(self, batch):
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def validation_step(self, key, batch):
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        loss = nn.functional.cross_entropy(outputs, targets, reduction=self.reduction)
+        return {"loss": loss, "accuracy": (outputs, targets)}
+
+
+def accuracy(kind=FunctionMetric):
+    return kind("accuracy", lambda outputs, targets: outputs.argmax(1) == targets, True, per_sample=True)
+
+
+def labels(count, seed=0):
+    """Return samples whose classes are drawn by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 8, generator=generator)
+    return TensorDataset(inputs, torch.randint(0, 2, (count,), generator=generator))
+
+
+def recorded(model_path):
+    lines = (model_path / "replicates.jsonl").read_text().splitlines()
+    return {line["evaluation"]: line["replicates"] for line in map(json.loads, lines)}
+
+
+@pytest.mark.proves("Trainer(replicates)")
+def test_luck_is_not_taken_for_quality(trainer, full):
+    """Models that cannot learn anything: chosen by luck alone, and by `by 2 se` hardly ever."""
+    seeds = 100 if full else 25
+    kept = {"best_accuracy": 0, "careful": 0}
+    for seed in range(seeds):
+        set_seed(seed)
+        training = trainer(str(seed), epochs=12, batch_size=50, lr=0.3, metrics=accuracy(), **QUICK)
+        training.register_model_saving("best_accuracy")
+        training.register_model_saving("best_accuracy by 2 se", name="careful")
+        training.fit(Classes("mean"), labels(100, 2 * seed), labels(300, 2 * seed + 1))
+        for verdict in training.decisions[-1].verdicts:
+            kept[verdict.rule] += verdict.kept[0].evaluation == 1
+    assert kept["careful"] >= 0.8 * seeds
+    assert kept["best_accuracy"] <= 0.36 * seeds
+
+
+def test_only_what_a_rule_asks_for_is_resampled(trainer):
+    training = trainer(metrics=[accuracy(), FunctionMetric("other", lambda o, t: 0.0, True)], eval_when_start=True)
+    training.register_model_saving("best_accuracy@b by 2 se")
+    module = Classes()
+    module.validation_step = lambda key, batch: {**Classes.validation_step(module, key, batch), "other": batch[1]}
+    training.fit(module, labels(8), {"a": labels(30), "b": labels(30, 1)})
+    found = recorded(training.model_path)
+    assert [*found] == [1, 2]  # not of the evaluation before the first step, which decides nothing
+    assert {(key, name, len(each)) for each_one in found.values() for key, t in each_one.items() for name, each in t.items()} == {
+        ("b", "accuracy", 200)
+    }
+    history = TrainingHistory.load(training.model_path).observations
+    assert [one.replicates for one in history][1:] == [
+        {key: {name: tuple(each) for name, each in t.items()} for key, t in one.items()} for one in found.values()
+    ]
+
+
+def test_nothing_is_resampled_without_such_a_rule(trainer, monkeypatch):
+    monkeypatch.setattr("accmt.metrics.replicates.Resamples.of", None)
+    training = trainer(metrics=accuracy())
+    training.register_model_saving("best_accuracy by 1%")
+    training.fit(Classes(), labels(8), labels(30))
+    assert not (training.model_path / "replicates.jsonl").exists()
+
+
+def test_a_loss_for_each_sample(trainer, capsys):
+    """It is the same loss, and its replicates are of samples; those of losses of batches are of batches."""
+    runs = {}
+    for reduction in ("none", "mean"):
+        set_seed(0)
+        training = trainer(reduction, batch_size=20)
+        training.register_model_saving("best_valid_loss by 2 se")
+        training.fit(Classes(reduction), labels(40), labels(95, 1))
+        runs[reduction] = training.state.best_valid_loss, recorded(training.model_path)
+    assert runs["none"][0] == pytest.approx(runs["mean"][0])
+    said = [line for line in capsys.readouterr().err.splitlines() if "standard error" in line]
+    assert said == [
+        "warning: the standard errors of 'valid_loss' on 'valid' are those of 5 batches, not of 95 samples, because "
+        "validation_step returns one loss for a batch, not one for each of its samples"
+    ]
+    spreads = {name: torch.tensor(found[1]["0"]["valid_loss"]).std() for name, (_, found) in runs.items()}
+    assert spreads["none"] != spreads["mean"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"), [(torch.ones(3), "(3,)"), (torch.ones(4, 1), "(4, 1)"), (torch.ones(0), "(0,)"), (0.5, "float")]
+)
+def test_a_loss_that_is_neither_of_a_batch_nor_of_samples(trainer, loss, shape):
+    module = Classes()
+    module.validation_step = lambda key, batch: {"loss": loss}
+    with pytest.raises(ValueError, match="the loss of validation_step") as caught:
+        trainer().fit(module, labels(8), labels(4))
+    assert str(caught.value) == (
+        "the loss of validation_step for 'valid' must be a scalar tensor, or one loss for each of the 4 samples of the "
+        f"batch, not {shape}"
+    )
+
+
+def test_what_has_no_standard_error_is_said(trainer, capsys):
+    def area(outputs, targets):
+        if len(outputs) != len(outputs.unique(dim=0)):
+            raise ValueError("a sample is there twice")
+        return 0.5 + outputs.mean()
+
+    metrics = [FunctionMetric("accuracy", area, True), FunctionMetric("rows", lambda o: o.mean(), True)]
+    training = trainer(metrics=metrics)
+    module = Classes()
+    module.validation_step = lambda key, batch: {**Classes.validation_step(module, key, batch), "rows": batch[0].ravel()}
+    for rule in ("best_accuracy by 2 se", "best_rows by 2 se", "best_valid_loss@one by 2 se"):
+        training.register_model_saving(rule)
+    training.fit(module, labels(8), {"many": labels(30), "one": labels(1)})
+    said = [line for line in capsys.readouterr().err.splitlines() if "standard error" in line]
+    twice = "because most of its resamples give no value (ValueError: a sample is there twice)"
+    rows = "not of {} samples: give it one row for each sample"
+    assert said == [
+        f"warning: 'accuracy' on 'many' has no standard error, {twice}",
+        f"warning: the standard errors of 'rows' on 'many' are those of 240 rows, {rows.format(30)}",
+        "warning: 'valid_loss' on 'one' has no standard error, because most of its resamples give no value "
+        "(there is only one)",
+        "warning: 'accuracy' on 'one' has no standard error, because most of its resamples give no value "
+        "(there is only one)",
+        f"warning: the standard errors of 'rows' on 'one' are those of 8 rows, {rows.format(1)}",
+    ]
+
+
+def test_a_metric_that_each_process_computes_is_refused(trainer):
+    class Parallel(MetricParallel):
+        def compute(self, outputs, targets):
+            return {"accuracy": 0.5}
+
+    training = trainer(metrics=Parallel("accuracy"))
+    training.register_model_saving("best_accuracy by 2 se")
+    with pytest.raises(RuleError) as caught:
+        training.fit(Classes(), labels(8), labels(8))
+    assert str(caught.value) == textwrap.dedent(
+        """\
+        'accuracy' has no standard error, which 'by 2 se' needs
+            best_accuracy by 2 se
+                 ^^^^^^^^
+          Parallel computes it on each process apart; make it a Metric: write an amount, such as by 0.01 or by 1%"""
+    )
+
+
+@pytest.mark.parametrize("value", [19, 10_001, 200.0, True, "200", None])
+def test_numbers_of_replicates_that_are_refused(trainer, value):
+    with pytest.raises(ConfigError) as caught:
+        trainer(replicates=value)
+    said = f"must be a whole number from 20 to 10,000, not {value!r}"
+    assert said in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        trainer(hps={"x": 1}) if value is None else read(trainer, value)
+    assert value is None or f"rules.replicates: {said}" in str(caught.value)
+
+
+def test_the_number_of_replicates_from_a_file_or_the_argument(trainer, tmp_path, capsys):
+    for number, given in ((30, {}), (40, {"replicates": 40})):
+        training = read(trainer, 30, rule="best_valid_loss by 2 se", **given)
+        training.fit(Classes(), labels(8), labels(8))
+        assert len(recorded(training.model_path)[1]["0"]["valid_loss"]) == number
+    capsys.readouterr()
+    training = read(trainer, 30, rule="best_valid_loss")
+    training.fit(Classes(), labels(8), labels(8))
+    said = "warning: replicates has no effect: no rule asks for standard errors, such as by 2 se"
+    assert said in capsys.readouterr().err.splitlines()
