@@ -190,8 +190,8 @@ def _swept(rule: SavingRule, options: argparse.Namespace, sources: Mapping[str, 
 
 def _by(rule: SavingRule, by: Amount | None) -> SavingRule:
     """Return the rule with another `by`, parsed again so that a mistake in it has a place in its text."""
-    limits = {"saving_below": rule.saving_below, "saving_above": rule.saving_above}
-    return SavingRule.parse(str(replace(rule.saving, by=by)), name=rule.given_name, **limits)
+    text, below, above = str(replace(rule.saving, by=by)), rule.saving_below, rule.saving_above
+    return SavingRule.parse(text, name=rule.given_name, saving_below=below, saving_above=above)
 
 
 def _summary(rule: SavingRule, trials: Sequence[Trial]) -> Setting:

@@ -59,10 +59,10 @@ class Resamples:
         stores = list(scene.store.on_resamples()) if self._roots else []
         if len(self._memories) != len(stores):
             self._memories = [memories_of(self._roots, self._facts) for _ in stores]
-        self._scenes = []
+        self._scenes, directions = [], scene.greater_is_better
         for store, memories in zip(stores, self._memories, strict=True):
             remembered: dict[Call, Value] = {}
-            resampled = replace(scene, store=store, remembered=remembered)
+            resampled = Scene(store, scene.progress, scene.length, scene.train_loss, remembered, directions)
             for call, memory in memories:
                 memory.update(evaluate_expression(call.arguments[0], resampled))  # type: ignore[arg-type]
                 remembered[call] = memory.value

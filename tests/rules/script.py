@@ -2,12 +2,15 @@
 
 metric accuracy max on dev test      # a metric, its direction, where it is reported
 accuracy@dev: .5 .6 .7               # one value per evaluation ("nan", "inf", "-" for not reported)
+spread accuracy: .02 .02 .01         # replicates of these values: independent, with these standard deviations
+replicates accuracy 2: .5 .6 nan     # or given, for an evaluation
 epoch_steps 10                       # optional: steps of an epoch (default 10, one evaluation an epoch)
 rule patience 2 best_accuracy        # also: below X, above X
     stop_when accuracy > 0.9             # optional
 saves 1 3
 stops 5                              # or: stops never
 outcome 2 not better                 # optional
+reason 2 0.6 beats 0.5, saved        # optional
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from accmt.rules import (
     check,
 )
 
+REPLICATES = 16  # more than evaluations of a case, so that the signs of each two are uncorrelated
+
 
 @dataclass
 class Case:
@@ -44,12 +49,16 @@ class Case:
     saves: list[int] | None = None
     stops: int | None = None
     outcomes: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> int:
+        return max(len(column) for name, column in self.series.items() if not name.startswith("replicates "))
 
     def facts(self) -> Facts:
         datasets = tuple(dict.fromkeys(d for _, on in self.metrics.values() for d in on))
         metrics = {name: Reported(on, greater) for name, (greater, on) in self.metrics.items() if on}
-        evaluations = max(map(len, self.series.values()))
-        return Facts(metrics, datasets, Length(evaluations * self.epoch_steps, self.epoch_steps))
+        return Facts(metrics, datasets, Length(self.evaluations * self.epoch_steps, self.epoch_steps))
 
     def decisions(self):
         facts = self.facts()
@@ -58,10 +67,12 @@ class Case:
         rules = Rules((rule,), tuple(StopCondition.parse(text) for text in self.stop_when))
         check(rules, facts)
         engine = RuleEngine(rules, facts)
-        for number in range(1, max(map(len, self.series.values())) + 1):
+        for number in range(1, self.evaluations + 1):
             progress = Progress(step=number * self.epoch_steps, epoch=number, evaluation=number, elapsed=60.0 * number)
-            values, train_loss = {}, float("nan")
+            values, replicates, train_loss = {}, {}, float("nan")
             for measure, column in self.series.items():
+                if measure.startswith(("spread ", "replicates ")):
+                    continue
                 metric, _, dataset = measure.partition("@")
                 if number > len(column) or column[number - 1] == "-":
                     continue
@@ -70,7 +81,19 @@ class Case:
                     continue
                 for key in [dataset] if dataset else self.metrics[metric][1]:
                     values.setdefault(key, {})[metric] = float(column[number - 1])
-            yield engine.after_evaluation(Observation(progress, values, train_loss))
+                    if (found := self.replicates(measure, number)) is not None:
+                        replicates.setdefault(key, {})[metric] = found
+            yield engine.after_evaluation(Observation(progress, values, train_loss, replicates=replicates))
+
+    def replicates(self, measure, number):
+        """The replicates of a measure in an evaluation: given, or independent of those of every other evaluation."""
+        if (given := self.series.get(f"replicates {measure} {number}")) is not None:
+            return tuple(map(float, given))
+        spread = self.series.get(f"spread {measure}", [])
+        if number > len(spread) or spread[number - 1] == "-":
+            return None
+        signs = [(-1) ** (number & r).bit_count() for r in range(REPLICATES)]
+        return tuple(float(self.series[measure][number - 1]) + sign * float(spread[number - 1]) for sign in signs)
 
 
 def read(path: Path) -> list[Case]:  # noqa: C901  (one branch a word of the script)
@@ -83,10 +106,10 @@ def read(path: Path) -> list[Case]:  # noqa: C901  (one branch a word of the scr
         words = line.split("#")[0].split()
         if not words:
             continue
-        if match := re.fullmatch(r"(\S+):", words[0]):
+        if match := re.fullmatch(r"(\S+|spread \S+|replicates \S+ \d+):(.*)", " ".join(words)):
             if cases and cases[-1].series is series:
                 series = dict(series)
-            series[match[1]] = words[1:]
+            series[match[1]] = match[2].split()
             continue
         match words:
             case ["metric", name, direction, "on", *datasets]:
@@ -111,6 +134,8 @@ def read(path: Path) -> list[Case]:  # noqa: C901  (one branch a word of the scr
                 cases[-1].stops = 0 if when == "never" else int(when)
             case ["outcome", evaluation, *rest]:
                 cases[-1].outcomes[int(evaluation)] = " ".join(rest)
+            case ["reason", evaluation, *rest]:
+                cases[-1].reasons[int(evaluation)] = " ".join(rest)
             case _:
                 raise ValueError(f"{path}:{number}: cannot read {line!r}")
     return cases

@@ -17,10 +17,11 @@ CASES = [case for path in sorted((HERE.parent / "cases").glob("*.rule")) for cas
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.where} {case.text}")
 def test_case(case):
-    saved, stopped, outcomes = [], 0, {}
+    saved, stopped, outcomes, reasons = [], 0, {}, {}
     for decision in case.decisions():
         number = decision.progress.evaluation
         outcomes[number] = decision.verdicts[0].outcome.value
+        reasons[number] = decision.verdicts[0].reason
         saved += [number] * len(decision.saved)
         if decision.stop and not stopped:
             stopped = number
@@ -30,7 +31,9 @@ def test_case(case):
     if case.stops is not None:
         assert stopped == case.stops
     assert {number: outcomes[number] for number in case.outcomes} == case.outcomes
-    assert case.saves is not None or case.stops is not None or case.outcomes, "the case expects nothing"
+    assert {number: reasons[number] for number in case.reasons} == case.reasons
+    expected = (case.saves, case.stops, case.outcomes or None, case.reasons or None)
+    assert expected != (None,) * 4, "the case expects nothing"
 
 
 def test_there_are_cases():

@@ -15,12 +15,14 @@ from accmt.rules import (
     Length,
     Observation,
     Progress,
+    RecordedReplicates,
     Reported,
     RuleEngine,
     Rules,
     SavingRule,
     StopCondition,
     check,
+    joined,
 )
 
 STEPS_PER_EPOCH, TOTAL, BATCH = 7, 40, 4
@@ -76,7 +78,8 @@ def condition(draw):
 def saving(draw, number):
     ranking = draw(st.lists(objectives, min_size=1, max_size=3))
     text = ranking[0] + "".join(draw(st.sampled_from(["/", " then "])) + objective for objective in ranking[1:])
-    text += draw(st.sampled_from(["", " by 0.1", " by 20%"])) + draw(st.sampled_from(["", " keep 2", " keep 3"]))
+    amounts = ["", " by 0.1", " by 20%"] + [" by 2 se", " by 0.5 se"] * ("train_loss" not in text)
+    text += draw(st.sampled_from(amounts)) + draw(st.sampled_from(["", " keep 2", " keep 3"]))
     text += draw(st.just("") | condition().map(" if {}".format)) + draw(
         st.just("") | quantities.map(" after {}".format)
     )
@@ -123,9 +126,23 @@ def training_of(seed):
                 key: {m: generator.choice(VALUES) for m in METRICS if generator.random() < 0.9 and _is_on(m, key)}
                 for key in "ab"
             }
-            observation = Observation(after, reported, generator.choice(VALUES))
+            observation = Observation(
+                after, reported, generator.choice(VALUES), replicates=replicates_of(reported, generator)
+            )
         found.append((at, ended, observation, generator.choice([None, *VALUES])))
     return found
+
+
+def replicates_of(reported, generator):
+    """Six replicates of nearly every value, some of them nan."""
+
+    def around(value):
+        return tuple(math.nan if generator.random() < 0.1 else value + generator.gauss(0, 0.1) for _ in range(6))
+
+    return {
+        dataset: {metric: around(value) for metric, value in values.items() if generator.random() < 0.95}
+        for dataset, values in reported.items()
+    }
 
 
 trainings = st.integers(0, 2**32).map(training_of)
@@ -190,6 +207,10 @@ def test_decisions_and_observations_survive_json(rules, training):
             text = json.dumps(observation.to_json(), allow_nan=False)
             again = Observation.from_json(json.loads(text))
             assert again == observation
+            recorded = RecordedReplicates(observation.progress.evaluation, observation.replicates)
+            text = json.dumps(recorded.to_json(), allow_nan=False)
+            [again] = joined([again], [RecordedReplicates.from_json(json.loads(text))])
+            assert repr(again.replicates) == repr(observation.replicates)
             decision = engine.after_evaluation(again)
             assert Decision.from_json(json.loads(json.dumps(decision.to_json(), allow_nan=False))) == decision
 

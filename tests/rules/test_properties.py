@@ -71,12 +71,18 @@ def expression(draw, depth=3):
 
 
 @st.composite
+def amount(draw):
+    relative, standard_errors = draw(st.sampled_from([(False, False), (True, False), (False, True)]))
+    return nodes.Amount(draw(positive), relative, standard_errors, **SPAN)
+
+
+@st.composite
 def saving(draw):
     groups = draw(st.lists(st.lists(expression(2), min_size=1, max_size=2).map(tuple), min_size=1, max_size=2))
     return nodes.Saving(
         nodes.Ranking(tuple(groups), **SPAN),
         draw(st.none() | expression()),
-        draw(st.none() | st.builds(nodes.Amount, positive, st.booleans(), span=st.just(SPAN["span"]))),
+        draw(st.none() | amount()),
         draw(st.none() | st.builds(nodes.Number, positive, span=st.just(SPAN["span"]))),
         draw(st.none() | quantity()),
         **SPAN,
@@ -143,6 +149,7 @@ pieces = st.sampled_from(
         '"my set"',
         "step",
         "elapsed",
+        "se",
     ]
 )
 sentences = saving().map(str) | expression().map(str) | cadence().map(str)
