@@ -272,9 +272,8 @@ PROCESSES = """
     metrics = [
         FunctionMetric("each", is_right, True, per_sample=True),
         FunctionMetric("all", lambda scores, targets: scores[is_right(scores, targets)].mean(), True),
-        TorchMetric("object", classification.BinaryAUROC(), True),
+        TorchMetric("object", classification.MulticlassAUROC(2), True),
     ]
-    metrics[2].metric.update = lambda s, t, update=metrics[2].metric.update: update(s[:, 1] - s[:, 0], t)
     trainer = Trainer(
         HyperParameters(2, batch_size=4), sys.argv[1], metrics=metrics, dataloader_num_workers=0, replicates=20
     )
