@@ -59,7 +59,7 @@ def _recorded(name: str, facts: Facts, observations: Sequence[Observation]) -> R
     ]
     if metric.no_replicates or all(name in seen.replicates.get(dataset, ()) for dataset, seen in values):
         return metric
-    return replace(metric, no_replicates="the training did not record its replicates at every evaluation")
+    return replace(metric, no_replicates="only a training with such a rule records its replicates, at every evaluation")
 
 
 def read_decisions(folder: Path) -> tuple[Decision, ...]:
