@@ -36,8 +36,8 @@ class Metric:
     Attributes:
         per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for
             each batch, on its device, and returns for each value a tensor with one score for each sample. The value is
-            their mean over all samples, and nothing is kept, except the scores if a rule asks for standard errors. For a
-            mean over parts of samples, such as tokens, it returns a pair of such tensors: for each sample the sum of
+            their mean over all samples, and nothing is kept, except the scores if a rule asks for standard errors. For
+            a mean over parts of samples, such as tokens, it returns a pair of such tensors: for each sample the sum of
             the scores of its parts, and their number.
     """
 

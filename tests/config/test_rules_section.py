@@ -73,7 +73,7 @@ def test_all_mistakes_with_their_places():
         "evaluate_every": "2 epoks",
         "stop_when": ["accuracy", {}],
     }
-    allowed = "Allowed are save, checkpoint_every, evaluate_every, stop_when"
+    allowed = "Allowed are save, checkpoint_every, evaluate_every, stop_when, replicates"
     in_rule = "Allowed are rule, name, patience, saving_below, saving_above"
     assert refusal(section).splitlines() == [
         "19 mistakes in hps.yaml:",
