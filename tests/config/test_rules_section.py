@@ -221,7 +221,7 @@ class TestTrainer:
         assert str(caught.value) == (
             "4 mistakes in Trainer(...):\n"
             "  rules.stop: unknown key, did you mean 'stop_when'? "
-            "Allowed are save, checkpoint_every, evaluate_every, stop_when\n"
+            "Allowed are save, checkpoint_every, evaluate_every, stop_when, replicates\n"
             "  rules.save[0]: something is missing at the end\n"
             "      acc@\n"
             "          ^\n"
