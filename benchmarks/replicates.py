@@ -22,7 +22,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 from accmt.metrics import FunctionMetric, Metric, TorchMetric
 from accmt.metrics.gather import gatherer_of
-from accmt.metrics.replicates import Resamples, Resampling
+from accmt.metrics.replicates import Draws, Resampling
 
 MOST_SECONDS, MOST_MEGABYTES = 0.3, 200
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def main() -> int:
     print(f"{'':30}{'without':>10}{'with':>10}{'first':>10}{'memory':>10}")
     is_quick = True
     for name, make in KINDS.items():
-        resamples = Resamples(arguments.replicates)
+        resamples = Draws(arguments.replicates)
         without = min(evaluated(make(), None, scores, targets) for _ in range(arguments.rounds))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         first, *others = (evaluated(make(), resamples, scores, targets) for _ in range(arguments.rounds + 1))
@@ -58,7 +58,7 @@ def main() -> int:
     return 0 if is_quick else 1
 
 
-def evaluated(metric: Metric, resamples: Resamples | None, scores: Tensor, targets: Tensor) -> float:
+def evaluated(metric: Metric, resamples: Draws | None, scores: Tensor, targets: Tensor) -> float:
     """Return the seconds of the processor that an evaluation takes, without the model."""
     resampling = None if resamples is None else Resampling(resamples, "dev", frozenset("x"))
     batches = list(zip(scores.split(512), targets.split(512), strict=True))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from accmt.checkpoint.archive import move_to_archive
 from accmt.display.notebook import Decisions
 from accmt.report.live import LiveReport
-from accmt.rules import Decision, Observation, RecordedReplicates, joined
+from accmt.rules import Decision, Observation, RecordedReplicates, with_replicates
 from accmt.rules.codec import SPARSE, Count, Jsonable, from_plain
 from accmt.rules.reserved_names import LOG
 from accmt.tracking.journal import DECISIONS, HISTORY, REPLICATES, Journal, read_lines
@@ -118,7 +118,7 @@ class Records:
         self.reported = set(state["nan_reported"])
         observations, of_history = _cut(self.history, state["history"], Observation, "evaluations")
         recorded, of_replicates = _cut(self.replicates, state.get("replicates", 0), RecordedReplicates, "replicates")
-        self.observations[:] = joined(observations, recorded)
+        self.observations[:] = with_replicates(observations, recorded)
         self.decisions[:], of_decisions = _cut(self.decision_log, state["decisions"], Decision, "decisions")
         return of_history + of_replicates + of_decisions
 

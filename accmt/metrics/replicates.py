@@ -23,8 +23,8 @@ Counts = np.ndarray[Any, np.dtype[np.uint8]]
 _MOST_KEPT = 1 << 27
 
 
-class Resamples:
-    """Resamples of datasets, the same in every evaluation of every training, on any machine.
+class Draws:
+    """Draws of datasets, the same in every evaluation of every training, on any machine.
 
     Args:
         count: The number of resamples of each dataset.
@@ -60,7 +60,7 @@ class Resamples:
 
 @dataclass(slots=True, eq=False)
 class Resampling:
-    """Resamples for the values of one metric on one dataset, and what was computed from them, on the main process.
+    """Draws for the values of one metric on one dataset, and what was computed from them, on the main process.
 
     Attributes:
         resamples: The resamples of all datasets.
@@ -71,7 +71,7 @@ class Resampling:
         error: Why the first replicate that is NaN could not be computed.
     """
 
-    resamples: Resamples
+    resamples: Draws
     dataset: str
     names: frozenset[str]
     replicates: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Replicated:
         wanted: Metric -> the datasets on which its replicates are needed.
     """
 
-    resamples: Resamples
+    resamples: Draws
     wanted: Mapping[str, Collection[str]]
 
     def on(self, dataset: str, names: Collection[str]) -> Resampling | None:

@@ -44,7 +44,7 @@ from accmt.loop.stateful_parts import (
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
-from accmt.metrics.replicates import Replicated, Resamples
+from accmt.metrics.replicates import Draws, Replicated
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
 from accmt.rules import RuleEngine, replicated
@@ -191,7 +191,7 @@ def assemble_evaluation(
 
 def _replicated(plan: Plan) -> Replicated | None:
     wanted = replicated(plan.rules, plan.facts)
-    return Replicated(Resamples(plan.options.rules.replicates), wanted) if wanted else None
+    return Replicated(Draws(plan.options.rules.replicates), wanted) if wanted else None
 
 
 def _savings(plan: Plan) -> ModelStore | None:

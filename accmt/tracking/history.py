@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from accmt.files.paths import resolved
 from accmt.html_tables import Cell, html_table
-from accmt.rules import Decision, Observation, RecordedReplicates, Stop, joined
+from accmt.rules import Decision, Observation, RecordedReplicates, Stop, with_replicates
 from accmt.rules.errors import numbered
 from accmt.rules.store import TRAIN_LOSS, dataset_name
 from accmt.tracking.journal import DECISIONS, HISTORY, REPLICATES, read
@@ -148,7 +148,7 @@ def observations_in(folder: Path) -> tuple[Observation, ...]:
         ValueError: A line is damaged; the message says which.
     """
     recorded = entries_of(folder / REPLICATES, RecordedReplicates.from_json, "a record of replicates")
-    return joined(entries_of(folder / HISTORY, Observation.from_json, "an observation"), recorded)
+    return with_replicates(entries_of(folder / HISTORY, Observation.from_json, "an observation"), recorded)
 
 
 def entries_of(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:

@@ -89,7 +89,7 @@ def test_only_what_a_rule_asks_for_is_resampled(trainer):
 
 
 def test_nothing_is_resampled_without_such_a_rule(trainer, monkeypatch):
-    monkeypatch.setattr("accmt.metrics.replicates.Resamples.of", None)
+    monkeypatch.setattr("accmt.metrics.replicates.Draws.of", None)
     training = trainer(metrics=accuracy())
     training.register_model_saving("best_accuracy by 1%")
     training.fit(Classes(), labels(8), labels(30))

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection, classification
 
 from accmt.metrics import FunctionMetric, Metric, TorchMetric
 from accmt.metrics.gather import gatherer_of
-from accmt.metrics.replicates import Resamples, Resampling
+from accmt.metrics.replicates import Draws, Resampling
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def replicated(metric, *arguments, count=200, dataset="dev", sizes=64):
     """Return the value of a metric over batches, and what was made of its resamples."""
     names = frozenset(metric.directions)
-    resampling = Resampling(Resamples(count), dataset, names)
+    resampling = Resampling(Draws(count), dataset, names)
     gatherer = gatherer_of(metric, CPU, None, resampling)
     for batch in zip(*(argument.split(sizes) for argument in arguments), strict=True):
         gatherer.add(batch)
@@ -43,19 +43,19 @@ def is_right(scores, targets):
 
 def test_resamples_are_the_same_everywhere_and_in_all_trainings():
     """Their beginning is written here, as it was drawn once: other ones would not pair with recorded replicates."""
-    first = [counts.tolist() for counts in Resamples(20).of("dev", 8)]
+    first = [counts.tolist() for counts in Draws(20).of("dev", 8)]
     assert first[:3] == [[1, 0, 1, 2, 1, 1, 1, 1], [2, 0, 2, 2, 1, 0, 0, 1], [1, 0, 0, 1, 2, 3, 1, 0]]
-    assert [counts.tolist() for counts in Resamples(20).of("dev", 8)] == first
+    assert [counts.tolist() for counts in Draws(20).of("dev", 8)] == first
     assert all(sum(counts) == 8 for counts in first)
     others = [("test", 8, 20), ("dev", 8, 21), ("dev", 9, 20)]
-    assert all(next(Resamples(count).of(key, n)).tolist() != first[0] for key, n, count in others)
+    assert all(next(Draws(count).of(key, n)).tolist() != first[0] for key, n, count in others)
 
 
 def test_resamples_that_are_too_large_to_keep_are_drawn_again(monkeypatch):
-    kept = Resamples(20)
+    kept = Draws(20)
     expected = [counts.tolist() for counts in kept.of("dev", 50)]
     monkeypatch.setattr("accmt.metrics.replicates._MOST_KEPT", 20 * 49)
-    drawn = Resamples(20)
+    drawn = Draws(20)
     for _ in range(2):
         assert [counts.tolist() for counts in drawn.of("dev", 50)] == expected
     assert [counts.tolist() for counts in kept.of("dev", 50)] == expected
@@ -105,7 +105,7 @@ def test_the_bootstrap_is_that_of_scipy_with_the_same_resamples(statistic):
     scores, targets = classes()
     value, resampling = replicated(FunctionMetric("x", statistic, True), scores, targets)
     assert value == statistic(scores, targets)
-    resamples = [np.repeat(np.arange(len(counts)), counts) for counts in Resamples(200).of("dev", len(targets))]
+    resamples = [np.repeat(np.arange(len(counts)), counts) for counts in Draws(200).of("dev", len(targets))]
 
     class Drawn(np.random.Generator):
         """Gives scipy our resamples, one after the other."""
@@ -145,7 +145,7 @@ def test_all_kinds_of_metrics_have_the_same_replicates_of_the_same_value(sizes):
     ]
     found = []
     for place, metric in enumerate(kinds):
-        resampling = Resampling(Resamples(20), "dev", frozenset(["accuracy"]))
+        resampling = Resampling(Draws(20), "dev", frozenset(["accuracy"]))
         gatherer = gatherer_of(metric, CPU, None, resampling)
         for s, t in zip(scores.split(sizes), targets.split(sizes), strict=True):
             gatherer.add(({"scores": s} if place == 3 else s, t))
@@ -160,7 +160,7 @@ def test_a_mean_over_parts_is_resampled_by_samples():
     sums, parts = torch.tensor([3.0, 0.0, 1.0, 8.0]), torch.tensor([4, 0, 1, 8])
     metric = FunctionMetric("x", lambda s, p: (s, p), True, per_sample=True)
     _, resampling = replicated(metric, sums, parts, count=50)
-    for counts, value in zip(Resamples(50).of("dev", 4), resampling.replicates["x"], strict=True):
+    for counts, value in zip(Draws(50).of("dev", 4), resampling.replicates["x"], strict=True):
         whole = float((torch.from_numpy(counts) * parts).sum())
         expected = float((torch.from_numpy(counts) * sums).sum()) / whole if whole else math.nan
         assert value == pytest.approx(expected, rel=1e-5, nan_ok=True)
@@ -170,7 +170,7 @@ def test_a_resample_that_gives_no_value_is_nan():
     """Whether `compute` raises or returns NaN, and what it warns of is not shown for each of them."""
     scores = torch.tensor([[0.9, 0.1]] * 5 + [[0.1, 0.9]])
     targets = torch.tensor([0] * 5 + [1])
-    has_two = [0 < counts[-1] < 6 for counts in Resamples(50).of("dev", 6)]
+    has_two = [0 < counts[-1] < 6 for counts in Draws(50).of("dev", 6)]
     for statistic in (area, correlation):
         _, resampling = replicated(FunctionMetric("x", statistic, True), scores, targets, count=50)
         assert [not math.isnan(value) for value in resampling.replicates["x"]] == has_two
@@ -194,7 +194,7 @@ def test_the_value_is_that_without_replicates_even_if_compute_changes_its_argume
     scores = torch.randn(100)
     value, resampling = replicated(Sigmoid("x"), scores)
     assert value == scores.sigmoid().mean().item()
-    expected = [scores.sigmoid()[np.repeat(np.arange(100), counts)].mean() for counts in Resamples(200).of("dev", 100)]
+    expected = [scores.sigmoid()[np.repeat(np.arange(100), counts)].mean() for counts in Draws(200).of("dev", 100)]
     assert resampling.replicates["x"] == pytest.approx(torch.stack(expected).tolist(), rel=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_replicates_have_six_digits():
 
 def test_only_the_asked_values_are_replicated():
     metric = FunctionMetric("x", lambda s: {"x": s.mean(), "y": s.max()}, {"x": True, "y": True})
-    resampling = Resampling(Resamples(20), "dev", frozenset(["y"]))
+    resampling = Resampling(Draws(20), "dev", frozenset(["y"]))
     gatherer = gatherer_of(metric, CPU, None, resampling)
     gatherer.add((torch.rand(9),))
     assert gatherer.values().keys() == {"x", "y"}
@@ -215,7 +215,7 @@ def test_only_the_asked_values_are_replicated():
 def test_what_cannot_be_resampled_is_refused():
     metric = FunctionMetric("x", lambda s, t: 0.0, True)
     metric.do_checks = False
-    resampling = Resampling(Resamples(20), "dev", frozenset(["x"]))
+    resampling = Resampling(Draws(20), "dev", frozenset(["x"]))
     gatherer = gatherer_of(metric, CPU, None, resampling)
     gatherer.add((torch.rand(6), torch.rand(3)))
     with pytest.raises(ValueError, match="metric 'x' has arguments") as caught:
