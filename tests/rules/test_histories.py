@@ -22,6 +22,7 @@ from accmt.rules import (
     SavingRule,
     StopCondition,
     check,
+    with_replicates,
 )
 
 STEPS_PER_EPOCH, TOTAL, BATCH = 7, 40, 4

@@ -19,6 +19,7 @@ from accmt.rules import (
     SavingRule,
     check,
     replicated,
+    with_replicates,
 )
 from accmt.rules.describe import in_words
 from accmt.rules.replay import History, replay, unanswerable
