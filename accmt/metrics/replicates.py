@@ -50,7 +50,7 @@ class Draws:
 
     def _drawn(self, dataset: str, samples: int) -> Iterator[Counts]:
         text = json.dumps([dataset, samples, self.count])
-        bits = np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest()))
+        bits = np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
         for _ in range(self.count):
             # Later versions of NumPy give the same bits, but a Generator may make other numbers of them.
             high = bits.random_raw(samples) >> np.uint64(32)
