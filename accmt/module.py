@@ -88,9 +88,9 @@ class AcceleratorModule(NetworkOwner):
         """Compute the loss and the metric inputs of one batch of the validation dataset `key`.
 
         Returns:
-            A dictionary with `loss` (a scalar tensor) and, for each metric of this dataset, the arguments of its
-            `compute` for this batch, such as `"accuracy": (predictions, targets)`; their first dimension is the samples
-            of the batch. Or only the loss.
+            A dictionary with `loss` (a scalar tensor, or a vector with one loss for each sample, whose mean is
+            `valid_loss`) and, for each metric of this dataset, the arguments of its `compute` for this batch, such as
+            `"accuracy": (predictions, targets)`; their first dimension is the samples of the batch. Or only the loss.
         """
         raise NotImplementedError(f"{type(self).__name__} has no validation_step")
 

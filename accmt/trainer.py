@@ -41,7 +41,7 @@ from accmt.report.training import read_training
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.rules.reserved_names import REPORT
-from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
+from accmt.setup.arguments import CLIP_GRAD, REPLICATES_DEFAULT, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit
@@ -170,6 +170,8 @@ class Trainer:
             `ema_decay * average + (1 - ema_decay) * weights`. Evaluations and saved models use it, with the buffers of
             the model, such as the statistics of batch normalization; the module keeps the trained weights. Not with
             FSDP or DeepSpeed, nor with an `ExtendedAcceleratorModule`.
+        replicates: The number of resamples of each validation dataset from which rules with `by 2 se` estimate standard
+            errors, from 20 to 10,000; more are more exact, and take longer. Nothing is resampled without such a rule.
         **kwargs: Arguments of the trackers' runs: `run_name`, `tags` and whatever else they accept; a dictionary under
             the name of a tracker is for that tracker only.
 
@@ -247,6 +249,7 @@ class Trainer:
         report: bool = False,
         held_out: str | int | list[str | int] | None = None,
         ema_decay: float | None = None,
+        replicates: int = REPLICATES_DEFAULT,
         **kwargs: Any,
     ) -> None:
         arguments = dict(locals())
@@ -470,7 +473,7 @@ class Trainer:
                         with heard_by(self._warn):
                             for warning in try_out(evaluation):
                                 warn(warning)
-                    state.additional_metrics = values = evaluate(evaluation)
+                    state.additional_metrics = values = evaluate(evaluation).values
                 finally:
                     evaluation.close()
                 evaluation.hooks.on_evaluation_end()

@@ -9,9 +9,9 @@ from pathlib import Path
 from accmt.checkpoint.checkpoints import FOLDER, Checkpoints
 from accmt.checkpoint.publish import move
 from accmt.files.durable import flush_directory
-from accmt.rules.reserved_names import DECISIONS, EARLIER, HISTORY, LOG, REPORT, RUN, TRAINING
+from accmt.rules.reserved_names import DECISIONS, EARLIER, HISTORY, LOG, REPLICATES, REPORT, RUN, TRAINING
 
-JOURNALS = (HISTORY, DECISIONS, TRAINING, RUN, LOG, REPORT)
+JOURNALS = (HISTORY, REPLICATES, DECISIONS, TRAINING, RUN, LOG, REPORT)
 _NAME = re.compile(rf"{EARLIER}([0-9]{{1,9}})")
 
 

@@ -49,7 +49,7 @@ _LISTED = 8
 # Shared parts whose state is stored in trainer.json key by key; the state of any other part is stored under its name.
 _SPREAD = {
     "position": ("position", "settled", "elapsed", "data_seed", "processes", "steps_per_epoch"),
-    "records": ("nan_reported", "history", "decisions"),
+    "records": ("nan_reported", "history", "replicates", "decisions"),
 }
 # The beginning of the names of a part's tensors, where it is not the part's name.
 _PREFIXES = {"objects": "object", "gradients": "gradient"}

@@ -8,6 +8,7 @@ rules:
   evaluate_every: 500 steps
   stop_when: [valid_loss < 0.1, elapsed > 2 hours]
   held_out: test
+  replicates: 500
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from accmt.config.errors import ConfigError, Problem, must_be, unknown_key
 from accmt.config.kinds import TEXT, Kind, is_number, is_whole
 from accmt.rules import CadenceRule, RuleError, SavingRule, StopCondition
 
-KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when", "held_out")
+KEYS = ("save", "checkpoint_every", "evaluate_every", "stop_when", "held_out", "replicates")
 HELD_OUT = Kind(
     "the key of a dataset, or a list of keys",
     lambda value: all(TEXT.fits(key) or is_whole(key, 0) for key in (value if _is_list(value) else [value])),
 ).or_none()
+REPLICATES = Kind("a whole number from 20 to 10,000", lambda value: is_whole(value, 20) and value <= 10_000)
 # The rule checks what its arguments contain.
 _KINDS = {
     **dict.fromkeys(("rule", "name"), Kind("a string", lambda value: isinstance(value, str))),
@@ -47,6 +49,7 @@ class RuleSection:
         checkpoint: How often to checkpoint, None if not given or never.
         says_checkpoint: Whether the file has `checkpoint_every`; its value null means never.
         held_out: The keys of held-out datasets, as text.
+        replicates: The number of resamples for standard errors, None if not given.
     """
 
     savings: tuple[SavingRule, ...] = ()
@@ -55,6 +58,7 @@ class RuleSection:
     checkpoint: CadenceRule | None = None
     says_checkpoint: bool = False
     held_out: tuple[str, ...] = ()
+    replicates: int | None = None
 
 
 def read_rules(section: Mapping[Any, Any], source: str = "the configuration") -> RuleSection:
@@ -93,6 +97,8 @@ class _Reader:
             for place, entry in _entries(section.get("stop_when"), "rules.stop_when")
         ]
         self.problems += HELD_OUT.problems("rules.held_out", section.get("held_out"))
+        replicates = section.get("replicates")
+        self.problems += REPLICATES.or_none().problems("rules.replicates", replicates)
         return RuleSection(
             savings=tuple(rule for rule in saved if rule is not None),
             stop_when=tuple(stop for stop in stops if stop is not None),
@@ -100,6 +106,7 @@ class _Reader:
             checkpoint=checkpoint,
             says_checkpoint="checkpoint_every" in section,
             held_out=keys_of(section.get("held_out")),
+            replicates=replicates,
         )
 
     def _saving(self, place: str, entry: Any) -> SavingRule | None:

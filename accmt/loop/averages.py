@@ -75,11 +75,12 @@ def _settled(run: Run, rule: SavingRule) -> tuple[Progress, Verdict]:
         weights, beside = from_each(partial(_average, [folder / entry.folder for entry in kept]))[0]
         from_each(partial(load_weights, run.module, weights, beside, folder))
         _estimate_statistics(run)
-        values = evaluate(run.evaluation)
-        verdict = run.engine.judge_average(name, Observation(progress, values))
+        found = evaluate(run.evaluation)
+        observation = Observation(progress, found.values, replicates=found.replicates)
+        verdict = run.engine.judge_average(name, observation)
         model = whole_weights(run.checkpointer.model.model, run.module.accelerator)
         trained = run.checkpointer.model.kept.trained(run.stepper.held())
-        about = AverageRecord(1, kept, verdict, values)
+        about = AverageRecord(1, kept, verdict, found.values)
         on_main(partial(run.savings.save_average, rule, about, progress, (model, trained)))
     return progress, verdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -29,10 +29,11 @@ from accmt.loop.means import RunningSum, mean_of, taken
 from accmt.loop.out_of_memory import tried_again
 from accmt.loop.step import kind_of
 from accmt.metrics.gather import gatherer_of
-from accmt.metrics.metric import Metric
+from accmt.metrics.metric import FunctionMetric, Metric
+from accmt.metrics.replicates import Replicated, Resampling
 from accmt.module import AcceleratorModule
 from accmt.rules.errors import nearest
-from accmt.rules.store import VALID_LOSS, dataset_name
+from accmt.rules.store import VALID_LOSS, Replicates, dataset_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Evaluation:
         hooks: The callbacks.
         place: Moves batches to their device and precision.
         repeats: Retry a step once if it runs out of memory.
+        replicated: The values that need replicates; None if none does.
     """
 
     module: AcceleratorModule
@@ -56,6 +58,7 @@ class Evaluation:
     hooks: Hooks
     place: DeviceTransfer
     repeats: bool
+    replicated: Replicated | None = None
 
     def __bool__(self) -> bool:
         return bool(self.loaders)
@@ -66,7 +69,22 @@ class Evaluation:
             loader.close()
 
 
-def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Results of an evaluation.
+
+    Attributes:
+        values: Dataset -> metric -> value.
+        replicates: Dataset -> metric -> replicates, of those that need them.
+        notes: What the user should know about the replicates.
+    """
+
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    replicates: Replicates = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def evaluate(evaluation: Evaluation) -> Results:
     """Evaluate all validation datasets.
 
     for dataset in validation:
@@ -77,10 +95,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     broadcast the values
 
     Returns:
-        Dataset -> metric -> value, the same on every process. Afterwards the model is in training mode, and the random
-        state is unchanged.
+        The results, the same on every process. Afterwards the model is in training mode, and the random state is
+        unchanged.
     """
     values: dict[str, dict[str, float]] = {}
+    replicates: dict[str, Mapping[str, tuple[float, ...]]] = {}
+    notes: list[str] = []
     errors: list[Exception] = []
     with evaluating(), inference(evaluation.module, evaluation.model):
         for key, loader in evaluation.loaders.items():
@@ -88,8 +108,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             dataset.read(loader)
             values[key] = dataset.compute()
             errors += [*dataset.failures.values(), *dataset.mistakes]
+            if found := dataset.replicates():
+                replicates[key] = found
+            notes += dataset.notes()
     raise_on_all(next(iter(errors), None))
-    return agreed(values)
+    return agreed(Results(values, replicates, notes))
 
 
 class MissingOutput(KeyError):
@@ -111,7 +134,14 @@ class DatasetValues:
         device = evaluation.module.device
         self._loss = RunningSum(device)
         batches = evaluation.loaders[key].length
-        self._gatherers = {metric: gatherer_of(metric, device, batches) for metric in evaluation.metrics[key]}
+        self._resampled = _resampled(evaluation, key)
+        self._gatherers = {
+            metric: gatherer_of(metric, device, batches, self._resampled.get(metric))
+            for metric in evaluation.metrics[key]
+        }
+        losses = self._resampled.get(_LOSSES)
+        self._losses = None if losses is None else gatherer_of(_LOSSES, device, batches, losses)
+        self._samples = 0
         self.failures: dict[str, Exception] = {}
         self.mistakes: list[Exception] = []
 
@@ -121,8 +151,17 @@ class DatasetValues:
             samples = samples_of(batch, loader.samples, self._evaluation.module) if counts else 0
             outputs = self.outputs(batch)
             if counts:
-                self._loss.add(loss_of(outputs, self._name), samples)
+                self._add_loss(loss_of(outputs, self._name, samples), samples)
                 self.collect(outputs)
+
+    def _add_loss(self, loss: Tensor, samples: int) -> None:
+        """Add the loss of a batch, or of each of its samples."""
+        exact = torch.float32 if loss.device.type == "mps" else torch.float64
+        self._loss.add(loss.mean(dtype=exact) if loss.ndim else loss, samples)
+        if self._losses is not None:
+            parts = len(loss) if loss.ndim else 1
+            weights = torch.full((parts,), samples // parts, device=loss.device)
+            self._losses.add((loss.reshape(parts).to(exact) * weights, weights))
 
     def outputs(self, batch: Any) -> Mapping[str, Any]:
         """Return what `validation_step` returns for a batch."""
@@ -165,7 +204,10 @@ class DatasetValues:
 
     def compute(self) -> dict[str, float]:
         """Compute the loss and, on the main process, all metrics."""
-        values = {VALID_LOSS: mean_of(*taken([self._loss])[0])}
+        [(total, self._samples)] = taken([self._loss])
+        values = {VALID_LOSS: mean_of(total, self._samples)}
+        if self._losses is not None:
+            self._losses.values()
         for metric, gatherer in self._gatherers.items():
             try:
                 computed = gatherer.values()
@@ -179,9 +221,40 @@ class DatasetValues:
                 self.mistakes.append(self._noted(error, metric))
         return values
 
+    def replicates(self) -> dict[str, tuple[float, ...]]:
+        """Return the replicates of the computed values, on the main process."""
+        return {name: each for one in self._resampled.values() for name, each in one.replicates.items()}
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the user should know about the replicates."""
+        for metric, one in self._resampled.items():
+            where = f"'{metric.name}' on '{self._name}'"
+            if one.rows != self._samples:
+                why = "samples, because validation_step returns one loss for a batch, not one for each of its samples"
+                how = f"of {one.rows:,} batches, not of {self._samples:,} {why}"
+                if metric is not _LOSSES:
+                    how = f"of {one.rows:,} rows, not of {self._samples:,} samples: give it one row for each sample"
+                yield f"the standard errors of {where} are those {how}"
+            if one.unknown():
+                why = "there is only one" if one.error is None else f"{type(one.error).__name__}: {one.error}"
+                yield f"{where} has no standard error, because most of its resamples give no value ({why})"
+
     def _noted(self, error: Exception, metric: Metric) -> Exception:
         error.add_note(f"raised in {type(metric).__name__} '{metric.name}' on '{self._name}'")
         return error
+
+
+_LOSSES = FunctionMetric(VALID_LOSS, lambda sums, weights: (sums, weights), greater_is_better=False, per_sample=True)
+"""The losses of the parts of a dataset that are resampled, times their numbers of samples, and these numbers."""
+
+
+def _resampled(evaluation: Evaluation, key: str) -> dict[Metric, Resampling]:
+    """Return the resamples of each metric that has values with replicates on a dataset."""
+    if evaluation.replicated is None:
+        return {}
+    metrics = (_LOSSES, *evaluation.metrics[key])
+    found = ((metric, evaluation.replicated.on(key, metric.directions)) for metric in metrics)
+    return {metric: one for metric, one in found if one is not None}
 
 
 @contextmanager
@@ -222,12 +295,16 @@ def batches_of(evaluation: Evaluation, loader: ValidationData) -> Iterator[tuple
         state.val_step += counts
 
 
-def loss_of(outputs: Mapping[str, Any], dataset: str) -> Tensor:
+def loss_of(outputs: Mapping[str, Any], dataset: str, samples: int) -> Tensor:
+    """Return the loss of a batch as a scalar, or as one loss for each of its samples."""
     loss = outputs["loss"]
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"the loss of validation_step for '{dataset}' must be a scalar tensor, not {shape}")
-    return loss.reshape(()) if loss.ndim else loss
+    if isinstance(loss, Tensor) and (loss.numel() == 1 or loss.shape == (samples,) != (0,)):
+        return loss if loss.ndim == 1 and samples > 1 else loss.reshape(())
+    shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    raise ValueError(
+        f"the loss of validation_step for '{dataset}' must be a scalar tensor, or one loss for each of the "
+        f"{samples} samples of the batch, not {shape}"
+    )
 
 
 def add_values(values: dict[str, float], computed: Mapping[str, Any], metric: Metric, dataset: str) -> None:

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from accmt.distributed.collective import Failed, agreed, from_each, on_main
 from accmt.distributed.strategy import whole_weights
-from accmt.loop.evaluate import evaluate
+from accmt.loop.evaluate import Results, evaluate
 from accmt.loop.out_of_memory import clean_caches
 from accmt.loop.run import Run
 from accmt.loop.utilization import utilization
@@ -66,7 +67,10 @@ def observe(run: Run, initial: bool = False) -> Decision:
 def _decide(run: Run, *, initial: bool) -> tuple[Observation, Decision]:
     """Evaluate the model, and save it where that is decided."""
     position, state = run.position, run.state
-    values = evaluate(run.evaluation) if run.evaluation else {}
+    evaluation = replace(run.evaluation, replicated=None) if initial else run.evaluation
+    results = evaluate(evaluation) if evaluation else Results()
+    for text in filter(run.records.is_new, results.notes):
+        warn(text)
     state.evaluations_done += bool(run.evaluation)
     position.evaluation += not initial
     progress = position.progress(agreed(position.stopwatch.elapsed()))
@@ -74,10 +78,10 @@ def _decide(run: Run, *, initial: bool) -> tuple[Observation, Decision]:
     if run.options.log is None and not initial:
         _warn_of(train_loss, run, progress)
     training = {} if initial else _training_metrics(run)
-    observation = Observation(progress, values, train_loss, initial, training)
+    observation = Observation(progress, results.values, train_loss, initial, training, results.replicates)
     run.records.observations.append(observation)
     with ThreadPoolExecutor(1) as pool:  # the line is flushed while models are written
-        written = pool.submit(run.records.history.append, observation.to_json())
+        written = pool.submit(run.records.append, observation)
         decision = _save(run, run.engine.after_evaluation(observation))
     _append(written.result)
     return observation, decision

@@ -114,7 +114,7 @@ def _evaluated(run: Run, model: SavedModel, keys: list[str]) -> dict[str, dict[s
         with _as_unusable():
             from_each(partial(load_saving, model.folder, module))
         try:
-            return evaluate(evaluation)
+            return evaluate(evaluation).values
         except Exception as error:
             error.add_note(_NOTE)
             raise

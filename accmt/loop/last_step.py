@@ -76,8 +76,7 @@ class LastStep:
         for thing, names in (
             (position, (*COUNTERS, "offset", "ended_epoch")),
             (run.state, [entry.name for entry in fields(run.state)]),
-            (records.history, ["lines"]),
-            (records.decision_log, ["lines"]),
+            *((journal, ["lines"]) for journal in records.journals),
         ):
             yield partial(vars(thing).update, {name: copy.copy(getattr(thing, name)) for name in names})
         yield partial(run.engine.restore, engine)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.checkpoint.archive import move_to_archive
 from accmt.display.notebook import Decisions
 from accmt.report.live import LiveReport
-from accmt.rules import Decision, Observation
-from accmt.rules.codec import Count, Jsonable, from_plain
+from accmt.rules import Decision, Observation, RecordedReplicates, with_replicates
+from accmt.rules.codec import SPARSE, Count, Jsonable, from_plain
 from accmt.rules.reserved_names import LOG
-from accmt.tracking.journal import DECISIONS, HISTORY, Journal, read_lines
+from accmt.tracking.journal import DECISIONS, HISTORY, REPLICATES, Journal, read_lines
 from accmt.tracking.step_log import StepLog
 
 _T = TypeVar("_T", bound=Jsonable)
@@ -26,6 +26,7 @@ class _State:
     nan_reported: list[str]
     history: Count
     decisions: Count
+    replicates: Count = field(default=0, metadata=SPARSE)
 
 
 class Records:
@@ -38,6 +39,7 @@ class Records:
 
     Attributes:
         history: The journal of evaluations.
+        replicates: The journal of the replicates that evaluations have.
         decision_log: The journal of decisions.
         steps: The log of what happens between evaluations.
         report: The report that is rewritten after evaluations; None if this process writes none.
@@ -49,6 +51,7 @@ class Records:
 
     def __init__(self, model_path: Path, *, writes: bool, reports: bool = False) -> None:
         self.history = Journal(model_path / HISTORY, writes=writes)
+        self.replicates = Journal(model_path / REPLICATES, writes=writes)
         self.decision_log = Journal(model_path / DECISIONS, writes=writes)
         self.steps = StepLog(model_path / LOG, writes=writes)
         self.report = LiveReport(model_path) if reports and writes else None
@@ -56,6 +59,26 @@ class Records:
         self.decisions = Decisions()
         self.reported: set[str] = set()
         self.failed_savings: set[str] = set()
+
+    @property
+    def journals(self) -> tuple[Journal, ...]:
+        """Journals that a resume cuts to the checkpoint."""
+        return self.history, self.replicates, self.decision_log
+
+    def append(self, observation: Observation) -> str | None:
+        """Append an evaluation to its journals, its replicates first, so that none in the history lacks them.
+
+        Returns:
+            A warning if a line waits to be written.
+
+        Raises:
+            OSError: Neither a line nor the one before could be written.
+        """
+        waits = None
+        if observation.replicates:
+            recorded = RecordedReplicates(observation.progress.evaluation, observation.replicates)
+            waits = self.replicates.append(recorded.to_json())
+        return self.history.append(observation.to_json()) or waits
 
     def is_new(self, name: str) -> bool:
         """Mark something as reported, and return whether it was not."""
@@ -69,8 +92,8 @@ class Records:
         Raises:
             OSError: They still cannot be written.
         """
-        self.history.flush()
-        self.decision_log.flush()
+        for journal in self.journals:
+            journal.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of lines, all of which are on the disk then, and what was reported.
@@ -80,6 +103,7 @@ class Records:
         """
         self.flush()
         lines = {"history": self.history.lines, "decisions": self.decision_log.lines}
+        lines |= {"replicates": self.replicates.lines} if self.replicates.lines else {}
         return {"nan_reported": sorted(self.reported), **lines}
 
     def check(self, state: Any) -> None:
@@ -92,9 +116,11 @@ class Records:
         A journal with damaged lines is moved to `earlier-N`, and its readable lines are written again.
         """
         self.reported = set(state["nan_reported"])
-        self.observations[:], of_history = _cut(self.history, state["history"], Observation, "evaluations")
+        observations, of_history = _cut(self.history, state["history"], Observation, "evaluations")
+        recorded, of_replicates = _cut(self.replicates, state.get("replicates", 0), RecordedReplicates, "replicates")
+        self.observations[:] = with_replicates(observations, recorded)
         self.decisions[:], of_decisions = _cut(self.decision_log, state["decisions"], Decision, "decisions")
-        return of_history + of_decisions
+        return of_history + of_replicates + of_decisions
 
 
 def _cut(journal: Journal, count: int, kind: type[_T], name: str) -> tuple[list[_T], list[str]]:

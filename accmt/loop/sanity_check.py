@@ -23,6 +23,7 @@ from accmt.loop.evaluate import DatasetValues, Evaluation, inference
 from accmt.loop.hooks import Hooks, loading
 from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
+from accmt.metrics.replicates import Draws
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule
 from accmt.rules.store import dataset_name
@@ -47,7 +48,8 @@ def try_out(evaluation: Evaluation) -> list[str]:
             only because of so few samples.
     """
     module = evaluation.module
-    silent = replace(evaluation, hooks=Hooks((), module.state))
+    replicated = evaluation.replicated and replace(evaluation.replicated, resamples=Draws(1))
+    silent = replace(evaluation, hooks=Hooks((), module.state), replicated=replicated)
     metrics = {metric for listed in evaluation.metrics.values() for metric in listed}
     taken = {name for metric in metrics for name in (metric.name, metric.main_metric)}
     loaders = {key: data.loader for key, data in evaluation.loaders.items()}

@@ -1,11 +1,13 @@
 """Gatherers, which collect the arguments of one metric over one dataset and turn them into values.
 
 Each process keeps its own batches. At the end of the dataset the main process gathers the others' batches, once, and
-sorts all into the order of the dataset, so that a value does not depend on the number of processes.
+sorts all into the order of the dataset, so that a value does not depend on the number of processes. With a `Resampling`
+it computes replicates of the values too.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -18,6 +20,7 @@ from torch import Tensor
 from accmt.distributed.collective import from_each
 from accmt.metrics.join import Arguments, Batch, Blocks, Path, by_path, joined, joined_from_all, nested
 from accmt.metrics.metric import Metric, MetricParallel
+from accmt.metrics.replicates import Resampling, copied, replicate, replicate_means
 from accmt.metrics.torchmetrics import TorchMetric
 
 _T = TypeVar("_T")
@@ -32,15 +35,27 @@ class Gatherer(Protocol):
         """Return the values, at least on the main process; None elsewhere. Called once on every process."""
 
 
-def gatherer_of(metric: Metric, device: torch.device, batches: int | None = None) -> Gatherer:
-    """Return the gatherer that a metric needs, on a device, for a number of batches of this process, if it is known."""
+def gatherer_of(
+    metric: Metric, device: torch.device, batches: int | None = None, resampling: Resampling | None = None
+) -> Gatherer:
+    """Return the gatherer that a metric needs.
+
+    Args:
+        metric: The metric.
+        device: The device of this process.
+        batches: The number of batches of this process, if it is known.
+        resampling: The replicates to compute with the values, on the main process; None for none.
+    """
+    alone = batches if PartialState().num_processes == 1 else None
     if metric.per_sample:
-        return _SampleGatherer(metric)
+        return _SampleGatherer(metric, resampling)
     if isinstance(metric, TorchMetric):
+        if resampling is not None:
+            return _TorchmetricsReplicator(metric, device, alone, resampling)
         return _TorchmetricsGatherer(metric, device)
     if isinstance(metric, MetricParallel):
         return _ParallelGatherer(metric, batches)
-    return _MainGatherer(metric, batches if PartialState().num_processes == 1 else None)
+    return _MainGatherer(metric, alone, resampling)
 
 
 class _KeptBatches:
@@ -66,9 +81,17 @@ class _KeptBatches:
 class _MainGatherer(_KeptBatches):
     """For `Metric`: gathers everything on the main process."""
 
+    def __init__(self, metric: Metric, batches: int | None, resampling: Resampling | None) -> None:
+        super().__init__(metric, batches)
+        self._resampling = resampling
+
     def values(self) -> Mapping[str, Any] | None:
         arguments = self._joined(joined_from_all)
-        return None if arguments is None else self._metric.compute(*arguments)
+        if arguments is None or self._resampling is None:
+            return None if arguments is None else self._metric.compute(*arguments)
+        values = self._metric.compute(*copied(arguments))  # it may change its arguments
+        replicate(self._resampling, arguments, self._metric)
+        return values
 
 
 class _ParallelGatherer(_KeptBatches):
@@ -91,9 +114,11 @@ class _ParallelGatherer(_KeptBatches):
 class _SampleGatherer:
     """For metrics with a score per sample: each process sums its own on the device; only sums are exchanged."""
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Metric, resampling: Resampling | None) -> None:
         self._metric = metric
         self._sums: dict[str, tuple[Any, Any]] = {}  # of the scores, and of their weights
+        self._resampling = resampling
+        self._scores: list[Batch] = []
 
     def add(self, arguments: Arguments) -> None:
         tensors = _tensors(arguments, self._metric, _cast)
@@ -103,18 +128,24 @@ class _SampleGatherer:
         if computed.keys() != former.keys():
             names = " and ".join(str([*each]) for each in (former, computed))
             raise ValueError(f"the scores of metric '{self._metric.name}' have other names in each batch: {names}")
-        for name, scores in computed.items():
+        for name, given in computed.items():
             total, weight = former[name]
-            is_pair = isinstance(scores, tuple) and len(scores) == 2
-            scores, weights = scores if is_pair else (scores, None)
-            added = self._summed(weights, name, samples) if is_pair else samples
+            scores, weights = _parts(given)
+            added = samples if weights is None else self._summed(weights, name, samples)
             self._sums[name] = total + self._summed(scores, name, samples), weight + added
+        if self._resampling is not None:
+            kept = {name: dict(enumerate(_parts(computed[name]))) for name in self._resampling.names & computed.keys()}
+            self._scores.append(
+                {path: torch.as_tensor(each).clone() for path, each in by_path((kept,)) if each is not None}
+            )
 
     def values(self) -> Mapping[str, Any] | None:
         own = {name: (float(total), float(weight)) for name, (total, weight) in self._sums.items()}
         shares = [share for share in from_each(lambda: own) if share]
         if not shares:
             raise ValueError(f"metric '{self._metric.name}' got no samples")
+        if self._resampling is not None:
+            replicate_means(self._resampling, joined_from_all(self._scores, self._metric))
         sums = {name: map(sum, zip(*(share[name] for share in shares), strict=True)) for name in shares[0]}
         return {name: total / weight if weight else math.nan for name, (total, weight) in sums.items()}
 
@@ -146,6 +177,39 @@ class _TorchmetricsGatherer:
         values = self._metric.values()
         self._metric.metric.reset()
         return values
+
+
+class _TorchmetricsReplicator(_KeptBatches):
+    """For torchmetrics objects with replicates: the arguments are gathered too, and resampled by a copy of the object,
+    which synchronizes nothing."""
+
+    def __init__(self, metric: TorchMetric, device: torch.device, batches: int | None, resampling: Resampling) -> None:
+        super().__init__(metric, batches)
+        self._whole = _TorchmetricsGatherer(metric, device)
+        self._copy, self._resampling = copy.copy(metric), resampling
+
+    def add(self, arguments: Arguments) -> None:
+        try:
+            super().add(arguments)
+        except TypeError as error:
+            error.add_note("a rule asks for standard errors of it, for which its arguments are resampled")
+            raise
+        self._whole.add(arguments)
+
+    def values(self) -> Mapping[str, Any] | None:
+        values = self._whole.values()
+        arguments = self._joined(joined_from_all)
+        if arguments is not None:
+            self._copy.metric = copy.deepcopy(self._copy.metric).cpu()
+            for part in self._copy.metric.modules():
+                part.distributed_available_fn = bool
+            replicate(self._resampling, arguments, self._copy)
+        return values
+
+
+def _parts(given: Any) -> tuple[Any, Any | None]:
+    """Return the scores of samples, and their weights if they are given."""
+    return given if isinstance(given, tuple) and len(given) == 2 else (given, None)
 
 
 def _copied(path: Path, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,8 +36,9 @@ class Metric:
     Attributes:
         per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for
             each batch, on its device, and returns for each value a tensor with one score for each sample. The value is
-            their mean over all samples, and nothing is kept. For a mean over parts of samples, such as tokens, it
-            returns a pair of such tensors: for each sample the sum of the scores of its parts, and their number.
+            their mean over all samples, and nothing is kept, except the scores if a rule asks for standard errors. For
+            a mean over parts of samples, such as tokens, it returns a pair of such tensors: for each sample the sum of
+            the scores of its parts, and their number.
     """
 
     per_sample = False
@@ -116,7 +117,8 @@ class FunctionMetric(Metric):
         cast, pad: As in `Metric`.
         per_sample: The function returns a tensor with one score for each sample, such as whether a guess is right, and
             the metric is their mean over all samples. The function is called for each batch, on its device, and nothing
-            is kept. For a mean over tokens or other parts, see `Metric`.
+            is kept, except the scores if a rule asks for standard errors. For a mean over tokens or other parts, see
+            `Metric`.
     """
 
     @answering_earlier

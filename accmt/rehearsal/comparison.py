@@ -15,7 +15,7 @@ from accmt.checkpoint.format import shortened_value
 from accmt.checkpoint.publish import MANIFEST
 from accmt.checkpoint.tensor_files import read_tensors
 from accmt.files.json_io import read_json
-from accmt.rules.reserved_names import DECISIONS, HISTORY, TRAINING
+from accmt.rules.reserved_names import DECISIONS, HISTORY, REPLICATES, TRAINING
 
 BATCHES = "batches-{}.json"  # what each process read and computed
 
@@ -26,7 +26,9 @@ def compare_trainings(one: Path, other: Path, step: int) -> list[str]:
     names = {path.relative_to(folder) for folder in checkpoints for path in folder.rglob("*") if path.is_file()}
     pairs = [(path, other / path.name) for path in sorted(one.glob(BATCHES.format("*")))]
     pairs += [(checkpoints[0] / name, checkpoints[1] / name) for name in sorted(names) if name.name != MANIFEST]
-    pairs += [(one / name, other / name) for name in (HISTORY, DECISIONS, TRAINING) if (one / name).exists()]
+    pairs += [
+        (one / name, other / name) for name in (HISTORY, REPLICATES, DECISIONS, TRAINING) if (one / name).exists()
+    ]
     return [line for first, second in pairs for line in shortened_value(list(_differing(first, second)))]
 
 

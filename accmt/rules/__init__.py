@@ -20,7 +20,7 @@ from accmt.rules.progress import Length, Progress
 from accmt.rules.replicated import replicated
 from accmt.rules.rule import CadenceRule, Facts, Reported, Rules, SavingRule, StopCondition
 from accmt.rules.scheduler_score import FollowedScore
-from accmt.rules.store import MetricsStore, Observation, RecordedReplicates, joined
+from accmt.rules.store import MetricsStore, Observation, RecordedReplicates, with_replicates
 
 __all__ = [
     "CadenceRule",
@@ -47,9 +47,9 @@ __all__ = [
     "assign_patience",
     "canonical_name",
     "check",
-    "joined",
     "parse_cadence",
     "parse_condition",
     "parse_saving",
     "replicated",
+    "with_replicates",
 ]

@@ -265,7 +265,8 @@ class RuleEngine:
         identity, patience = self._identity(ranked), ranked.rule.patience
         changed = [key for key in identity if key != "patience" and entry.get(key) != identity[key]]
         if changed:
-            how = "runs over other datasets" if changed == ["on"] else "has changed"
+            hows = {"on": "runs over other datasets", "resamples": "has another number of replicates"}
+            how = hows.get(changed[0], "has changed") if len(changed) == 1 else "has changed"
             return [f"the rule '{ranked.name}' {how}: it starts fresh"]
         self._states[ranked.name] = state = RuleState.from_json(entry)
         best = () if state.best_seen is None else (state.best_seen,)
@@ -280,12 +281,13 @@ class RuleEngine:
         return [f"the patience of '{ranked.name}' was {former} and is {new}: the evaluations without improvement count"]
 
     def _identity(self, ranked: RankedRule) -> dict[str, Any]:
-        """Return what identifies a rule after a resume: its text, limits, datasets and direction."""
+        """Return what identifies a rule after a resume: its text, limits, datasets, direction and resamples."""
         return {
             **ranked.rule.identity,
             "greater": [objective.greater_is_better for objective in ranked.objectives],
             "on": _datasets_of(ranked.rule.saving, self.facts),
             "patience": ranked.rule.patience,
+            **({"resamples": self.facts.replicates} if asks_for_errors(ranked.rule) else {}),
         }
 
     def _scene(self, progress: Progress, train_loss: float) -> Scene:

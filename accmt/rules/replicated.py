@@ -79,8 +79,9 @@ class Resamples:
         return {"replicates": [memory.to_json() for row in self._memories for at, memory in row if at == call]}
 
     def can_restore(self, call: Call, saved: Mapping[str, Any]) -> bool:
-        """Return whether the replicates of a function over time were saved, if a rule needs them."""
-        return call not in self._calls or "replicates" in saved
+        """Return whether the replicates of a function over time were saved, as many as now, if a rule needs them."""
+        rows, count = saved.get("replicates"), self._facts.replicates
+        return call not in self._calls or (rows is not None and (not rows or count in (None, len(rows))))
 
     def restore(self, saved: Mapping[Call, Mapping[str, Any]]) -> None:
         """Restore what `to_json` returned for each function over time."""

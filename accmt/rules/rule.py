@@ -189,6 +189,7 @@ class Facts:
         training: Training metric -> its direction (None if it has none); like `train_loss` they have no dataset.
         held_out: The keys of datasets that are evaluated after the training only; no rule may name them. They are not
             among `datasets`, and a metric that is measured on these alone has no datasets.
+        replicates: The number of replicates of metrics; those of another number do not pair with them.
     """
 
     metrics: Mapping[str, Reported] = field(default_factory=dict)
@@ -196,6 +197,7 @@ class Facts:
     length: Length = field(default_factory=Length)
     training: Mapping[str, bool | None] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
+    replicates: int | None = None
 
     @property
     def greater_is_better(self) -> dict[str, bool | None]:

@@ -56,7 +56,9 @@ class RecordedReplicates(Jsonable):
     replicates: Replicates
 
 
-def joined(observations: Iterable[Observation], recorded: Iterable[RecordedReplicates]) -> tuple[Observation, ...]:
+def with_replicates(
+    observations: Iterable[Observation], recorded: Iterable[RecordedReplicates]
+) -> tuple[Observation, ...]:
     """Return the observations with their recorded replicates."""
     by_evaluation = {record.evaluation: record.replicates for record in recorded}
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from accmt.callbacks import Callback
 from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
-from accmt.config.rules import HELD_OUT, RuleSection, keys_of, read_rules
+from accmt.config.rules import HELD_OUT, REPLICATES, RuleSection, keys_of, read_rules
 from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
 from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
@@ -36,6 +36,7 @@ from accmt.tracking.tracker_arguments import choose_trackers, name_problems, nam
 
 CHECKPOINT_EVERY = "epoch"
 CLIP_GRAD = float("1")  # compared by identity: a 1.0 that a user gives is another object
+REPLICATES_DEFAULT = 200
 _PROFILED = ("record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules")
 PRECISIONS = ("no", "fp16", "bf16")
 _SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)
@@ -65,6 +66,7 @@ _KINDS = {
     **dict.fromkeys(_TEXTS, TEXT),
     **dict.fromkeys(_COLLATES, FUNCTION.or_none()),
     "seed": Kind("a whole number from 0 to 2**32 - 1", lambda value: is_whole(value, 0) and value < 2**32).or_none(),
+    "replicates": REPLICATES,
     "dataloader_num_workers": Kind("a whole number from 0", lambda value: is_whole(value, 0)).or_none(),
     "ema_decay": Kind("a number between 0 and 1", lambda value: is_number(value) and 0 < value < 1).or_none(),
     "clip_grad": _POSITIVE.or_none(),
@@ -243,7 +245,9 @@ class ArgumentCheck:
                 self._parsed(StopCondition.parse, text, "stop_when") for text in as_list(self._given["stop_when"])
             )
             stops = tuple(stop for stop in parsed if stop is not None)
-        return RuleOptions(section.savings, evaluate or CadenceRule.parse("epoch"), stops, log)
+        given = self._given["replicates"]
+        replicates = section.replicates if given == REPLICATES_DEFAULT and section.replicates else given
+        return RuleOptions(section.savings, evaluate or CadenceRule.parse("epoch"), stops, log, replicates)
 
     def _log(self) -> tuple[StepInterval | None, CadenceRule | None]:
         """Return how often to log: the interval if it is one of whole steps or every epoch, else the cadence."""

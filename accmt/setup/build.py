@@ -45,9 +45,10 @@ from accmt.loop.stateful_parts import (
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
+from accmt.metrics.replicates import Draws, Replicated
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
-from accmt.rules import RuleEngine
+from accmt.rules import RuleEngine, replicated
 from accmt.setup.fused import leave_scaling, use_fused
 from accmt.setup.inputs import metrics_on
 from accmt.setup.model import Prepared, configure, place_beside, prepare, prepare_teacher
@@ -82,7 +83,10 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
-    evaluation = Evaluation(module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats)
+    replicates = _replicated(plan)
+    evaluation = Evaluation(
+        module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats, replicates
+    )
     reading = Reading(plan.data, generators, position, warn)
     records = Records(plan.model_path, writes=accelerator.is_main_process, reports=options.report)
     random = RandomStates(accelerator.device, position)
@@ -101,7 +105,7 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         module=module,
         data=plan.data,
         evaluation=evaluation,
-        held_out=replace(evaluation, loaders=plan.held_out, hooks=Hooks((), state)),
+        held_out=replace(evaluation, loaders=plan.held_out, hooks=Hooks((), state), replicated=None),
         stepper=stepper,
         position=position,
         engine=engine,
@@ -188,6 +192,11 @@ def assemble_evaluation(
     options = with_default_metrics(options, module, loaders)
     metrics = {key: metrics_on(options.metrics, key) for key in datasets}
     return Evaluation(module, module.model, loaders, metrics, Hooks(options.callbacks, state), place, step.repeats)
+
+
+def _replicated(plan: Plan) -> Replicated | None:
+    wanted = replicated(plan.rules, plan.facts)
+    return Replicated(Draws(plan.options.rules.replicates), wanted) if wanted else None
 
 
 def _savings(plan: Plan) -> ModelStore | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
-from accmt.metrics.metric import Metric
+from accmt.metrics.metric import Metric, MetricParallel
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.rules import Facts, Length, Reported
@@ -271,6 +271,7 @@ def facts_of(
     length: Length,
     training: Mapping[str, bool] | None = None,
     held_out: tuple[str, ...] = (),
+    replicates: int | None = None,
 ) -> Facts:
     """Return the facts of a training against which its rules are checked; `datasets` are all, also held-out ones."""
     reported: dict[str, Reported] = {}
@@ -278,11 +279,21 @@ def facts_of(
     for key in datasets:
         for metric in metrics_on(metrics, key):
             for name, greater in metric.directions.items():
-                before = reported.get(name, Reported((), greater)).datasets
-                reported[name] = Reported((*before, key) if key in evaluated else before, greater)
+                before = reported.get(name, Reported((), greater))
+                why = before.no_replicates or _no_replicates(metric)
+                on = (*before.datasets, key) if key in evaluated else before.datasets
+                reported[name] = Reported(on, greater, why)
     if evaluated:
         reported[VALID_LOSS] = Reported(evaluated, greater_is_better=False)
-    return Facts(reported, evaluated, length, training or {}, tuple(key for key in datasets if key in held_out))
+    apart = tuple(key for key in datasets if key in held_out)
+    return Facts(reported, evaluated, length, training or {}, apart, replicates)
+
+
+def _no_replicates(metric: Metric) -> str:
+    """Return why a metric has no replicates; empty if it has."""
+    if metric.per_sample or not isinstance(metric, MetricParallel):
+        return ""
+    return f"{type(metric).__name__} computes it on each process apart; make it a Metric"
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:

@@ -111,7 +111,7 @@ def find_rates(options: Options, module: AcceleratorModule, dataset: Any, rates:
     options = replace(
         options,
         hps=replace(options.hps, scheduler=None, scheduler_kwargs={}),
-        rules=RuleOptions((), CadenceRule.parse("epoch"), (), None),
+        rules=RuleOptions((), CadenceRule.parse("epoch"), (), None, options.rules.replicates),
         checkpoint=replace(options.checkpoint, every=None, resume=False, on_exception=False, in_background=False),
         loop=replace(options.loop, followed=None),
         metrics={},

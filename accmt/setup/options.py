@@ -58,6 +58,7 @@ class RuleOptions:
     evaluate: CadenceRule
     stop_when: tuple[StopCondition, ...]
     log: CadenceRule | None
+    replicates: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,9 @@ from accmt.loop.moving_average import MovingAverage
 from accmt.loop.progress import TrainingPosition
 from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
-from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check
+from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check, replicated
 from accmt.rules.checker import meetings
+from accmt.setup.arguments import REPLICATES_DEFAULT
 from accmt.setup.best import check_averages, check_loading, check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of
@@ -101,12 +102,19 @@ def plan(
     options = with_default_metrics(options, module, loaders)
     position = TrainingPosition(data, options.hps.epochs, options.hps.max_steps)
     length = Length(position.total_steps, data.steps_per_epoch, data.samples_per_step)
-    facts = facts_of(options.metrics, tuple(datasets), length, options.training_metrics, options.held_out)
+    facts = facts_of(
+        options.metrics,
+        tuple(datasets),
+        length,
+        options.training_metrics,
+        options.held_out,
+        options.rules.replicates,
+    )
     rules = _rules(options, savings, facts)
     check_restoring(options, rules, accelerator)
     check_loading(options, accelerator)
     check_averages(rules, module, accelerator)
-    warnings = [*map(str, check(rules, facts)), *_without_effect(options, facts), *notes_of(module)]
+    warnings = [*map(str, check(rules, facts)), *_without_effect(options, rules, facts), *notes_of(module)]
     warnings += inexact(data.loader) if options.checkpoint.enabled else []
     if options.checkpoint.enabled and data.outruns_epochs:
         warnings.append(
@@ -195,13 +203,17 @@ def _rules(options: Options, savings: Sequence[SavingRule], facts: Facts) -> Rul
     return Rules(savings, options.rules.stop_when, evaluate, checkpoint, writes=writes, log=options.rules.log)
 
 
-def _without_effect(options: Options, facts: Facts) -> list[str]:
-    """Warn about arguments that need validation data when there are none."""
+def _without_effect(options: Options, rules: Rules, facts: Facts) -> list[str]:
+    """Warn about arguments that have no effect: those for standard errors if no rule asks for one, and those that need
+    validation data when there are none."""
+    warnings = []
+    if options.rules.replicates != REPLICATES_DEFAULT and not replicated(rules, facts):
+        warnings.append("replicates has no effect: no rule asks for standard errors, such as by 2 se")
     if facts.datasets:
-        return []
+        return warnings
     asked = {"metrics": any(options.metrics.values()), "evaluate_every": options.rules.evaluate.text != "epoch"}
     names = [name for name, is_asked in asked.items() if is_asked]
-    return [f"there are no validation data: {' and '.join(names)} have no effect"] if names else []
+    return warnings + ([f"there are no validation data: {' and '.join(names)} have no effect"] if names else [])
 
 
 def _parts(

@@ -72,7 +72,8 @@ def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
     description = describe_run(plan, None)
     run.module.tracker = _tracker(plan, None, description)
     aside, lost = from_main(lambda: _cleared(plan, run, description))
-    run.records.history.lines = run.records.decision_log.lines = 0
+    for journal in run.records.journals:
+        journal.lines = 0
     plan.position.stopwatch.set(0.0)
     _warn_of(lost)
     return [] if aside is None else [f"the files of the earlier training were moved to {aside}"]
@@ -81,8 +82,8 @@ def _start_from_scratch(plan: Plan, run: Run) -> list[str]:
 def _cleared(plan: Plan, run: Run, description: dict[str, Any]) -> tuple[Path | None, list[str]]:
     """Move away the files of an earlier training, and write the descriptions of the new one."""
     aside = archive_training(plan.model_path, savings_in(plan.model_path))
-    run.records.history.cut(0)
-    run.records.decision_log.cut(0)
+    for journal in run.records.journals:
+        journal.cut(0)
     run.records.steps.begin()
     write_description(plan.model_path, Description(plan.rules, plan.facts, plan.options.given["log_every"]))
     return aside, record_start(plan.model_path, description, [])

@@ -193,6 +193,7 @@ def _in_force(options: Options) -> dict[str, Any]:
     rules, every = options.rules, options.checkpoint.every
     force: dict[str, Any] = {"monitor": options.loop.monitor, "stop_when": [stop.text for stop in rules.stop_when]}
     force["held_out"] = list(options.held_out)
+    force["replicates"] = rules.replicates
     if options.given.get("evaluate_every_n_steps") is None:
         force["evaluate_every"] = rules.evaluate.text
     if isinstance(options.accumulation, Mapping):

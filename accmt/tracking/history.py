@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from accmt.files.paths import resolved
 from accmt.html_tables import Cell, html_table
-from accmt.rules import Decision, Observation, Stop
+from accmt.rules import Decision, Observation, RecordedReplicates, Stop, with_replicates
 from accmt.rules.errors import numbered
 from accmt.rules.store import TRAIN_LOSS, dataset_name
-from accmt.tracking.journal import DECISIONS, HISTORY, read
+from accmt.tracking.journal import DECISIONS, HISTORY, REPLICATES, read
 
 if TYPE_CHECKING:
     import pandas
@@ -60,8 +60,7 @@ class TrainingHistory:
         folder = resolved(model_path)
         if not (folder / HISTORY).is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a training: it has no {HISTORY}")
-        observations = entries_of(folder / HISTORY, Observation.from_json, "an observation")
-        return cls.of(observations, entries_of(folder / DECISIONS, Decision.from_json, "a decision"))
+        return cls.of(observations_in(folder), entries_of(folder / DECISIONS, Decision.from_json, "a decision"))
 
     @classmethod
     def of(cls, observations: Sequence[Observation], decisions: Sequence[Decision]) -> TrainingHistory:
@@ -140,6 +139,16 @@ def stop_of(decisions: Sequence[Decision]) -> Decision | None:
     """Return the decision that stopped the training, if one at its last step did; an evaluation may follow it."""
     last = [decision for decision in decisions if decision.progress.step == decisions[-1].progress.step]
     return next((decision for decision in reversed(last) if decision.stop is not None), None)
+
+
+def observations_in(folder: Path) -> tuple[Observation, ...]:
+    """Read the evaluations of a training, with their replicates if it has any.
+
+    Raises:
+        ValueError: A line is damaged; the message says which.
+    """
+    recorded = entries_of(folder / REPLICATES, RecordedReplicates.from_json, "a record of replicates")
+    return with_replicates(entries_of(folder / HISTORY, Observation.from_json, "an observation"), recorded)
 
 
 def entries_of(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:

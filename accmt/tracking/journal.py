@@ -14,6 +14,7 @@ from accmt.files.foreign import MIB, read_bytes
 from accmt.rules import reserved_names as names
 
 HISTORY = names.HISTORY
+REPLICATES = names.REPLICATES
 DECISIONS = names.DECISIONS
 _LARGEST = 1024 * MIB
 

@@ -279,7 +279,7 @@ class TestConfig:
         assert err == (
             "2 mistakes in hps.yaml:\n"
             "  rules.stop_wen: unknown key, did you mean 'stop_when'? "
-            "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out\n"
+            "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out, replicates\n"
             "  rules.save[1]: something is missing at the end\n"
             "      acc@\n"
             "          ^\n"

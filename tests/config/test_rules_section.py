@@ -73,7 +73,7 @@ def test_all_mistakes_with_their_places():
         "evaluate_every": "2 epoks",
         "stop_when": ["accuracy", {}],
     }
-    allowed = "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out"
+    allowed = "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out, replicates"
     in_rule = "Allowed are rule, name, patience, saving_below, saving_above"
     assert refusal(section).splitlines() == [
         "19 mistakes in hps.yaml:",
@@ -221,7 +221,7 @@ class TestTrainer:
         assert str(caught.value) == (
             "4 mistakes in Trainer(...):\n"
             "  rules.stop: unknown key, did you mean 'stop_when'? "
-            "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out\n"
+            "Allowed are save, checkpoint_every, evaluate_every, stop_when, held_out, replicates\n"
             "  rules.save[0]: something is missing at the end\n"
             "      acc@\n"
             "          ^\n"

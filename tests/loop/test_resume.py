@@ -68,7 +68,7 @@ def outcome(training, module):
     files = {path.name: contents(path) for path in checkpoint.iterdir() if path.suffix == ".safetensors"}
     engine = timeless(json.loads((checkpoint / "trainer.json").read_text())["engine"])
     journals = []
-    for name in ("history.jsonl", "decisions.jsonl"):
+    for name in ("history.jsonl", "replicates.jsonl", "decisions.jsonl"):
         journals += [timeless(json.loads(line)) for line in (training.model_path / name).read_text().splitlines()]
     weights = {name: value.clone() for name, value in module.model.state_dict().items()}
     return weights, files, engine, journals
@@ -102,12 +102,14 @@ VARIANTS = {
 
 def train(trainer, path, module, dataset, validation, cut=None, **arguments):
     callback = CutAt(cut)
-    settings = {**PLAIN, **arguments}
+    settings = {**PLAIN, "replicates": 20, **arguments}
     metric = FunctionMetric("error", lambda p, t: (p - t).abs().mean(), greater_is_better=False)
     training = trainer(path, callback=callback, metrics=metric, patience=9, **settings)
     training.register_model_saving("best_error/valid_loss")
     training.register_model_saving("best_avg(error, 3) keep 2")
     training.register_model_saving("best_train_loss by 1% after 2 steps")
+    training.register_model_saving("best_error keep 2 by 0.1 se")
+    training.register_model_saving("best_avg(error, 2) by 0.1 se")
     if cut is None:
         training.fit(module, dataset, validation)
     else:

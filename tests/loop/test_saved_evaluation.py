@@ -43,7 +43,7 @@ class Evaluating(Callback):
         model[0].eval()
         with weights_put_back(evaluation):
             load_saving(self.folder, self.module)
-            self.values = evaluate(evaluation)
+            self.values = evaluate(evaluation).values
         self.modes = [part.training for part in model]
         after = (*model.parameters(), *model.buffers(), *self.module.head.parameters())
         self.is_same = all(map(torch.equal, before, after))

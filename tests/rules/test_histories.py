@@ -22,7 +22,7 @@ from accmt.rules import (
     SavingRule,
     StopCondition,
     check,
-    joined,
+    with_replicates,
 )
 
 STEPS_PER_EPOCH, TOTAL, BATCH = 7, 40, 4
@@ -209,7 +209,7 @@ def test_decisions_and_observations_survive_json(rules, training):
             assert again == observation
             recorded = RecordedReplicates(observation.progress.evaluation, observation.replicates)
             text = json.dumps(recorded.to_json(), allow_nan=False)
-            [again] = joined([again], [RecordedReplicates.from_json(json.loads(text))])
+            [again] = with_replicates([again], [RecordedReplicates.from_json(json.loads(text))])
             assert repr(again.replicates) == repr(observation.replicates)
             decision = engine.after_evaluation(again)
             assert Decision.from_json(json.loads(json.dumps(decision.to_json(), allow_nan=False))) == decision

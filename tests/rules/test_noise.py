@@ -18,8 +18,8 @@ from accmt.rules import (
     Rules,
     SavingRule,
     check,
-    joined,
     replicated,
+    with_replicates,
 )
 from accmt.rules.describe import in_words
 from accmt.rules.replay import History, replay, unanswerable
@@ -223,7 +223,7 @@ class TestRecords:
             json.dumps(RecordedReplicates(seen.progress.evaluation, seen.replicates).to_json()) for seen in history
         ]
         read = [Observation.from_json(json.loads(json.dumps(observation.to_json()))) for observation in history]
-        again = joined(read, [RecordedReplicates.from_json(json.loads(line)) for line in lines])
+        again = with_replicates(read, [RecordedReplicates.from_json(json.loads(line)) for line in lines])
         assert replay(rules, FACTS, History(again)) == decisions
 
     def test_only_replicates_that_the_rules_need_are_remembered(self):
@@ -236,7 +236,7 @@ class TestRecords:
 
     def test_the_evaluation_before_the_first_step_has_none(self):
         initial = Observation(Progress(), {"dev": {"acc": 0.9}}, initial=True)
-        [alone] = joined([initial], [RecordedReplicates(0, {"dev": {"acc": (0.9,)}})])
+        [alone] = with_replicates([initial], [RecordedReplicates(0, {"dev": {"acc": (0.9,)}})])
         assert alone.replicates == {}
 
     def test_a_kept_model_is_written_as_before(self):

@@ -12,7 +12,7 @@ from accmt.cli.replay.csv import open_table
 from accmt.cli.replay.logs import log_in
 from accmt.cli.replay.source import Source
 from accmt.cli.replay.training import open_training
-from accmt.tracking.journal import DECISIONS, HISTORY
+from accmt.tracking.journal import DECISIONS, HISTORY, REPLICATES
 
 _T = TypeVar("_T")
 
@@ -49,7 +49,7 @@ def open_source(
         return open_training(place, metrics)
     if not place.exists():
         raise CommandError(f"{name} does not exist")
-    if place.name in (HISTORY, DECISIONS):
+    if place.name in (HISTORY, REPLICATES, DECISIONS):
         raise CommandError(f"{name} is a file of a training: give the training's folder, {place.parent}")
     return open_table(place, metrics)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accmt.cli.arguments import CommandError, MetricArgument
 from accmt.cli.replay.source import Source, facts_seen
 from accmt.files.json_io import DamagedFile
-from accmt.rules import Decision, Facts, Observation, Outcome, RecordedReplicates, Reported, joined
+from accmt.rules import Decision, Facts, Observation, Outcome, Reported
 from accmt.rules.errors import listed
 from accmt.rules.printable import escaped
 from accmt.rules.replay import History
-from accmt.rules.reserved_names import REPLICATES
-from accmt.tracking.history import entries_of
+from accmt.tracking.history import entries_of, observations_in
 from accmt.tracking.journal import DECISIONS, HISTORY
 from accmt.tracking.training_file import read_description
 
@@ -30,7 +29,7 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     """
     if not (folder / HISTORY).is_file():
         raise CommandError(f"{folder} is not the folder of a training: it has no {HISTORY}")
-    observations = _observations(folder)
+    observations = _read(lambda: observations_in(folder))
     decisions = read_decisions(folder) if (folder / DECISIONS).is_file() else ()
     try:
         description = read_description(folder)
@@ -47,14 +46,6 @@ def open_training(folder: Path, directions: Sequence[MetricArgument]) -> Source:
     }
     checkpoints = frozenset(d.progress.evaluation for d in decisions if d.verdicts and d.checkpoint)
     return Source(History(observations, stops, failures, checkpoints), facts, {}, description, decisions)
-
-
-def _observations(folder: Path) -> tuple[Observation, ...]:
-    """Read the evaluations of a training, with their replicates if it recorded any."""
-    observations = _entries(folder / HISTORY, Observation.from_json, "an observation")
-    if not (folder / REPLICATES).is_file():
-        return observations
-    return joined(observations, _entries(folder / REPLICATES, RecordedReplicates.from_json, "replicates"))
 
 
 def _recorded(name: str, facts: Facts, observations: Sequence[Observation]) -> Reported:
@@ -83,11 +74,11 @@ def read_decisions(folder: Path) -> tuple[Decision, ...]:
         near = sorted(path.parent.name for path in folder.glob(f"*/{DECISIONS}"))
         hint = f"; these folders in it are: {escaped(listed(near, 12))}" if near else ""
         raise CommandError(f"{folder} is not the folder of a training: it has no {DECISIONS}{hint}")
-    return _entries(folder / DECISIONS, Decision.from_json, "a decision")
+    return _read(lambda: entries_of(folder / DECISIONS, Decision.from_json, "a decision"))
 
 
-def _entries(path: Path, make: Callable[[Mapping[str, Any]], _T], what: str) -> tuple[_T, ...]:
+def _read(read: Callable[[], _T]) -> _T:
     try:
-        return entries_of(path, make, what)
+        return read()
     except (ValueError, OSError) as error:
         raise CommandError(escaped(error)) from None
