@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from accmt.callbacks import Callback
 from accmt.checkpoint.saved_models import SavedModel, best_in
 from accmt.config.errors import suggests
+from accmt.config.rules import REPLICATES_DEFAULT
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
 from accmt.display.notebook import Decisions
@@ -41,7 +42,7 @@ from accmt.report.training import read_training
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.rules.reserved_names import REPORT
-from accmt.setup.arguments import CLIP_GRAD, REPLICATES_DEFAULT, ArgumentCheck
+from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
 from accmt.setup.fit import fit

@@ -22,7 +22,8 @@ from torchmetrics.classification import MulticlassF1Score
 
 from accmt.metrics import FunctionMetric, Metric, TorchMetric
 from accmt.metrics.gather import gatherer_of
-from accmt.metrics.replicates import Draws, Resampling
+from accmt.metrics.replicates import Resampling
+from accmt.resampling import Draws
 
 MOST_SECONDS, MOST_MEGABYTES = 0.3, 200
 CPU = torch.device("cpu")

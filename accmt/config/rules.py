@@ -27,6 +27,7 @@ HELD_OUT = Kind(
     "the key of a dataset, or a list of keys",
     lambda value: all(TEXT.fits(key) or is_whole(key, 0) for key in (value if _is_list(value) else [value])),
 ).or_none()
+REPLICATES_DEFAULT = 200
 REPLICATES = Kind("a whole number from 20 to 10,000", lambda value: is_whole(value, 20) and value <= 10_000)
 # The rule checks what its arguments contain.
 _KINDS = {

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accmt.config.errors import ConfigError, Problem, must_be, raise_problems, unknown_key
-from accmt.config.rules import RuleSection, read_rules
+from accmt.config.kinds import is_whole
+from accmt.config.rules import REPLICATES, REPLICATES_DEFAULT, RuleSection, read_rules
 from accmt.files.paths import resolved
 from accmt.rules import CadenceRule, Facts, Length, Reported, RuleError, Rules, SavingRule, StopCondition
 from accmt.rules.checker import assign_patience, check
@@ -37,6 +38,7 @@ class Declaration:
         metrics: Metric -> whether greater is better, and the datasets it is reported on (None for all).
         datasets: The validation datasets that rules may use, None if not known yet.
         held_out: Datasets that no rule may use.
+        replicates: The number of resamples for standard errors.
     """
 
     model_path: Path
@@ -45,6 +47,7 @@ class Declaration:
     metrics: Mapping[str, tuple[bool, tuple[str, ...] | None]]
     datasets: tuple[str, ...] | None
     held_out: tuple[str, ...]
+    replicates: int
 
     def on(self, datasets: Iterable[Any] | None, held_out: Iterable[Any] | None) -> Declaration:
         """Return the declaration with datasets that are known now; None leaves what was given before.
@@ -96,7 +99,8 @@ class Declaration:
         }
         if keys:
             reported.setdefault(VALID_LOSS, Reported(keys, greater_is_better=False))
-        return Facts(reported if keys else {}, keys, length, held_out=self.held_out)
+        known = reported if keys else {}
+        return Facts(known, keys, length, held_out=self.held_out, replicates=self.replicates)
 
     def _unknown_datasets(self, facts: Facts) -> Iterable[RuleProblem]:
         """Yield a problem for each dataset of a metric that does not exist."""
@@ -146,7 +150,9 @@ class _Reader:
         datasets, held_out = given["datasets"], given["held_out"]
         kept = section.held_out if held_out is None else _names("held_out", held_out, self._problems)
         named = None if datasets is None else _without(_names("datasets", datasets, self._problems), kept)
-        return Declaration(self._model_path(), rules, self._patience(), self._metrics(), named, kept)
+        return Declaration(
+            self._model_path(), rules, self._patience(), self._metrics(), named, kept, self._replicates(section)
+        )
 
     def finish(self) -> None:
         """Raise the problems: of rules alone as a RuleError, else all of them as a ConfigError."""
@@ -200,6 +206,12 @@ class _Reader:
     def _patience(self) -> int | dict[str, int] | None:
         given = self._given["patience"]
         return dict(given) if isinstance(given, Mapping) else given
+
+    def _replicates(self, section: RuleSection) -> int:
+        given = self._given["replicates"]
+        given = section.replicates or REPLICATES_DEFAULT if given is None else given
+        self._problems += REPLICATES.problems("replicates", given)
+        return int(given) if is_whole(given) else 0
 
     def _model_path(self) -> Path:
         given = self._given["model_path"]

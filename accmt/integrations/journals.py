@@ -58,8 +58,8 @@ class Journals:
             aside = processes.from_main(clear)
             if aside is not None and processes.is_main():
                 warn(f"the files of the earlier training in {self._path} were moved to {aside}")
-        records.history.cut(0)
-        records.decision_log.cut(0)
+        for journal in records.journals:
+            journal.cut(0)
 
     def resume(self, engine: RuleEngine, state: Mapping[str, Any], step: int, changes: list[str]) -> None:
         """Continue a training: cut the journals to where they were.
@@ -88,7 +88,7 @@ class Journals:
         """Record an evaluation, and the values that decide nothing."""
         records = self._open()
         records.observations.append(observation)
-        _tell(records.history.append(observation.to_json()))
+        _tell(records.append(observation))
         if held_out:
             records.steps.add_values(observation.progress.step, held_out)
 

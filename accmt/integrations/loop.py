@@ -32,7 +32,7 @@ from accmt.integrations.arguments import read_declaration
 from accmt.integrations.counters import Counters, CountersState
 from accmt.integrations.journals import Journals
 from accmt.integrations.timing import Timing
-from accmt.integrations.values import checked_values
+from accmt.integrations.values import Replicates, checked_values
 from accmt.integrations.writers import pretrained, state_dict_of, write_checked
 from accmt.notices import warn
 from accmt.rules import Decision, Length, Observation, RuleEngine, SavingRule, Stop
@@ -88,6 +88,7 @@ class Rules:
         datasets: The names of the validation datasets, [] if there are none; None if `start` will be given them.
         held_out: Datasets for reporting only: no rule can use them.
         config: A YAML file with the section `rules`; arguments replace its entries.
+        replicates: The number of resamples from which rules with `by 2 se` estimate standard errors; by default 200.
 
     Attributes:
         stop: Why to stop, None as long as there is no reason.
@@ -113,6 +114,7 @@ class Rules:
         datasets: Iterable[str] | None = None,
         held_out: Iterable[str] | None = None,
         config: str | Path | None = None,
+        replicates: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.declared = read_declaration(given)
@@ -122,6 +124,7 @@ class Rules:
         self._length = Length()
         self.counters = Counters()
         self._journals = Journals(self.model_path)
+        self._draws = Replicates(self.declared.replicates)
         self._folders = ModelFolders(self.model_path)
         self._pending: Decision | None = None
         self._failed: set[str] = set()
@@ -201,7 +204,9 @@ class Rules:
         rules that save; pass the decision to `save`.
 
         Args:
-            values: Dataset -> metric -> value, a number or a tensor. Those of held-out datasets are recorded only.
+            values: Dataset -> metric -> value, a number or a tensor. Or a score for each sample of the dataset, always
+                in the same order, as rules with `by 2 se` need: a list, an array or a tensor, whose mean is the value.
+                Values of held-out datasets are recorded only.
             step, epoch, samples: As in `step`, for loops that do not call it at each step.
 
         Raises:
@@ -391,13 +396,14 @@ class Rules:
     def _observed(self, values: Mapping[str, Mapping[str, Any]]) -> tuple[Observation, dict[str, float]]:
         """Return an observation, and the values of held-out datasets as `metric@dataset`."""
         assert self.engine is not None
-        counters, found = self.counters, checked_values(values, self.engine, self.declared)
+        counters = self.counters
+        found, replicates = checked_values(values, self.engine, self.declared, self._draws)
         initial = counters.step == 0
         progress = counters.progress(counters.clock.elapsed())
         progress = replace(progress, evaluation=progress.evaluation + (not initial))
         observed = {key: found[key] for key in self.engine.facts.datasets}
         held_out = {f"{name}@{key}": v for key in found if key not in observed for name, v in found[key].items()}
-        return Observation(progress, observed, counters.losses.mean, initial), held_out
+        return Observation(progress, observed, counters.losses.mean, initial, replicates=replicates), held_out
 
     def _written(self, decision: Decision, write: Write, errors: dict[str, Exception]) -> dict[str, str]:
         """Write the models that a decision saves; return rule -> why it was not saved."""

@@ -8,15 +8,39 @@ from typing import Any
 from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
 from accmt.integrations.arguments import Declaration
 from accmt.integrations.counters import as_number
-from accmt.rules import RuleEngine
+from accmt.rules import RuleEngine, replicated
 from accmt.rules.errors import listed
 from accmt.rules.nodes import Node
 from accmt.rules.static_checks import measures
 from accmt.rules.store import VALID_LOSS
 
+Table = dict[str, dict[str, float]]
 
-def checked_values(given: Any, engine: RuleEngine, declared: Declaration) -> dict[str, dict[str, float]]:
-    """Return dataset -> metric -> number. Held-out datasets may be missing.
+
+class Replicates:
+    """Replicates of means over samples; numpy is imported only where there are scores of samples.
+
+    Args:
+        count: The number of resamples of each dataset.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._draws: Any = None
+
+    def of(self, dataset: str, scores: Any) -> tuple[float, ...]:
+        """Return the replicates of the mean of scores, an array with a number for each sample of a dataset."""
+        from accmt.resampling import Draws, mean_of, rounded
+
+        self._draws = self._draws or Draws(self._count)
+        mean = mean_of(scores)
+        return tuple(rounded(mean(counts)) for counts in self._draws.of(dataset, len(scores)))
+
+
+def checked_values(
+    given: Any, engine: RuleEngine, declared: Declaration, draws: Replicates
+) -> tuple[Table, dict[str, dict[str, tuple[float, ...]]]]:
+    """Return dataset -> metric -> number, and the replicates that rules need. Held-out datasets may be missing.
 
     Raises:
         ConfigError: With everything that is missing, not declared, or not a number.
@@ -40,12 +64,45 @@ def checked_values(given: Any, engine: RuleEngine, declared: Declaration) -> dic
         missing = [name for name in names if name not in _keys(by_key[key])]
         needed = [name for name in missing if name != VALID_LOSS or is_loss_needed]
         problems += [Problem(f"{key}.{name}", "is missing: no value is given") for name in needed]
+    scores = {key: _scores(metrics) for key, metrics in by_key.items()}
+    replicates: dict[str, dict[str, tuple[float, ...]]] = {}
+    for name, keys in replicated(engine.rules, facts).items() if not problems else ():
+        for key in keys:
+            if name in scores[key]:
+                replicates.setdefault(key, {})[name] = draws.of(key, scores[key][name])
+            else:
+                text = (
+                    "needs a score for each sample, as a rule with 'se' compares it: give a list, an array or a tensor"
+                )
+                problems.append(Problem(f"{key}.{name}", text))
     found = {}
     for key, metrics in by_key.items():
+        metrics = (
+            {**metrics, **{name: float(each.mean()) for name, each in scores[key].items()}} if scores[key] else metrics
+        )
         on = [name for name, (_, keys) in declared.metrics.items() if keys is None or key in keys]
         found[key] = _numbers(key, metrics, list(dict.fromkeys([*on, VALID_LOSS])), problems)
     raise_problems(problems, "evaluated(...)")
-    return found
+    return found, replicates
+
+
+def _scores(metrics: Any) -> dict[str, Any]:
+    """Return metric -> scores as an array, where a value is a list, array or tensor of more than one number."""
+    several = (
+        {name: value for name, value in metrics.items() if _is_several(value)} if isinstance(metrics, Mapping) else {}
+    )
+    if not several:
+        return {}
+    import numpy as np
+
+    plain = {name: value.detach().cpu() if hasattr(value, "detach") else value for name, value in several.items()}
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in plain.items()}
+    return {name: array for name, array in arrays.items() if array.ndim == 1}
+
+
+def _is_several(value: Any) -> bool:
+    shape = tuple(getattr(value, "shape", ()))
+    return (isinstance(value, list | tuple) and len(value) > 1) or (len(shape) == 1 and shape[0] > 1)
 
 
 def _numbers(key: str, metrics: Any, names: list[str], problems: list[Problem]) -> dict[str, float]:

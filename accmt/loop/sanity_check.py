@@ -23,9 +23,9 @@ from accmt.loop.evaluate import DatasetValues, Evaluation, inference
 from accmt.loop.hooks import Hooks, loading
 from accmt.loop.restored_objects import untouched
 from accmt.metrics.metric import FunctionMetric, Metric
-from accmt.metrics.replicates import Draws
 from accmt.metrics.torchmetrics import TorchMetric
 from accmt.module import AcceleratorModule
+from accmt.resampling import Draws
 from accmt.rules.store import dataset_name
 from accmt.states import TrainingState
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from accmt.callbacks import Callback
 from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.config.kinds import COUNT, FLAG, FUNCTION, MAPPING, TEXT, Kind, is_number, is_whole
-from accmt.config.rules import HELD_OUT, REPLICATES, RuleSection, keys_of, read_rules
+from accmt.config.rules import HELD_OUT, REPLICATES, REPLICATES_DEFAULT, RuleSection, keys_of, read_rules
 from accmt.data.loaders import DataOptions
 from accmt.files.paths import resolved, resolved_address
 from accmt.hyperparameters import Config, ConfigError, HyperParameters, load_config
@@ -36,7 +36,6 @@ from accmt.tracking.tracker_arguments import choose_trackers, name_problems, nam
 
 CHECKPOINT_EVERY = "epoch"
 CLIP_GRAD = float("1")  # compared by identity: a 1.0 that a user gives is another object
-REPLICATES_DEFAULT = 200
 _PROFILED = ("record_shapes", "profile_memory", "with_stack", "with_flops", "with_modules")
 PRECISIONS = ("no", "fp16", "bf16")
 _SIZE = re.compile(r"(?=.*[1-9])\d+(?:\.\d+)?(?:KB|MB|GB|TB)", re.IGNORECASE)

@@ -45,9 +45,10 @@ from accmt.loop.stateful_parts import (
 )
 from accmt.loop.step import Stepper
 from accmt.loop.timetable import Timetable
-from accmt.metrics.replicates import Draws, Replicated
+from accmt.metrics.replicates import Replicated
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.notices import warn
+from accmt.resampling import Draws
 from accmt.rules import RuleEngine, replicated
 from accmt.setup.fused import leave_scaling, use_fused
 from accmt.setup.inputs import metrics_on

@@ -17,6 +17,7 @@ from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import AVERAGE, ModelParts
 from accmt.checkpoint.optimizer_state import NamedOptimizer
 from accmt.config.errors import must_be
+from accmt.config.rules import REPLICATES_DEFAULT
 from accmt.data.generators import inexact
 from accmt.data.loaders import TrainingData, is_several, training_loader, without_workers
 from accmt.data.user_loaders import check_alike, whole
@@ -33,7 +34,6 @@ from accmt.loop.trainable_parameters import Beside
 from accmt.module import AcceleratorModule, ExtendedAcceleratorModule
 from accmt.rules import Facts, Length, RuleError, Rules, SavingRule, assign_patience, check, replicated
 from accmt.rules.checker import meetings
-from accmt.setup.arguments import REPLICATES_DEFAULT
 from accmt.setup.best import check_averages, check_loading, check_restoring
 from accmt.setup.inputs import facts_of
 from accmt.setup.optimizer import check_scheduler, optimizer_of

@@ -275,3 +275,38 @@ def test_what_cannot_be_published_is_not_saved(tmp_path, names, why):
             if step == 1:
                 assert decision.verdicts[0].reason == f"could not be saved: ValueError: {why}"
     assert not (tmp_path / "model/best_accuracy").exists()
+
+
+SCORES = [[1.0] * 30 + [0.0] * 30, [1.0] * 33 + [0.0] * 27, [1.0] * 59 + [0.0]]
+"""Of 60 samples: half are right, a few more, nearly all."""
+
+
+def noisy(folder, **given):
+    return Rules(folder, "accuracy by 2 se", metrics={"accuracy": "max"}, datasets=["dev"], **given)
+
+
+def test_scores_of_samples_tell_quality_from_luck(tmp_path, capsys):
+    with noisy(tmp_path / "model") as rules:
+        for number, scores in enumerate(SCORES):
+            rules.step()
+            values = scores if number else tuple(scores)
+            decision = rules.save(rules.evaluated({"dev": {"accuracy": values}}), write)
+            if number == 1:
+                state = json.dumps(rules.state_dict())
+                assert decision.verdicts[0].reason.endswith("se, not by more than 2 se")
+        assert [kept.step for kept in decision.verdicts[0].kept] == [3]
+    assert main(["replay", str(tmp_path / "model"), "--rule", "accuracy by 1 se"]) == 0
+    with noisy(tmp_path / "model") as rules:
+        rules.load_state_dict(json.loads(state))
+        rules.step()
+        again = rules.save(rules.evaluated({"dev": {"accuracy": SCORES[2]}}), write)
+    assert again.verdicts == decision.verdicts
+
+
+def test_a_rule_with_standard_errors_asks_for_scores(tmp_path):
+    rules = noisy(tmp_path / "model")
+    rules.step()
+    with pytest.raises(ConfigError, match=r"dev\.accuracy: needs a score for each sample"):
+        rules.evaluated({"dev": {"accuracy": 0.5}})
+    with pytest.raises(ConfigError, match="replicates: must be a whole number from 20 to 10,000, not 3"):
+        noisy(tmp_path / "other", replicates=3)

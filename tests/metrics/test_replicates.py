@@ -11,7 +11,8 @@ from torchmetrics import MeanMetric, MetricCollection, classification
 
 from accmt.metrics import FunctionMetric, Metric, TorchMetric
 from accmt.metrics.gather import gatherer_of
-from accmt.metrics.replicates import Draws, Resampling
+from accmt.metrics.replicates import Resampling
+from accmt.resampling import Draws
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,7 @@ def test_resamples_are_the_same_everywhere_and_in_all_trainings():
 def test_resamples_that_are_too_large_to_keep_are_drawn_again(monkeypatch):
     kept = Draws(20)
     expected = [counts.tolist() for counts in kept.of("dev", 50)]
-    monkeypatch.setattr("accmt.metrics.replicates._MOST_KEPT", 20 * 49)
+    monkeypatch.setattr("accmt.resampling._MOST_KEPT", 20 * 49)
     drawn = Draws(20)
     for _ in range(2):
         assert [counts.tolist() for counts in drawn.of("dev", 50)] == expected
