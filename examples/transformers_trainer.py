@@ -1,6 +1,6 @@
 """Train a vision transformer with the Trainer of transformers, and let rules choose what it saves and when it stops.
 
-    python examples/transformers_trainer.py [--model-path runs/transformers-digits] [--epochs 8]
+    python examples/transformers_trainer.py [--model-path runs/transformers-digits] [--epochs 12]
 
 It uses the digits of scikit-learn (1,797 images of 8 x 8 pixels) and evaluates on clean, noisy and shifted images. Each
 rule keeps its own model, and the training stops when no rule has saved a better one for three evaluations. If it is
@@ -44,7 +44,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="runs/transformers-digits", help="folder for all files (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
 
     rules = Rules(
@@ -57,13 +57,13 @@ def main() -> None:
     set_seed(0)
     config = ViTConfig(
         image_size=8,
-        patch_size=2,
+        patch_size=4,
         num_channels=1,
         num_labels=10,
-        hidden_size=32,
-        num_hidden_layers=2,
+        hidden_size=64,
+        num_hidden_layers=1,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=128,
     )
     checkpoints = Path(arguments.model_path) / "host"
     train, validation = datasets()
@@ -78,9 +78,9 @@ def main() -> None:
             eval_strategy="epoch",
             save_strategy="epoch",
             save_total_limit=1,
-            logging_strategy="epoch",
             report_to=[],
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=train,
         eval_dataset=validation,
@@ -88,8 +88,10 @@ def main() -> None:
         callbacks=[rules],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
-    for path in sorted(Path(arguments.model_path).glob("best_*")):
-        print(f"{path.name}: {path}")
+    for rule in ("best_accuracy@clean", "best_accuracy@noisy/accuracy@shifted", "best_worst(accuracy)"):
+        saved = rules.best(rule)
+        if saved is not None:
+            print(f"{rule} chose step {saved.step}: {saved.folder}")
 
 
 if __name__ == "__main__":

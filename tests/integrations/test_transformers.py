@@ -265,8 +265,9 @@ FIGHTS = [
         {"save_strategy": "best", "metric_for_best_model": "loss"},
         {},
         "metric_for_best_model: chooses beside the rules: leave it out, and EarlyStoppingCallback with it (save= and "
-        'patience= do both)\n  save_strategy: is "best", which the rules decide: "epoch", "steps" or "no" say when to write '
-        "a checkpoint to resume from",
+        "patience= do both)\n"
+        '  save_strategy: is "best", which the rules decide: "epoch", "steps" or "no" say when to write a checkpoint '
+        "to resume from",
     ),
     (
         {"eval_strategy": "no"},
