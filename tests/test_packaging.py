@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from accmt import __version__
+from accmt.integrations.loop import Rules as LoopRules
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,6 +86,37 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     code = "from accmt.rules import parse_saving; print(parse_saving('accuracy@dev / f1'))"
     ran = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.stdout == "best_accuracy@dev/f1\n", ran.stderr
+    _commands_need_lark_alone(python, tmp_path)
+
+
+def _commands_need_lark_alone(python, folder):
+    """Those of rules and histories work; others say what is missing."""
+    with LoopRules(folder / "model", "best_accuracy@dev", metrics={"accuracy": "max"}, datasets=["dev"]) as rules:
+        rules.step()
+        rules.save(rules.evaluated({"dev": {"accuracy": 0.5}}), lambda place: (place / "weights").touch())
+    (folder / "rules.yaml").write_text("rules: {save: best_accuracy}")
+
+    def run(*command):
+        program = [python, "-m", "accmt.cli.main", *command]
+        ran = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
+        return ran.returncode, ran.stdout + ran.stderr
+
+    checked = run("check", "best_acuracy@dev", "--metric", "accuracy:max", "--dataset", "dev")
+    assert checked[0] == 1
+    assert checked[1].endswith("did you mean 'accuracy'?\n")
+    shown = (
+        "evaluation  step  epoch  rule               values  verdict  why\n"
+        "1           1     0      best_accuracy@dev  0.5     saved    0.5 is the first, saved\n"
+        "\n"
+        "best_accuracy@dev: {}saved once; the best at the end is 0.5 of evaluation 1, at step 1\n"
+    )
+    assert run("explain", "model") == (0, shown.format("") + "no rule asked to stop\n")
+    status, replayed = run("replay", "model")
+    assert (status, replayed.startswith(shown.format("would have "))) == (0, True)
+    assert replayed.endswith("these are the decisions that the training made\n")
+    missing = "this needs {}, which is not installed: pip install {}\n"
+    assert run("check", "--config", "rules.yaml") == (1, missing.format("yaml", "pyyaml"))
+    assert run("checkpoints", "model") == (1, missing.format("rich", "rich"))
 
 
 def _contents(wheel):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from accmt.cli.arguments import CommandError, path, positive
-from accmt.cli.output import print_csv, print_json, write, write_rich
+from accmt.cli.decisions import COLUMNS, rows_of, write_decisions
+from accmt.cli.output import print_csv, print_json, write
 from accmt.cli.replay.training import read_decisions
 from accmt.cli.summaries import moment, summaries
 from accmt.config.errors import did_you_mean
 from accmt.rules import Decision, canonical_name
 from accmt.rules.printable import escaped
 from accmt.tracking.history import stop_of
-
-_COLUMNS = ("evaluation", "step", "epoch", "rule", "values", "verdict", "why")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +51,14 @@ def run(options: argparse.Namespace) -> int:
         for decision in listed:
             print_json(decision.to_json())
     elif options.csv:
-        print_csv([_COLUMNS, *(row for decision in listed for row in _rows(decision))])
+        print_csv([COLUMNS, *(row for decision in listed for row in rows_of(decision))])
     elif not decisions:
         write(f"{folder}: no decisions yet")
     else:
         stop = stop_of(decisions)
         reason = None if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
         why = reason or "no rule asked to stop"
-        from accmt.display.tables import decision_table  # imports rich, which not every call needs
-
-        write_rich(decision_table(listed, rule), "", *summaries(decisions, "saved", rule), why)
+        write_decisions(listed, rule, [*summaries(decisions, "saved", rule), why])
     return 0
 
 
@@ -71,14 +68,6 @@ def _listed(decisions: Sequence[Decision], rule: str | None, last: int | None) -
     chosen = [decision for decision in decisions if decision.progress.evaluation > first]
     kept = [replace(d, verdicts=tuple(v for v in d.verdicts if rule in (None, v.rule))) for d in chosen]
     return [decision for decision in kept if decision.verdicts or decision.stop]
-
-
-def _rows(decision: Decision) -> Iterator[tuple[object, ...]]:
-    place = decision.progress.evaluation, decision.progress.step, decision.progress.epoch
-    for verdict in decision.verdicts:
-        yield *place, verdict.rule, " ".join(map(str, verdict.values)), verdict.outcome.value, verdict.reason
-    if decision.stop is not None:
-        yield *place, "", "", "stop", decision.stop.reason
 
 
 def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:

@@ -36,10 +36,25 @@ _COMMANDS = {
     "launch": ("launch.command", "start a script on several GPUs, processes or machines"),
     "strats": ("launch.strats", "list the strategies of accmt launch"),
 }
+# Module -> the distribution that has it. Only `check`, `explain` and `replay` of texts and folders need lark alone.
+_PACKAGES = {
+    **{name: name for name in ("accelerate", "numpy", "psutil", "pydantic", "rich", "safetensors", "torch")},
+    **{"huggingface_hub": "huggingface-hub", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status. By default the arguments are those of this process, which may end here."""
+    try:
+        return _run(arguments)
+    except ModuleNotFoundError as error:  # accmt may be installed without its dependencies, for commands that need none
+        if error.name not in _PACKAGES:
+            raise
+        complain(f"this needs {error.name}, which is not installed: pip install {_PACKAGES[error.name]}")
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name = next((argument for argument in given if not argument.startswith("-")), None)
     command = import_module(f"accmt.cli.{_COMMANDS[name][0]}") if name in _COMMANDS else None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from accmt.cli.arguments import add_metric_options, add_rule_options, path
-from accmt.cli.output import complain, print_json, write_rich
+from accmt.cli.decisions import write_decisions
+from accmt.cli.output import complain, print_json
 from accmt.cli.replay.opening import open_source
 from accmt.cli.replay.rules import Mistakes, check_against, chosen_rules, given_rules
 from accmt.cli.replay.source import Source
@@ -88,9 +89,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     compared = [_compared(decisions, source.decisions)] if is_own else []
     lines = (*summaries(decisions, "would have saved"), _ending(decisions, source), *compared)
-    from accmt.display.tables import decision_table  # imports rich, which not every call needs
-
-    write_rich(decision_table(decisions), "", *lines)
+    write_decisions(decisions, None, lines)
     return 0
 
 
