@@ -136,7 +136,6 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         if self.stop is not None:
             warn(f"this training has stopped already, as {self.stop.reason}: the Trainer ends it after one more step")
 
-    @concise
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
