@@ -91,7 +91,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         self._found: dict[str, dict[str, Any]] = {}  # of the datasets of an evaluation that are done
         self._is_training = self._has_trained = False
         self._is_checkpoint_due = False
-        self._logged_step = 0
+        self._logged_step = self._quiet_until = 0
         self._epoch = _Epoch()
 
     @property
@@ -124,7 +124,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         if self._has_trained:
             self._core.close()
             self._core, self._found, self._is_checkpoint_due = loop.Rules(**self._given), {}, False
-        self._has_trained, self._logged_step = True, state.global_step
+        self._has_trained, self._logged_step, self._quiet_until = True, state.global_step, 0
         self._epoch = _Epoch.of(args, state, parts["train_dataloader"])
         self._core.start(total_steps=state.max_steps, steps_per_epoch=self._epoch.steps)
         if state.global_step and "rules" in entry:
@@ -140,11 +140,13 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask what is due at this step."""
+        ends_epoch, is_asked = _ends_epoch(state), control.should_evaluate or control.should_save
+        if state.global_step < self._quiet_until and not (ends_epoch or is_asked or control.should_training_stop):
+            return control
         if self._found:
             raise ValueError(self._incomplete())
-        step, ends_epoch = state.global_step, _ends_epoch(state)
-        samples = self._epoch.samples_at(step, int(state.epoch))
-        due = self._core.step(step=step, epoch=math.ceil(state.epoch) if ends_epoch else state.epoch, samples=samples)
+        due = self._core.step(**self._counters(state))
+        self._quiet_until = self._next_step(state)
         stops = due.stop is not None
         control.should_training_stop |= stops
         control.should_evaluate |= due.evaluate or (stops and args.eval_strategy == "steps")
@@ -179,8 +181,9 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         if dataset not in self._evaluated:
             raise ValueError(self._unexpected(dataset))
         self._found[dataset] = self._values(dataset, metrics, state.global_step)
+        self._quiet_until = 0
         if len(self._found) == len(self._evaluated):
-            self._decide(args, control, parts)
+            self._decide(args, state, control, parts)
         return control
 
     @concise
@@ -191,7 +194,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         control.should_save |= self._is_checkpoint_due
         self._is_checkpoint_due = False
         if not self._evaluated and _ends_epoch(state):
-            self._decide(args, control, parts)
+            self._decide(args, state, control, parts)
         return control
 
     @concise
@@ -202,9 +205,23 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         self._is_training = False
         self._core.close()
 
-    def _decide(self, args: TrainingArguments, control: TrainerControl, parts: Mapping[str, Any]) -> None:
+    def _counters(self, state: TrainerState) -> dict[str, Any]:
+        step, epoch = state.global_step, math.ceil(state.epoch) if _ends_epoch(state) else state.epoch
+        return {"step": step, "epoch": epoch, "samples": self._epoch.samples_at(step, int(state.epoch))}
+
+    def _next_step(self, state: TrainerState) -> int:
+        """Return the step before which nothing can be due, unless an epoch ends or the Trainer evaluates or saves."""
+        engine = self._core.engine
+        assert engine is not None
+        if self.stop is not None or engine.watches or engine.next_elapsed != math.inf:
+            return 0
+        return min(state.max_steps, engine.next_step or state.max_steps)
+
+    def _decide(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, parts: Mapping[str, Any]
+    ) -> None:
         values, self._found = self._found, {}
-        decision = self._core.evaluated(values)
+        decision = self._core.evaluated(values, **(self._counters(state) if state.global_step else {}))
         if decision.saved:
             self._core.save(decision, _writer(parts["model"], parts["processing_class"]))
         stops = decision.stop is not None
