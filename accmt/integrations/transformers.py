@@ -91,7 +91,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         self._found: dict[str, dict[str, Any]] = {}  # of the datasets of an evaluation that are done
         self._is_training = self._has_trained = False
         self._is_checkpoint_due = False
-        self._logged_step = self._quiet_until = 0
+        self._logged_step, self._quiet_until = 0, 0.0
         self._epoch = _Epoch()
 
     @property
@@ -209,13 +209,13 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         step, epoch = state.global_step, math.ceil(state.epoch) if _ends_epoch(state) else state.epoch
         return {"step": step, "epoch": epoch, "samples": self._epoch.samples_at(step, int(state.epoch))}
 
-    def _next_step(self, state: TrainerState) -> int:
+    def _next_step(self, state: TrainerState) -> float:
         """Return the step before which nothing can be due, unless an epoch ends or the Trainer evaluates or saves."""
         engine = self._core.engine
         assert engine is not None
         if self.stop is not None or engine.watches or engine.next_elapsed != math.inf:
             return 0
-        return min(state.max_steps, engine.next_step or state.max_steps)
+        return min(int(state.max_steps), engine.next_step or math.inf)
 
     def _decide(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, parts: Mapping[str, Any]
