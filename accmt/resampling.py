@@ -50,7 +50,9 @@ class Draws:
             yield np.bincount(indices.view(np.int64), minlength=samples).astype(np.uint8)
 
 
-def mean_of(sums: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None = None) -> Callable[[Counts], float]:
+def resampled_mean(
+    sums: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None = None
+) -> Callable[[Counts], float]:
     """Return a function of a resample: the mean of scores, each the sum of so many parts as its weight."""
     scores = sums.astype(np.float64)
     parts = None if weights is None else weights.astype(np.float64)

@@ -30,10 +30,10 @@ class Replicates:
 
     def of(self, dataset: str, scores: Any) -> tuple[float, ...]:
         """Return the replicates of the mean of scores, an array with a number for each sample of a dataset."""
-        from accmt.resampling import Draws, mean_of, rounded
+        from accmt.resampling import Draws, resampled_mean, rounded
 
         self._draws = self._draws or Draws(self._count)
-        mean = mean_of(scores)
+        mean = resampled_mean(scores)
         return tuple(rounded(mean(counts)) for counts in self._draws.of(dataset, len(scores)))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from accmt.metrics.join import Arguments, by_path, nested
 from accmt.metrics.metric import Metric
-from accmt.resampling import Counts, Draws, mean_of, rounded
+from accmt.resampling import Counts, Draws, resampled_mean, rounded
 
 
 @dataclass(slots=True, eq=False)
@@ -117,4 +117,4 @@ def copied(arguments: Arguments) -> Arguments:
 
 
 def _mean(sums: Tensor, weights: Tensor | None = None) -> Callable[[Counts], float]:
-    return mean_of(sums.numpy(), None if weights is None else weights.numpy())
+    return resampled_mean(sums.numpy(), None if weights is None else weights.numpy())

@@ -43,3 +43,13 @@ def test_domains(tmp_path):
         assert f"{domain}: valid_loss" in ran.stdout
     assert "The committee meets on Thursday." in ran.stdout
     assert (tmp_path / "domains" / "best_accuracy@tweets__accuracy@news" / "saving.json").is_file()
+
+
+def test_transformers_trainer(tmp_path):
+    """The second time, the Trainer finds its last checkpoint, and the rules have nothing to decide."""
+    for _ in range(2):
+        ran = run("transformers_trainer.py", "--model-path", str(tmp_path / "digits"), "--epochs", "2").check()
+        folder = tmp_path / "digits" / "best_accuracy@clean"
+        assert f"best_accuracy@clean chose step 76: {folder}\n" in ran.stdout
+        assert (folder / "model.safetensors").is_file()
+    assert len((tmp_path / "digits" / "decisions.jsonl").read_text().splitlines()) == 2
