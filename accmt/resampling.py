@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+_Array = np.ndarray[Any, Any]
 Counts = np.ndarray[Any, np.dtype[np.uint8]]
 """How often each sample is in a resample."""
 _MOST_KEPT = 1 << 27
