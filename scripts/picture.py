@@ -1,4 +1,4 @@
-"""Takes the picture that README.md shows: python scripts/picture.py runs/domains/report.html docs/report.png"""
+"""Takes the picture that README.md shows: python scripts/picture.py runs/domains/report.html docs/how-to/report.png"""
 
 import shutil
 import sys

@@ -339,7 +339,7 @@ def test_without_a_tracker_nothing_is_logged_anywhere(trainer, regression, data,
 def test_the_page_about_trackers(tmp_path):
     """Its program runs as it stands, and sends what it says."""
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    page = (Path(__file__).parent.parent / "docs" / "tracking.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "tracking.md").read_text()
     [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "program.py").write_text(program)
     ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Description of a training: `run.json` in its folder, and the parameters of trackers; docs/tracking.md lists both."""
+"""Description of a training: `run.json` in its folder, and the parameters of trackers (docs/how-to/tracking.md)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from accmt.checkpoint.checkpoints import SCHEMA, Checkpoints, NoCheckpoint
 from accmt.cli.checkpoints.report import age_in_words
 
 COMMAND = Path(sys.executable).with_name("accmt")
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "command-line.md").read_text()
 FIRST, SECOND, THIRD = (f"checkpoint-000{number}-step-{100 * number}" for number in (1, 2, 3))
 
 

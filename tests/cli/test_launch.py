@@ -18,7 +18,7 @@ from accmt.cli.launch import hardware, launcher
 from accmt.cli.launch.strats import PRECISIONS, strategies
 from accmt.cli.main import main
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "command-line.md").read_text()
 STRATEGIES = {strategy.name: strategy for strategy in strategies()}
 NAMES = [name + end for name in STRATEGIES for end in ("", *PRECISIONS)]
 CPUS = {"ACCELERATE_USE_CPU": "true"}

@@ -12,7 +12,7 @@ import accmt
 from accmt import Callback, HyperParameters, Trainer
 from accmt.setup.settings import NOT_COMPARED
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "checkpoints.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "checkpoints.md").read_text()
 PROGRAM, KEEPING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
 CADENCE = "500 steps or 10 minutes"

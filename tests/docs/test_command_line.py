@@ -13,7 +13,7 @@ from accmt.rules import Facts, Length, Observation, Progress, Reported, RuleEngi
 from accmt.tracking.journal import Journal
 from accmt.tracking.training_file import Description, write_description
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "command-line.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "command-line.md").read_text()
 FILES = re.findall(r"```(?:yaml|csv)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
 SESSIONS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
 SCORES = ((0.50, 0.90), (0.70, 0.70), (0.66, 0.695), (0.72, 0.71))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "plain-modules.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "plain-modules.md").read_text()
 
 
 def test_its_programs_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Every example of docs/rules.md is true."""
+"""Every example of docs/reference/rules.md is true."""
 
 import doctest
 import importlib.util
@@ -11,7 +11,7 @@ import pytest
 from accmt.rules import CadenceRule
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs" / "rules.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "rules.md").read_text()
 
 
 def load_script():
@@ -44,7 +44,7 @@ def test_examples(number, tmp_path):
 
 
 def test_sessions():
-    test = doctest.DocTestParser().get_doctest(SESSIONS, {}, "docs/rules.md", None, 0)
+    test = doctest.DocTestParser().get_doctest(SESSIONS, {}, "docs/reference/rules.md", None, 0)
     output = []
     runner = doctest.DocTestRunner()
     runner.run(test, out=output.append)

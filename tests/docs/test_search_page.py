@@ -12,7 +12,7 @@ from accmt.hp_search import HyperParameterSearch
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "hyperparameter-search.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "hyperparameter-search.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SESSIONS = re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL)
 

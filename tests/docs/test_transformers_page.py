@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "transformers.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "transformers.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SESSIONS = re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL)
 NAME = "google-bert/bert-base-uncased"

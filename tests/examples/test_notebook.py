@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from browsing import chromium
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 pytestmark = pytest.mark.xdist_group("notebook")
 
@@ -37,16 +35,6 @@ def train_two_epochs(**arguments):
 
 train_two_epochs(callback=Waits())
 """
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--window-size=1200,4500",
-)
 
 
 def interrupt(pid_file, over):
@@ -161,21 +149,10 @@ def test_no_other_cell_fails(notebook):
 
 
 @pytest.fixture
-def browser(tmp_path, monkeypatch):
-    """Debian's Chromium."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        assert not os.environ.get("CI"), "scripts/browser.sh installs chromium and chromedriver"
-        pytest.skip("chromium and chromedriver are not installed; scripts/browser.sh installs them")
-    monkeypatch.setenv("SE_OFFLINE", "true")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'user'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
+def browser(tmp_path):
+    with chromium(tmp_path / "user") as started:
+        started.set_window_size(1200, 4500)
+        yield started
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""The fault suite: every case counts its tries. `--full` makes as many as docs/faults.md tells of."""
+"""The fault suite: every case counts its tries. `--full` makes as many as docs/explanation/faults.md tells of."""
 
 from __future__ import annotations
 

@@ -1,16 +1,15 @@
-"""Every row of docs/reference.json has tests that prove its effect, and docs/reference-coverage.md lists them.
+"""Every row of tests/reference/reference.json has tests that prove its effect.
 
 A row is a class or function, one of its arguments, or an attribute. A test says which rows it proves:
 
     @pytest.mark.proves("Trainer(max_shard_size)", "Trainer.fit", "hyperparameters.Optimizer.*(*)")
 
 A * stands for any one name, where a test goes through all of them by the reference; it is for the rows that no marker
-names more exactly. `WRITE_REFERENCE_COVERAGE=1` makes the page anew instead of comparing it.
+names more exactly.
 """
 
 import ast
 import json
-import os
 import re
 from collections import Counter
 from functools import cache
@@ -20,11 +19,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "docs" / "reference-coverage.md"
-REFERENCE = json.loads((ROOT / "docs" / "reference.json").read_text())
+REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text())
 ITSELF = "itself"
-WRITE = "WRITE_REFERENCE_COVERAGE"
-COMMAND = f"{WRITE}=1 python -m pytest tests/reference/test_coverage.py"
 
 
 class Row(NamedTuple):
@@ -131,41 +127,8 @@ def test_attributes_are_of_things_that_have_a_signature():
 
 def test_every_marker_names_rows():
     unknown = [f"{proof}: {proof.rows}" for proof in proofs() if not any(is_for(proof.rows, row) for row in ROWS)]
-    assert unknown == [], "docs/reference.json has no such row"
+    assert unknown == [], "tests/reference/reference.json has no such row"
 
 
 def test_every_test_that_proves_something_has_to_hold():
     assert [f"{proof} never has to hold: {proof.never}" for proof in proofs() if proof.never] == []
-
-
-def page():
-    proven = sum(bool(proofs_of(row)) for row in ROWS)
-    lines = [
-        "# What the tests prove of the reference",
-        "",
-        "<!-- Made by tests/reference/test_coverage.py of docs/reference.json and the markers of the tests. -->",
-        "",
-        "Each class and function of the public interface with its arguments, their defaults, and the tests that prove",
-        "what they do. That names, order and defaults are the real ones is compared by",
-        "[tests/reference/test_signatures.py](../tests/reference/test_signatures.py).",
-        "",
-        f"{len(ROWS)} rows, {proven} of them with tests. After a change: `{COMMAND}`.",
-    ]
-    for path in REFERENCE["signatures"]:
-        lines += ["", f"## {path}", "", "| name or argument | default | proven by |", "| --- | --- | --- |"]
-        lines += [_line(row) for row in ROWS if row.path == path]
-    return "\n".join(lines) + "\n"
-
-
-def _line(row):
-    name = row.path.rpartition(".")[2] if row.name == ITSELF else row.name
-    default = "" if row.default is None else f"`{row.default}`"
-    links = [f"[{proof.test}](../{proof.file})" for proof in proofs_of(row)]
-    return f"| `{name}` | {default} | {', '.join(links)} |"
-
-
-def test_the_page_is_what_the_markers_say():
-    if os.environ.get(WRITE) == "1":
-        PAGE.write_text(page())
-    assert PAGE.exists(), f"docs/reference-coverage.md is missing, make it: {COMMAND}"
-    assert PAGE.read_text() == page(), f"docs/reference-coverage.md is not up to date, make it anew: {COMMAND}"

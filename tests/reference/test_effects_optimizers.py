@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from accmt import AcceleratorModule, Callback, HyperParameters, Optimizer, Trainer
 
-SIGNATURES = json.loads((Path(__file__).parent.parent.parent / "docs" / "reference.json").read_text())["signatures"]
+SIGNATURES = json.loads(Path(__file__).with_name("reference.json").read_text())["signatures"]
 PREFIX = "accmt.hyperparameters.Optimizer."
 NAMES = [path.removeprefix(PREFIX) for path in SIGNATURES if path.startswith(PREFIX) and path.count(".") == 3]
 ROWS = [(name, argument) for name in NAMES for argument in SIGNATURES[PREFIX + name] if argument not in ("params", "*")]

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from accmt import Callback, ConfigError, Scheduler
 
-SIGNATURES = json.loads((Path(__file__).parent.parent.parent / "docs" / "reference.json").read_text())["signatures"]
+SIGNATURES = json.loads(Path(__file__).with_name("reference.json").read_text())["signatures"]
 PREFIX = "accmt.hyperparameters.Scheduler."
 NAMES = [path.removeprefix(PREFIX) for path in SIGNATURES if path.startswith(PREFIX) and path.count(".") == 3]
 OF_TRANSFORMERS = {

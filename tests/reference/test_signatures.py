@@ -1,4 +1,4 @@
-"""The real signatures are those of docs/reference.json: the same names, in the same order, with the same defaults."""
+"""The real signatures are those of reference.json: the same names, in the same order, with the same defaults."""
 
 import dataclasses
 import inspect
@@ -15,7 +15,7 @@ from accmt.callbacks import HOOKS
 from accmt.hyperparameters import Optimizer, Scheduler
 from accmt.states import TrainingState
 
-REFERENCE = json.loads((Path(__file__).parent.parent.parent / "docs" / "reference.json").read_text())
+REFERENCE = json.loads(Path(__file__).with_name("reference.json").read_text())
 SIGNATURES, ATTRIBUTES = REFERENCE["signatures"], REFERENCE["attributes"]
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 

@@ -1,13 +1,10 @@
 """A training to report of, made once; one whose every name is hostile, made without one; and a browser."""
 
 import json
-import os
-import shutil
 
 import pytest
 import torch
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+from browsing import chromium
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -18,10 +15,6 @@ from accmt.rules.decision import KeptModel, Stop, Verdict
 EVIL = (
     "</script><script>document.title='injected'</script><img src=x onerror=\"document.title='injected'\">"
     "'\"&amp;<b>\x1b[2J\u202e\u2028%{x} {{ 7 * 7 }} " + "x" * 10_000
-)
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"),
 )
 
 
@@ -102,18 +95,5 @@ def hostile(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Debian's Chromium, which finds no host."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        assert not os.environ.get("CI"), "scripts/browser.sh installs chromium and chromedriver"
-        pytest.skip("chromium and chromedriver are not installed; scripts/browser.sh installs them")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SE_OFFLINE", "true")
-        started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
+    with chromium(tmp_path_factory.mktemp("browser")) as started:
+        yield started

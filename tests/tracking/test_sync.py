@@ -342,7 +342,7 @@ def test_a_folder_that_cannot_be_written(waiting, model, capfd, monkeypatch):
 
 
 def test_the_page_names_the_command():
-    page = (Path(__file__).parent.parent.parent / "docs" / "tracking.md").read_text()
+    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "tracking.md").read_text()
     assert "accmt sync runs/line" in page
 
 

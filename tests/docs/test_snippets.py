@@ -1,0 +1,46 @@
+"""Every snippet of these pages runs, and prints what the page shows, but for numbers.
+
+`WRITE_OUTPUTS=1 python -m pytest tests/docs/test_snippets.py` writes into the pages what the snippets print. A line
+`...` in an output stands for any lines.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import page_runner
+import pytest
+from launching import launch
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+FRAGMENTS = ("hyperparameter-search", "plain-modules", "rehearsal", "report", "scaling", "tracking", "transformers")
+"""Pages of fragments; others of these tests, and those of their rooms, run what they show."""
+PAGES = sorted(
+    page.relative_to(DOCS).as_posix()
+    for folder in ("tutorials", "how-to", "coming-from")
+    for page in (DOCS / folder).glob("*.md")
+    if page.stem not in (*FRAGMENTS, "training-tools")
+)
+
+
+def without_numbers(text):
+    """The text with 0 for each number and one bar for each sparkline."""
+    text = re.sub(r"[▁-█]+", "▁", re.sub(r"\d[\d,.:]*\d|\d", "0", text))
+    return re.sub(r"[ \t]+", " ", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
+
+
+def agrees(shown, made):
+    parts = [re.escape(part) for part in re.split(r"^\.\.\.$", without_numbers(shown), flags=re.MULTILINE)]
+    return re.fullmatch(".*".join(parts), without_numbers(made), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(name, tmp_path):
+    page = DOCS / name
+    launch(Path(page_runner.__file__), tmp_path, str(page)).check()
+    for language, shown, made in json.loads((tmp_path / "blocks.json").read_text()):
+        if os.environ.get("WRITE_OUTPUTS") == "1" and not agrees(shown, made):
+            page.write_text(page.read_text().replace(f"```{language}\n{shown}```", f"```{language}\n{made}```", 1))
+        elif os.environ.get("WRITE_OUTPUTS") != "1":
+            assert agrees(shown, made), f"{name} shows\n{shown}\nand it prints\n{made}"

@@ -1,0 +1,76 @@
+"""Runs the snippets of a page of the documentation, in order and in one folder: `python page_runner.py FOLDER PAGE`.
+
+- `python`: runs in one program for the whole page. A first line such as `# train.py` makes it a file instead; also
+  for `yaml` and `bash`.
+- `console`: lines after `$ ` run in a shell. The lines below one are its output.
+- `text`, after a `python` block: what the block printed.
+- A block after a line `<!-- not run: REASON -->` is only shown.
+
+Writes `blocks.json`: a list of [language, shown, printed] of all blocks with an output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|sh))\n")
+
+
+class Shown(NamedTuple):
+    """A block with an output: its language, its text as shown, and as it should be."""
+
+    language: str
+    shown: str
+    made: str
+
+
+def run(page: str) -> list[Shown]:
+    """Run the blocks of a page in the current folder."""
+    names = {"__name__": "__main__"}
+    found, printed = [], ""
+    for skipped, language, text in BLOCK.findall(page):
+        if skipped:
+            continue
+        file = _FILE.match(text)
+        if language == "text":
+            found.append(Shown(language, text, printed))
+        elif file and language != "text":
+            Path(file[1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(file[1]).write_text(text)
+        elif language == "python":
+            printed = _printed(text, names)
+        elif language == "console":
+            found.append(Shown(language, text, _in_shell(text)))
+    return found
+
+
+def _printed(text: str, names: dict[str, object]) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(text, "page.py", "exec"), names)
+    return out.getvalue()
+
+
+def _in_shell(text: str) -> str:
+    lines = []
+    for command in re.findall(r"^\$ (.*(?:\\\n.*)*)$", text, re.MULTILINE):
+        ran = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines += [f"$ {command}", *ran.stdout.replace(f"{os.getcwd()}/", "").splitlines()]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    folder, page = sys.argv[1:3]
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    Path("blocks.json").write_text(json.dumps(run(Path(page).read_text())))
