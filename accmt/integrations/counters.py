@@ -47,8 +47,13 @@ class LossMean:
         self.weight: float = 0
 
     def add(self, loss: Any, weight: float) -> None:
-        """Add a number or a tensor of one element."""
-        self.total = self.total + loss * weight
+        """Add a number, or a scalar on a device."""
+        if isinstance(self.total, float) and not isinstance(loss, float):
+            self.total = (loss.float() if loss.device.type == "mps" else loss.double()) * weight + self.total
+        elif isinstance(self.total, float):
+            self.total += loss * weight
+        else:
+            self.total.add_(loss, alpha=weight)
         self.weight += weight
 
     def clear(self) -> None:
@@ -66,6 +71,7 @@ class Counters:
     Attributes:
         ended_epoch: The step just done was the last of an epoch.
         evaluated: The step of the last evaluation, -1 before the first one.
+        losses, looked: The means of losses since the last evaluation, and since the last look, if the rule `looks`.
     """
 
     def __init__(self) -> None:
@@ -75,6 +81,7 @@ class Counters:
         self.clock = Stopwatch()
         self.losses = LossMean()
         self.looked = LossMean()
+        self.looks = False
 
     def advance(self, step: int | None, epoch: float | None, samples: int | None, per_epoch: int | None) -> int:
         """Count to a step, and return its samples.
@@ -106,7 +113,8 @@ class Counters:
         """
         value = as_number(loss)
         self.losses.add(value, samples)
-        self.looked.add(value, samples)
+        if self.looks:
+            self.looked.add(value, samples)
 
     def progress(self, elapsed: float) -> Progress:
         """Return the counters as the rules see them."""
@@ -133,12 +141,11 @@ class Counters:
 
 
 def as_number(value: Any, what: str = "train_loss") -> Any:
-    """Return a number, or a tensor of one element without its graph, still on its device."""
+    """Return a number, or a scalar without its graph that is still on its device."""
     if type(value) is float or is_number(value):
         return float(value)
     if hasattr(value, "detach") and getattr(value, "numel", lambda: 0)() == 1 and not value.is_complex():
-        value = value.detach().reshape(())
-        return value.float() if value.device.type == "mps" else value.double()
+        return float(value.item()) if value.device.type == "cpu" else value.detach().reshape(())
     if not isinstance(value, str | bool | bytes) and hasattr(value, "__float__") and getattr(value, "size", 1) == 1:
         return float(value)
     raise TypeError(f"{what} {must_be('a number or a tensor of one element', value)}")

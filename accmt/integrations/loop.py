@@ -15,7 +15,6 @@ each optimizer step, `evaluated` after an evaluation, and `save` with each decis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,25 +23,26 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from accmt.checkpoint.model_folders import ModelFolders
-from accmt.checkpoint.publish import MANIFEST, end_threads
-from accmt.checkpoint.saved_models import DESCRIPTION, INDEX, SavedModel
+from accmt.checkpoint.publish import end_threads
+from accmt.checkpoint.saved_models import SavedModel
 from accmt.config.errors import ConfigError, Problem, raise_problems
 from accmt.config.kinds import COUNT
 from accmt.integrations import processes
 from accmt.integrations.arguments import read_declaration
 from accmt.integrations.counters import Counters, CountersState
 from accmt.integrations.journals import Journals
+from accmt.integrations.timing import Timing
 from accmt.integrations.values import checked_values
+from accmt.integrations.writers import pretrained, state_dict_of, write_checked
 from accmt.notices import warn
 from accmt.rules import Decision, Length, Observation, RuleEngine, SavingRule, Stop
 from accmt.rules.codec import Jsonable
 from accmt.rules.errors import listed
-from accmt.rules.nodes import Counter, Quantity, walk
-from accmt.rules.units import SECONDS
 from accmt.tracebacks import concise
 
+__all__ = ["Rules", "StepDue", "pretrained", "state_dict_of"]
+
 Write = Callable[[Path], object]
-_LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +125,7 @@ class Rules:
         self._folders = ModelFolders(self.model_path)
         self._pending: Decision | None = None
         self._failed: set[str] = set()
-        self._is_clocked = False
-        self._next_step: float = 0  # the next step at which something may be due
-        self._next_moment = math.inf  # the elapsed seconds at which something may be due
-        self._next_look = 0.0
-        self._looked = 0, 0.0  # the step and the elapsed seconds of the last look
-        self._next_shared = 0  # the step of the next one, if there are several processes
+        self._timing = Timing(self.counters)
 
     @concise
     def start(
@@ -182,13 +177,12 @@ class Rules:
             ConfigError, RuleError: At the first step: the rules do not fit the training.
         """
         counters = self.counters
+        if self.engine is None:
+            self._learn(total_steps, None)
         seen = counters.advance(step, epoch, samples, self._length.steps_per_epoch)
         if train_loss is not None:
             counters.add_loss(train_loss, seen)
-        is_quiet = counters.step < self._next_step and not counters.ended_epoch
-        is_known = total_steps is None or total_steps == self._length.total_steps
-        is_early = self._next_moment == math.inf or counters.clock.elapsed() < self._next_moment
-        if is_quiet and is_known and is_early:
+        if not self._timing.is_due() and (total_steps is None or total_steps == self._length.total_steps):
             return _NOTHING
         return self._settle(total_steps)
 
@@ -233,7 +227,7 @@ class Rules:
             self._pending = decision
         else:
             self._journals.decide(decision)
-        self._schedule()
+        self._schedule(engine)
         return decision
 
     @concise
@@ -308,7 +302,7 @@ class Rules:
         if processes.acts():
             notes += self._folders.settle(engine, counters.evaluation, counters.step, processes.from_main)
         self.stop = engine.standing_stop(counters.progress(counters.clock.elapsed())) if counters.step else None
-        self._schedule()
+        self._schedule(engine)
         for note in notes:
             warn(note)
 
@@ -356,7 +350,7 @@ class Rules:
         if self.engine is not None:
             engine.restore(self.engine.state())
         self.engine, self._length = engine, length
-        self._is_clocked = engine.watches or _uses_clock(engine)
+        self._timing.follow(engine)
         if self._journals.has_begun:
             self._journals.describe(engine)
         for warning in warnings:
@@ -377,7 +371,7 @@ class Rules:
         """Ask the engine what is due at this step."""
         self._learn(total_steps, None)
         engine, counters = self._begun(), self.counters
-        elapsed, loss = self._look(engine)
+        elapsed, loss = self._timing.look(engine)
         progress = counters.progress(elapsed)
         due = engine.after_step(progress)
         if self.stop is None:
@@ -385,45 +379,14 @@ class Rules:
             if self.stop is not None:
                 engine.stay_stopped(self.stop)
                 self._journals.decide(Decision(progress, stop=self.stop))
-        self._schedule()
+        self._schedule(engine)
         ends = self.stop is not None or counters.step == self._length.total_steps
         evaluate = due.evaluate or (ends and engine.rules.evaluate is not None)
         return StepDue(evaluate, due.checkpoint or (ends and engine.rules.checkpoint is not None), self.stop)
 
-    def _look(self, engine: RuleEngine) -> tuple[float, float | None]:
-        """Return the elapsed seconds, and the mean loss since the last look if a condition asks for it now.
-
-        If a rule depends on them, they are those of the main process, which also says when all look again.
-        """
-        counters = self.counters
-        if not self._is_clocked:
-            return counters.clock.elapsed(), None
-
-        def look() -> tuple[float, float | None, int]:
-            now = counters.clock.elapsed()
-            is_time = engine.watches and now >= self._next_look
-            steps, seconds = counters.step - self._looked[0], now - self._looked[1]
-            ahead = max(1, int(steps / seconds * _LOOK_EVERY)) if seconds > 0 else 1
-            return now, counters.looked.mean if is_time else None, counters.step + ahead
-
-        elapsed, loss, self._next_shared = processes.from_main(look)
-        self._looked = counters.step, elapsed
-        if loss is not None:
-            counters.looked.clear()
-            self._next_look = elapsed + _LOOK_EVERY
-        return elapsed, loss
-
-    def _schedule(self) -> None:
-        """Find the next step and the next moment at which something may be due, besides the end of an epoch."""
-        engine, step = self._begun(saves=True), self.counters.step
-        ahead = [at for at in (engine.next_step, self._length.total_steps) if at is not None and at > step]
-        self._next_step, self._next_moment = min(ahead, default=math.inf), math.inf
-        if self._pending is not None or self.stop is not None:
-            self._next_step = 0
-        elif self._is_clocked and processes.count() > 1:
-            self._next_step = min(self._next_step, self._next_shared)
-        elif self._is_clocked:
-            self._next_moment = min(engine.next_elapsed, self._next_look if engine.watches else math.inf)
+    def _schedule(self, engine: RuleEngine) -> None:
+        is_waiting = self._pending is not None or self.stop is not None
+        self._timing.update(engine, self._length.total_steps, is_waiting=is_waiting)
 
     def _observed(self, values: Mapping[str, Mapping[str, Any]]) -> tuple[Observation, dict[str, float]]:
         """Return an observation, and the values of held-out datasets as `metric@dataset`."""
@@ -442,34 +405,8 @@ class Rules:
         rules = {rule.name: rule for rule in self.engine.rules.savings}
         for verdict in decision.saved:
             try:
-                files = partial(_write_files, write)
+                files = partial(write_checked, write)
                 self._folders.publish(rules[verdict.rule], verdict, decision.progress.epoch, files)
             except Exception as error:
                 errors[verdict.rule] = error
         return {name: f"{type(error).__name__}: {error}" for name, error in errors.items()}
-
-
-def _write_files(write: Write, folder: Path) -> None:
-    """Call a function of the user that writes into a folder.
-
-    Raises:
-        ValueError: It wrote nothing, or a file that is written here.
-    """
-    write(folder)
-    names = {path.name for path in folder.iterdir()}
-    if not names:
-        raise ValueError("write(folder) wrote nothing into its folder")
-    if taken := names & {DESCRIPTION, INDEX, MANIFEST}:
-        raise ValueError(f"write(folder) wrote {min(taken)}, which accmt writes itself: choose another name")
-
-
-def _uses_clock(engine: RuleEngine) -> bool:
-    """Return whether a cadence or a condition between evaluations depends on the clock."""
-    rules = engine.rules
-    nodes = [stop.condition for stop in rules.stop_when]
-    cadences = [rule.cadence for rule in (rules.evaluate, rules.checkpoint) if rule is not None]
-    return any(
-        (isinstance(node, Counter) and node.name == "elapsed") or (isinstance(node, Quantity) and node.unit in SECONDS)
-        for root in (*nodes, *cadences)
-        for node in walk(root)
-    )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accmt.rules.reserved_names import MANIFEST, SAVING, SAVINGS
+
 
 def state_dict_of(model: Any, *, safe_serialization: bool = True) -> Callable[[Path], None]:
     """Return a function that writes weights as `accmt.load_best` reads them.
@@ -39,3 +41,17 @@ def pretrained(*parts: Any) -> Callable[[Path], None]:
             plain.save_pretrained(folder)
 
     return write
+
+
+def write_checked(write: Callable[[Path], object], folder: Path) -> None:
+    """Call a function of the user that writes into a folder.
+
+    Raises:
+        ValueError: It wrote nothing, or a file that is written here.
+    """
+    write(folder)
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        raise ValueError("write(folder) wrote nothing into its folder")
+    if taken := names & {SAVING, SAVINGS, MANIFEST}:
+        raise ValueError(f"write(folder) wrote {min(taken)}, which accmt writes itself: choose another name")

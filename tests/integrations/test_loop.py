@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 
 from accmt.cli.main import main
 from accmt.config.errors import ConfigError
+from accmt.integrations.counters import LossMean
 from accmt.integrations.loop import Rules
 from accmt.rules import RuleError, SavingRule
 from accmt.tracking.journal import read
@@ -208,3 +211,67 @@ def test_the_order_of_calls(tmp_path):
     rules.close()
     with pytest.raises(RuntimeError, match="these rules are closed"):
         rules.evaluated({"dev": {"accuracy": 0.5}, "ood": {"accuracy": 0.5}}, step=2)
+
+
+def test_losses_on_a_device_are_summed_in_double_precision():
+    mean = LossMean()
+    for loss in (torch.tensor(2.0, dtype=torch.bfloat16), torch.tensor(1e-7), 1.0):
+        mean.add(loss, 2)
+    assert mean.total.dtype == torch.float64
+    assert mean.mean == pytest.approx((3 + 1e-7) / 3, abs=1e-12)
+
+
+def test_a_new_training_puts_an_earlier_one_aside(tmp_path):
+    for _ in range(2):
+        with make(tmp_path / "model", ["best_accuracy"]) as rules, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            rules.step()
+            rules.save(rules.evaluated({"dev": {"accuracy": 1}, "ood": {"accuracy": 1}}), write)
+    assert [str(one.message).endswith("earlier-1") for one in told] == [True]
+    assert (tmp_path / "model/earlier-1/best_accuracy/weights.txt").is_file()
+    assert len(read(tmp_path / "model/history.jsonl")) == 1
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with make(tmp_path / "model") as rules:
+        rules.step()
+        with pytest.raises(RuntimeError, match="another training of this process uses"):
+            make(tmp_path / "model").step()
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        make(tmp_path, ["best_accuracy ff"], datasets="dev", metrics={"f1": "up"}, checkpoint_every=5, patience=0)
+    text = str(caught.value)
+    assert text.startswith("5 mistakes in Rules(...):\n  checkpoint_every: must be a string, not 5 (int)")
+    for part in (
+        "datasets: must be a list of names",
+        "metrics['f1']: must be",
+        "the patience is 0",
+        "best_accuracy ff",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ([], "write(folder) wrote nothing into its folder"),
+        (["index.json"], "write(folder) wrote index.json, which accmt writes itself: choose another name"),
+    ],
+)
+def test_what_cannot_be_published_is_not_saved(tmp_path, names, why):
+    with make(tmp_path / "model", ["best_accuracy"]) as rules:
+        for step in (1, 2):
+            rules.step()
+            decision = rules.evaluated({"dev": {"accuracy": step}, "ood": {"accuracy": step}})
+            fails = (
+                pytest.warns(match="best_accuracy could not be saved at step 1")
+                if step == 1
+                else pytest.raises(RuntimeError, match="best_accuracy could not be saved, twice in a row")
+            )
+            with fails:
+                decision = rules.save(decision, lambda folder: [(folder / name).touch() for name in names])
+            if step == 1:
+                assert decision.verdicts[0].reason == f"could not be saved: ValueError: {why}"
+    assert not (tmp_path / "model/best_accuracy").exists()
