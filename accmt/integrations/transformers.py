@@ -22,21 +22,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from accmt.checkpoint.saved_models import SavedModel
-from accmt.config.errors import Problem, must_be, raise_problems
+from accmt.config.errors import Problem, raise_problems
 from accmt.distributed.strategy import shards_model, whole_weights
 from accmt.integrations import loop
 from accmt.integrations.arguments import Declaration
+from accmt.integrations.reported import Names
 from accmt.integrations.writers import state_dict_of
 from accmt.notices import warn
 from accmt.rules import SavingRule, Stop
 from accmt.rules.errors import listed
-from accmt.rules.store import ONLY_DATASET, VALID_LOSS
+from accmt.rules.store import ONLY_DATASET
 from accmt.tracebacks import concise
 
 _PREFIX, _TIME = "eval_", "_runtime"  # of the names of metrics, and of the one that each evaluation reports
 _COPY = {"from_checkpoint": True}
 _ALWAYS = ("epoch", "runtime", "model_preparation_time")
 _PER_SECOND = "_per_second"
+_HOW = "compute_metrics has to return it"
 _PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that need metric_for_best_model
 
 
@@ -86,7 +88,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         self._core = loop.Rules(**given)
         self._declared = self._core.declared
         self._given = given | {"datasets": self._declared.datasets, "held_out": self._declared.held_out}
-        self._names = {"loss": VALID_LOSS} | _checked_names(names, [VALID_LOSS, *self._declared.metrics])
+        self._names = Names(names, self._declared, (_PREFIX,))
         self._evaluated = (*(self._declared.datasets or ()), *self._declared.held_out)
         self._found: dict[str, dict[str, Any]] = {}  # of the datasets of an evaluation that are done
         self._is_training = self._has_trained = False
@@ -180,7 +182,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
             return control
         if dataset not in self._evaluated:
             raise ValueError(self._unexpected(dataset))
-        self._found[dataset] = self._values(dataset, metrics, state.global_step)
+        self._found[dataset] = self._values(dataset, metrics)
         self._quiet_until = 0
         if len(self._found) == len(self._evaluated):
             self._decide(args, state, control, parts)
@@ -237,20 +239,20 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
         names = [key[len(_PREFIX) : -len(_TIME)] for key in timed]
         return min(names, key=lambda name: (name not in self._evaluated, len(name)), default=None)
 
-    def _values(self, dataset: str, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+    def _values(self, dataset: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of the declared metrics, by their names in rules.
 
         Raises:
             ValueError: One is missing.
         """
-        found = {}
-        for key, value in metrics.items():
-            name = key.removeprefix(f"{_PREFIX}{dataset}_").removeprefix(_PREFIX)
-            found[self._names.get(name, name)] = value
-        declared = [name for name, (_, on) in self._declared.metrics.items() if on is None or dataset in on]
-        if missing := [name for name in declared if name not in found]:
-            raise ValueError(_missing(missing, dataset, step, found))
-        return {name: found[name] for name in (*declared, VALID_LOSS) if name in found}
+        prefix = f"{_PREFIX}{dataset}_"
+        skipped = (*_ALWAYS, *(f"{prefix}{name}" for name in _ALWAYS))
+        reported = {
+            name.removeprefix(prefix): value
+            for name, value in metrics.items()
+            if name not in skipped and not name.endswith(_PER_SECOND)
+        }
+        return self._names.values(dataset, reported, _HOW)
 
     def _unexpected(self, dataset: str) -> str:
         if self._evaluated == (ONLY_DATASET,):
@@ -313,31 +315,6 @@ def _refuse_unsupported(entry: Any, state: TrainerState, model: nn.Module) -> No
     sharded = any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
     if sharded and not shards_model(AcceleratorState()):
         raise ValueError("this model is sharded as it was loaded, which Rules cannot save: use FSDP or DeepSpeed")
-
-
-def _checked_names(names: Any, metrics: list[str]) -> dict[str, str]:
-    """Return reported name -> declared name.
-
-    Raises:
-        ConfigError: They are not that.
-    """
-    if not isinstance(names, Mapping | None):
-        raise_problems([Problem("names", must_be('a dictionary such as {"f1-macro": "f1"}', names))], "Rules(...)")
-    given = {str(reported).removeprefix(_PREFIX): name for reported, name in (names or {}).items()}
-    unknown = [(reported, name) for reported, name in given.items() if name not in metrics]
-    text = f"is not a declared metric: {listed(metrics)}"
-    raise_problems([Problem(f"names[{old!r}]", f"{new!r} {text}") for old, new in unknown], "Rules(...)")
-    return given
-
-
-def _missing(missing: list[str], dataset: str, step: int, found: Iterable[str]) -> str:
-    on = "" if dataset == ONLY_DATASET else f" of '{dataset}'"
-    others = sorted(name for name in found if name not in _ALWAYS and not name.endswith(_PER_SECOND))
-    return (
-        f"the evaluation{on} at step {step} does not report {listed(missing)}, which Rules(metrics=) declares\n"
-        f"  it reports: {listed(others)}\n"
-        f"  compute_metrics has to return it; Rules(names={{...}}) maps a name that differs"
-    )
 
 
 def _text(strategy: Any) -> str:

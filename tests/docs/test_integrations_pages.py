@@ -4,6 +4,7 @@ import difflib
 import re
 from pathlib import Path
 
+import pytest
 from launching import launch
 
 from accmt import load_best
@@ -38,3 +39,12 @@ def test_the_classes_of_the_table_exist(tmp_path):
     for module, page in table:
         assert (PAGES / page).is_file()
         launch(program, module).check()
+
+
+@pytest.mark.parametrize("host", ["lightning", "ignite", "keras"])
+def test_at_most_five_lines_are_new(host):
+    before, after, *_ = re.findall(r"```python\n(.*?)```", (PAGES / f"integrations-{host}.md").read_text(), re.DOTALL)
+    changes = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    new = [line for line in changes if line.startswith("+") and not line.startswith("+++")]
+    shortened = [line for line in new if line.startswith(("+from ignite.engine", "+trainer = pl.T", "+fitted ="))]
+    assert len(new) - len(shortened) <= 5

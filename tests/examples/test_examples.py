@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from launching import launch
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -53,3 +54,16 @@ def test_transformers_trainer(tmp_path):
         assert f"best_accuracy@clean chose step 76: {folder}\n" in ran.stdout
         assert (folder / "model.safetensors").is_file()
     assert len((tmp_path / "digits" / "decisions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "file"), [("lightning", "model.ckpt"), ("ignite", "model.safetensors"), ("keras", "model.keras")]
+)
+def test_rules_in_another_trainer(tmp_path, host, file):
+    """The second time, those that keep a checkpoint find it."""
+    for epochs in (1, 2) if host == "keras" else (2, 4):
+        ran = run(f"{host}_rules.py", "--model-path", str(tmp_path / "model"), "--epochs", str(epochs)).check()
+        assert "best on clean images: 0." in ran.stdout
+        assert (tmp_path / "model/best_accuracy@clean" / file).is_file()
+    if host != "keras":
+        assert len((tmp_path / "model/decisions.jsonl").read_text().splitlines()) == 4

@@ -1,0 +1,86 @@
+"""Rules in Lightning: real trainings, whole, killed and resumed, and on two processes; and what is refused."""
+
+import json
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import lightning_program as program
+import pytest
+from launching import launch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from accmt.config.errors import ConfigError
+from accmt.rules import Facts, Observation, Reported, RuleEngine, RuleError, Rules, SavingRule
+from accmt.tracking.journal import read
+
+PROGRAM = Path(program.__file__)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    launch(PROGRAM, folder).check()
+    return folder
+
+
+def decisions_in(folder):
+    return [{k: v for k, v in entry.items() if k != "elapsed"} for entry in read(folder / "model/decisions.jsonl")]
+
+
+def test_the_best_model_is_the_one_of_the_rule(whole):
+    found = json.loads((whole / "found.json").read_text())
+    assert found["path"] == str(whole / "model/best_error@dev/model.ckpt")
+    assert found["val_error/dataloader_idx_0"] == pytest.approx(found["score"])
+
+
+def test_it_decides_as_the_engine_does(whole):
+    observed = [Observation.from_json(entry) for entry in read(whole / "model/history.jsonl")]
+    savings = [
+        SavingRule.parse(text, patience=3) for text in ("error@dev", "valid_loss keep 2", "valid_loss/error@ood")
+    ]
+    reported = Reported(("dev", "ood"), greater_is_better=False)
+    engine = RuleEngine(Rules(tuple(savings)), Facts({"error": reported, "valid_loss": reported}, ("dev", "ood")))
+    decided = [engine.after_evaluation(each) for each in observed]
+    outcomes = [[verdict.outcome for verdict in decision.verdicts] for decision in decided]
+    recorded = decisions_in(whole)
+    assert len(recorded) >= 4
+    assert [[verdict["outcome"] for verdict in entry["verdicts"]] for entry in recorded] == outcomes
+    assert bool(recorded[-1]["stop"]) == bool(decided[-1].stop)
+
+
+def test_killed_and_resumed_it_decides_the_same(whole, tmp_path):
+    assert launch(PROGRAM, tmp_path, "stop=18").returncode == -signal.SIGKILL
+    launch(PROGRAM, tmp_path).check()
+    assert decisions_in(tmp_path) == decisions_in(whole)
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_decide_alike(tmp_path):
+    launch(PROGRAM, tmp_path, "devices=2", processes=2).check()
+    outcomes = {v["outcome"] for entry in decisions_in(tmp_path) for v in entry["verdicts"]}
+    assert {"saved", "not better"} <= outcomes
+
+
+def test_a_misspelt_metric_is_an_error_at_once(tmp_path):
+    with pytest.raises(RuleError, match="unknown metric 'eror'"):
+        program.Rules(tmp_path, "eror@dev", metrics={"error": "min"}, datasets=["dev"])
+
+
+def fit(rules, loaders, **given):
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, **{"callbacks": [rules], **options, **given})
+    trainer.fit(program.Line(), program.samples(8, 0), loaders)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_contradicts_the_rules_is_refused(tmp_path):
+    rules = program.rules_in(tmp_path / "model")
+    with pytest.raises(ConfigError, match="put Rules before it"):
+        fit(rules, [program.samples(8, 1)] * 2, callbacks=[ModelCheckpoint(tmp_path), rules])
+    with pytest.raises(ValueError, match=r"fit was given 1 validation loaders, and .* they are dev, ood"):
+        fit(program.rules_in(tmp_path / "model"), program.samples(8, 1))
+    missing = program.rules_in(tmp_path / "model", metrics={"error": "min", "f1": "max"})
+    with pytest.raises(ValueError, match="does not report f1, which Rules"):
+        fit(missing, [program.samples(8, 1)] * 2)
+    assert not (tmp_path / "model/best_error@dev").exists()
