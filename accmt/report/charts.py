@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accmt.report.band import bands_of, differ_by_seed
 from accmt.report.training import MEASURED, Curve, Event, RuleCard, TrainingReport, brief
 from accmt.rules import Outcome, Verdict
 from accmt.rules.printable import shown
@@ -57,7 +58,7 @@ def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
         if metric == TRAIN_LOSS and has_both:
             continue
         drawn = (VALID_LOSS, TRAIN_LOSS) if metric == VALID_LOSS and has_both else (metric,)
-        yield _chart(drawn, trainings)
+        yield _band_chart(drawn, trainings) if differ_by_seed(trainings) else _chart(drawn, trainings)
 
 
 def timeline(training: TrainingReport) -> Chart:
@@ -133,6 +134,35 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
     if metrics[0] in MEASURED.values():  # they are never below 0, and often constant
         highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
         layout["yaxis"] = {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
+    return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
+
+
+def _band_chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Chart:
+    """Draw trainings that differ by their seeds: a thin line for each, and their mean in a band, for each dataset."""
+    data: list[Mapping[str, Any]] = []
+    keys: dict[str, tuple[str, str, str, str]] = {}
+    words = []
+    for lowest, mean, highest in (band for metric in metrics for band in bands_of(trainings, metric)):
+        name = mean.dataset or ("training" if mean.metric == TRAIN_LOSS else mean.metric)
+        colour = "soft" if mean.metric == TRAIN_LOSS else f"c{len(keys) % _COLOURS}"
+        group = {"legendgroup": str(len(keys))}
+        keys[name] = (name, colour, "", "")
+        line, edge = {"color": f"@{colour}", "width": 2}, {"color": f"@{colour}", "width": 0}
+        for curve, more in ((lowest, {}), (highest, {"fill": "tonexty", "fillcolor": f"@{colour}", "opacity": 0.25})):
+            data.append({**_line(curve, edge), "mode": "lines", "hoverinfo": "skip", **more, **group})
+        for number, training in enumerate(trainings):
+            for curve in training.curves:
+                if (curve.metric, curve.dataset) == (mean.metric, mean.dataset):
+                    one = {
+                        **_line(curve, {**line, "width": 1}),
+                        "mode": "lines",
+                        "opacity": 0.4,
+                        "meta": {"run": number},
+                    }
+                    data.append({**one, "name": plain(f"{training.name}: {name}"), **group})
+        data.append({**_line(mean, line), "name": plain(f"mean of {len(trainings)} seeds: {name}"), **group})
+        words.append(course_in_words(f"mean of {len(trainings)} seeds on {name}", mean))
+    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": []}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
 
 

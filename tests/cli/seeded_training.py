@@ -1,10 +1,11 @@
 """A training for the tests of `accmt seeds`: `seeded_training.py FOLDER [NAME=VALUE ...]`.
 
-`fails` is a seed at which it raises, `waits` makes it wait in its third step until a signal comes, `width` changes the
-model. It knows nothing of seeds, but for `set_seed(0)`.
+`fails` is a seed at which it raises, `width` changes the model; unless the file `waits` exists, the third step lasts
+until SIGTERM comes. It calls `set_seed(0)`, as if there were one run only.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,8 +39,11 @@ class Module(AcceleratorModule):
 class Obstacle(Callback):
     def on_after_optimizer_step(self, optimizer):
         if "waits" in given and self.state.global_step == 3 and not Path(given["waits"]).exists():
+            got, handler = [], signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *caught: (got.append(caught), handler(*caught)))
             Path(f"{given['waits']}-{os.environ['ACCMT_SEED']}").touch()
-            time.sleep(600)
+            while not got:
+                time.sleep(0.01)
 
 
 set_seed(0)

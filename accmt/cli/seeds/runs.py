@@ -55,7 +55,7 @@ class Program:
     @property
     def notes(self) -> Path:
         """The folder of what is known of its runs; another one after any change of the script."""
-        digest = hashlib.sha256(json.dumps([str(Path(self.script).absolute()), *self.arguments]).encode())
+        digest = hashlib.sha256(json.dumps([self.script, *self.arguments]).encode())
         if self.script != "launch":
             digest.update(Path(self.script).read_bytes())
         return Path(NOTES, f"{Path(self.script).stem}-{digest.hexdigest()[:12]}").absolute()
