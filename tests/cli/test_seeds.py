@@ -107,7 +107,7 @@ def test_an_interrupt_ends_all_with_checkpoints_and_the_next_call_resumes(start,
     (tmp_path / "go").touch()
     status, out, err = seeds(*arguments)
     assert (status, err) == (0, "")
-    assert out.count(" (resumed from step 3), runs/seed-") == 2
+    assert out.count(" (resumed from step 4), runs/seed-") == 2
 
 
 def test_several_processes_for_each_seed(seeds, tmp_path):
