@@ -1,5 +1,6 @@
 """Charts of a report, as plotly's figures in plain data. Names of colours begin with @: the page knows those of its
-scheme. Many points are thinned out here, so that the page stays fluid."""
+scheme; two hexadecimal digits after a + are their opacity. Many points are thinned out here, so that the page stays
+fluid."""
 
 from __future__ import annotations
 
@@ -130,10 +131,7 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -> Cha
                 group = {"legendgroup": str(list(keys).index(key)), "meta": {"run": number}, "type": "scatter"}
                 data += [{**trace, **group} for trace in traces]
     shapes = list(_shades(trainings[0], metrics)) if is_one else []
-    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": shapes}
-    if metrics[0] in MEASURED.values():  # they are never below 0, and often constant
-        highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
-        layout["yaxis"] = {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
+    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _scale(metrics, data), "shapes": shapes}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
 
 
@@ -148,7 +146,7 @@ def _band_chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -
         group = {"legendgroup": str(len(keys))}
         keys[name] = (name, colour, "", "")
         line, edge = {"color": f"@{colour}", "width": 2}, {"color": f"@{colour}", "width": 0}
-        for curve, more in ((lowest, {}), (highest, {"fill": "tonexty", "fillcolor": f"@{colour}", "opacity": 0.25})):
+        for curve, more in ((lowest, {}), (highest, {"fill": "tonexty", "fillcolor": f"@{colour}+30"})):
             data.append({**_line(curve, edge), "mode": "lines", "hoverinfo": "skip", **more, **group})
         for number, training in enumerate(trainings):
             for curve in training.curves:
@@ -162,8 +160,16 @@ def _band_chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport]) -
                     data.append({**one, "name": plain(f"{training.name}: {name}"), **group})
         data.append({**_line(mean, line), "name": plain(f"mean of {len(trainings)} seeds: {name}"), **group})
         words.append(course_in_words(f"mean of {len(trainings)} seeds on {name}", mean))
-    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": []}
+    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _scale(metrics, data), "shapes": []}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
+
+
+def _scale(metrics: tuple[str, ...], data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the axis of the values; that of measurements, which are never below 0 and often constant, begins at 0."""
+    if metrics[0] not in MEASURED.values():
+        return _AXIS
+    highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
+    return {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
 
 
 def _line(curve: Curve, line: Mapping[str, Any]) -> dict[str, Any]:

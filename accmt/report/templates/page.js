@@ -56,7 +56,7 @@
   const draw = (plot) => {
     const style = getComputedStyle(document.documentElement);
     const figure = JSON.parse(plot.json, (key, value) =>
-      /color$/.test(key) && typeof value === "string" && value[0] === "@" ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
+      /color$/.test(key) && typeof value === "string" && value[0] === "@" ? style.getPropertyValue(`--${value.slice(1).split("+")[0]}`).trim() + (value.split("+")[1] ?? "") : value);
     for (const trace of figure.data) trace.visible = !plot.hidden.has(trace.legendgroup) && !hidden.has(trace.meta?.run);
     figure.layout.font.family = getComputedStyle(document.body).fontFamily;
     plot.drawn = true;
