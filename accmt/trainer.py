@@ -42,6 +42,7 @@ from accmt.report.training import read_training
 from accmt.rules import Decision, RuleError, SavingRule
 from accmt.rules.checker import meetings
 from accmt.rules.reserved_names import REPORT
+from accmt.seed_run import for_seed_run, tell_folder
 from accmt.setup.arguments import CLIP_GRAD, ArgumentCheck
 from accmt.setup.best import recorded_rules, rule_folders, rule_named
 from accmt.setup.build import assemble_evaluation
@@ -255,8 +256,9 @@ class Trainer:
     ) -> None:
         arguments = dict(locals())
         del arguments["self"]
+        arguments = for_seed_run(arguments)
         self._options = ArgumentCheck(arguments).options()
-        self.model_path = resolved(model_path)
+        self.model_path = resolved(arguments["model_path"])
         self.state = TrainingState()
         self.decisions: list[Decision] = Decisions()
         self._savings = list(self._options.rules.savings)
@@ -337,6 +339,7 @@ class Trainer:
         refuse_run_again()
         given = (module, loss_fn, metrics, kwargs), train_dataset, val_dataset
         self._play(role_in_rehearsal(), *given)
+        tell_folder(self.model_path)
         with exclusive("fit"):
             try:
                 ended = fit(

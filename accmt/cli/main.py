@@ -33,6 +33,7 @@ _COMMANDS = {
     "weights": ("weights", "write the weights of a checkpoint or a saved model as safetensors"),
     "sync": ("sync", "send what a training could not send to its trackers"),
     "rehearse": ("rehearse", "try a script's training before it runs: its cost, and whether it resumes exactly"),
+    "seeds": ("seeds.command", "run a script once for each seed, or compare the models of two such sets of runs"),
     "launch": ("launch.command", "start a script on several GPUs, processes or machines"),
     "strats": ("launch.strats", "list the strategies of accmt launch"),
 }
@@ -125,9 +126,9 @@ def _leave_interrupts_to_the_system(command: str) -> None:
 
     As an exception it would be lost while Python shuts down, and would not be raised at all if the process was started
     with interrupts ignored, as shells do for background jobs. Whatever a command writes survives the sudden end of its
-    process. `launch` forwards interrupts; `weights` and `rehearse` delete what they have written so far.
+    process. `launch` and `seeds` forward interrupts; `weights` and `rehearse` delete what they have written so far.
     """
-    if command not in ("launch", "weights", "rehearse"):
+    if command not in ("launch", "weights", "rehearse", "seeds"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

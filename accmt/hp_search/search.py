@@ -27,6 +27,7 @@ from accmt.metrics.metric import Metric
 from accmt.module import AcceleratorModule
 from accmt.rehearsal.runs import role_in_rehearsal
 from accmt.rules import Length, RuleError
+from accmt.seed_run import seed_of_run
 from accmt.setup.arguments import ArgumentCheck
 from accmt.setup.inputs import check_fit, facts_of
 from accmt.setup.options import Options
@@ -292,6 +293,8 @@ def _constructor_problems(get_module_fn: Any, arguments: Mapping[str, Any]) -> l
         )
     elif not callable(get_module_fn):
         problems.append(Problem("get_module_fn", must_be("a function that makes a module", get_module_fn)))
+    if seed_of_run() is not None:
+        problems.append(Problem("", "a search does not run under accmt seeds: train its best hyperparameters there"))
     if "hps_config" in arguments:
         problems.append(
             Problem("hps_config", "the search chooses the hyperparameters: declare them with set_parameters")

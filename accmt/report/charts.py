@@ -1,5 +1,6 @@
 """Charts of a report, as plotly's figures in plain data. Names of colours begin with @: the page knows those of its
-scheme. Many points are thinned out here, so that the page stays fluid."""
+scheme; two hexadecimal digits after a + are their opacity. Many points are thinned out here, so that the page stays
+fluid."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accmt.report.band import bands_of, differ_by_seed
 from accmt.report.training import MEASURED, Curve, Event, RuleCard, TrainingReport, brief
 from accmt.rules import Outcome, Verdict
 from accmt.rules.printable import shown
@@ -62,7 +64,10 @@ def charts_of(trainings: Sequence[TrainingReport]) -> Iterator[Chart]:
         if metric == TRAIN_LOSS and has_both:
             continue
         drawn = (VALID_LOSS, TRAIN_LOSS) if metric == VALID_LOSS and has_both else (metric,)
-        yield _chart(drawn, trainings, points, marks)
+        if differ_by_seed(trainings):
+            yield _band_chart(drawn, trainings, points)
+        else:
+            yield _chart(drawn, trainings, points, marks)
 
 
 def timeline(training: TrainingReport) -> Chart:
@@ -145,11 +150,45 @@ def _chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport], points
                 group = {"legendgroup": str(list(keys).index(key)), "meta": {"run": number}, "type": "scatter"}
                 data += [{**trace, **group} for trace in traces]
     shapes = list(_shades(trainings[0], metrics)) if is_one else []
-    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _AXIS, "shapes": shapes}
-    if metrics[0] in MEASURED.values():  # they are never below 0, and often constant
-        highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
-        layout["yaxis"] = {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
+    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _scale(metrics, data), "shapes": shapes}
     return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
+
+
+def _band_chart(metrics: tuple[str, ...], trainings: Sequence[TrainingReport], points: int) -> Chart:
+    """Draw trainings that differ by their seeds: a thin line for each, and their mean in a band, for each dataset."""
+    data: list[Mapping[str, Any]] = []
+    keys: dict[str, tuple[str, str, str, str]] = {}
+    words = []
+    for lowest, mean, highest in (band for metric in metrics for band in bands_of(trainings, metric)):
+        name = mean.dataset or ("training" if mean.metric == TRAIN_LOSS else mean.metric)
+        colour = "soft" if mean.metric == TRAIN_LOSS else f"c{len(keys) % _COLOURS}"
+        group = {"legendgroup": str(len(keys))}
+        keys[name] = (name, colour, "", "")
+        line, edge = {"color": f"@{colour}", "width": 2}, {"color": f"@{colour}", "width": 0}
+        for curve, more in ((lowest, {}), (highest, {"fill": "tonexty", "fillcolor": f"@{colour}+30"})):
+            data.append({**_line(curve, edge, points), "mode": "lines", "hoverinfo": "skip", **more, **group})
+        for number, training in enumerate(trainings):
+            for curve in training.curves:
+                if (curve.metric, curve.dataset) == (mean.metric, mean.dataset):
+                    one = {
+                        **_line(curve, {**line, "width": 1}, points),
+                        "mode": "lines",
+                        "opacity": 0.4,
+                        "meta": {"run": number},
+                    }
+                    data.append({**one, "name": plain(f"{training.name}: {name}"), **group})
+        data.append({**_line(mean, line, points), "name": plain(f"mean of {len(trainings)} seeds: {name}"), **group})
+        words.append(course_in_words(f"mean of {len(trainings)} seeds on {name}", mean))
+    layout = {**_LAYOUT, "xaxis": _steps(trainings), "yaxis": _scale(metrics, data), "shapes": []}
+    return Chart(" and ".join(metrics), "; ".join(words[:20]), tuple(data), layout, tuple(keys.values()))
+
+
+def _scale(metrics: tuple[str, ...], data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the axis of the values; that of measurements, which are never below 0 and often constant, begins at 0."""
+    if metrics[0] not in MEASURED.values():
+        return _AXIS
+    highest = max([y for trace in data for y in trace["y"] if y is not None], default=0)
+    return {**_AXIS, "range": [0, min(1.08 * highest, 1e308) or 1]}
 
 
 def _line(curve: Curve, line: Mapping[str, Any], most: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from accmt import __version__
+from accmt.report.band import differ_by_seed
 from accmt.report.charts import charts_of, course_in_words, in_order, thinned, timeline
 from accmt.report.training import Curve, RuleCard, TrainingReport, brief, duration, when
 from accmt.rules import Decision, Outcome
@@ -45,7 +46,7 @@ def render(trainings: Sequence[TrainingReport]) -> str:
     style, script = _part("page.css"), _part("page.js")
     parts: dict[str, Any] = {"one": one, "trainings": trainings, "charts": list(charts_of(trainings))}
     if one is None:
-        parts |= {"title": f"{len(trainings)} trainings", **_runs(trainings)}
+        parts |= {"title": f"{len(trainings)} trainings", "banded": differ_by_seed(trainings), **_runs(trainings)}
     else:
         parts |= {"title": one.name, "timeline": timeline(one), **_decisions(one.decisions)}
         parts["events"] = [event for event in in_order(one.events) if event.kind != "evaluation"]

@@ -18,8 +18,9 @@ import torch
 
 from accmt.checkpoint.archive import move_to_archive
 from accmt.checkpoint.checkpoints import Checkpoint
+from accmt.data.identity import identify_dataset
 from accmt.data.indices import length_of
-from accmt.distributed.collective import from_each
+from accmt.distributed.collective import from_each, from_main
 from accmt.files.durable import flush_directory, only_warned, replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json
 from accmt.files.secret_values import without_secrets
@@ -28,6 +29,7 @@ from accmt.model_summary import summarize
 from accmt.rules.codec import to_plain
 from accmt.rules.describe import in_words
 from accmt.rules.reserved_names import RUN
+from accmt.seed_run import seed_of_run
 from accmt.setup.plan import Plan
 from accmt.setup.settings import configuration
 from accmt.tracking.tracker import flat
@@ -64,6 +66,8 @@ def describe_run(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "validation_samples": {key: length_of(each.dataset) for key, each in plan.validation.items()},
         "starts": [_start(plan, checkpoint)],
     }
+    if seed_of_run() is not None:
+        content["data"] = from_main(lambda: _identities(plan))
     return dict(to_plain(content))
 
 
@@ -117,6 +121,11 @@ def _start(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "versions": {**versions, "python": platform.python_version(), "cuda": torch.version.cuda},
         "git": _git_state() if plan.accelerator.is_main_process else None,
     }
+
+
+def _identities(plan: Plan) -> dict[str, Any]:
+    """Return what identifies the validation data, so that runs of other seeds are known to use the same."""
+    return {key: identify_dataset(each.dataset, plan.accelerator.device) for key, each in plan.validation.items()}
 
 
 def _described(device: torch.device) -> str:

@@ -17,6 +17,7 @@ from accmt.rules import Facts, Progress, SavingRule, Stop
 from accmt.rules.describe import cadence_in_words, in_words
 from accmt.rules.errors import numbered
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS, dataset_name
+from accmt.seed_run import seed_of_run
 from accmt.setup.plan import Plan
 
 _MOST_PARTS = 8
@@ -92,7 +93,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "clipping", f"gradients to a norm of {options.step.clip_grad:g}"
     if options.step.clip_value is not None:
         yield "clipping", f"each element of the gradients to {options.step.clip_value:g}"
-    yield "seed", str(plan.data.seed)
+    yield "seed", f"{plan.data.seed}{' (of accmt seeds)' * (seed_of_run() == plan.data.seed)}"
     yield "stop when", "; ".join(stop.text for stop in plan.rules.stop_when)
     if plan.rules.evaluate is not None:
         only = " (in rules: 0)" if keys == (ONLY_DATASET,) else ""

@@ -32,12 +32,12 @@ def test_alone_it_shows_its_help(call):
         (
             ["explian", "runs"],
             "accmt: error: there is no command 'explian', did you mean 'explain'? Commands are check, explain, replay, "
-            "report, sweep, checkpoints, weights, sync, rehearse, launch, strats",
+            "report, sweep, checkpoints, weights, sync, rehearse, seeds, launch, strats",
         ),
         (
             ["xyz"],
             "accmt: error: there is no command 'xyz'. Commands are check, explain, replay, report, sweep, checkpoints, "
-            "weights, sync, rehearse, launch, strats",
+            "weights, sync, rehearse, seeds, launch, strats",
         ),
         (["--verson"], "accmt: error: unrecognized arguments: --verson, did you mean --version?"),
         (["explain", "runs", "--jsn"], "accmt explain: error: unrecognized arguments: --jsn, did you mean --json?"),

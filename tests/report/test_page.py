@@ -96,12 +96,12 @@ def test_hostile_texts_are_texts(hostile):
 
 def test_several_trainings_differ_first(trained, tmp_path):
     one = read_training(trained)
-    other = TrainingReport("other", "", "Interrupted", one.cards[:1], one.curves, settings={**one.settings, "seed": 3})
+    other = TrainingReport("other", "", "Interrupted", one.cards[:1], one.curves, settings={**one.settings, "lr": 3})
     page = render([one, other])
     head = re.search("<thead><tr>(.*?)</tr>", page, re.DOTALL)[1]
     assert re.findall('class="sort">(.*?)<', head)[:4] == [
         "run",
-        "seed",
+        "lr",
         "best_valid_loss@dev",
         "best_valid_loss@dev: reached",
     ]

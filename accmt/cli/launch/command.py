@@ -14,6 +14,7 @@ from accmt.cli.arguments import CommandError, UsageError, address, gpus, natural
 from accmt.cli.launch.configuration import launch_command
 from accmt.cli.output import complain, write_shell
 from accmt.config.errors import did_you_mean
+from accmt.seed_run import seed_of_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.print:
         _check_script(options.script, options.module)
     launch = launch_command(options)
-    command = [*(["-m"] if options.module else []), options.script, *options.arguments]
+    seeded = [] if seed_of_run() is None else ["-m", "accmt.cli.seeds.seeded"]
+    command = [*seeded, *(["-m"] if options.module else []), options.script, *options.arguments]
     if not options.print:
         complain(f"accmt launch: {launch}")
     if not launch.is_script_itself:

@@ -61,7 +61,7 @@ def read_all(given: Sequence[str], read: Callable[[str], _T]) -> Iterator[tuple[
     Raises:
         CommandError: There is none.
     """
-    names = [name for one in given for name in _sources_in(one)]
+    names = [name for one in given for name in sources_in(one)]
     found = {name if name.startswith(MLFLOW) else str(Path(name).resolve()): name for name in names}
     if not found:
         raise CommandError(f"no training was found in {', '.join(given)}")
@@ -78,7 +78,7 @@ def read_all(given: Sequence[str], read: Callable[[str], _T]) -> Iterator[tuple[
         raise CommandError("none of the trainings can be read")
 
 
-def _sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
+def sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
     """Yield the sources in a folder that is not one itself, in order of their names; any other source as it is."""
     place = Path(name)
     if name.startswith(MLFLOW) or not place.is_dir() or (place / HISTORY).is_file() or log_in(place) is not None:
@@ -86,4 +86,4 @@ def _sources_in(name: str, depth: int = _DEPTH) -> Iterator[str]:
     elif depth:
         folders = (path for path in sorted(place.iterdir()) if path.is_dir() and not path.is_symlink())
         for folder in folders:
-            yield from _sources_in(str(folder), depth - 1)
+            yield from sources_in(str(folder), depth - 1)

@@ -64,7 +64,9 @@
     const style = getComputedStyle(document.documentElement);
     const figure = JSON.parse(plot.json, (key, value) => {
       const isNamed = /color$/.test(key) && typeof value === "string" && value[0] === "@";
-      return isNamed ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value;
+      if (!isNamed) return value;
+      const [name, opacity = ""] = value.slice(1).split("+");
+      return style.getPropertyValue(`--${name}`).trim() + opacity;
     });
     for (const trace of figure.data) {
       trace.visible = !plot.hidden.has(trace.legendgroup) && !hidden.has(trace.meta?.run);

@@ -1,0 +1,1 @@
+"""`accmt seeds`: a script once for each seed, and whether two such sets of runs differ by more than noise."""
