@@ -13,6 +13,9 @@ def set_seed(seed: int) -> None:
 
     Args:
         seed: A number from 0 to 2**32 - 1.
+
+    Raises:
+        ValueError, TypeError: It is not.
     """
     random.seed(seed)
     np.random.seed(seed)
