@@ -15,6 +15,9 @@ def set_seed(seed: int) -> None:
 
     Args:
         seed: A number from 0 to 2**32 - 1. In a script that `accmt seeds` started, the seed of the run takes its place.
+
+    Raises:
+        ValueError, TypeError: It is not.
     """
     run = seed_of_run()
     seed = seed if run is None else run

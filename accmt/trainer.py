@@ -403,6 +403,9 @@ class Trainer:
         SIGKILL and a resume, in forks of this process; print what the training will cost, and whether it resumes
         exactly. The arguments are those of `fit`. Nothing is changed here, left in `model_path` or sent to trackers.
 
+        Returns:
+            What was found: `costs` (seconds and bytes), `seconds` (of the whole training), `notes`, `differences`.
+
         Raises:
             RehearsalFailed: A run failed, such as by an error of the module. A RuntimeError, with what it printed.
             RuntimeError: This process cannot be forked, because several processes train, or there is a GPU.
@@ -452,7 +455,8 @@ class Trainer:
             loss_fn, metrics: As in `fit`.
 
         Returns:
-            Dataset -> metric -> value, including `valid_loss`.
+            Dataset -> metric -> value, including `valid_loss`; the same on every process. The key of a dataset that is
+            given alone is "0".
 
         Raises:
             ConfigError: With all problems of the arguments. With several processes, call it before the training, during
@@ -534,9 +538,14 @@ class Trainer:
 
     @concise
     def best(self, rule: str | None = None) -> SavedModel | None:
-        """Return the best model that a rule of the last `fit` saved: values, step, folder. None if it saved none.
+        """Return the best model that a rule of the last `fit` saved. Before any `fit`, an earlier process's in
+        `model_path`.
 
-        `rule` is a name or a text; None for the only one. Before any `fit`, an earlier process's in `model_path`.
+        Args:
+            rule: The name or text of the rule; None for the only one.
+
+        Returns:
+            The description of the model: rule, values, step, epoch, folder; None if the rule has saved none.
 
         Raises:
             ValueError: If no such rule exists, or there are several and none is given.
@@ -553,6 +562,9 @@ class Trainer:
 
         Args:
             path: The file to write; None for `report.html` in `model_path`.
+
+        Returns:
+            The report, whose `path` is the file.
 
         Raises:
             ModuleNotFoundError: jinja2 or plotly is not installed: pip install 'accmt[report]'.

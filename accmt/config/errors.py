@@ -32,9 +32,11 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Hyperparameters or a configuration cannot be used. `problems` lists every mistake that was found.
+    """Arguments, hyperparameters or a configuration cannot be used.
 
-    `source` names what was read: a file, "the configuration" for a dictionary, or "HyperParameters".
+    Attributes:
+        problems: Every mistake that was found: its `path`, such as "hps.optimizer.type", and its `text`.
+        source: What was read: a file, "the configuration" for a dictionary, or a call, such as "Trainer(...)".
     """
 
     def __init__(self, problems: Iterable[Problem], source: str = "HyperParameters") -> None:

@@ -239,8 +239,14 @@ class Rules:
     def save(self, decision: Decision, write: Write) -> Decision:
         """Publish the models that a decision saves, and return what became of it. Call it on all processes.
 
-        `write` is called once for each rule that saves, on the main process, with an empty folder for its files. If it
-        raises, the former model stays, and the rule forgets that it saved; the first time this is a warning.
+        Args:
+            decision: The decision of the last evaluation; nothing is done if it saves nothing.
+            write: Called once for each rule that saves, on the main process, with an empty folder for its files, such
+                as `state_dict_of(model)`. If it raises, the former model stays, and the rule forgets that it saved; the
+                first time this is a warning.
+
+        Returns:
+            The decision, in which the outcome of a rule whose model was not written is "failed".
 
         Raises:
             RuntimeError: It is not the last decision; or `write` failed for a rule twice in a row.

@@ -21,6 +21,13 @@ class Metric:
 
     Subclass it and write `compute`. The values are exact: as if one process had seen the dataset once, in order.
 
+        class F1(Metric):
+            def compute(self, predictions, targets):
+                hits = (predictions * targets).sum()
+                return {"f1": 2 * hits / (predictions.sum() + targets.sum())}
+
+        trainer = Trainer(hps, "runs/f1", metrics=F1("f1"))
+
     Args:
         name: The name under which `validation_step` returns its arguments.
         greater_is_better: The direction of the main value. Or a mapping from outputs of `compute` to directions, the
@@ -32,6 +39,9 @@ class Metric:
             tensors unchanged.
         pad: The number with which tensors are padded, at the ends of all dimensions but the first, to the longest of
             all batches. None: tensors that differ in more than their number of samples are an error.
+
+    Raises:
+        ValueError: An argument is not possible.
 
     Attributes:
         per_sample: Whether values are means of a score per sample; a subclass sets it. Then `compute` is called for
@@ -77,9 +87,15 @@ class Metric:
         return dtype if self.cast is torch.float32 and torch.finfo(dtype).bits > 32 else self.cast
 
     def compute(self, *args: Any) -> Mapping[str, Any]:
-        """Compute the values from the arguments of all samples: at least the values whose direction is given.
+        """Compute the values from the arguments of all samples.
 
-        Values are numbers: float, int, a tensor or NumPy value with one element.
+        Args:
+            *args: What `validation_step` returned under the name of the metric, joined over all batches and processes:
+                the first dimension of tensors is the samples of the dataset, in order.
+
+        Returns:
+            Name -> value, with at least the values whose direction is given. Values are numbers: float, int, a tensor
+            or NumPy value with one element.
         """
         raise NotImplementedError(f"{type(self).__name__} has no compute")
 
@@ -90,7 +106,8 @@ class Metric:
 class MetricParallel(Metric):
     """A metric that each process computes over its own samples; the values are averaged, weighted by sample count.
 
-    Cheaper than `Metric` for large predictions, but exact only for metrics that are means over samples.
+    Cheaper than `Metric` for large predictions, but exact only for metrics that are means over samples. The arguments
+    are those of `Metric`; floating point tensors are not converted.
     """
 
     @answering_earlier
@@ -109,6 +126,8 @@ class MetricParallel(Metric):
 class FunctionMetric(Metric):
     """A metric from a plain function of the gathered arguments that returns one number, or a dict of numbers.
 
+        error = FunctionMetric("error", lambda guesses, true: (guesses - true).abs().mean(), greater_is_better=False)
+
     Args:
         name: The name of the metric.
         function: Called as `function(predictions, targets, ...)`.
@@ -119,6 +138,9 @@ class FunctionMetric(Metric):
             the metric is their mean over all samples. The function is called for each batch, on its device, and nothing
             is kept, except the scores if a rule asks for standard errors. For a mean over tokens or other parts, see
             `Metric`.
+
+    Raises:
+        ValueError: An argument is not possible.
     """
 
     @answering_earlier

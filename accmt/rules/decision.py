@@ -13,7 +13,16 @@ REQUESTED = "trainer.stop"
 
 
 class Outcome(StrEnum):
-    """Outcome of one evaluation under one rule."""
+    """Outcome of one evaluation under one rule; each is also a text, such as "saved".
+
+    Attributes:
+        SAVED: The model was saved.
+        NOT_BETTER: It is not better than the one saved last.
+        BLOCKED: It is better, and a bound, `if` or `after` forbids it.
+        NAN: A value is NaN.
+        INACTIVE: The evaluation before the first step, which decides nothing.
+        FAILED: It was to be saved, and could not be written.
+    """
 
     SAVED = "saved"
     NOT_BETTER = "not better"
@@ -25,7 +34,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptModel(Jsonable):
-    """A model that a rule keeps: its values, and the evaluation and step at which it was saved."""
+    """A model that a rule keeps.
+
+    Attributes:
+        values: The value of each objective of the rule.
+        evaluation: The number of the evaluation at which it was saved, from 1.
+        step: The optimizer step at which it was saved.
+    """
 
     values: tuple[float, ...]
     evaluation: Count
@@ -65,7 +80,12 @@ class Verdict(Jsonable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stop(Jsonable):
-    """Request to stop the training: the rules or the condition that made it, and the reason in words."""
+    """Request to stop the training.
+
+    Attributes:
+        asked_by: The rules or the condition that asked for it; "trainer.stop" if the script did.
+        reason: The reason in words.
+    """
 
     asked_by: str
     reason: str
@@ -74,7 +94,15 @@ class Stop(Jsonable):
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision(Jsonable):
     """Decision at one moment: after an evaluation (with a verdict per rule), a stop between evaluations, or the verdict
-    of a rule on the average of its models at the end (`average`)."""
+    of a rule on the average of its models at the end (`average`).
+
+    Attributes:
+        progress: The counters of the training at this moment.
+        verdicts: One for each saving rule after an evaluation; otherwise empty.
+        checkpoint: Whether a checkpoint is due because of this evaluation.
+        stop: Why the training stops; None if it continues.
+        average: The verdict on the average of the models that a rule keeps; None if this is no such decision.
+    """
 
     progress: Progress = field(metadata=INLINE)
     verdicts: tuple[Verdict, ...] = ()

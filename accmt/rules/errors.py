@@ -45,7 +45,12 @@ class RuleProblem:
 
 
 class RuleError(ValueError):
-    """One or more rules cannot be used. `problems` lists every mistake that was found."""
+    """One or more rules cannot be used.
+
+    Attributes:
+        problems: Every mistake that was found: its `message`, the `text` of the rule, and `span`, the place in it,
+            what is `allowed` there, and the `suggestion`, a name that was probably meant; None for what is unknown.
+    """
 
     def __init__(self, problems: Iterable[RuleProblem]) -> None:
         self.problems = tuple(problems)

@@ -63,8 +63,8 @@ class LearningRateCurve:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate of the steepest descent: the middle of the fifth of all steps in which a straight line through the
-        losses falls most steeply. None if it never falls."""
+        """The rate of the steepest descent, which is the middle of the fifth of all steps in which a straight line
+        through the losses falls most steeply. None if it never falls."""
         known = [loss for loss in self.losses if math.isfinite(loss)]
         width = max(2, len(known) // 5)
         parts = [known[begin : begin + width] for begin in range(len(known) - width + 1)]

@@ -53,6 +53,9 @@ class TrainingHistory:
     def load(cls, model_path: str | Path) -> TrainingHistory:
         """Read the history of a training, which may still run, from its folder.
 
+        Args:
+            model_path: The folder of the training.
+
         Raises:
             FileNotFoundError: The folder does not contain a training.
             ValueError: A line of its history is damaged.
@@ -101,7 +104,11 @@ class TrainingHistory:
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the values over the steps: axes for each metric, a line for each dataset, and marks where rules saved.
 
-        Returns the figure, which a notebook shows; with a path, such as "history.png", it is also written.
+        Args:
+            path: The file to write, such as "history.png"; None for none.
+
+        Returns:
+            The figure, which a notebook shows.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
