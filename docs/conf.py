@@ -11,6 +11,8 @@ from sphinx.application import Sphinx
 
 import accmt
 
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 project = "accmt"
 author = "the authors of accmt"
 version = release = accmt.__version__
