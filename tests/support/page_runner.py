@@ -57,7 +57,7 @@ def _printed(text: str, names: dict[str, object]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(text, "page.py", "exec"), names)
-    return out.getvalue()
+    return out.getvalue().replace(f"{os.getcwd()}/", "")
 
 
 def _in_shell(text: str) -> str:
