@@ -41,6 +41,9 @@ REPLACED = names.REPLACED
 _UNIQUE = 8
 _REPLACED = re.compile(rf"{re.escape(REPLACED)}(.+)-[0-9a-f]{{{_UNIQUE}}}", re.DOTALL)
 
+_BESIDE = re.compile(rf"{re.escape(MANIFEST)}|README\.md|\.gitattributes|\.cache/huggingface/.*", re.DOTALL)
+"""Files that no manifest lists: itself, and what a hub of models keeps beside the files of one. Nothing reads them."""
+
 _PIECE = 2**24
 _LONGEST_MANIFEST = 2**24  # about 100,000 files
 _SMALL = 2**16  # bytes that are hashed faster than another thread does it
@@ -362,8 +365,7 @@ def _contents(folder: Path) -> dict[str, Path]:
 
 
 def _differences(folder: Path, expected: Mapping[str, FileEntry], read: bool) -> Iterator[str]:
-    found = _contents(folder)
-    found.pop(MANIFEST, None)
+    found = {name: at for name, at in _contents(folder).items() if name in expected or not _BESIDE.fullmatch(name)}
     yield from (f"{name} is missing" for name in sorted(expected.keys() - found.keys()))
     yield from (f"{name} does not belong to it" for name in sorted(found.keys() - expected.keys()))
     for name, path in found.items():

@@ -332,6 +332,16 @@ def test_each_kind_of_damage_is_named(tmp_path, damage, expected, read):
     assert publish.folder_problem(target, read=read) == expected
 
 
+def test_what_a_hub_adds_to_a_folder_is_no_damage(tmp_path):
+    target = publish_one(tmp_path / "best")
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/download/weights.bin.metadata"):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("a model")
+    assert publish.folder_problem(target) is None
+    (target / "sub" / "README.md").write_text("not where a hub puts it")
+    assert publish.folder_problem(target) == "sub/README.md does not belong to it"
+
+
 def with_file(size, sha256="0", name="../outside"):
     return json.dumps({"schema": 1, "files": {name: {"size": size, "sha256": sha256}}})
 

@@ -1,10 +1,13 @@
-"""The README's programs run as they stand, and what it says of the rules is true."""
+"""The README's programs and commands run as they stand, its rules are rules, and its files exist."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from page_runner import agrees
 
 from accmt.rules import parse_saving
 
@@ -12,10 +15,11 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 SHOWN = re.search(r"It prints, in a file or a log:\n\n```\n(.*?)```", README, re.DOTALL)
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^accmt (?:check|explain|replay) .*$", README, re.MULTILINE)
 
 
-def test_programs(tmp_path):
-    """Each goes on where the one before it ended."""
+def test_programs_and_commands(tmp_path):
+    """Each program goes on where the one before it ended, and the commands are about what they have trained."""
     path = tmp_path / "program.py"
     path.write_text("".join(PROGRAMS))
     ran = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -26,23 +30,27 @@ def test_programs(tmp_path):
     assert values.keys() == {"accuracy@dev"}
     assert min(values.values()) > 0.6
     assert SHOWN is not None
-    expected = _without_numbers(SHOWN[1])
-    assert _without_numbers(ran.stdout)[: len(expected)] == expected
+    assert agrees(f"{SHOWN[1]}...", ran.stdout), ran.stdout
     assert (folder / "pytorch_model.bin").is_file()
+    assert (tmp_path / "runs/sets/best_accuracy@dev__accuracy@dark/pytorch_model.bin").is_file()
+    assert (tmp_path / "runs/loop/best_accuracy/saving.json").is_file()
+    assert len(COMMANDS) == 3
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in COMMANDS:
+        ran = subprocess.run(command, shell=True, cwd=tmp_path, env=found, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, ""), command
 
 
-def _without_numbers(text):
-    """The lines of an output but for numbers and the evaluations at which something was saved: both are by chance."""
-    lines = [line for line in text.splitlines() if not line.startswith("  ")]
-    return [re.sub("[▁-█]+", "▁", re.sub(r"\d[\d,.]*\d|\d", "0", line)) for line in lines]
-
-
-def test_rules_of_the_table_are_sentences_of_the_language():
-    table = README.split("| written |")[1].split("\n\n")[0]
-    rules = [rule for row in table.splitlines()[2:] for rule in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    assert len(rules) >= 7
+def test_rules_are_sentences_of_the_language():
+    [block] = re.findall(r"```rule\n(.*?)```", README, re.DOTALL)
+    rules = [line.partition("  #")[0].strip() for line in block.splitlines()]
+    assert len(rules) >= 2
     for rule in rules:
-        assert parse_saving(rule).name.startswith("best_")
+        assert parse_saving(rule).name == "best_accuracy"
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_linked_files_exist():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from accmt.rules import CadenceRule
+from accmt.rules import CadenceRule, parse_saving
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "rules.md").read_text()
@@ -24,6 +24,14 @@ def load_script():
 
 SCRIPTS = re.findall(r"```rule\n(.*?)```", PAGE, re.DOTALL)
 SESSIONS = "\n".join(re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL))
+
+
+def test_rules_of_the_table_are_sentences_of_the_language():
+    table = PAGE.split("| written | the model is saved")[1].split("\n\n")[0]
+    rules = [rule for row in table.splitlines()[2:] for rule in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(rules) >= 7
+    for rule in rules:
+        assert parse_saving(rule).name.startswith("best_")
 
 
 @pytest.mark.parametrize("number", range(len(SCRIPTS)))

@@ -6,13 +6,13 @@
 
 import json
 import os
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import page_runner
 import pytest
 from launching import launch
+from page_runner import agrees
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FRAGMENTS = ("hyperparameter-search", "plain-modules", "rehearsal", "report", "scaling", "tracking", "transformers")
@@ -27,17 +27,6 @@ PAGES = sorted(
 
 NEEDED = {f"coming-from/{name}.md": name for name in ("ignite", "keras", "lightning", "transformers")}
 """Page -> the library without which it cannot be run."""
-
-
-def without_numbers(text):
-    """The text with 0 for each number and one bar for each sparkline."""
-    text = re.sub(r"[▁-█]+", "▁", re.sub(r"\d[\d,.:]*\d|\d", "0", text))
-    return re.sub(r"[ \t]+", " ", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
-
-
-def agrees(shown, made):
-    parts = [re.escape(part) for part in re.split(r"^\.\.\.$", without_numbers(shown), flags=re.MULTILINE)]
-    return re.fullmatch(".*".join(parts), without_numbers(made), re.DOTALL)
 
 
 @pytest.mark.parametrize("name", PAGES)

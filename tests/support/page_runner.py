@@ -57,7 +57,7 @@ def _printed(text: str, names: dict[str, object]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(text, "page.py", "exec"), names)
-    return out.getvalue()
+    return out.getvalue().replace(f"{os.getcwd()}/", "")
 
 
 def _in_shell(text: str) -> str:
@@ -66,6 +66,18 @@ def _in_shell(text: str) -> str:
         ran = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         lines += [f"$ {command}", *ran.stdout.replace(f"{os.getcwd()}/", "").splitlines()]
     return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def without_numbers(text: str) -> str:
+    """The text with 0 for each number and one bar for each sparkline."""
+    text = re.sub(r"[▁-█]+", "▁", re.sub(r"\d[\d,.:]*\d|\d", "0", text))
+    return re.sub(r"[ \t]+", " ", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
+
+
+def agrees(shown: str, made: str) -> bool:
+    """Return whether an output is as shown, but for numbers. A line `...` stands for any lines."""
+    parts = [re.escape(part) for part in re.split(r"^\.\.\.$", without_numbers(shown), flags=re.MULTILINE)]
+    return re.fullmatch(".*".join(parts), without_numbers(made), re.DOTALL) is not None
 
 
 if __name__ == "__main__":
