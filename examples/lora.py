@@ -26,7 +26,7 @@ Batch = tuple[dict[str, Tensor], Tensor]
 class Reviews(AcceleratorModule):
     def __init__(self) -> None:
         model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
-        lora = LoraConfig(TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
         self.model = get_peft_model(model, lora)
 
     def training_step(self, batch: Batch) -> Tensor:
