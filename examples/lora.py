@@ -1,6 +1,6 @@
 """LoRA: adapt a small transformer to reviews by training one weight of a hundred, and save the adapter by itself.
 
-    python examples/lora.py [--model-path runs/lora] [--epochs 2] [--samples 640]
+    python examples/lora.py [--model-path runs/lora] [--epochs 2] [--samples 256]
 
 peft adds small matrices to the attention of all-MiniLM-L6-v2, and only these and the classifier on top are trained:
 any model that is a torch.nn.Module can be one of accmt's. The texts are snippets of reviews of films and products
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="runs/lora", help="folder for models and checkpoints (%(default)s)")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=640, help="snippets to train on (%(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="snippets to train on (%(default)s)")
     arguments = parser.parse_args()
 
     set_seed(0)

