@@ -36,6 +36,11 @@ def assert_saved_and_reported(name, folder, printed):
         assert json.loads(description.read_text())["rule"] in page or not (folder / saved).is_relative_to(report.parent)
 
 
+def test_the_page_shows_each_of_them():
+    page = (EXAMPLES.parent / "docs" / "gallery.md").read_text()
+    assert [name for name in SAVED if f"$ python examples/{name}.py" not in page] == []
+
+
 @pytest.mark.parametrize("name", SAVED)
 def test_briefly(name, tmp_path):
     printed = run(name, tmp_path / name, "--epochs", "1", *BRIEFLY.get(name, ()))
