@@ -1,4 +1,4 @@
-"""The example notebook, run by a kernel of this environment, interrupted and resumed, and looked at in a browser."""
+"""The example notebooks, run by a kernel of this environment; one is interrupted, resumed and looked at."""
 
 import os
 import re
@@ -17,7 +17,8 @@ from PIL import Image
 
 pytestmark = pytest.mark.xdist_group("notebook")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "quickstart.ipynb"
 INTERRUPTED = """
 import os, pathlib, time
 from accmt import Callback
@@ -45,6 +46,15 @@ def interrupt(pid_file, over):
         time.sleep(0.05)
 
 
+def execute(notebook, folder):
+    """Run all cells in a folder, which is also the one place for kernels and settings of Jupyter."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+            patch.setenv(place, str(folder / place))
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
     """The executed example with two more cells, in which a training is interrupted and resumed."""
@@ -52,19 +62,14 @@ def notebook(tmp_path_factory):
     notebook = nbformat.read(EXAMPLE, 4)
     stopped = new_code_cell(INTERRUPTED, metadata={"tags": ["raises-exception"]})
     notebook.cells += [stopped, new_code_cell("train_two_epochs()")]
-    places = ("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     over = threading.Event()
     thread = threading.Thread(target=interrupt, args=(folder / "waits", over))
-    with pytest.MonkeyPatch.context() as patch:
-        for place in places:  # kernels of the user must not be found, and nothing of theirs be written
-            patch.setenv(place, str(folder / place))
-        thread.start()
-        try:
-            NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
-        finally:
-            over.set()
-            thread.join()
-    return notebook
+    thread.start()
+    try:
+        return execute(notebook, folder)
+    finally:
+        over.set()
+        thread.join()
 
 
 def outputs_of(notebook, source, kind):
@@ -77,8 +82,9 @@ def text_of(notebook, source):
     return "".join(output.text for output in outputs_of(notebook, source, "stream") if output.name == "stdout")
 
 
-def test_the_example_is_published_without_outputs():
-    cells = [cell for cell in nbformat.read(EXAMPLE, 4).cells if cell.cell_type == "code"]
+@pytest.mark.parametrize("name", ["quickstart", "several_sets"])
+def test_an_example_is_published_without_outputs(name):
+    cells = [cell for cell in nbformat.read(EXAMPLES / f"{name}.ipynb", 4).cells if cell.cell_type == "code"]
     assert len(cells) > 5
     assert not [cell for cell in cells if cell.outputs or cell.execution_count]
 
@@ -139,6 +145,19 @@ def test_an_interrupt_leaves_a_sentence_and_a_training_that_resumes(notebook):
     resumed = outputs_of(notebook, "train_two_epochs()", "execute_result")
     assert [output.data["text/plain"] for output in resumed] == ["TrainingHistory(2 evaluations, 2 epochs)"]
     assert "evaluation 1 " not in text_of(notebook, "train_two_epochs()")
+
+
+def test_several_sets_and_a_report_in_a_frame(tmp_path):
+    ran = execute(nbformat.read(EXAMPLES / "several_sets.ipynb", 4), tmp_path)
+    (table,) = outputs_of(ran, "history.to_pandas()", "execute_result")
+    assert re.match(r"dataset +measured +missing +noisy\n", table.data["text/plain"])
+    assert "held out" in text_of(ran, "set_seed(0)")
+    (report,) = outputs_of(ran, "trainer.report()", "execute_result")
+    assert "<iframe sandbox" in report.data["text/html"]
+    page = (tmp_path / "runs/several_sets/report.html").read_text()
+    assert all(rule in page for rule in ("best_worst(accuracy)", "best_accuracy@noisy/accuracy@measured"))
+    (saving,) = outputs_of(ran, "saving = ", "execute_result")
+    assert saving.data["text/plain"].startswith("SavedModel(rule='best_worst(accuracy)'")
 
 
 def test_no_other_cell_fails(notebook):
