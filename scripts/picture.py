@@ -1,4 +1,7 @@
-"""Takes the picture that README.md shows: python scripts/picture.py runs/domains/report.html docs/how-to/report.png"""
+"""Takes a picture of a report: python scripts/picture.py runs/domains/report.html docs/how-to/report.png [PART]
+
+PART is a CSS selector, such as .cards, of the part to show; without it the picture shows the top of the page.
+"""
 
 import shutil
 import sys
@@ -10,7 +13,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-page, picture = (Path(argument).absolute() for argument in sys.argv[1:])
+page, picture = (Path(argument).absolute() for argument in sys.argv[1:3])
 options = webdriver.ChromeOptions()
 for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1320,2090"):
     options.add_argument(flag)
@@ -20,7 +23,8 @@ try:
     while not browser.find_elements("css selector", ".main-svg"):
         time.sleep(0.1)
     time.sleep(1)
-    taken = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    shown = browser.find_element("css selector", sys.argv[3]).screenshot_as_png if sys.argv[3:] else None
+    taken = Image.open(BytesIO(shown or browser.get_screenshot_as_png())).convert("RGB")
 finally:
     browser.quit()
 taken.quantize(200, dither=Image.Dither.NONE).save(picture, optimize=True)
