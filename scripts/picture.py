@@ -1,6 +1,7 @@
-"""Takes a picture of a report: python scripts/picture.py runs/domains/report.html docs/how-to/report.png [PART]
+"""Takes a picture of a report: python scripts/picture.py runs/domains/report.html docs/how-to/report.png [PART [HEIGHT]]
 
-PART is a CSS selector, such as .cards, of the part to show; without it the picture shows the top of the page.
+PART is a CSS selector, such as .cards, of the part to show; without it the picture shows the top of the page. HEIGHT, in
+pixels, cuts the picture.
 """
 
 import shutil
@@ -27,4 +28,6 @@ try:
     taken = Image.open(BytesIO(shown or browser.get_screenshot_as_png())).convert("RGB")
 finally:
     browser.quit()
+if sys.argv[4:]:
+    taken = taken.crop((0, 0, taken.width, int(sys.argv[4])))
 taken.quantize(200, dither=Image.Dither.NONE).save(picture, optimize=True)
