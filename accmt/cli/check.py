@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from accmt.cli.arguments import UsageError, add_metric_options, add_rule_options
 from accmt.cli.output import complain, write
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     cadences = options.checkpoint_every, options.evaluate_every
     if not any([options.rules, options.config, options.stop_when, *cadences]):
         raise UsageError("there is nothing to check: give a RULE or --config")
+    if file := next((rule for rule in options.rules if Path(rule).suffix in (".yaml", ".yml")), None):
+        raise UsageError(f"'{file}' is the name of a file, not a rule: give it as --config {file}")
     if options.datasets and not options.metrics:
         raise UsageError("--dataset needs the metrics as well: give each one with --metric")
     facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None

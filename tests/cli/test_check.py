@@ -213,6 +213,7 @@ def test_rules_of_one_name(check):
     ("arguments", "text"),
     [
         ([], "there is nothing to check: give a RULE or --config"),
+        (["a", "hps.yaml"], "'hps.yaml' is the name of a file, not a rule: give it as --config hps.yaml"),
         (["a", "--dataset", "dev"], "--dataset needs the metrics as well: give each one with --metric"),
         (["a", "--metric", "a:maximum"], "argument --metric: 'a:maximum': expected max or min after ':', as in a:max"),
         (["a", "--metric", ""], "argument --metric: '': a name is empty or given twice, write it like a:max@dev,test"),

@@ -4,6 +4,7 @@
   for `yaml` and `bash`.
 - `console`: lines after `$ ` run in a shell. The lines below one are its output.
 - `text`, after a `python` block: what the block printed.
+- Modules of examples/ can be imported.
 - A block after a line `<!-- not run: REASON -->` is only shown.
 
 Writes `blocks.json`: a list of [language, shown, printed] of all blocks with an output.
@@ -57,14 +58,18 @@ def _printed(text: str, names: dict[str, object]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(text, "page.py", "exec"), names)
-    return out.getvalue().replace(f"{os.getcwd()}/", "")
+    return _without_folder(out.getvalue())
+
+
+def _without_folder(text: str) -> str:
+    return text.replace(f"{os.getcwd()}/", "")
 
 
 def _in_shell(text: str) -> str:
     lines = []
     for command in re.findall(r"^\$ (.*(?:\\\n.*)*)$", text, re.MULTILINE):
         ran = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines += [f"$ {command}", *ran.stdout.replace(f"{os.getcwd()}/", "").splitlines()]
+        lines += [f"$ {command}", *_without_folder(ran.stdout).splitlines()]
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
@@ -83,6 +88,6 @@ def agrees(shown: str, made: str) -> bool:
 if __name__ == "__main__":
     folder, page = sys.argv[1:3]
     os.chdir(folder)
-    sys.path.insert(0, folder)
+    sys.path[:0] = [folder, str(Path(page).parent.parent.parent / "examples")]
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     Path("blocks.json").write_text(json.dumps(run(Path(page).read_text())))
