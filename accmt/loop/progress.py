@@ -47,16 +47,12 @@ class _State:
     steps_per_epoch: Count | None
 
 
-def epoch_shown(progress: Progress, per_epoch: int | None, epochs: int | None, *, ahead: bool = False) -> str:
-    """Return the epoch as people count: `1.5/10` in the middle of the first, `1/10` at its end.
-
-    With `ahead`, the end of an epoch is the start of the next one, if there is one: `2.0/10`.
-    """
-    is_next = ahead and per_epoch is not None and progress.epoch != epochs
-    is_running = progress.step_in_epoch > 0 or not progress.step or is_next
-    tenth = min(9, 10 * progress.step_in_epoch // per_epoch) if per_epoch else 0
-    epoch = f"{progress.epoch + is_running}" + (f".{tenth}" if is_running and per_epoch else "")
-    return epoch if epochs is None else f"{epoch}/{epochs}"
+def epoch_shown(progress: Progress, per_epoch: int | None, epochs: int | None) -> str:
+    """Return the completed epochs: `0.5/10` in the middle of the first, `1/10` at its end."""
+    within = progress.step_in_epoch
+    is_within = within > 0 or not progress.step
+    tenths = f".{min(9, 10 * within // per_epoch)}" if per_epoch and is_within else ""
+    return f"{progress.epoch}{tenths}" + (f"/{epochs}" if epochs is not None else "")
 
 
 class TrainingPosition:

@@ -122,11 +122,10 @@ class Run:
     def resumed(self) -> bool:
         return self.checkpointer.resumed_from is not None
 
-    def moment(self, *, ahead: bool = False) -> ShownPosition:
-        """Return the position for the display, `ahead` as in `epoch_shown`; safe to call from another thread."""
+    def moment(self) -> ShownPosition:
+        """Return the position for the display; safe to call from another thread."""
         position, seconds = self.position, self.position.step_clock.elapsed()
-        ahead = ahead and not self.state.finished
-        epoch = epoch_shown(position.progress(0.0), self.data.steps_per_epoch, position.total_epochs, ahead=ahead)
+        epoch = epoch_shown(position.progress(0.0), self.data.steps_per_epoch, position.total_epochs)
         return ShownPosition(position.step, position.total_steps, epoch, seconds, self.stepper.rate_at_hand)
 
     def checkpoint(self) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 from rich.text import Text
 
@@ -39,7 +38,7 @@ def supervise(run: Run, prepare: Callable[[], None]) -> Stop | None:
     last: Text | None = None
     why = ""
     display = run.display
-    display.start(partial(run.moment, ahead=True))
+    display.start(run.moment)
     try:
         prepare()
         stop = train(run)
