@@ -113,7 +113,7 @@ def test_progress_is_one_output_that_was_updated(notebook):
         (
             "saving = ",
             "SavedModel(rule='best_accuracy@dev'",
-            "runs/notebook/best_accuracy@dev__accuracy@te",
+            "runs/notebook/best_accuracy@dev",
         ),
         ("module", "Digits(Sequential, 4,810 parameters)", "model.0"),
     ],
