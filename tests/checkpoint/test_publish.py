@@ -170,7 +170,9 @@ def test_killed_at_random_moments_while_replacing(tmp_path, way):
     chance = random.Random(0)
     target = tmp_path / "best"
     left_behind = 0
-    for _ in range(30):
+    for number in range(300):
+        if number >= 30 and left_behind and target.exists():  # on a busy machine it takes more
+            break
         process = forked(partial(publish_until_killed, target, way))
         time.sleep(chance.uniform(0.005, 0.03))
         os.kill(process, signal.SIGKILL)

@@ -34,7 +34,7 @@ checkpoint-0003-step-300   300      2  1 h  2.4 kB  complete  <- resume
 
 saved model                             values  step  epoch    size  state
 best_accuracy@dev                        0.875   300      2  1.4 kB  complete
-best_f1@dev__f1@test             0.123457, 0.5   300      2  1.4 kB  complete
+best_f1@dev__f1@ood              0.123457, 0.5   300      2  1.4 kB  complete
 lowest (best_valid_loss keep 2)
   evaluation-0002-step-300                 0.8   300      2  1.4 kB  complete
   evaluation-0001-step-150                 0.9   150      1  1.4 kB  complete
@@ -415,9 +415,9 @@ def test_for_scripts(look, folder):
     assert [entry["resumed"] for entry in entries[:3]] == [False, True, False]
     assert [entry["rank"] for entry in entries[3:7]] == [1, 1, 1, 2]
     assert entries[4]["about"] == {
-        "rule": "best_f1@dev/f1@test",
-        "text": "best_f1@dev/f1@test",
-        "values": {"f1@dev": 0.123456789, "f1@test": 0.5},
+        "rule": "best_f1@dev/f1@ood",
+        "text": "best_f1@dev/f1@ood",
+        "values": {"f1@dev": 0.123456789, "f1@ood": 0.5},
         "step": 300,
         "epoch": 2,
         "evaluation": 2,
