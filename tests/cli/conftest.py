@@ -69,10 +69,10 @@ def folder(tmp_path):
         put_checkpoint(path, number, age=(4 - number) * 3600 + 100)
     put_saving(path / "best_accuracy@dev", "best_accuracy@dev", "best_accuracy@dev", {"accuracy@dev": 0.875}, 2)
     put_saving(
-        path / "best_f1@dev__f1@test",
-        "best_f1@dev/f1@test",
-        "best_f1@dev/f1@test",
-        {"f1@dev": 0.123456789, "f1@test": 0.5},
+        path / "best_f1@dev__f1@ood",
+        "best_f1@dev/f1@ood",
+        "best_f1@dev/f1@ood",
+        {"f1@dev": 0.123456789, "f1@ood": 0.5},
         2,
     )
     for number, value in ((1, 0.9), (2, 0.8)):

@@ -169,7 +169,7 @@ def test_in_a_terminal_of_80_columns(folder, put):
     [third] = [number for number, line in enumerate(lines) if line.startswith(THIRD)]
     cell = " ".join(line[lines[0].index("state") :].strip() for line in lines[third : third + 4])
     assert cell.startswith("damaged: model.safetensors has 5 bytes instead of 2,000 too new: ")
-    assert re.search(r"^best_f1@dev__f1@test +0.123457, 0.5 +300 +2 +1.4 kB  verified$", out, re.MULTILINE)
+    assert re.search(r"^best_f1@dev__f1@ood +0.123457, 0.5 +300 +2 +1.4 kB  verified$", out, re.MULTILINE)
     assert "-0123abcd" in out.split("also there")[1]
 
 
