@@ -47,7 +47,7 @@ def _result(run: Run, rule: SavingRule, model_path: Path) -> RuleResult:
         return RuleResult(rule.name, courses, {}, "", None)
     if saving.average_of:
         when = f"the average of its {len(saving.average_of)} models"
-        return RuleResult(rule.name, courses, saving.values, when, saving.folder)
+        return RuleResult(rule.name, courses, saving.values, when, saving.folder, saving.measured)
     moments = {each.progress.step: each.progress for each in run.records.decisions}
     progress = moments.get(saving.step, Progress(step=saving.step, epoch=saving.epoch))
     when = f"step {saving.step}, epoch {epoch_shown(progress, run.data.steps_per_epoch, None)}"
