@@ -14,7 +14,7 @@ from statistics import fmean
 from accmt.cli.arguments import CommandError, add_metric_options, path, positive
 from accmt.cli.output import complain, print_csv, print_json, table, write_rich
 from accmt.cli.replay.opening import open_source, read_all
-from accmt.cli.replay.rules import Mistakes, check_against, parsed
+from accmt.cli.replay.rules import Mistakes, check_against, held_apart, parsed
 from accmt.cli.replay.source import Source
 from accmt.rules import RuleError, Rules, SavingRule, parse_saving
 from accmt.rules.nodes import Amount
@@ -136,6 +136,7 @@ def _opened(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
 
     def read(name: str) -> Source:
         source = open_source(name, options.metrics, options.datasets, options.tracking_uri)
+        source = held_apart(source, ())  # a dataset that is held out since a resume has values from before
         if not any(not observation.initial for observation in source.history.observations):
             raise CommandError(f"{name} has no evaluations yet")
         return source

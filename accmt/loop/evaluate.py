@@ -236,7 +236,8 @@ class DatasetValues:
                     how = f"of {one.rows:,} rows, not of {self._samples:,} samples: give it one row for each sample"
                 yield f"the standard errors of {where} are those {how}"
             if one.unknown():
-                why = "there is only one" if one.error is None else f"{type(one.error).__name__}: {one.error}"
+                why = "they are nan" if one.rows > 1 else "there is only one"
+                why = why if one.error is None else f"{type(one.error).__name__}: {one.error}"
                 yield f"{where} has no standard error, because most of its resamples give no value ({why})"
 
     def _noted(self, error: Exception, metric: Metric) -> Exception:

@@ -293,7 +293,7 @@ def _no_replicates(metric: Metric) -> str:
     """Return why a metric has no replicates; empty if it has."""
     if metric.per_sample or not isinstance(metric, MetricParallel):
         return ""
-    return f"{type(metric).__name__} computes it on each process apart; make it a Metric"
+    return f"{type(metric).__name__} computes it on each process apart, which a Metric does not"
 
 
 def metrics_on(metrics: Mapping[str | None, Sequence[Metric]], key: str) -> list[Metric]:

@@ -112,6 +112,16 @@ def test_own_rules_of_all_trainings_in_a_folder(trainer, regression, data, sweep
     assert [json.loads(line)["rule"] for line in out.splitlines()] == ["best_valid_loss", "best_valid_loss"]
 
 
+def test_values_of_a_dataset_from_before_it_was_held_out_do_not_count(trainer, regression, data, sweep):
+    sets = {"dev": data(6, 1), "test": data(6, 2)}
+    for epochs, held_out in ((2, "test"), (4, "dev")):
+        training = trainer("held", epochs=epochs, held_out=held_out)
+        training.fit(regression(), data(22), sets)
+    status, out, _ = sweep(training.model_path, "--patience", "1", "--json")
+    assert status == 0
+    assert [json.loads(line)["stopped"] for line in out.splitlines()] == [1, 0]  # nothing is measured on test at first
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

@@ -87,6 +87,18 @@ def test_an_average_that_is_better_is_saved_beside_its_models_and_is_the_best_fr
     assert all(torch.equal(value, expected[name]) for name, value in other.model.state_dict().items())
 
 
+def test_the_table_at_the_end_has_what_an_average_reaches_on_held_out_datasets(tmp_path, capsys):
+    class Judged(Fitting):
+        def validation_step(self, key, batch):
+            return {"loss": torch.tensor(0.75)} if key == "test" else super().validation_step(key, batch)
+
+    trainer = Trainer(HyperParameters(2, batch_size=8), tmp_path, held_out="test", sanity_check=False)
+    trainer.register_model_saving(RULE)
+    trainer.fit(Judged([0.5, 0.4, 0.1]), data(), {"dev": data(8), "test": data(8)})
+    said = "held out: valid_loss@test 0.75 the average of its 2 models"
+    assert said in " ".join(capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
 def test_an_average_that_is_not_better_is_not_saved_and_not_made_again(tmp_path, capsys):
     trainer = train(tmp_path, Fitting([0.5, 0.4, 0.3, 0.2, 0.25]), quiet=False)
     reason = "average of 3 models: 0.25 is not better than 0.2"

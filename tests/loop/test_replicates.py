@@ -163,6 +163,18 @@ def test_what_has_no_standard_error_is_said(trainer, capsys):
     ]
 
 
+def test_losses_that_are_not_a_number_have_no_standard_error(trainer, capsys):
+    class Unknown(Classes):
+        def validation_step(self, key, batch):
+            return {"loss": torch.full((len(batch[1]),), torch.nan)}
+
+    training = trainer(epochs=1)
+    training.register_model_saving("best_valid_loss by 2 se")
+    training.fit(Unknown(), labels(8), {"dev": labels(8)})
+    said = "'valid_loss' on 'dev' has no standard error, because most of its resamples give no value (they are nan)"
+    assert f"warning: {said}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_metric_that_each_process_computes_is_refused(trainer):
     class Parallel(MetricParallel):
         def compute(self, outputs, targets):
@@ -177,7 +189,8 @@ def test_a_metric_that_each_process_computes_is_refused(trainer):
         'accuracy' has no standard error, which 'by 2 se' needs
             best_accuracy by 2 se
                  ^^^^^^^^
-          Parallel computes it on each process apart; make it a Metric: write an amount, such as by 0.01 or by 1%"""
+          Parallel computes it on each process apart, which a Metric does not: """
+        "write an amount, such as by 0.01 or by 1%"
     )
 
 
