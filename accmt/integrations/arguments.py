@@ -24,6 +24,7 @@ from accmt.rules.store import TRAIN_LOSS, VALID_LOSS
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
 _DIRECTIONS = {"max": True, "min": False}
 _METRIC = '"max" or "min", or such a direction and a list of datasets: ("max", ["dev"])'
+_AVERAGE = "only accmt.Trainer averages the kept models at the end of a training: leave 'average' out"
 _T = TypeVar("_T")
 
 
@@ -147,6 +148,8 @@ class _Reader:
             evaluate,
             self._cadence("checkpoint_every", CadenceRule.parse) or section.checkpoint,
         )
+        averaged = [rule.text for rule in rules.savings if rule.averages]
+        self._problems += [Problem("save", f"'{text}': {_AVERAGE}") for text in averaged]
         datasets, held_out = given["datasets"], given["held_out"]
         kept = section.held_out if held_out is None else _names("held_out", held_out, self._problems)
         named = None if datasets is None else _without(_names("datasets", datasets, self._problems), kept)

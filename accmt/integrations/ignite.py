@@ -59,7 +59,7 @@ class Rules:
     ) -> None:
         self._given = {"model_path": model_path, "save": save, **rules}
         self._core = loop.Rules(**self._given)
-        self._names = Names(names, self._core.declared)
+        self._names = Names(names, self._core.declared, numbers_only=False)
         self._evaluators: dict[str, Engine] = {}
         self._restored: Mapping[str, Any] = {}
         self._values: dict[str, dict[str, Any]] = {}

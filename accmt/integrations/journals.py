@@ -20,6 +20,8 @@ from accmt.notices import warn
 from accmt.rules import Decision, Observation, Outcome, RuleEngine
 from accmt.tracking.training_file import Description, update_description, write_description
 
+_in_use: weakref.WeakValueDictionary[Path, Journals] = weakref.WeakValueDictionary()  # the last ones of a folder
+
 
 class Journals:
     """The journals in a folder, which only the main process writes. Nothing is written before `begin` or `resume`.
@@ -38,6 +40,11 @@ class Journals:
     @property
     def has_begun(self) -> bool:
         return self._records is not None
+
+    @property
+    def is_open(self) -> bool:
+        """True from the beginning of the training to its end."""
+        return self.has_begun and not self._is_closed
 
     def begin(self, engine: RuleEngine) -> None:
         """Begin a training from scratch: the files of an earlier one are moved to `earlier-N`.
@@ -105,16 +112,24 @@ class Journals:
         """Return the position in the journals, all lines of which are on the disk then."""
         return self._open().state_dict()
 
+    def end_interrupted(self) -> None:
+        """Unlock the folder if an exception has ended another training in it, of this process."""
+        other = _in_use.get(self._path)
+        if other is not None and other is not self and other.is_open:
+            other._open().flush()
+            other._is_closed = True
+            other._lock.release()
+
     def end(self, step: int, event: str, text: str) -> None:
         """Finish the journals and unlock the folder."""
-        if self._records is not None and not self._is_closed:
+        if self._records is not None and self.is_open:
             self._records.flush()
             self._records.steps.add_event(step, event, text)
         self._is_closed = True
         self._lock.release()
 
     def _open(self) -> Records:
-        if self._records is None or self._is_closed:
+        if self._records is None or not self.is_open:
             raise RuntimeError("these rules are closed: make new ones for another training")
         return self._records
 
@@ -129,6 +144,7 @@ class Journals:
             problem = Problem("model_path", f"'{self._path}' cannot be written: {error.strerror or error}")
             raise ConfigError([problem], "Rules(...)") from None
         self._records = Records(self._path, writes=processes.is_main())
+        _in_use[self._path] = self
         return self._records
 
     def _occupy(self, engine: RuleEngine) -> None:

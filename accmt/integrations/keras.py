@@ -93,6 +93,7 @@ class Rules(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no typ
         if self._has_trained:
             self._core.close()  # a training that failed
             self._core = loop.Rules(**self._given)
+        self._core.end_interrupted()
         per_epoch = self.params.get("steps")
         total = per_epoch * self.params["epochs"] if per_epoch else None
         self._core.start(total_steps=total, steps_per_epoch=per_epoch)
@@ -126,6 +127,12 @@ class Rules(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no typ
         if any(name.startswith(_PREFIX) for name in logs) or self._of_fit is None:
             decision = core.evaluated(self._evaluate(logs))
             core.save(decision, lambda folder: self.model.save(folder / MODEL))
+            if (
+                self._of_fit is None
+                and core.counters.evaluation == 1
+                and any(name.startswith(_PREFIX) for name in logs)
+            ):
+                warn("fit(validation_data=) decides nothing: name it in datasets= or held_out=")
         elif core.counters.evaluation == 0 and epoch == 0:
             warn("fit did not evaluate in epoch 1: nothing is decided before it does, by fit(validation_data=)")
         self._keep(epoch + 1)

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Rules(Checkpoint):  # type: ignore[misc]  # Lightning is not checked here
 
     def state_dict(self) -> dict[str, Any]:
         """Return what Lightning writes into a checkpoint."""
-        return self._core.state_dict() if self._is_training else {}
+        return self._core.state_dict() if self._is_training else dict(self._restored)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until the training starts."""
@@ -122,14 +123,19 @@ class Rules(Checkpoint):  # type: ignore[misc]  # Lightning is not checked here
     @concise
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the rules for the length of this training, and resume them if it is resumed."""
-        self._check_loaders(trainer.val_dataloaders)
+        if trainer.limit_val_batches == 0 and self._evaluated:
+            raise ValueError("limit_val_batches=0 means that nothing is validated: leave it out, or give datasets=[]")
+        if trainer.val_dataloaders is not None or not trainer.enable_validation:
+            self._check_loaders(trainer.val_dataloaders)  # otherwise after the first validation, which loads them
+        if trainer.fast_dev_run:
+            return  # a try, which writes no model: only names are checked
         if self._has_trained:
-            self._core = loop.Rules(**self._given)
+            self._core, self.best_model_path, self.best_model_score = loop.Rules(**self._given), "", None
         total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
         per_epoch = -(-batches // trainer.accumulate_grad_batches) if isinstance(batches, int) else None
         self._core.start(total_steps=total if isinstance(total, int) else None, steps_per_epoch=per_epoch or None)
         restored, self._restored = self._restored, {}
-        if trainer.global_step and restored:
+        if trainer.global_step and restored and restored["counters"]["step"] == trainer.global_step:
             self._core.load_state_dict(restored)
             self._set_best()
         elif trainer.global_step:
@@ -141,6 +147,8 @@ class Rules(Checkpoint):  # type: ignore[misc]  # Lightning is not checked here
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask what is due at this step."""
+        if not self._is_training:
+            return
         self._write_checkpoint(trainer)
         core, step = self._core, trainer.global_step
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -162,29 +170,38 @@ class Rules(Checkpoint):  # type: ignore[misc]  # Lightning is not checked here
 
     @concise
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decide by what was logged."""
-        if self._is_training and not trainer.sanity_checking and self._evaluated:
-            reported = trainer.callback_metrics
-            self._decide(trainer, {name: self._values(name, reported) for name in self._evaluated})
+        """Decide by what was logged. A further validation of the same weights decides nothing."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._evaluated:
+            return
+        self._check_loaders(trainer.val_dataloaders)
+        values = {name: self._values(name, trainer.callback_metrics) for name in self._evaluated}
+        if self._is_training and self._core.counters.step != self._core.counters.evaluated:
+            self._decide(trainer, values)
 
     @concise
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decide by the training loss if there are no validation data."""
-        if not self._evaluated:
+        if not self._evaluated and self._is_training:
             self._decide(trainer, {})
         self._write_checkpoint(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the journals and unlock the folder."""
         self._write_checkpoint(trainer)
-        self._is_training = False
+        self._leave()
         self._core.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Record that the training failed, and unlock the folder."""
         if self._is_training:
-            self._is_training = False
+            self._leave()
             self._core.__exit__(type(exception), exception, exception.__traceback__)
+
+    def _leave(self) -> None:
+        """Keep the state for checkpoints that are written after the training, and for `fit` that continues it."""
+        with suppress(RuntimeError):  # the training failed between a decision and its models
+            self._restored = self.state_dict()
+        self._is_training = False
 
     def _decide(self, trainer: pl.Trainer, values: Mapping[str, Mapping[str, Any]]) -> None:
         decision = self._core.evaluated(values)

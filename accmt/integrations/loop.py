@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 from accmt.checkpoint.model_folders import ModelFolders
 from accmt.checkpoint.publish import end_threads
 from accmt.checkpoint.saved_models import SavedModel
-from accmt.config.errors import ConfigError, Problem, raise_problems
+from accmt.config.errors import ConfigError, Problem, did_you_mean, raise_problems
 from accmt.config.kinds import COUNT
 from accmt.integrations import processes
 from accmt.integrations.arguments import read_declaration
@@ -318,14 +318,32 @@ class Rules:
             warn(note)
 
     def best(self, rule: str) -> SavedModel | None:
-        """Return the best model that a rule of this name has saved, None if there is none."""
-        assert self.engine is not None
-        [found] = [one for one in self.engine.rules.savings if one.name == rule]
-        return self._folders.best(found)
+        """Return the best model that a rule of this name has saved, None if there is none.
+
+        Raises:
+            ValueError: There is no such rule.
+        """
+        rules = self.declared.checked(None)[0] if self.engine is None else self.engine.rules
+        named = {one.name: one for one in rules.savings}
+        if rule not in named:
+            raise ValueError(f"there is no rule {rule!r}{did_you_mean(rule, named)} The rules are: {listed(named)}")
+        return self._folders.best(named[rule])
 
     def close(self) -> None:
         """Finish the journals and unlock the folder; the end of a `with` block calls it."""
+        if self._journals.is_open and self._pending is not None:
+            names = listed([verdict.rule for verdict in self._pending.saved])
+            warn(f"{names} saved nothing at step {self.counters.step}: rules.save(decision, write) was not called")
+        if self._journals.is_open and self.counters.evaluation == 0:
+            warn("this training ended without an evaluation: no rule has decided anything")
         self._end("FINISHED")
+
+    def end_interrupted(self) -> None:
+        """Unlock the folder if an exception has ended another training in it, of this process.
+
+        For trainers that run one training at a time, and do not tell that one has failed.
+        """
+        self._journals.end_interrupted()
 
     def __enter__(self) -> Self:
         return self

@@ -7,8 +7,15 @@ from typing import Any
 
 from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.integrations.arguments import Declaration
+from accmt.rules import SavingRule
 from accmt.rules.errors import listed
+from accmt.rules.replicated import asks_for_errors
 from accmt.rules.store import ONLY_DATASET, VALID_LOSS
+
+_NO_SCORES = (
+    "needs a score for each sample, and metrics are single numbers here: write an amount, such as by 0.01 or by 1%, "
+    "or use accmt.Trainer or accmt.integrations.loop"
+)
 
 
 class Names:
@@ -18,12 +25,15 @@ class Names:
         names: Reported name -> declared name, for those that differ.
         declared: What the rules were given.
         prefixes: What the trainer puts before the names of validation metrics.
+        numbers_only: A metric is one number, so that rules with `by 2 se` cannot be used.
 
     Raises:
-        ConfigError: A name is not that of a declared metric.
+        ConfigError: A name is not that of a declared metric, or a rule needs a score for each sample.
     """
 
-    def __init__(self, names: Any, declared: Declaration, prefixes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, names: Any, declared: Declaration, prefixes: tuple[str, ...] = (), *, numbers_only: bool = True
+    ) -> None:
         if not isinstance(names, Mapping | None):
             raise_problems([Problem("names", must_be('a dictionary such as {"f1-macro": "f1"}', names))], "Rules(...)")
         self._declared, self._prefixes = declared, prefixes
@@ -31,6 +41,8 @@ class Names:
         metrics = [VALID_LOSS, *declared.metrics]
         text = f"is not a declared metric: {listed(metrics)}"
         problems = [Problem(f"names[{old!r}]", f"{new!r} {text}") for old, new in given.items() if new not in metrics]
+        if numbers_only:
+            problems += [Problem("save", f"'{rule.text}' {_NO_SCORES}") for rule in _with_errors(declared)]
         raise_problems(problems, "Rules(...)")
         self._names = {"loss": VALID_LOSS, **given}
 
@@ -55,6 +67,10 @@ class Names:
         for prefix in self._prefixes:
             name = name.removeprefix(prefix)
         return name
+
+
+def _with_errors(declared: Declaration) -> list[SavingRule]:
+    return [rule for rule in declared.rules.savings if asks_for_errors(rule)]
 
 
 def _missing(missing: list[str], dataset: str, found: Iterable[str], how: str) -> str:

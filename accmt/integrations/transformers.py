@@ -127,6 +127,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
             self._core.close()
             self._core, self._found, self._is_checkpoint_due = loop.Rules(**self._given), {}, False
         self._has_trained, self._logged_step, self._quiet_until = True, state.global_step, 0
+        self._core.end_interrupted()
         self._epoch = _Epoch.of(args, state, parts["train_dataloader"])
         self._core.start(total_steps=state.max_steps, steps_per_epoch=self._epoch.steps)
         if state.global_step and "rules" in entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from accmt.config.errors import Problem, did_you_mean, must_be, raise_problems
@@ -17,6 +18,9 @@ from accmt.rules.store import VALID_LOSS
 Table = dict[str, dict[str, float]]
 
 
+_NO_SCORES = "needs a score for each sample, as a rule with 'se' compares it: give a list, an array or a tensor"
+
+
 class Replicates:
     """Replicates of means over samples; numpy is imported only where there are scores of samples.
 
@@ -27,11 +31,23 @@ class Replicates:
     def __init__(self, count: int) -> None:
         self._count = count
         self._draws: Any = None
+        self._sizes: dict[str, int] = {}
 
     def of(self, dataset: str, scores: Any) -> tuple[float, ...]:
-        """Return the replicates of the mean of scores, an array with a number for each sample of a dataset."""
+        """Return the replicates of the mean of scores, an array with a number for each sample of a dataset.
+
+        Raises:
+            ValueError: There are none, or not as many as before, so that nothing could be compared.
+        """
         from accmt.resampling import Draws, resampled_mean, rounded
 
+        if scores is None:
+            raise ValueError(_NO_SCORES)
+        before = self._sizes.setdefault(dataset, len(scores))
+        if before != len(scores):
+            raise ValueError(
+                f"has {len(scores)} scores, and had {before} before: give those of the same samples always"
+            )
         self._draws = self._draws or Draws(self._count)
         mean = resampled_mean(scores)
         return tuple(rounded(mean(counts)) for counts in self._draws.of(dataset, len(scores)))
@@ -65,16 +81,7 @@ def checked_values(
         needed = [name for name in missing if name != VALID_LOSS or is_loss_needed]
         problems += [Problem(f"{key}.{name}", "is missing: no value is given") for name in needed]
     scores = {key: _scores(metrics) for key, metrics in by_key.items()}
-    replicates: dict[str, dict[str, tuple[float, ...]]] = {}
-    for name, keys in replicated(engine.rules, facts).items() if not problems else ():
-        for key in keys:
-            if name in scores[key]:
-                replicates.setdefault(key, {})[name] = draws.of(key, scores[key][name])
-            else:
-                text = (
-                    "needs a score for each sample, as a rule with 'se' compares it: give a list, an array or a tensor"
-                )
-                problems.append(Problem(f"{key}.{name}", text))
+    replicates = _replicates(engine, scores, draws, problems) if not problems else {}
     found = {}
     for key, metrics in by_key.items():
         metrics = (
@@ -84,6 +91,19 @@ def checked_values(
         found[key] = _numbers(key, metrics, list(dict.fromkeys([*on, VALID_LOSS])), problems)
     raise_problems(problems, "evaluated(...)")
     return found, replicates
+
+
+def _replicates(
+    engine: RuleEngine, scores: Mapping[str, Mapping[str, Any]], draws: Replicates, problems: list[Problem]
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Return dataset -> metric -> replicates, of what rules compare by standard errors."""
+    found: dict[str, dict[str, tuple[float, ...]]] = {}
+    for name, key in ((name, key) for name, keys in replicated(engine.rules, engine.facts).items() for key in keys):
+        try:
+            found.setdefault(key, {})[name] = draws.of(key, scores[key].get(name))
+        except ValueError as error:
+            problems.append(Problem(f"{key}.{name}", str(error)))
+    return found
 
 
 def _scores(metrics: Any) -> dict[str, Any]:
@@ -96,7 +116,10 @@ def _scores(metrics: Any) -> dict[str, Any]:
     import numpy as np
 
     plain = {name: value.detach().cpu() if hasattr(value, "detach") else value for name, value in several.items()}
-    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in plain.items()}
+    arrays = {}
+    for name, value in plain.items():
+        with suppress(TypeError, ValueError):  # it is not a number either, which is said
+            arrays[name] = np.asarray(value, dtype=np.float64)
     return {name: array for name, array in arrays.items() if array.ndim == 1}
 
 

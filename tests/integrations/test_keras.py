@@ -135,3 +135,23 @@ def test_mistakes_are_errors_at_once(tmp_path):
     with pytest.raises(ConfigError, match="datasets: are not known: name those of validation="):
         program.rules_in(tmp_path, ["mae"], datasets=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_data_of_fit_that_no_rule_knows_are_told(tmp_path):
+    rules = program.Rules(tmp_path, datasets=[])
+    with pytest.warns(UserWarning, match=r"fit\(validation_data=\) decides nothing: name it in datasets= or held_out="):
+        program.fit(program.network(), [rules], 1)
+
+
+def test_after_an_interruption_other_rules_use_the_folder(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    interrupted = program.rules_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        program.fit(program.network(), [interrupted, Interrupt()], 2)
+    rules = program.rules_in(tmp_path)
+    program.fit(program.network(), [rules], 2, initial_epoch=1)
+    assert [entry["epoch"] for entry in read(tmp_path / "decisions.jsonl")] == [1, 2]

@@ -24,8 +24,8 @@ def whole(tmp_path_factory):
     return folder
 
 
-def decisions_in(folder):
-    return [{k: v for k, v in entry.items() if k != "elapsed"} for entry in read(folder / "model/decisions.jsonl")]
+def decisions_in(folder, name="model"):
+    return [{k: v for k, v in entry.items() if k != "elapsed"} for entry in read(folder / name / "decisions.jsonl")]
 
 
 def test_the_best_model_is_the_one_of_the_rule(whole):
@@ -67,10 +67,11 @@ def test_a_misspelt_metric_is_an_error_at_once(tmp_path):
         program.Rules(tmp_path, "eror@dev", metrics={"error": "min"}, datasets=["dev"])
 
 
-def fit(rules, loaders, **given):
+def fit(rules, loaders, ckpt_path=None, **given):
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_epochs=1, **{"callbacks": [rules], **options, **given})
-    trainer.fit(program.Line(), program.samples(8, 0), loaders)
+    trainer = pl.Trainer(**{"max_epochs": 1, "callbacks": [rules], **options, **given})
+    trainer.fit(program.Line(), program.samples(8, 0), loaders, ckpt_path=ckpt_path)
+    return trainer
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -84,3 +85,56 @@ def test_what_contradicts_the_rules_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not report f1, which Rules"):
         fit(missing, [program.samples(8, 1)] * 2)
     assert not (tmp_path / "model/best_error@dev").exists()
+
+
+def test_standard_errors_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        program.Rules(tmp_path, "error@dev by 2 se", metrics={"error": "min"}, datasets=["dev"])
+    assert str(caught.value) == (
+        "1 mistake in Rules(...):\n"
+        "  save: 'error@dev by 2 se' needs a score for each sample, and metrics are single numbers here: write an "
+        "amount, such as by 0.01 or by 1%, or use accmt.Trainer or accmt.integrations.loop"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_that_are_known_late_and_validations_without_a_step(tmp_path):
+    rules = program.rules_in(tmp_path / "late", checkpoint_every=None)
+    loaders = [program.samples(8, 1)] * 2
+    fit(rules, loaders, max_epochs=2, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    assert [entry["epoch"] for entry in decisions_in(tmp_path, "late")] == [2]
+    often = program.rules_in(tmp_path / "often", checkpoint_every=None)
+    fit(often, loaders, val_check_interval=1, accumulate_grad_batches=2)
+    assert [entry["step"] for entry in decisions_in(tmp_path, "often")] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_validated(tmp_path):
+    loaders = [program.samples(8, 1)] * 2
+    with pytest.raises(ValueError, match="limit_val_batches=0 means that nothing is validated"):
+        fit(program.rules_in(tmp_path / "model"), loaders, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="this training ended without an evaluation: no rule has decided anything"):
+        fit(program.rules_in(tmp_path / "model"), loaders, check_val_every_n_epoch=5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_try_run_writes_nothing(tmp_path):
+    fit(program.rules_in(tmp_path / "model"), [program.samples(8, 1)] * 2, fast_dev_run=True)
+    assert not (tmp_path / "model").exists()
+    missing = program.rules_in(tmp_path / "model", metrics={"error": "min", "f1": "max"})
+    with pytest.raises(ValueError, match="does not report f1, which Rules"):
+        fit(missing, [program.samples(8, 1)] * 2, fast_dev_run=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_that_trains_further_continues_the_rules(tmp_path):
+    rules, loaders = program.rules_in(tmp_path / "model"), [program.samples(8, 1)] * 2
+    trainer = fit(rules, loaders)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(trainer.lightning_module, program.samples(8, 0), loaders)
+    assert [entry["epoch"] for entry in decisions_in(tmp_path)] == [1, 2]
+    again = program.rules_in(tmp_path / "model")
+    fit(again, loaders, max_epochs=3, ckpt_path=tmp_path / "after.ckpt")
+    assert [entry["epoch"] for entry in decisions_in(tmp_path)] == [1, 2, 3]
+    assert not (tmp_path / "model/earlier-1").exists()

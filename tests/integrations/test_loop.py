@@ -232,6 +232,7 @@ def test_a_new_training_puts_an_earlier_one_aside(tmp_path):
     assert len(read(tmp_path / "model/history.jsonl")) == 1
 
 
+@pytest.mark.filterwarnings("ignore:this training ended without an evaluation")
 def test_two_trainings_do_not_share_a_folder(tmp_path):
     with make(tmp_path / "model") as rules:
         rules.step()
@@ -310,3 +311,56 @@ def test_a_rule_with_standard_errors_asks_for_scores(tmp_path):
         rules.evaluated({"dev": {"accuracy": 0.5}})
     with pytest.raises(ConfigError, match="replicates: must be a whole number from 20 to 10,000, not 3"):
         noisy(tmp_path / "other", replicates=3)
+
+
+def test_the_best_of_a_rule_that_does_not_exist(tmp_path):
+    rules = make(tmp_path / "model")
+    assert rules.best("best_worst(accuracy)") is None
+    with pytest.raises(ValueError, match="there is no rule") as caught:
+        rules.best("best_acuracy@dev")
+    known = "The rules are: best_accuracy@dev, best_worst(accuracy)"
+    assert str(caught.value) == f"there is no rule 'best_acuracy@dev', did you mean 'best_accuracy@dev'? {known}"
+
+
+def test_what_was_not_saved_is_told_at_the_end(tmp_path):
+    expected = r"best_accuracy@dev saved nothing at step 1: rules.save\(decision, write\) was not called"
+    rules = make(tmp_path / "model", ["best_accuracy@dev"])
+    rules.step()
+    rules.evaluated({"dev": {"accuracy": 1}, "ood": {"accuracy": 1}})
+    with pytest.warns(UserWarning, match=expected):
+        rules.close()
+
+
+def test_a_training_without_evaluation_is_told(tmp_path):
+    expected = "this training ended without an evaluation: no rule has decided anything"
+    rules = make(tmp_path / "model")
+    rules.step()
+    with pytest.warns(UserWarning, match=expected):
+        rules.close()
+
+
+def test_kept_models_are_not_averaged_here(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        make(tmp_path / "model", ["best_accuracy keep 3 average"])
+    why = "only accmt.Trainer averages the kept models at the end of a training: leave 'average' out"
+    assert str(caught.value) == f"1 mistake in Rules(...):\n  save: 'best_accuracy keep 3 average': {why}"
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (
+            ["a", "b"],
+            "needs a score for each sample, as a rule with 'se' compares it: give a list, an array or a tensor",
+        ),
+        ([1, 0, 1], "has 3 scores, and had 2 before: give those of the same samples always"),
+    ],
+)
+def test_scores_that_cannot_be_compared(tmp_path, scores, expected):
+    with make(tmp_path / "model", ["best_accuracy@dev by 2 se"], datasets=["dev"]) as rules:
+        rules.step()
+        rules.save(rules.evaluated({"dev": {"accuracy": [1, 0]}}), write)
+        rules.step()
+        with pytest.raises(ConfigError) as caught:
+            rules.evaluated({"dev": {"accuracy": scores}})
+    assert f"dev.accuracy: {expected}" in str(caught.value)
