@@ -326,7 +326,9 @@ class Rules:
         rules = self.declared.checked(None)[0] if self.engine is None else self.engine.rules
         named = {one.name: one for one in rules.savings}
         if rule not in named:
-            raise ValueError(f"there is no rule {rule!r}{did_you_mean(rule, named)} The rules are: {listed(named)}")
+            raise ValueError(
+                f"there is no rule {rule!r}{did_you_mean(rule, named)} The rules are: {listed(list(named))}"
+            )
         return self._folders.best(named[rule])
 
     def close(self) -> None:
