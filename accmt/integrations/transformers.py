@@ -247,7 +247,7 @@ class Rules(TrainerCallback, ExportableState):  # type: ignore[misc]  # transfor
             ValueError: One is missing.
         """
         prefix = f"{_PREFIX}{dataset}_"
-        skipped = (*_ALWAYS, *(f"{prefix}{name}" for name in _ALWAYS))
+        skipped = {f"{start}{name}" for start in ("", _PREFIX, prefix) for name in _ALWAYS}
         reported = {
             name.removeprefix(prefix): value
             for name, value in metrics.items()
