@@ -18,7 +18,7 @@ from accmt.checkpoint.tensor_files import in_main_memory, size_of, write_tensors
 from accmt.checkpoint.weights import BESIDE, WeightsFormat, write_weights
 from accmt.files.durable import replace_file
 from accmt.files.json_io import DamagedFile, as_json, read_json
-from accmt.rules import KeptModel, Outcome, Progress, SavingRule, Verdict
+from accmt.rules import KeptModel, Outcome, SavingRule, Verdict
 
 _AT_ONCE = 8
 
@@ -69,16 +69,22 @@ class ModelStore(ModelFolders):
         return record if record.models == kept and (is_there or not is_saved) else None
 
     def save_average(
-        self, rule: SavingRule, record: AverageRecord, now: Progress, model: tuple[Mapping[str, Tensor], ...]
+        self,
+        rule: SavingRule,
+        record: AverageRecord,
+        now: tuple[int, int, int],
+        model: tuple[Mapping[str, Tensor], ...],
     ) -> None:
         """Publish the average of the models that a rule keeps if its verdict says so, and record the verdict.
 
-        The record is written last: without it, the average is made again. `model` are the weights, and those beside it.
+        The record is written last: without it, the average is made again. `now` are the evaluation,
+        the step and the epoch, `model` the weights and those beside it.
         """
         folder, names = self._model_path / rule.folder, [entry.folder for entry in record.models]
         if record.verdict.outcome is Outcome.SAVED:
-            whole = KeptModel(record.verdict.values, now.evaluation, now.step)
-            about = replace(description_of(rule, whole, now.epoch), average_of=tuple(names))
+            evaluation, step, epoch = now
+            whole = KeptModel(record.verdict.values, evaluation, step)
+            about = replace(description_of(rule, whole, epoch), average_of=tuple(names))
             weights, beside = map(in_main_memory, model)
             publish_model(folder / AVERAGE, partial(self._write, weights, beside), about)
             names.insert(0, AVERAGE)

@@ -81,7 +81,8 @@ def _settled(run: Run, rule: SavingRule) -> tuple[Progress, Verdict]:
         model = whole_weights(run.checkpointer.model.model, run.module.accelerator)
         trained = run.checkpointer.model.kept.trained(run.stepper.held())
         about = AverageRecord(1, kept, verdict, found.values)
-        on_main(partial(run.savings.save_average, rule, about, progress, (model, trained)))
+        now = progress.evaluation, progress.step, progress.epoch
+        on_main(partial(run.savings.save_average, rule, about, now, (model, trained)))
     return progress, verdict
 
 

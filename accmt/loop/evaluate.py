@@ -49,6 +49,7 @@ class Evaluation:
         place: Moves batches to their device and precision.
         repeats: Retry a step once if it runs out of memory.
         replicated: The values that need replicates; None if none does.
+        held_out: Dataset -> the batches of those that are evaluated after the training only.
     """
 
     module: AcceleratorModule
@@ -59,13 +60,14 @@ class Evaluation:
     place: DeviceTransfer
     repeats: bool
     replicated: Replicated | None = None
+    held_out: Mapping[str, ValidationData] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.loaders)
 
     def close(self) -> None:
         """Shut down the workers that load data, even if the traceback of an error still holds them."""
-        for loader in self.loaders.values():
+        for loader in (*self.loaders.values(), *self.held_out.values()):
             loader.close()
 
 

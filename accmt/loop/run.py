@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +67,6 @@ class Run:
         module: The module, with its Accelerator, its state and its tracker.
         data: The training data.
         evaluation: The evaluation, with the callbacks.
-        held_out: The evaluation on held-out datasets, after the training and without callbacks.
         stepper: The maker of optimizer steps, with the training losses and metrics.
         position: The counters and the clock.
         engine: The rules.
@@ -85,7 +84,6 @@ class Run:
     module: AcceleratorModule
     data: TrainingData
     evaluation: Evaluation
-    held_out: Evaluation
     stepper: Stepper
     position: TrainingPosition
     engine: RuleEngine
@@ -113,6 +111,12 @@ class Run:
     @property
     def hooks(self) -> Hooks:
         return self.evaluation.hooks
+
+    @property
+    def held_out(self) -> Evaluation:
+        """The evaluation on held-out datasets, after the training and without callbacks; false if there are none."""
+        loaders, hooks = self.evaluation.held_out, Hooks((), self.state)
+        return replace(self.evaluation, loaders=loaders, held_out={}, hooks=hooks, replicated=None)
 
     @property
     def device(self) -> torch.device:

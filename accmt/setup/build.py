@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -84,10 +83,8 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
     repeats = options.step.repeats and accelerator.distributed_type in PLAIN
     parts = _with_engine(plan.parts, prepared, options, accelerator)
     generators = generators_of(module, parts.model, {key: each.loader for key, each in plan.loaders.items()})
-    replicates = _replicated(plan)
-    evaluation = Evaluation(
-        module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats, replicates
-    )
+    prepared_for = module, prepared.evaluated, plan.loaders, metrics, hooks, stepper.place, repeats
+    evaluation = Evaluation(*prepared_for, _replicated(plan), plan.held_out)
     reading = Reading(plan.data, generators, position, warn)
     records = Records(plan.model_path, writes=accelerator.is_main_process, reports=options.report)
     random = RandomStates(accelerator.device, position)
@@ -106,7 +103,6 @@ def assemble(plan: Plan, state: TrainingState, signals: Signals) -> Run:
         module=module,
         data=plan.data,
         evaluation=evaluation,
-        held_out=replace(evaluation, loaders=plan.held_out, hooks=Hooks((), state), replicated=None),
         stepper=stepper,
         position=position,
         engine=engine,

@@ -69,7 +69,9 @@ def outcome(training, module):
     engine = timeless(json.loads((checkpoint / "trainer.json").read_text())["engine"])
     journals = []
     for name in ("history.jsonl", "replicates.jsonl", "decisions.jsonl"):
-        journals += [timeless(json.loads(line)) for line in (training.model_path / name).read_text().splitlines()]
+        path = training.model_path / name
+        lines = path.read_text().splitlines() if path.exists() else []  # replicates only if a rule asks for them
+        journals += [timeless(json.loads(line)) for line in lines]
     weights = {name: value.clone() for name, value in module.model.state_dict().items()}
     return weights, files, engine, journals
 
