@@ -142,7 +142,7 @@ def test_defaults_follow_the_targets_and_are_exact(trainer, capsys, loss_fn, out
     values = trainer().evaluate(model, {"dev": data}, loss_fn=loss_fn)["dev"]
     assert values.keys() == {"valid_loss", *expected}
     with torch.no_grad():
-        output = model(inputs)
+        output = torch.cat([model(part) for part in inputs.split(4)])  # last bits depend on the size of a batch
     errors = (output.double() - target.double()) if output.shape == target.shape else torch.zeros(1)
     hits = (output.argmax(1) == target) if target.ndim == 1 else (output > 0) == (target > 0.5)
     exact = {"accuracy": hits.double().mean(), "mae": errors.abs().mean(), "mse": errors.square().mean()}
