@@ -38,7 +38,7 @@ def test_the_classes_of_the_table_exist(tmp_path):
     program = "import importlib, sys; assert importlib.import_module(f'accmt.integrations.{sys.argv[1]}').Rules"
     for module, page in table:
         assert (PAGES / page).is_file()
-        launch(program, module).check()
+        launch(program, module, environment={"KERAS_BACKEND": "torch"}).check()
 
 
 @pytest.mark.parametrize("host", ["lightning", "ignite", "keras"])
