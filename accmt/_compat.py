@@ -299,3 +299,8 @@ def examples_of(dataset: Any) -> Any:
 def shares_of(dataset: Any) -> int:
     """Return the number of shards of an iterable dataset of Hugging Face."""
     return getattr(getattr(dataset, "_distributed", None), "world_size", 1)
+
+
+def handlers_of(engine: Any, event: Any) -> int:
+    """Return the number of handlers that an engine of Ignite calls for an event, which nothing public says."""
+    return len(engine._event_handlers[event])

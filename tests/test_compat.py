@@ -33,6 +33,8 @@ ALLOWED = {
     "_replace": "documented, of named tuples",
     "_render_traceback_": "documented, of IPython: it calls it to show an error",
     "_fields": "documented, of named tuples",
+    "_runtime": "the end of the names of values that transformers reports",
+    "_per_second": "the end of the names of values that transformers reports",
     "_token_id": "the end of the names of public attributes of tokenizers",
 }
 LIBRARY_OBJECTS = (nn.Module(), torch.zeros(1), nn.Parameter(torch.zeros(1)), DataLoader([0]), dist.HashStore())
@@ -336,3 +338,12 @@ def test_operations_of_deepspeed(monkeypatch):
 
     with compat.unbuilt_deepspeed_operation("deepspeed_shm_comm"):
         assert ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+def test_ignite_keeps_the_handlers_of_an_event():
+    from accmt._compat import handlers_of
+
+    engines = pytest.importorskip("accmt.integrations.ignite", reason="ignite is not installed")
+    engine = engines.Engine(lambda engine, batch: None)
+    engine.add_event_handler(engines.Events.EXCEPTION_RAISED, print)
+    assert handlers_of(engine, engines.Events.EXCEPTION_RAISED) == 1

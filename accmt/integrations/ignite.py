@@ -17,6 +17,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
+from accmt._compat import handlers_of
 from accmt.checkpoint.saved_models import SavedModel
 from accmt.config.errors import Problem, must_be, raise_problems
 from accmt.integrations import loop, processes
@@ -234,7 +235,7 @@ class Rules:
         if self._is_training:
             self._leave()
             self._core.__exit__(type(error), error, error.__traceback__)
-        if len(self._trainer._event_handlers[Events.EXCEPTION_RAISED]) == 1:
+        if handlers_of(self._trainer, Events.EXCEPTION_RAISED) == 1:
             raise error  # as Ignite does without a handler
 
     def _leave(self) -> None:
