@@ -127,8 +127,10 @@ def is_readable(read: Callable[[Path], object], folder: Path) -> bool:
 
 
 def update_index(folder: Path, names: Sequence[str]) -> None:
-    """Write the list of kept models, best first, then delete those that are no longer kept; also the record of an
-    average, which was that of others."""
+    """Write the list of kept models, best first, then delete the other models.
+
+    The record of an average is deleted, too, because it was the average of the models of the former list.
+    """
     (folder / AVERAGE_RECORD).unlink(missing_ok=True)
     replace_file(folder / INDEX, as_json(KeptList(1, tuple(names)).to_json()))
     with only_warned(f"{folder.name} is complete, but may not survive a power cut"):

@@ -91,7 +91,7 @@ class Declaration:
 
     def _facts(self, length: Length) -> Facts:
         keys = self.datasets
-        if keys is None:  # until they are known, those that rules name
+        if keys is None:  # not known yet: assume the datasets that rules name
             named = (name for _, node in _texts(self.rules) for name in _named(node))
             keys = tuple(dict.fromkeys(name for name in named if name not in self.held_out)) or ("0",)
         reported = {

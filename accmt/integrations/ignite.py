@@ -43,7 +43,7 @@ class Rules:
             datasets are those of the evaluators.
         evaluate_every: How often the evaluators run, if `attach` is given loaders; by default each epoch.
         checkpoint_every: How often the `checkpoint` of `attach` is called.
-        names: Name of a metric in Ignite -> name in `metrics`, for those that differ; `loss` is `valid_loss`.
+        names: Metrics that Ignite names differently, as its name -> name in `metrics`. `loss` is `valid_loss`.
 
     Raises:
         ConfigError, RuleError: With every mistake.

@@ -48,7 +48,7 @@ class Rules(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no typ
             `validation`, and one for the data of `fit(validation_data=)`, if given. None if there are only the latter.
         validation: Dataset -> what `model.evaluate` takes: (inputs, targets), or data with batches. They are evaluated
             in the epochs in which `fit` evaluates its own, or in all if it has none.
-        names: Name of a metric in Keras -> name in `metrics`, for those that differ; `loss` is `valid_loss`.
+        names: Metrics that Keras names differently, as its name -> name in `metrics`. `loss` is `valid_loss`.
 
     Raises:
         ConfigError, RuleError: With every mistake; also for `evaluate_every` and `checkpoint_every`.

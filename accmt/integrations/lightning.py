@@ -254,7 +254,7 @@ class Rules(Checkpoint):  # type: ignore[misc]  # Lightning is not checked here
             yield Problem("callbacks", text)
 
     def _check_loaders(self, loaders: Any) -> None:
-        """Raise an error if the validation loaders are not those that the rules know of."""
+        """Raise an error if the validation loaders do not match the datasets of the rules."""
         found = [] if loaders is None else list(loaders) if isinstance(loaders, list | tuple | Mapping) else [loaders]
         if len(found) != len(self._evaluated):
             text = (

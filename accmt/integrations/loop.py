@@ -321,7 +321,7 @@ class Rules:
         """Return the best model that a rule of this name has saved, None if there is none.
 
         Raises:
-            ValueError: There is no such rule.
+            ValueError: No rule has this name.
         """
         rules = self.declared.checked(None)[0] if self.engine is None else self.engine.rules
         named = {one.name: one for one in rules.savings}

@@ -22,7 +22,7 @@ class Names:
     """Reported names of metrics, and their names in rules.
 
     Args:
-        names: Reported name -> declared name, for those that differ.
+        names: Metrics that are reported under another name, as reported name -> declared name.
         declared: What the rules were given.
         prefixes: What the trainer puts before the names of validation metrics.
         numbers_only: A metric is one number, so that rules with `by 2 se` cannot be used.

@@ -39,8 +39,8 @@ from accmt.notices import warn
 from accmt.rules import Decision, Observation, Outcome, Progress, SavingRule, Verdict
 
 BATCHES = 100
-"""The most training batches of each process that statistics of batch normalization are estimated on: those that the
-next epoch would begin with."""
+"""Number of training batches of each process, the first of the next epoch, that estimate the statistics of batch
+normalization."""
 
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -115,12 +115,7 @@ def plan(
     check_loading(options, accelerator)
     check_averages(rules, module, accelerator)
     warnings = [*map(str, check(rules, facts)), *_without_effect(options, rules, facts), *notes_of(module)]
-    warnings += inexact(data.loader) if options.checkpoint.enabled else []
-    if options.checkpoint.enabled and data.outruns_epochs:
-        warnings.append(
-            "limit_train_batches cuts data that keep a state: a resume after the first epoch may not be exact"
-        )
-    warnings += without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])
+    warnings += _warnings_of_data(options, data, loaders)
     optimizer, schedule, is_ours = optimizer_of(options, module, data, position, accelerator)
     check_scheduler(schedule.scheduler, options, facts)
     parts = _parts(options, module, optimizer, schedule, accelerator)
@@ -128,9 +123,7 @@ def plan(
     check_parts(options, parts)
     if not options.saving.disabled:
         check_extras(module, options)
-    if options.checkpoint.resume and not Checkpoints(model_path).all():
-        folder = Checkpoints(model_path).folder
-        raise NoCheckpoint(f"resume={options.checkpoint.resume}, but there is no checkpoint in {folder}")
+    _require_checkpoint(options, model_path)
     insists = options.checkpoint.resume is not None
     return Plan(
         options,
@@ -151,6 +144,22 @@ def plan(
         _beside(options, module, parts, optimizer, is_ours=is_ours),
         tuple(warnings),
     )
+
+
+def _warnings_of_data(options: Options, data: TrainingData, loaders: Mapping[str, ValidationData]) -> list[str]:
+    """Return what may be inexact or slow about the data."""
+    warnings = inexact(data.loader) if options.checkpoint.enabled else []
+    if options.checkpoint.enabled and data.outruns_epochs:
+        text = "limit_train_batches cuts data that keep a state: a resume after the first epoch may not be exact"
+        warnings = [*warnings, text]
+    return [*warnings, *without_workers(options.data, [data.loader, *(each.loader for each in loaders.values())])]
+
+
+def _require_checkpoint(options: Options, model_path: Path) -> None:
+    """Raise NoCheckpoint if a checkpoint is required and there is none."""
+    checkpoints, resume = Checkpoints(model_path), options.checkpoint.resume
+    if resume and not checkpoints.all():
+        raise NoCheckpoint(f"resume={resume}, but there is no checkpoint in {checkpoints.folder}")
 
 
 def _training_data(options: Options, module: AcceleratorModule, dataset: Dataset[Any] | None) -> TrainingData:

@@ -91,7 +91,7 @@ def test_a_single_seed_tells_nothing_of_noise(compare):
 
 def test_a_folder_without_runs(tmp_path, capsys):
     assert main(["seeds", "--compare", str(tmp_path), str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path}: there is no training in it, so nothing to compare\n"
+    assert capsys.readouterr().err == f"{tmp_path}: no training was found there\n"
 
 
 @pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 4.7, 9, 30, 1000])

@@ -50,7 +50,7 @@ class RunSet:
 
 
 def read_set(name: str) -> RunSet:
-    """Read the runs in a folder, or those that a pattern names.
+    """Read the runs in a folder, or in the folders that match a pattern.
 
     Raises:
         CommandError: There is none, or one cannot be read.
@@ -58,7 +58,7 @@ def read_set(name: str) -> RunSet:
     places = [Path(found) for found in sorted(glob.glob(name))] or [Path(name)]
     folders = [folder for place in places for folder in _trainings_in(place)]
     if not folders:
-        raise CommandError(f"{name}: there is no training in it, so nothing to compare")
+        raise CommandError(f"{name}: no training was found there")
     return RunSet(name, tuple(map(read_result, folders)))
 
 
