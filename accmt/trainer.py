@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from accmt.callbacks import Callback
 from accmt.checkpoint.saved_models import SavedModel, best_in
-from accmt.config.errors import suggests
+from accmt.config.errors import names_missing, suggests
 from accmt.config.rules import REPLICATES_DEFAULT
 from accmt.data.workers import refuse_run_again
 from accmt.display.display import display_of
@@ -182,7 +182,7 @@ class Trainer:
         RuleError: If the only problems are in rule texts.
     """
 
-    @concise
+    @names_missing
     def __init__(  # noqa: PLR0913  (the documented constructor)
         self,
         hps_config: str | dict[str, Any] | HyperParameters,

@@ -147,7 +147,7 @@ def test_a_declared_value_that_is_not_computed(trainer, regression, data):
 
 
 def test_directions_that_say_nothing_of_the_main_value():
-    with pytest.raises(ValueError, match="has no entry for its main value 'error', only for 'mean'"):
+    with pytest.raises(ValueError, match="has no entry for its main value 'error', only for 'mean': add it, or name"):
         Several("error", greater_is_better={"mean": False})
 
 

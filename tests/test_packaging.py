@@ -164,7 +164,7 @@ print("installed", accmt.__file__, accmt.__version__, importlib.metadata.version
 """
     (tmp_path / "train.py").write_text("import accmt\n" + quickstart + asks)
     out = _run_in(installed, tmp_path, "python", "train.py")
-    assert "held out, of step" in out
+    assert "held out, model of step" in out
     assert (tmp_path / "runs/quickstart/best_accuracy@dev/pytorch_model.bin").is_file()
     [(place, *versions)] = [line.split()[1:] for line in out.splitlines() if line.startswith("installed ")]
     assert Path(place).is_relative_to(installed)

@@ -236,7 +236,10 @@ def test_an_error_says_where(trainer, regression, data):
     module = Failing()
     with pytest.raises(LookupError, match="nothing there") as caught:
         trainer().predict(module, data(4))
-    assert caught.value.__notes__ == ["raised in Failing.predict_step, epoch 1, step 0"]
+    assert caught.value.__notes__ == [
+        "raised in Failing.predict_step",
+        "its batch: [float32 (4, 4), float32 (4, 1)]",
+    ]
     assert module.model.training
 
 

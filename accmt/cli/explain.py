@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
     """
     folder = Path(options.model_path)
     decisions = read_decisions(folder)
-    rule = _rule(options.rule, decisions) if decisions else None
+    rules = list(dict.fromkeys(verdict.rule for decision in decisions for verdict in decision.verdicts))
+    rule = _rule(options.rule, rules) if decisions else None
     listed = _listed(decisions, rule, options.last)
     if options.json:
         for decision in listed:
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
         stop = stop_of(decisions)
         reason = None if stop is None or stop.stop is None else f"stopped {moment(stop)}: {stop.stop.reason}"
         why = reason or "no rule asked to stop"
-        write_decisions(listed, rule, [*summaries(decisions, "saved", rule), *held_out_summaries(folder, rule), why])
+        held_out = held_out_summaries(folder, rules if rule is None else [rule])
+        write_decisions(listed, rule, [*summaries(decisions, "saved", rule), *held_out, why])
     return 0
 
 
@@ -77,9 +79,8 @@ def _of_rule(decision: Decision, rule: str | None) -> Decision:
     return replace(decision, verdicts=verdicts, average=average if is_asked else None)
 
 
-def _rule(name: str | None, decisions: tuple[Decision, ...]) -> str | None:
+def _rule(name: str | None, names: Sequence[str]) -> str | None:
     """Return the name of the requested rule."""
-    names = list(dict.fromkeys(verdict.rule for decision in decisions for verdict in decision.verdicts))
     if name is None or name in names:
         return name
     if canonical_name(name) in names:

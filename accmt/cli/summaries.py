@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,14 +23,16 @@ def summaries(decisions: Sequence[Decision], saved: str, rule: str | None = None
     return [f"{name}: {_summary(pairs, saved)}{averages.get(name, '')}" for name, pairs in verdicts.items()]
 
 
-def held_out_summaries(model_path: Path, rule: str | None) -> Iterator[str]:
-    """Yield a line for each rule whose best model was evaluated on held-out datasets."""
+def held_out_summaries(model_path: Path, rules: Sequence[str]) -> list[str]:
+    """Return a line for each of these rules whose best model was evaluated on held-out datasets, in their order."""
+    lines = {}
     for folder in savings_in(model_path):
         with suppress(DamagedFile, OSError):
             saved = best_in(folder)
-            if saved is not None and saved.held_out and rule in (None, saved.rule):
+            if saved is not None and saved.held_out:
                 values = ", ".join(f"{name} {value:.6g}" for name, value in saved.measured.items())
-                yield f"{saved.rule}: held out, of step {saved.step}: {values}"
+                lines[saved.rule] = f"{saved.rule}: held out, model of step {saved.step}: {values}"
+    return [lines[rule] for rule in rules if rule in lines]
 
 
 def moment(decision: Decision) -> str:

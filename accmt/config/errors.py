@@ -82,6 +82,23 @@ def unknown_key(key: object, allowed: Iterable[str], noun: str = "key") -> str:
     return f"unknown {noun}{argument_meant(str(key), allowed)} Allowed are {', '.join(allowed)}"
 
 
+def names_missing(function: _Function) -> _Function:
+    """Make a constructor `concise`, and refuse missing arguments, saying which have the name of another library."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    required = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+
+    @concise
+    @wraps(function)
+    def checked(self: object, *arguments: Any, **keywords: Any) -> Any:
+        if missing := [name for name in required[len(arguments) :] if name not in keywords]:
+            given = {MEANT[name][0]: name for name in keywords if name in MEANT}
+            words = [f"'{name}'{f' (given as {given[name]!r})' if name in given else ''}" for name in missing]
+            raise TypeError(f"{type(self).__name__} is missing {' and '.join(words)}")
+        return function(self, *arguments, **keywords)
+
+    return cast(_Function, checked)
+
+
 def suggests(source: str, noun: str = "argument") -> Callable[[_Function], _Function]:
     """Make a method `concise`, and refuse an unknown keyword argument with a ConfigError that suggests the right one.
 

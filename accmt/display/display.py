@@ -169,7 +169,8 @@ class ConsoleDisplay(Display):
             self._line(f"  stop: {decision.stop.reason}", "bold")
 
     def held_out(self, names: Sequence[str], step: int, values: Values, seconds: float) -> None:
-        self._line(f"held out, of step {step} ({', '.join(names)})  {_listed(values)}  ({seconds:,.1f} s)")
+        rules = f"{'rule' if len(names) == 1 else 'rules'}: {', '.join(names)}"
+        self._line(f"held out, model of step {step} ({rules})  {_listed(values)}  ({seconds:,.1f} s)")
 
     def stop(self) -> None:
         if self._bar is not None:

@@ -58,7 +58,7 @@ def name_of_step(module: Any, step: str) -> str:
 class noted:  # a context manager, as a class because entering one of contextlib takes longer
     """Add a note to an exception from the block, saying where it was raised; see `add_note`."""
 
-    def __init__(self, where: str, state: TrainingState, batch: Any = None) -> None:
+    def __init__(self, where: str, state: TrainingState | None, batch: Any = None) -> None:
         self._place = where, state, batch
 
     def __enter__(self) -> None: ...
@@ -85,13 +85,14 @@ def _is_of_default_collate(error: Exception) -> bool:
     return "default_collate" in names or "in default_collate\n" in str(error)
 
 
-def add_note(error: BaseException, where: str, state: TrainingState, batch: Any = None) -> None:
-    """Add a note to an exception, saying where it was raised, unless it has one already.
+def add_note(error: BaseException, where: str, state: TrainingState | None, batch: Any = None) -> None:
+    """Add a note to an exception, saying where it was raised, unless it has one already, and at which step, if any.
 
     Another one describes the batch of the step that raised it, if one is given: they may not fit each other.
     """
     if not any(note.startswith("raised in ") for note in getattr(error, "__notes__", ())):
-        error.add_note(f"raised in {where}, epoch {state.epoch + 1}, step {state.global_step}")
+        when = "" if state is None else f", epoch {state.epoch + 1}, step {state.global_step}"
+        error.add_note(f"raised in {where}{when}")
         if batch is not None and not is_mistake(error):
             with suppress(Exception):  # a description must not hide the error
                 described = describe_batch(batch)

@@ -47,7 +47,7 @@ def predict(evaluation: Evaluation, step: Callable[[Any], Any]) -> Any:
 def _read(evaluation: Evaluation, step: Callable[[Any], Any], outputs: list[Any]) -> None:
     module, [loader] = evaluation.module, evaluation.loaders.values()
     for batch, counts in batches_of(evaluation, loader):
-        with noted(name_of_step(module, "predict_step"), module.state):
+        with noted(name_of_step(module, "predict_step"), None, batch):
             output = tried_again(partial(step, batch), lambda: evaluation.repeats)
         if counts:
             outputs.append(recursively_apply(lambda tensor: tensor.detach().to("cpu", copy=True), output))

@@ -177,7 +177,8 @@ def _directions(name: str, main: str, greater_is_better: bool | Mapping[str, boo
         raise ValueError(f"greater_is_better of '{name}' must be True or False, not {wrong[0]!r}")
     if main not in given:
         listed = ", ".join(map(repr, given)) or "nothing"
-        raise ValueError(f"greater_is_better of '{name}' has no entry for its main value '{main}', only for {listed}")
+        what = f"greater_is_better of '{name}' has no entry for its main value '{main}', only for {listed}"
+        raise ValueError(f"{what}: add it, or name the metric after one of them" if given else f"{what}: add it")
     return {main: given[main], **{str(output): value for output, value in given.items() if output != main}}
 
 

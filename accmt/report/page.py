@@ -112,8 +112,9 @@ def _facts(start: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "changed", str(change)
 
 
-def _sparks(card: RuleCard) -> Iterator[tuple[Markup, Markup, str]]:
-    """Yield for each objective the paths of its course and of the saves, in a box of 300 by 44, and words."""
+def _sparks(card: RuleCard) -> Iterator[tuple[Markup, Markup, str, str]]:
+    """Yield for each objective the paths of its course and of the saves, in a box of 300 by 44, its name and range, and
+    words for who does not see it."""
     for index, objective in enumerate(card.objectives):
         verdicts = [verdict for _, verdict in card.verdicts if index < len(verdict.values)]
         curve = Curve(objective.name, "", tuple(range(len(verdicts))), tuple(one.values[index] for one in verdicts))
@@ -126,7 +127,13 @@ def _sparks(card: RuleCard) -> Iterator[tuple[Markup, Markup, str]]:
             saves = [place for x, place in drawn.items() if verdicts[x].outcome is Outcome.SAVED]
             words = course_in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
             # Marked as safe, so that they are not cut like a text of somebody.
-            yield Markup("M" + "L".join(drawn.values())), Markup("".join(f"M{place}h0" for place in saves)), words
+            label = f"{objective.name}: {2 * low:.4g} to {2 * high:.4g}"
+            yield (
+                Markup("M" + "L".join(drawn.values())),
+                Markup("".join(f"M{place}h0" for place in saves)),
+                label,
+                words,
+            )
 
 
 def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from accmt.display.lines import aligned, sparkline, together, wrapped
-from accmt.report.training import TrainingReport, brief
+from accmt.report.training import RuleCard, TrainingReport, brief
 
 _MOST_CURVES = 12
 _LONGEST = 60
@@ -17,11 +17,9 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
     yield from (wrapped(brief(line, 400), width) for line in (training.name, training.about, f"{training.outcome}."))
     rules = []
     for card in training.cards:
-        values = [verdict.values[0] for _, verdict in card.verdicts if verdict.values]
-        name, best = brief(card.name, _LONGEST), together(brief(card.best_in_words, _LONGEST))
         held_out = ", ".join(f"{brief(name, _LONGEST)} {value:.6g}" for name, value in card.held_out.items())
-        best += f" (held out: {held_out})" * bool(held_out)
-        rules.append([name, best, sparkline(values, ascii_only=ascii_only), card.folder])
+        best = ", ".join(_courses(card, ascii_only=ascii_only)) + f" (held out: {held_out})" * bool(held_out)
+        rules.append([brief(card.name, _LONGEST), best, card.folder])
     curves = []
     for curve in training.curves:
         name = brief(f"{curve.metric}@{curve.dataset}" if curve.dataset else curve.metric, _LONGEST)
@@ -32,3 +30,14 @@ def summary(training: TrainingReport, width: int | None, *, ascii_only: bool = F
         yield from ["", *lines] if lines else ()
     if len(curves) > _MOST_CURVES:
         yield f"and {len(curves) - _MOST_CURVES} more, which the page shows"
+
+
+def _courses(card: RuleCard, *, ascii_only: bool) -> Iterator[str]:
+    """Yield each objective with its best value, if a model was saved, and its course."""
+    if not card.values:
+        yield brief(card.best_in_words, _LONGEST)
+    for index, objective in enumerate(card.objectives):
+        values = [verdict.values[index] for _, verdict in card.verdicts if index < len(verdict.values)]
+        best = f" {card.values[index]:.6g}" if index < len(card.values) else ""
+        course = sparkline(values, ascii_only=ascii_only)
+        yield together(f"{brief(objective.name, _LONGEST)}{best} {course}".rstrip())

@@ -15,7 +15,7 @@ from accmt.rules import cadence
 from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
 from accmt.rules.direction import direction_of
-from accmt.rules.errors import numbered
+from accmt.rules.errors import joined, numbered
 from accmt.rules.evaluator import Scene, Value, evaluate_expression
 from accmt.rules.history_functions import memories_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node
@@ -393,9 +393,10 @@ def _datasets_of(node: Node, facts: Facts) -> dict[str, list[str]]:
 def _out_of_patience(rules: tuple[RankedRule, ...]) -> Stop:
     by_patience: dict[int | None, list[str]] = {}
     for ranked in rules:
-        by_patience.setdefault(ranked.rule.patience, []).append(ranked.name)
+        name = ranked.name if ranked.rule.given_name is None else f"'{ranked.name}'"
+        by_patience.setdefault(ranked.rule.patience, []).append(name)
     words = [
-        f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} not improved for "
+        f"{joined(names, 'and')} {'has' if len(names) == 1 else 'have'} not improved for "
         + numbered(patience, "evaluation")
         for patience, names in by_patience.items()
     ]

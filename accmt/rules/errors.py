@@ -90,9 +90,9 @@ def numbered(count: int | None, noun: str, form: str = "") -> str:
     return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
 
 
-def either(words: Sequence[str]) -> str:
-    """Join words with commas, and the last one with 'or'."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def joined(words: Sequence[str], conjunction: str) -> str:
+    """Join words with commas, and the last one with 'and' or 'or'."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def _pointed(text: str, span: Span) -> list[str]:

@@ -60,3 +60,16 @@ def test_hyperparameters():
         "unknown key, did you mean 'epochs'?",
         "unknown key, did you mean 'callback', an argument of Trainer?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({}, "Trainer is missing 'hps_config' and 'model_path'"),
+        ({"hps_config": {}, "output_dir": "runs"}, "Trainer is missing 'model_path' (given as 'output_dir')"),
+    ],
+)
+def test_arguments_that_are_missing(given, error):
+    with pytest.raises(TypeError) as caught:
+        Trainer(**given)
+    assert str(caught.value) == error

@@ -15,8 +15,9 @@ def test_one_screen(trained):
         "Stopped after epoch 8 (step 40): the condition 'epoch >= 8' holds.",
     ]
     assert re.fullmatch(
-        rf"best_valid_loss@dev  valid_loss@dev \S+  █[▁-█]{{7}}  {trained}/best_valid_loss@dev", lines[4]
+        rf"best_valid_loss@dev +valid_loss@dev \S+ █[▁-█]{{7}} +{trained}/best_valid_loss@dev", lines[4]
     )
+    assert re.search(r"  error@dev \S+ █[▁-█]{7}, error@test \S+ █[▁-█]{7}  ", lines[6])
     assert [line.split("  ")[0] for line in lines[8:]] == [
         *("valid_loss@dev", "error@dev", "valid_loss@test", "error@test"),
         *("train_loss", "learning rate", "gradient norm", "seconds per step"),

@@ -303,12 +303,17 @@ class TestPatience:
 
 def test_rules_of_one_patience_are_named_together():
     facts = Facts({"valid_loss": Reported(("dev",), False), "acc": Reported(("dev",), True)}, ("dev",))
-    rules = Rules((SavingRule.parse("acc", patience=1), SavingRule.parse("best_valid_loss", patience=1)))
-    engine = RuleEngine(rules, facts)
-    for number in (1, 2):
-        progress = Progress(step=number, evaluation=number)
-        decision = engine.after_evaluation(Observation(progress, {"dev": {"acc": 0.5, "valid_loss": 0.5}}))
-    assert decision.stop.reason == "best_acc and best_valid_loss have not improved for 1 evaluation"
+    rules = (SavingRule.parse("acc", patience=1), SavingRule.parse("best_valid_loss", patience=1))
+    named = SavingRule.parse("acc@dev", patience=1, name="both")
+    for more, reason in (
+        ((), "best_acc and best_valid_loss have"),
+        ((named,), "best_acc, best_valid_loss and 'both' have"),
+    ):
+        engine = RuleEngine(Rules((*rules, *more)), facts)
+        for number in (1, 2):
+            progress = Progress(step=number, evaluation=number)
+            decision = engine.after_evaluation(Observation(progress, {"dev": {"acc": 0.5, "valid_loss": 0.5}}))
+        assert decision.stop.reason == f"{reason} not improved for 1 evaluation"
 
 
 @pytest.mark.parametrize(
