@@ -1,10 +1,9 @@
 """One training at a time in one `model_path`.
 
-Two guards, and either rejects a second training. The file `.lock` is locked, for all machines that share the folder.
-The lock belongs to the open file (F_OFD_SETLK), as a POSIX record lock is lost as soon as any code in the process opens
-and closes the file, such as a copy of the folder. On Linux, an abstract socket (without a file) is also named after the
-folder: it works where a file system has no locks, and survives the deletion of `.lock` or the whole folder. Both end
-with the process; a forked child, such as a data loading worker, would inherit them, so it closes them at once.
+Two guards, and either rejects a second training. The file `.lock` is locked, for all machines that share the folder. On
+Linux, an abstract socket (without a file) is also named after the folder: it works where a file system has no locks,
+and survives the deletion of `.lock` or the whole folder. Both end with the process; a forked child, such as a data
+loading worker, would inherit them, so it closes them at once.
 
 No library does this: `filelock` and `portalocker` take one kind of lock on a file, know neither the socket nor who
 holds the lock, and find out whether it is held only by taking it, which would refuse a training that starts just then.
@@ -17,7 +16,6 @@ import hashlib
 import os
 import re
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.files.durable import LOCKED
+from accmt.files.file_locks import is_locked, lock_file
 from accmt.files.foreign import NotAFile, open_regular
 from accmt.rules import reserved_names as names
 
@@ -34,10 +32,6 @@ LOCK = names.LOCK
 _LONGEST_TEXT = 400
 _HOST = re.compile(r"[\w.:-]{1,255}", re.ASCII)
 _TIME = re.compile(r"[0-9-]{10} [0-9:]{8} UTC")
-
-# struct flock: the kernel reads the request from its first fields, and writes the answer there.
-_LINUX = struct.Struct("hhqqi4x")  # type, whence, start, length, process
-_BSD = struct.Struct("qqihhi")  # start, length, process, type, whence, system
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +85,7 @@ class Lock:
         """Release the lock. Does nothing if it is not held."""
         if self._file >= 0:
             with suppress(OSError):
-                _lock_file(self._file, unlock=True)  # a child that copied the file without our fork hook holds it too
+                lock_file(self._file, unlock=True)  # a child that copied the file without our fork hook holds it too
         self._close()
 
     def _take(self) -> str | None:
@@ -101,7 +95,7 @@ class Lock:
             raise self._refusal()
         self._file = self._opened()
         try:
-            if not _lock_file(self._file):
+            if not lock_file(self._file):
                 raise self._refusal()
         except OSError as error:
             other = "training on another machine" if self._socket is not None else "other training"
@@ -109,7 +103,8 @@ class Lock:
             warning = f"{self._folder} cannot be locked ({why}): make sure that no {other} uses it"
         started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n{_host()}\n{started}\n".encode(), 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, f"{os.getpid()}\n{_host()}\n{started}\n".encode())
         return warning
 
     def _named(self) -> bool:
@@ -162,14 +157,14 @@ def holder_of(folder: Path) -> Holder | None:
     folder = folder.resolve()
     try:
         with _opened_to_read(folder) as file:
-            return _holder_in(file) if _is_named(folder) or _is_locked(file) else None
+            return _holder_in(file) if _is_named(folder) or is_locked(file) else None
     except FileNotFoundError:
         return Holder() if _is_named(folder) else None
 
 
 @contextmanager
 def _opened_to_read(folder: Path) -> Iterator[int]:
-    file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    file = open_regular(folder / LOCK)
     try:
         yield file
     finally:
@@ -178,47 +173,10 @@ def _opened_to_read(folder: Path) -> Iterator[int]:
 
 def _holder_in(file: int) -> Holder:
     """Read the holder from a lock file; malformed fields stay unknown."""
-    lines = [*os.pread(file, _LONGEST_TEXT, 0).decode(errors="replace").split("\n"), "", "", ""]
+    os.lseek(file, 0, os.SEEK_SET)
+    lines = [*os.read(file, _LONGEST_TEXT).decode(errors="replace").split("\n"), "", "", ""]
     process = int(lines[0]) if re.fullmatch("[0-9]{1,10}", lines[0]) else None
     return Holder(process, lines[1] * bool(_HOST.fullmatch(lines[1])), lines[2] * bool(_TIME.fullmatch(lines[2])))
-
-
-def _lock_file(file: int, *, unlock: bool = False) -> bool:
-    """Lock an open file; False if another process holds the lock.
-
-    Raises:
-        OSError: Files cannot be locked here.
-    """
-    import fcntl
-
-    try:
-        if hasattr(fcntl, "F_OFD_SETLK"):
-            try:
-                asked = _LINUX.pack(fcntl.F_UNLCK if unlock else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-                fcntl.fcntl(file, fcntl.F_OFD_SETLK, asked)
-                return True
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # the system does not support this kind of lock
-                    raise
-        fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in LOCKED:
-            raise
-        return False
-    return True
-
-
-def _is_locked(file: int) -> bool:
-    """Return whether any process locks a file, without locking it even for a moment."""
-    import fcntl
-
-    if sys.platform == "linux":
-        asked = _LINUX.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind = _LINUX.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _LINUX.size])[0]
-    else:
-        asked = _BSD.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET, 0)
-        kind = _BSD.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _BSD.size])[3]
-    return bool(kind != fcntl.F_UNLCK)
 
 
 def _address(folder: Path) -> bytes | None:

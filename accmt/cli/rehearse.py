@@ -29,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: A run failed.
     """
+    if sys.platform == "win32":
+        raise CommandError("a rehearsal kills the training by SIGKILL, which Windows does not have")
     how = ["-m", "accmt.cli.main"] if options.script == "launch" else ["-u"]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))  # deletes what was written

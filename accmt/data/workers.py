@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from accmt.data.watch import Watch
 
 # Maximum time in seconds that a worker asked to end waits for the end of its training.
 _PATIENCE = 60.0
-_HELD = (signal.SIGTERM, signal.SIGUSR1)
 ADVICE = (
     'Put the training code below `if __name__ == "__main__":`, because a process that is not forked runs the script '
     "from its first line; or load without workers (dataloader_num_workers=0)"
@@ -41,11 +39,13 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     """Let the workers of a loader survive SIGTERM, as long as their training may still need them.
 
     They ignore SIGUSR1. They end with their loader; with the process of the training, which sends them SIGTERM as well;
-    or on their own if neither ends within a minute.
+    or on their own if neither ends within a minute. On Windows, no signal reaches a process with its children.
     """
     if not loader.num_workers:
         return
     _check_guard(loader)
+    if sys.platform == "win32":
+        return
     loader.worker_init_fn = partial(_begin, _end_of(os.getpid()), loader.worker_init_fn)
     context = loader.multiprocessing_context or multiprocessing.get_context()
     if type(context) in _HOLDING:
@@ -54,25 +54,27 @@ def outlast_signals(loader: DataLoader[Any]) -> None:
     loader.multiprocessing_context = context
 
 
-class _Holding:
-    """Worker that blocks signals until it can handle them: before that, torch lets SIGTERM end it."""
+if sys.platform != "win32":
+    from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 
-    def start(self) -> None:
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # the new process inherits it
-        try:
-            super().start()  # type: ignore[misc]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    _HELD = (signal.SIGTERM, signal.SIGUSR1)
 
+    class _Holding:
+        """Worker that blocks signals until it can handle them: before that, torch lets SIGTERM end it."""
 
-class _Forked(_Holding, ForkProcess): ...
+        def start(self) -> None:
+            former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # the new process inherits it
+            try:
+                super().start()  # type: ignore[misc]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
+    class _Forked(_Holding, ForkProcess): ...
 
-class _Spawned(_Holding, SpawnProcess): ...
+    class _Spawned(_Holding, SpawnProcess): ...
 
-
-# A fork server does not pass on blocked signals: its workers keep the gap.
-_HOLDING = {ForkContext: _Forked, SpawnContext: _Spawned}
+    # A fork server does not pass on blocked signals: its workers keep the gap.
+    _HOLDING = {ForkContext: _Forked, SpawnContext: _Spawned}
 
 
 @cache

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 # Launchers forward what the whole process group gets anyway: within this time, a second signal is the first again.
 _SAME = 1.0
 
-# By weight, from 1: if several arrived, the heaviest counts.
-_WATCHED = (signal.SIGUSR1, signal.SIGTERM)
+# By weight, from 1: if several arrived, the heaviest counts. Windows has no SIGUSR1.
+_WATCHED = (getattr(signal, "SIGUSR1", None), signal.SIGTERM)
 CHECKPOINT, END = 1, 2
 
 
@@ -48,7 +48,7 @@ class Signals:
         Outside of the main thread Python allows no handlers, and nothing is handled.
         """
         if threading.current_thread() is threading.main_thread():
-            for number in _WATCHED:
+            for number in filter(None, _WATCHED):
                 former = signal.getsignal(number)
                 if former is not signal.SIG_IGN:
                     self._former[number] = former

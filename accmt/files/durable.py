@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,6 @@ from accmt.rules.reserved_names import TEMPORARY
 # A folder may be writable and yet not be opened for reading.
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM})
 _CANNOT_FOLDERS = _CANNOT | {errno.EBADF, errno.EISDIR, errno.EACCES}
-
-# Errors that mean another process has the lock. All others, including EPERM, mean that locking does not work at all.
-LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 
 _said: set[str] = set()
 
@@ -65,7 +63,9 @@ def flush(descriptor: int, path: Path) -> None:
 
 
 def flush_directory(folder: Path) -> None:
-    """Flush a directory, so that renames in it survive a power cut."""
+    """Flush a directory, so that renames in it survive a power cut; Windows cannot, and need not."""
+    if sys.platform == "win32":
+        return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:

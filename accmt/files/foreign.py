@@ -8,12 +8,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from accmt.rules.printable import escaped
 
 MIB = 1 << 20
+BINARY = getattr(os, "O_BINARY", 0)
+"""Flag of `os.open` without which Windows translates the ends of lines."""
+# Flags that Windows lacks count as 0.
+_CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")) | BINARY
 
 
 class NotAFile(OSError):
@@ -77,7 +82,9 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: It cannot be opened.
     """
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        if sys.platform == "win32" and path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link", str(path))
+        descriptor = os.open(path, flags | _CAREFULLY, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotAFile(errno.ELOOP, "it is a link, and must be a file", str(path)) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -52,6 +51,8 @@ def require_fork() -> None:
     Raises:
         RuntimeError: They cannot.
     """
+    if not hasattr(os, "fork"):
+        raise RuntimeError("a rehearsal kills a forked process by SIGKILL, and this system has neither")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if not on_cpu or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         what = "one of several processes" if on_cpu else "a process that uses a GPU"
@@ -206,6 +207,8 @@ class _Probe(Callback, Display):
                 warn("how many checkpoints will be kept is unknown: the disk space is for one of them")
 
     def _rooms(self) -> Iterator[str]:
+        import resource  # which Windows lacks
+
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         taken = torch.accelerator.max_memory_allocated() if PartialState().device.type == "cuda" else 0
         main, device = (max(peaks) for peaks in zip(*everywhere(lambda: (memory, taken)), strict=True))

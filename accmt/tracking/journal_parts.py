@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.files.durable import LOCKED
-from accmt.files.foreign import MIB, open_regular
+from accmt.files.file_locks import lock_file_of_process
+from accmt.files.foreign import BINARY, MIB, open_regular
 from accmt.tracking.tracker import Resumption
 
 CHUNK = 1 << 14
@@ -38,7 +38,8 @@ def complete_lines(path: Path, position: int, end: int) -> Iterator[tuple[bytes,
     file = open_regular(path)
     try:
         rest = b""
-        while position < end and (chunk := os.pread(file, min(max(CHUNK, len(rest)), end - position), position)):
+        os.lseek(file, position, os.SEEK_SET)
+        while position < end and (chunk := os.read(file, min(max(CHUNK, len(rest)), end - position))):
             *lines, rest = (rest + chunk).split(b"\n")
             position += len(chunk)
             if len(rest) > LONGEST_LINE:
@@ -57,7 +58,7 @@ def created_part(path: Path, content: bytes) -> int:
     Raises:
         OSError: It could not be written; it was removed.
     """
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
     try:
         append_whole(file, content)
     except OSError:
@@ -79,10 +80,7 @@ def append_whole(file: int, content: bytes) -> None:
 
 def lock_file(file: int) -> bool:
     """Lock a file for this process; False if another process has. Without support for locks, always True."""
-    import fcntl
-
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in LOCKED
-    return True
+        return lock_file_of_process(file)
+    except OSError:
+        return True

@@ -72,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.print:
         _check_script(options.script, options.module)
     launch = launch_command(options)
+    if sys.platform == "win32" and not launch.is_script_itself:
+        text = "accmt launch passes on signals that Windows does not have: start several processes by torchrun"
+        raise CommandError(text)
     seeded = [] if seed_of_run() is None else ["-m", "accmt.cli.seeds.seeded"]
     command = [*seeded, *(["-m"] if options.module else []), options.script, *options.arguments]
     if not options.print:

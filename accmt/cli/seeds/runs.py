@@ -36,7 +36,7 @@ from accmt.tracking.step_log import ENDS, RESUMED, read_log
 NOTES = ".accmt-seeds"
 _TICK = 0.05
 _LAST_LINES = 15
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # Windows has no SIGHUP
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+"""Locks of open files: they end with the process, and no file has to be deleted.
+
+On Windows, where a locked part of a file cannot be read, a byte far behind the content is locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+
+# Errors that mean another process has the lock. All others, including EPERM, mean that locking does not work at all.
+LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _PLACE = 1 << 30
+
+    def lock_file(file: int, *, unlock: bool = False) -> bool:
+        """Lock an open file, or unlock it; False if another one holds the lock.
+
+        Raises:
+            OSError: Files cannot be locked here.
+        """
+        os.lseek(file, _PLACE, os.SEEK_SET)
+        try:
+            msvcrt.locking(file, msvcrt.LK_UNLCK if unlock else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in LOCKED:
+                raise
+            return False
+        return True
+
+    lock_file_of_process = lock_file
+
+    def is_locked(file: int) -> bool:
+        """Return whether a file is locked. If not, it is locked for a moment."""
+        if lock_file(file):
+            lock_file(file, unlock=True)
+            return False
+        return True
+
+else:
+    import fcntl
+
+    # struct flock: the kernel reads the request from its first fields, and writes the answer there.
+    _LINUX = struct.Struct("hhqqi4x")  # type, whence, start, length, process
+    _BSD = struct.Struct("qqihhi")  # start, length, process, type, whence, system
+
+    def lock_file(file: int, *, unlock: bool = False) -> bool:
+        """Lock an open file, or unlock it; False if another one holds the lock.
+
+        The lock belongs to the open file, where the system has this kind of lock: one of the process is lost as soon as
+        any code in it opens and closes the file, such as a copy of the folder.
+
+        Raises:
+            OSError: Files cannot be locked here.
+        """
+        try:
+            if hasattr(fcntl, "F_OFD_SETLK"):
+                try:
+                    asked = _LINUX.pack(fcntl.F_UNLCK if unlock else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, asked)
+                    return True
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # the system does not support this kind of lock
+                        raise
+            fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in LOCKED:
+                raise
+            return False
+        return True
+
+    def lock_file_of_process(file: int) -> bool:
+        """Lock a file for this process, which may lock it again; False if another process has.
+
+        Raises:
+            OSError: Files cannot be locked here.
+        """
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in LOCKED:
+                raise
+            return False
+        return True
+
+    def is_locked(file: int) -> bool:
+        """Return whether any process locks a file, without locking it even for a moment."""
+        if sys.platform == "linux":
+            asked = _LINUX.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind = _LINUX.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _LINUX.size])[0]
+        else:
+            asked = _BSD.pack(0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET, 0)
+            kind = _BSD.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked)[: _BSD.size])[3]
+        return bool(kind != fcntl.F_UNLCK)
