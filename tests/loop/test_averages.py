@@ -250,7 +250,7 @@ def test_the_verdict_is_explained_and_repeated_by_a_replay_and_shown_in_a_report
         (["explain"], [f"  4    16      4  best_valid_loss  0.1     saved    {reason}", f"evaluations 3, 2; {reason}"]),
         (["explain", "--csv", "--last", "1"], [f'4,16,4,best_valid_loss,0.1,saved,"{reason}"']),
         (["replay"], ["these are the decisions that the training made", reason]),
-        (["report", "--text"], [f"valid_loss 0.1  █▆▃▁  {tmp_path / 'best_valid_loss' / 'average'}"]),
+        (["report", "--text"], [f"valid_loss 0.1 █▆▃▁  {tmp_path / 'best_valid_loss' / 'average'}"]),
     ):
         capsys.readouterr()
         assert main([arguments[0], str(tmp_path), *arguments[1:]]) == 0
