@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from accmt.files.file_locks import is_locked, lock_file
+from accmt.files.file_locks import is_locked, lock_open_file
 from accmt.files.foreign import NotAFile, open_regular
 from accmt.rules import reserved_names as names
 
@@ -85,7 +85,9 @@ class Lock:
         """Release the lock. Does nothing if it is not held."""
         if self._file >= 0:
             with suppress(OSError):
-                lock_file(self._file, unlock=True)  # a child that copied the file without our fork hook holds it too
+                lock_open_file(
+                    self._file, unlock=True
+                )  # a child that copied the file without our fork hook holds it too
         self._close()
 
     def _take(self) -> str | None:
@@ -95,7 +97,7 @@ class Lock:
             raise self._refusal()
         self._file = self._opened()
         try:
-            if not lock_file(self._file):
+            if not lock_open_file(self._file):
                 raise self._refusal()
         except OSError as error:
             other = "training on another machine" if self._socket is not None else "other training"

@@ -18,7 +18,7 @@ if sys.platform == "win32":
 
     _PLACE = 1 << 30
 
-    def lock_file(file: int, *, unlock: bool = False) -> bool:
+    def lock_open_file(file: int, *, unlock: bool = False) -> bool:
         """Lock an open file, or unlock it; False if another one holds the lock.
 
         Raises:
@@ -33,12 +33,12 @@ if sys.platform == "win32":
             return False
         return True
 
-    lock_file_of_process = lock_file
+    lock_file_of_process = lock_open_file
 
     def is_locked(file: int) -> bool:
         """Return whether a file is locked. If not, it is locked for a moment."""
-        if lock_file(file):
-            lock_file(file, unlock=True)
+        if lock_open_file(file):
+            lock_open_file(file, unlock=True)
             return False
         return True
 
@@ -49,7 +49,7 @@ else:
     _LINUX = struct.Struct("hhqqi4x")  # type, whence, start, length, process
     _BSD = struct.Struct("qqihhi")  # start, length, process, type, whence, system
 
-    def lock_file(file: int, *, unlock: bool = False) -> bool:
+    def lock_open_file(file: int, *, unlock: bool = False) -> bool:
         """Lock an open file, or unlock it; False if another one holds the lock.
 
         The lock belongs to the open file, where the system has this kind of lock: one of the process is lost as soon as

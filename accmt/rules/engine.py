@@ -15,7 +15,7 @@ from accmt.rules import cadence
 from accmt.rules.between_evaluations import asks_for, counted, next_change, watched
 from accmt.rules.decision import Decision, Due, KeptModel, Outcome, Stop, Verdict
 from accmt.rules.direction import direction_of
-from accmt.rules.errors import joined, numbered
+from accmt.rules.errors import enumerated, numbered
 from accmt.rules.evaluator import Scene, Value, evaluate_expression
 from accmt.rules.history_functions import memories_of
 from accmt.rules.nodes import Call, Everywhere, Expression, Node
@@ -396,7 +396,7 @@ def _out_of_patience(rules: tuple[RankedRule, ...]) -> Stop:
         name = ranked.name if ranked.rule.given_name is None else f"'{ranked.name}'"
         by_patience.setdefault(ranked.rule.patience, []).append(name)
     words = [
-        f"{joined(names, 'and')} {'has' if len(names) == 1 else 'have'} not improved for "
+        f"{enumerated(names, 'and')} {'has' if len(names) == 1 else 'have'} not improved for "
         + numbered(patience, "evaluation")
         for patience, names in by_patience.items()
     ]

@@ -90,7 +90,7 @@ def numbered(count: int | None, noun: str, form: str = "") -> str:
     return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
 
 
-def joined(words: Sequence[str], conjunction: str) -> str:
+def enumerated(words: Sequence[str], conjunction: str) -> str:
     """Join words with commas, and the last one with 'and' or 'or'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 

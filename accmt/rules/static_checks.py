@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from accmt.rules import nodes
-from accmt.rules.errors import RuleProblem, joined, nearest
+from accmt.rules.errors import RuleProblem, enumerated, nearest
 from accmt.rules.evaluator import Scene, evaluate_expression
 from accmt.rules.functions import FUNCTIONS, Function
 from accmt.rules.nodes import (
@@ -261,7 +261,7 @@ class Form:
             units = _UNITS_OF.get(node.left.name, (node.left.name,))
             named = [unit if unit == PERCENT else f"{unit}s" for unit in units]
             message = f"'{node.left.name}' is not counted in {_plural(quantity.unit)}"
-            self._add(message, quantity.span, f"allowed here: {joined(named, 'or')}")
+            self._add(message, quantity.span, f"allowed here: {enumerated(named, 'or')}")
 
     def _quantity(self, quantity: Quantity) -> bool:
         before = len(self.problems)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accmt.rules.errors import RuleProblem, joined, nearest
+from accmt.rules.errors import RuleProblem, enumerated, nearest
 from accmt.rules.nodes import RESERVED, Span
 from accmt.rules.units import BY_SPELLING, THE_UNITS
 
@@ -271,4 +271,4 @@ def _allowed(expected: frozenset[str]) -> str | None:
         if terminals <= left:
             words.append(phrase)
             left -= terminals
-    return f"allowed here: {joined(words, 'or')}" if words else None
+    return f"allowed here: {enumerated(words, 'or')}" if words else None

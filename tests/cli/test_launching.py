@@ -161,7 +161,9 @@ def test_two_machines_make_one_training(start):
     for rank, process in enumerate(machines):
         output, errors = process.communicate()
         assert process.returncode == 0, errors
-        assert errors == "accmt launch: ddp, 1 process on CPUs, on each of 2 machines\n"
+        # The machine that ends last may miss the store of the other one, which torch prints.
+        assert errors.splitlines()[0] == "accmt launch: ddp, 1 process on CPUs, on each of 2 machines"
+        assert "accmt" not in errors.partition("\n")[2]
         [script] = told(output).values()
         seen = {name: script["environment"][name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
         assert seen == {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,7 @@ def test_tensorboard_goes_on_without_doubling_points(tmp_path, accumulator):
     for step in range(1, 7):
         first.log({"loss": step}, step)
     first.close("FAILED")
+    time.sleep(1.1 - time.time() % 1)  # files are read in the order of their names, which begin with the second
     second = TensorBoardTracker(beginning(tmp_path, first.state(), 4), {"run_name": "ignored"})
     for step in range(5, 9):
         second.log({"loss": step * 10}, step)
