@@ -15,7 +15,7 @@ from launching import launch
 from page_runner import agrees
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-FRAGMENTS = ("hyperparameter-search", "rehearsal", "report", "scaling", "tracking")
+FRAGMENTS = ("rehearsal", "report", "scaling", "tracking")
 """Pages of how-to with fragments; others of these tests, and those of their rooms, run what they show."""
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
@@ -26,6 +26,7 @@ PAGES = sorted(
 
 
 NEEDED = {f"coming-from/{name}.md": name for name in ("ignite", "keras", "lightning", "transformers")} | {
+    "how-to/hyperparameter-search.md": "optuna",
     "how-to/plain-modules.md": "pandas",
     "how-to/transformers.md": "transformers",
 }
