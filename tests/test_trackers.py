@@ -1,7 +1,6 @@
 """A training and its trackers: several at once, slow ones, dead ones, and those that are continued."""
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -334,22 +333,3 @@ def test_without_a_tracker_nothing_is_logged_anywhere(trainer, regression, data,
     training.fit(regression(), data(8))
     training.log_artifact("nothing")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_the_page_about_trackers(tmp_path):
-    """Its program runs as it stands, and sends what it says."""
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    page = (Path(__file__).parent.parent / "docs" / "how-to" / "tracking.md").read_text()
-    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "program.py").write_text(program)
-    ran = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    logs = tmp_path / "runs" / "logs"
-    assert {step for step, _ in shown(logs / "line" / "first try", "weight")} == {0, 4, 8, 12, 16, 20, 24, 28}
-    assert (logs / "line" / "first try" / "artifacts" / "training.json").is_file()
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{logs / 'mlflow.db'}")
-    [run] = client.search_runs([client.get_experiment_by_name("line").experiment_id])
-    assert (run.info.run_name, run.data.tags["team"], run.data.params["data"]) == ("first try", "a", "a line")
-    assert {"train_loss", "epoch", "weight", "learning_rate", "grad_norm", "cpu_utilization_percent"} <= {
-        *run.data.metrics
-    }

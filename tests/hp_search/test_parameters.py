@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -350,6 +351,16 @@ def test_mistakes(search, parameters, text):
     with pytest.raises(ConfigError) as caught:
         searching.set_parameters(**parameters)
     assert str(caught.value) == f"1 mistake in set_parameters(...):\n  {text}"
+
+
+def test_what_the_page_declares_can_be_declared(search):
+    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "hyperparameter-search.md").read_text()
+    table = page.split("| declared | tried |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1].strip().strip("`") for row in table.splitlines()[2:]]
+    assert len(rows) == 6
+    searching = search()
+    for row in rows:
+        searching.set_parameters(**eval(f"dict({row})", {"partial": partial, "Scheduler": Scheduler}))
 
 
 def test_all_mistakes_are_told_at_once(search):

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -341,11 +340,6 @@ def test_a_folder_that_cannot_be_written(waiting, model, capfd, monkeypatch):
 
     monkeypatch.setattr("accmt.checkpoint.lock.Lock.acquire", cannot)
     assert sync(model, capfd) == (1, "", f"{model} cannot be written: Permission denied\n")
-
-
-def test_the_page_names_the_command():
-    page = (Path(__file__).parent.parent.parent / "docs" / "how-to" / "tracking.md").read_text()
-    assert "accmt sync runs/line" in page
 
 
 def test_a_search_without_a_folder_keeps_what_waits(regression, data, capfd, server, monkeypatch, mlflow, tmp_path):
