@@ -15,7 +15,7 @@ from launching import launch
 from page_runner import agrees
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-FRAGMENTS = ("hyperparameter-search", "plain-modules", "report", "scaling", "tracking", "transformers")
+FRAGMENTS = ("hyperparameter-search", "plain-modules", "scaling", "tracking", "transformers")
 """Pages of how-to with fragments; others of these tests, and those of their rooms, run what they show."""
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
