@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NUMBER = re.compile(r"\b[0-9a-f]{32}\b|(?:\d[\d,.:]*\d|\d)(?:e[+-]?\d+)?(?: (?:s|bytes|[kMGT]B)\b)?")
-_FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|sh))\n")
+FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|sh))\n")
 
 
 class Shown(NamedTuple):
@@ -42,7 +42,7 @@ def run(page: str) -> list[Shown]:
     for skipped, language, text in BLOCK.findall(page):
         if skipped:
             continue
-        file = _FILE.match(text)
+        file = FILE.match(text)
         if language == "text":
             found.append(Shown(language, text, printed))
         elif file and language != "text":
