@@ -120,3 +120,14 @@ def test_the_example_of_contributing(tmp_path):
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     exec(example, {"SCRIPT": "import os, sys; open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}', 'w')", "folder": tmp_path})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("page", "entry"),
+    [("CONTRIBUTING.md", r"^  (\S+(?:, \S+)*)  "), ("docs/explanation/architecture.md", r"^.{20} +(\w+/\w+) ")],
+)
+def test_the_files_of_a_drawing_exist(page, entry):
+    drawing = re.search(r"\n```\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+    named = [name for names in re.findall(entry, drawing, re.MULTILINE) for name in names.split(", ")]
+    assert len(named) > 8
+    assert [name for name in named if not [*(ROOT / "accmt").glob(f"{name}*")]] == []
