@@ -28,7 +28,7 @@ PAGE = (EXAMPLES.parent / "docs" / "gallery.md").read_text()
 SHOWN = {
     name: (arguments.split(), output)
     for name, arguments, output in re.findall(
-        r"```console\n\$ python examples/(\w+)\.py(.*)\n(.*?)```", PAGE, re.DOTALL
+        r"```console\n\$ python examples/(\w+)\.py([^\n]*)\n(.*?)```", PAGE, re.DOTALL
     )
 }
 """Script -> its arguments on the page, and what it prints, in parts between `...`."""
