@@ -3,10 +3,12 @@
 import inspect
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
+from page_runner import without_numbers
 
 import accmt
 from accmt import Callback, HyperParameters, Trainer
@@ -15,6 +17,7 @@ from accmt.setup.settings import NOT_COMPARED
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "reference" / "checkpoints.md").read_text()
 PROGRAM, KEEPING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [TREE] = re.findall(r"```\n(model_path/.*?)```", PAGE, re.DOTALL)
+[NOTES] = re.findall(r"```\n(note: .*?)```", PAGE, re.DOTALL)
 CADENCE = "500 steps or 10 minutes"
 
 
@@ -24,9 +27,9 @@ def train(tmp_path, monkeypatch, regression, data):
     monkeypatch.chdir(tmp_path)
     assert CADENCE in PROGRAM
 
-    def run(resume=None):
+    def run(resume=None, lr=0.003):
         program = PROGRAM.replace(CADENCE, "2 steps").replace("runs/model", "model")
-        hps = HyperParameters(2, None, 4, "SGD", {"lr": 0.05})
+        hps = HyperParameters(2, None, 4, "SGD", {"lr": lr}, "CosineAnnealingLR")
         names = {"Trainer": partial(Trainer, resume=resume), "hps": hps}
         exec(program, names)
         trainer = names["trainer"]
@@ -76,6 +79,13 @@ def test_an_earlier_one_is_continued_and_later_ones_are_put_away(train):
     train(resume=3)
     assert names_in("model/checkpoints") == [f"checkpoint-000{n}-step-{2 * n}" for n in (2, 3, 4)]
     assert names_in("model/earlier-1") == ["checkpoint-0004-step-8"]
+
+
+def test_it_says_what_has_changed(train, capsys):
+    train()
+    shutil.rmtree(max(Path("model/checkpoints").iterdir()))
+    train(lr=0.1)
+    assert without_numbers(NOTES) in without_numbers(capsys.readouterr().out)
 
 
 def test_a_new_start_puts_everything_away(train):

@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
+from accmt import Trainer
 from accmt.config.document import read_document, rules_of
 from accmt.config.rules import read_rules
 from accmt.rules import Facts, Length, Observation, Progress, Reported, RuleEngine, Rules, check
@@ -21,7 +25,7 @@ SCORES = ((0.50, 0.90), (0.70, 0.70), (0.66, 0.695), (0.72, 0.71))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the files of the page, and a training by its rules."""
+    """A folder with the files of the page, a training by its rules as it is recorded, and one with its weights."""
     folder = tmp_path_factory.mktemp("page")
     for name, text in FILES:
         (folder / name).write_text(text)
@@ -43,6 +47,10 @@ def folder(tmp_path_factory):
         observation = Observation(progress, {"dev": {"accuracy": accuracy, "valid_loss": loss}}, loss)
         history.append(observation.to_json())
         decisions.append(engine.after_evaluation(observation).to_json())
+    digits = TensorDataset(torch.rand(320, 64), torch.arange(320) % 10)
+    network = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    training = Trainer({"epochs": 1, "batch_size": 32}, folder / "runs" / "digits", quiet=True)
+    training.fit(network, digits, digits, loss_fn=nn.functional.cross_entropy)
     return folder
 
 
@@ -65,4 +73,4 @@ def test_the_commands_of_the_page(session, folder):
 
 def test_there_is_something_to_test():
     assert len(FILES) == 2
-    assert len(SESSIONS) == 10
+    assert len(SESSIONS) == 11

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from accmt import AcceleratorModule, Trainer
 from accmt.rules import CadenceRule, parse_saving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,6 +24,7 @@ def load_script():
 
 
 SCRIPTS = re.findall(r"```rule\n(.*?)```", PAGE, re.DOTALL)
+LOGGING, SCHEDULING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SESSIONS = "\n".join(re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL))
 
 
@@ -66,3 +68,23 @@ def test_cadences_of_the_table():
     assert len(cadences) > 10
     for text in cadences:
         CadenceRule.parse(text)
+
+
+def test_what_a_module_logs_is_ranked(tmp_path, regression, data):
+    class Module(regression, AcceleratorModule):
+        def losses(self, batch):
+            loss = super().training_step(batch)
+            return loss, loss / 2
+
+        exec(LOGGING)
+
+    trainer = Trainer({"batch_size": 8}, tmp_path / "model", training_metrics={"kl": "min"}, quiet=True)
+    trainer.register_model_saving("best_kl")
+    trainer.fit(Module(), data(16))
+    assert trainer.best().values["kl"] > 0
+
+
+def test_a_scheduler_that_follows_a_metric(tmp_path, monkeypatch, regression, data):
+    monkeypatch.chdir(tmp_path)
+    exec(SCHEDULING, {"Trainer": lambda *given, **named: Trainer(*given, **named).fit(regression(), data(4), data(4))})
+    assert (tmp_path / "model" / "best_valid_loss").is_dir()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from browsing import chromium
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -65,10 +64,7 @@ def test_a_page_in_a_browser(site, browser, page, width):
 
 def test_the_search_works_without_a_server(site, browser):
     browser.get((site / "search.html").as_uri() + "?q=patience")
-
-    def is_found(driver):
-        """Whether the page is listed; results appear one after the other."""
-        links = driver.find_elements(By.CSS_SELECTOR, "ul.search li a")
-        return "The rule language on one page" in [link.text for link in links]
-
-    WebDriverWait(browser, 30, ignored_exceptions=[StaleElementReferenceException]).until(is_found)
+    listed = "return [...document.querySelectorAll('ul.search li a')].map(link => link.textContent)"
+    WebDriverWait(browser, 60).until(  # the list grows
+        lambda driver: "The rule language on one page" in driver.execute_script(listed)
+    )

@@ -15,13 +15,10 @@ from launching import launch
 from page_runner import agrees
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-FRAGMENTS = ("rehearsal", "report", "scaling")
-"""Pages of how-to with fragments; others of these tests, and those of their rooms, run what they show."""
 PAGES = sorted(
     page.relative_to(DOCS).as_posix()
     for folder in ("tutorials", "how-to", "coming-from")
     for page in (DOCS / folder).glob("*.md")
-    if folder != "how-to" or page.stem not in (*FRAGMENTS, "training-tools")
 )
 
 

@@ -1,10 +1,12 @@
 """The scripts of docs/gallery.md, run as a user runs them: briefly, and with --full whole and twice."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from launching import launch
+from page_runner import without_numbers
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 SAVED = {
@@ -22,6 +24,16 @@ BRIEFLY = {"search": ("--trials", "2"), "text": ("--samples", "32"), "lora": ("-
 FULL = [pytest.param(name, marks=pytest.mark.full) for name in SAVED]
 
 
+PAGE = (EXAMPLES.parent / "docs" / "gallery.md").read_text()
+SHOWN = {
+    name: (arguments.split(), output)
+    for name, arguments, output in re.findall(
+        r"```console\n\$ python examples/(\w+)\.py([^\n]*)\n(.*?)```", PAGE, re.DOTALL
+    )
+}
+"""Script -> its arguments on the page, and what it prints, in parts between `...`."""
+
+
 def run(name, folder, *arguments):
     given = ("--model-path", folder, *arguments)
     return launch(EXAMPLES / f"{name}.py", *given, environment={"COLUMNS": "200"}).check().stdout
@@ -37,8 +49,7 @@ def assert_saved_and_reported(name, folder, printed):
 
 
 def test_the_page_shows_each_of_them():
-    page = (EXAMPLES.parent / "docs" / "gallery.md").read_text()
-    assert [name for name in SAVED if f"$ python examples/{name}.py" not in page] == []
+    assert SHOWN.keys() == SAVED.keys()
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -50,8 +61,12 @@ def test_briefly(name, tmp_path):
 @pytest.mark.parametrize("name", FULL)
 def test_whole_and_again(name, tmp_path):
     """The second run finds what the first has left, trains nothing, and reports the same."""
-    first = run(name, tmp_path / name)
+    arguments, shown = SHOWN[name]
+    first = run(name, tmp_path / name, *arguments)
     assert_saved_and_reported(name, tmp_path / name, first)
-    second = run(name, tmp_path / name)
+    printed = " ".join(without_numbers(first.replace(str(tmp_path), "runs")).split())
+    parts = [" ".join(without_numbers(part).split()) for part in re.split(r"\.\.\.|\n(?!  )", shown)]
+    assert re.search(".*".join(map(re.escape, parts)), printed), printed
+    second = run(name, tmp_path / name, *arguments)
     assert "nothing was trained" in second
     assert first.splitlines()[-1] == second.splitlines()[-1]

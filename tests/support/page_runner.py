@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|sh))\n")
+_NUMBER = re.compile(r"\b[0-9a-f]{32}\b|(?:\d[\d,.:]*\d|\d)(?:e[+-]?\d+)?(?: (?:s|bytes|[kMGT]B)\b)?")
+FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|sh))\n")
 
 
 class Shown(NamedTuple):
@@ -41,7 +42,7 @@ def run(page: str) -> list[Shown]:
     for skipped, language, text in BLOCK.findall(page):
         if skipped:
             continue
-        file = _FILE.match(text)
+        file = FILE.match(text)
         if language == "text":
             found.append(Shown(language, text, printed))
         elif file and language != "text":
@@ -74,8 +75,8 @@ def _in_shell(text: str) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """The text with 0 for each number and one bar for each sparkline."""
-    text = re.sub(r"[▁-█]+", "▁", re.sub(r"\d[\d,.:]*\d|\d", "0", text))
+    """The text with 0 for each number, with its unit of time or bytes, and one bar for each sparkline."""
+    text = re.sub(r"[▁-█]+", "▁", _NUMBER.sub("0", text))
     return re.sub(r"[ \t]+", " ", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
 
 
