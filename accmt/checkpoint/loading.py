@@ -53,6 +53,9 @@ def load_weights(module: Any, found: dict[str, Any], beside: dict[str, Tensor], 
     expected = by_plain_name(model, model.state_dict())
     weights = as_expected(found, expected)
     lines = differences(expected, weights, "the saved model")
+    if lines and (renamed := _renamed_by_transformers(model, found)) is not None:
+        weights = as_expected(renamed, expected)
+        lines = differences(expected, weights, "the saved model")
     kept = ExtraState(module, model) if _is_wrapping(module) else None
     if kept is not None and beside:
         lines += differences(*kept.differing(beside, at_least_those=True), "the saved model", "module")
@@ -83,6 +86,20 @@ def read_whole(folder: str | Path) -> tuple[SavedModel, dict[str, Any], dict[str
             raise
         return read_whole(folder)
     return whole if _is_same(before, place.stat()) else read_whole(folder)
+
+
+def _renamed_by_transformers(model: nn.Module, found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return weights by the names that they have in a model of transformers: its `save_pretrained`, which writes them
+    in other trainers, may give them former names. None for other models, and for weights of another model.
+    """
+    read, config = getattr(type(model), "from_pretrained", None), getattr(model, "config", None)
+    if read is None or config is None:
+        return None
+    try:
+        renamed, told = read(None, config=config, state_dict=dict(found), output_loading_info=True)
+    except (RuntimeError, TypeError, ValueError):  # of other shapes, or not of transformers
+        return None
+    return None if any(told.values()) else dict(renamed.state_dict())
 
 
 def _is_same(one: os.stat_result, other: os.stat_result) -> bool:

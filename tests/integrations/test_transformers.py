@@ -10,6 +10,8 @@ import pytest
 import torch
 from launching import launch
 
+from accmt import load_best
+from accmt.checkpoint.stateful import Mismatch
 from accmt.config.errors import ConfigError
 from accmt.rules import Decision, RuleError, SavingRule
 
@@ -24,6 +26,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -142,6 +146,26 @@ def test_each_rule_saves_its_model(tmp_path):
     about = json.loads((tmp_path / "best_accuracy@dev" / "saving.json").read_text())
     assert about["values"] == {"accuracy@dev": 0.9}
     assert about["step"] == 4
+
+
+def test_load_best_knows_the_names_under_which_save_pretrained_writes(tmp_path):
+    """Since version 5, those of the weights of a ViT are others than in the model."""
+    sizes = {"hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 4, "image_size": 4, "patch_size": 2}
+
+    def vit(labels=2, layers=1):
+        config = ViTConfig(num_channels=1, num_labels=labels, num_hidden_layers=layers, **sizes)
+        return ViTForImageClassification(config)
+
+    images = [{"pixel_values": torch.full((1, 4, 4), float(i % 2)), "labels": i % 2} for i in range(8)]
+    host(tmp_path, Rules(tmp_path), None, images, trained := vit(), (), images, num_train_epochs=1).train()
+    for other in vit(labels=3), vit(layers=2):
+        before = {name: value.clone() for name, value in other.state_dict().items()}
+        with pytest.raises(Mismatch, match="holds another model; nothing was loaded"):
+            load_best(tmp_path, other)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    loaded = vit()
+    assert load_best(tmp_path, loaded).rule == "best_valid_loss"
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 CASES = [  # all but those with replicates, which the Trainer does not report
