@@ -252,7 +252,7 @@ ENDS = {"": ({}, True), "unfused": ({"fused": False}, False), "foreach": ({"fore
 
 
 @pytest.mark.proves("Trainer(resume)")
-@pytest.mark.parametrize("name", ["Adagrad", "Adam", "SGD"])
+@pytest.mark.parametrize("name", ["Adam", *(pytest.param(name, marks=pytest.mark.full) for name in ("Adagrad", "SGD"))])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("start", STARTS)
 def test_how_steps_are_made_is_the_scripts(start, end, name, tmp_path, capsys, monkeypatch):
