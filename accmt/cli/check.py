@@ -14,6 +14,7 @@ from accmt.cli.replay.rules import Mistakes, given_facts, given_rules, parsed, w
 from accmt.rules import CadenceRule, Facts, Length, RuleError, Rules, check
 from accmt.rules.checker import clashes, naming_held_out
 from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
+from accmt.rules.nodes import RESERVED
 
 # The length of the training is unknown here: assume one so long that no rule starts too late.
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
@@ -56,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("there is nothing to check: give a RULE or --config")
     if file := next((rule for rule in options.rules if Path(rule).suffix in (".yaml", ".yml")), None):
         raise UsageError(f"'{file}' is the name of a file, not a rule: give it as --config {file}")
+    if len(options.rules) > 1 and RESERVED.intersection(options.rules):
+        raise UsageError(f'a rule of several words is one argument: "{" ".join(options.rules)}"')
     if options.datasets and not options.metrics:
         raise UsageError("--dataset needs the metrics as well: give each one with --metric")
     facts = given_facts(options.metrics, options.datasets, _ENDLESS) if options.metrics else None

@@ -158,16 +158,25 @@ def _recorded(sources: Sequence[Source]) -> list[SavingRule]:
 
 
 def _swept(rule: SavingRule, options: argparse.Namespace, sources: Mapping[str, Source]) -> list[Setting]:
-    """Try a rule with every `by` and every patience, and without patience, on all trainings.
+    """Try a rule with every `by` and every patience, and without patience, on all trainings that it fits.
 
     Raises:
-        CommandError: The rule does not fit a training.
+        CommandError: It fits none of them.
     """
     variants = [_by(rule, by) for by in options.by or (rule.saving.by,)]
+    fitting, misfits = list[Source](), list[CommandError]()
     for name, source in sources.items():
-        for variant in variants:
-            check_against(Rules((variant,)), source, f"in {name}:" if len(sources) > 1 else None)
-    trainings = [(s.facts, s.history, [best_of_all(rule, s.facts, s.history)]) for s in sources.values()]
+        try:
+            for variant in variants:
+                check_against(Rules((variant,)), source, f"in {name}:" if len(sources) > 1 else None)
+            fitting.append(source)
+        except CommandError as error:
+            misfits.append(error)
+    if not fitting:
+        raise misfits[0]
+    for misfit in misfits:
+        complain(f"left out for {rule.name}: {misfit}")
+    trainings = [(s.facts, s.history, [best_of_all(rule, s.facts, s.history)]) for s in fitting]
     settings = []
     for bare in variants:
         for patience in (*options.patience, None):

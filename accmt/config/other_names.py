@@ -13,7 +13,7 @@ _ARGUMENTS: dict[str, dict[str, str]] = {
         "scheduler_kwargs": "lr_scheduler_kwargs scheduler_args scheduler_params",
         "step_scheduler_per_epoch": "",
     },
-    " in the hyperparameter optim_kwargs": {
+    ", an argument of the optimizer": {
         "lr": "learning_rate",
         **dict.fromkeys(("weight_decay", "momentum", "betas", "eps", "no_decay", "fused", "foreach"), ""),
     },
@@ -30,6 +30,9 @@ _ARGUMENTS: dict[str, dict[str, str]] = {
         "patience": "early_stopping_patience",
         "restore_best": "load_best_model_at_end restore_best_weights",
         "resume": "resume_from_checkpoint ckpt_path",
+    },
+    ", a variable of the environment, without which a GPU is used if there is one": {
+        "ACCELERATE_USE_CPU": "device devices cpu use_cpu no_cuda",
     },
     ", an argument of fit": {
         "train_dataset": "train_data train_dataloader train_dataloaders",

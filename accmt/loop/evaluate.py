@@ -325,7 +325,8 @@ def _number(value: Any, metric: Metric, name: str) -> float:
     size = getattr(value, "numel", None)
     count = size() if callable(size) else getattr(value, "size", 1)
     if count != 1:
-        raise ValueError(f"the metric '{metric.name}' computed '{name}' with {count} elements: a metric is one number")
+        text = f"the metric '{metric.name}' computed '{name}' with {count} elements: a metric is one number"
+        raise ValueError(f"{text}; if they are scores whose mean is the metric, give it per_sample=True")
     try:
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError):

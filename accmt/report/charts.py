@@ -257,7 +257,8 @@ def _label(text: str) -> dict[str, Any]:
 
 def _steps(trainings: Sequence[TrainingReport]) -> dict[str, Any]:
     end = max((training.end for training in trainings), default=0)
-    return {**_AXIS, "range": [0, 1.06 * end or 1], "tickformat": ",d"}
+    title = {"text": "step", "standoff": 4, "font": {"size": 11}}
+    return {**_AXIS, "range": [0, 1.06 * end or 1], "tickformat": ",d", "title": title}
 
 
 def course_in_words(name: str, curve: Curve) -> str:

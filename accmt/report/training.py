@@ -283,6 +283,8 @@ def _curves(observations: Sequence[Observation], log: Sequence[LogLine]) -> Iter
         for name, value in line.values.items():
             points.setdefault((MEASURED.get(name, name), ""), []).append((line.step, value))
     for (metric, dataset), pairs in points.items():
+        if metric == TRAIN_LOSS and all(math.isnan(value) for _, value in pairs):
+            continue  # a loop by hand need not tell it
         yield Curve(metric, dataset, tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
 
 

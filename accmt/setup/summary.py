@@ -59,8 +59,8 @@ def nothing_done(plan: Plan, stop: Stop | None) -> str:
     position, hps = plan.position, plan.options.hps
     if stop is not None:
         return (
-            f"nothing was trained: the training is stopped at step {position.step}: {stop.reason}. "
-            f"To continue, change what stops it, or give resume=False to start from scratch"
+            f"nothing was trained: the training is stopped at step {position.step}: {stop.reason}. To continue, "
+            "change the patience or the condition that stops it, or give resume=False to start from scratch"
         )
     name, wanted, done, wants = "epochs", hps.epochs, position.epoch, "epochs"
     if hps.max_steps is not None:

@@ -325,3 +325,10 @@ class TestConfig:
         status, _, err = check("--config", "no.yaml")
         assert status == 1
         assert err == f"1 mistake in no.yaml:\n  no such file (the current folder is {tmp_path})\n"
+
+
+def test_a_rule_that_the_shell_has_split(check, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check("best_accuracy", "by", "0.01")
+    assert ended.value.code == 2
+    assert 'a rule of several words is one argument: "best_accuracy by 0.01"' in capsys.readouterr().err

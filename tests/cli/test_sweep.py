@@ -112,6 +112,20 @@ def test_own_rules_of_all_trainings_in_a_folder(trainer, regression, data, sweep
     assert [json.loads(line)["rule"] for line in out.splitlines()] == ["best_valid_loss", "best_valid_loss"]
 
 
+def test_a_training_that_a_rule_does_not_fit_is_left_out(trainer, regression, data, sweep):
+    for name, key in (("a", "dev"), ("b", "other")):
+        training = trainer(f"runs/{name}", epochs=2)
+        training.fit(regression(), data(22), {key: data(6, 1)})
+    folder = training.model_path.parent
+    status, out, err = sweep(folder, "--rule", "valid_loss@dev", "--patience", "1", "--json")
+    assert status == 0
+    assert [json.loads(line)["rule"] for line in out.splitlines()] == ["best_valid_loss@dev"] * 2
+    assert err.startswith(f"left out for best_valid_loss@dev: in {folder / 'b'}:\n\nunknown dataset 'dev'")
+    status, out, err = sweep(folder, "--rule", "valid_loss@dve", "--patience", "1")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"in {folder / 'a'}:\n\nunknown dataset 'dve'")
+
+
 def test_values_of_a_dataset_from_before_it_was_held_out_do_not_count(trainer, regression, data, sweep):
     sets = {"dev": data(6, 1), "test": data(6, 2)}
     for epochs, held_out in ((2, "test"), (4, "dev")):

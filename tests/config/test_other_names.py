@@ -6,7 +6,7 @@ from torch import nn
 from accmt import ConfigError, HyperParameters, Trainer
 
 EPOCHS = ", did you mean 'epochs', a hyperparameter?"
-RATE = ", did you mean 'lr' in the hyperparameter optim_kwargs?"
+RATE = ", did you mean 'lr', an argument of the optimizer?"
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ RATE = ", did you mean 'lr' in the hyperparameter optim_kwargs?"
         ("num_train_epochs", f"unknown argument{EPOCHS}"),
         ("learning_rate", f"unknown argument{RATE}"),
         ("lr", f"unknown argument{RATE}"),
-        ("fused", "unknown argument, did you mean 'fused' in the hyperparameter optim_kwargs?"),
+        ("fused", "unknown argument, did you mean 'fused', an argument of the optimizer?"),
         ("per_device_train_batch_size", "unknown argument, did you mean 'batch_size', a hyperparameter?"),
         ("max_steps", "unknown argument, did you mean 'max_steps', a hyperparameter?"),
         ("callbacks", "is no longer an argument: give callback, one or a list"),
@@ -27,6 +27,11 @@ RATE = ", did you mean 'lr' in the hyperparameter optim_kwargs?"
         ("logger", "unknown argument, did you mean 'log_with'?"),
         ("output_dir", "unknown argument, did you mean 'model_path'?"),
         ("train_dataset", "unknown argument, did you mean 'train_dataset', an argument of fit?"),
+        (
+            "device",
+            "unknown argument, did you mean 'ACCELERATE_USE_CPU', a variable of the environment, without which a GPU "
+            "is used if there is one?",
+        ),
     ],
 )
 @pytest.mark.parametrize("log_with", [None, "mlflow", "aim"])  # aim takes any argument

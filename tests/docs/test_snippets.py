@@ -12,7 +12,7 @@ from pathlib import Path
 import page_runner
 import pytest
 from launching import launch
-from page_runner import agrees
+from page_runner import agrees, with_numbers_of
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGES = sorted(
@@ -38,7 +38,8 @@ def test_a_page(name, tmp_path):
     page = DOCS / name
     launch(Path(page_runner.__file__), tmp_path, str(page)).check()
     for language, shown, made in json.loads((tmp_path / "blocks.json").read_text()):
-        if os.environ.get("WRITE_OUTPUTS") == "1" and not agrees(shown, made):
-            page.write_text(page.read_text().replace(f"```{language}\n{shown}```", f"```{language}\n{made}```", 1))
-        elif os.environ.get("WRITE_OUTPUTS") != "1":
+        if os.environ.get("WRITE_OUTPUTS") == "1":
+            new = with_numbers_of(made, shown) if agrees(shown, made) else made
+            page.write_text(page.read_text().replace(f"```{language}\n{shown}```", f"```{language}\n{new}```", 1))
+        else:
             assert agrees(shown, made), f"{name} shows\n{shown}\nand it prints\n{made}"

@@ -330,7 +330,7 @@ def test_in_an_object_they_are_mistakes(choice, arguments, said):
         ("lr_scheduler", "did you mean 'scheduler'?"),
         ("optimizer_kwargs", "did you mean 'optim_kwargs'?"),
         ("max_step", "did you mean 'max_steps'?"),
-        ("learning_rate", "did you mean 'lr' in the hyperparameter optim_kwargs?"),
+        ("learning_rate", "did you mean 'lr', an argument of the optimizer?"),
     ],
 )
 def test_names_of_others_are_answered_with_ours(name, meant):

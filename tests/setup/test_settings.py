@@ -434,5 +434,5 @@ def test_a_stop_that_holds_at_once_is_said_with_its_reason(fit, said):
     assert fit(stop_when="step >= 4", hps={"epochs": 4}).seen == []
     assert said()[-1] == (
         "warning: nothing was trained: the training is stopped at step 8: the condition 'step >= 4' holds. "
-        "To continue, change what stops it, or give resume=False to start from scratch"
+        "To continue, change the patience or the condition that stops it, or give resume=False to start from scratch"
     )
