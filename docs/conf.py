@@ -41,12 +41,13 @@ html_css_files = ["site.css"]
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 OUTSIDE = {
+    "README.md": "index.md",
     "grammar/README.md": "reference/language.md",
     "benchmarks/README.md": "explanation/benchmarks.md",
     "CONTRIBUTING.md": "explanation/contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-"""Files outside of this folder that are pages of the site. The page itself holds only an `include` of the file."""
+"""Files outside of this folder that are pages of the site. The page itself begins with an `include` of the file."""
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _INCLUDE = re.compile(r"```\{include\} (\S+)\n```\s*")
@@ -77,9 +78,9 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
     """Fill in pages that are files outside of this folder, and point links at pages instead of files."""
     here = DOCS / f"{page}.md"
     text, folder = source[0], here.parent
-    if included := _INCLUDE.fullmatch(text):
+    if included := _INCLUDE.match(text):
         file = (folder / included[1]).resolve()
-        text, folder = file.read_text(), file.parent
+        text, folder = f"{file.read_text()}\n{text[included.end() :]}", file.parent
 
     def linked(link: re.Match[str]) -> str:
         mark, words_, target, anchor = link.groups()
