@@ -35,13 +35,15 @@ _SHORTEST_BAR, _LONGEST_BAR = 4, 40
 @dataclass(frozen=True, slots=True)
 class ShownPosition:
     """Position of a running training: optimizer steps done and in all (None if unknown), the epoch as it is shown, the
-    time that this process has spent in steps alone, and the learning rate (NaN if it is not at hand)."""
+    time that this process has spent in steps alone, the learning rate (NaN if it is not at hand), and the time of
+    training, with evaluations and checkpoints (0 if it is not known)."""
 
     step: int
     steps: int | None
     epoch: str
     seconds: float
     learning_rate: float = math.nan
+    elapsed: float = 0.0
 
     @property
     def count(self) -> str:
@@ -155,8 +157,8 @@ class ConsoleDisplay(Display):
         if self._bar is not None:
             self._bar.loss = loss
             return
-        speed = self._speed.at(moment)
-        self._line("  ".join([f"epoch {moment.epoch}  step {moment.count}", *_measured(moment, loss, speed)]))
+        measured = _measured(moment, loss, self._speed)
+        self._line("  ".join([f"epoch {moment.epoch}  step {moment.count}", *measured]))
 
     def evaluated(self, observation: Observation, decision: Decision, seconds: float) -> None:
         progress, values = observation.progress, _listed(observation.values)
@@ -251,18 +253,29 @@ class _Bar:
 
 
 class _Speed:
-    """Steps per second, over the last moments at which the step had changed."""
+    """Steps per second, over the last moments at which the step had changed; and how long the rest of the steps takes,
+    with the evaluations and checkpoints between them, at the pace of all the steps so far."""
 
     def __init__(self, moments: int) -> None:
+        self._first: ShownPosition | None = None
         self._last: deque[ShownPosition] = deque(maxlen=moments)
 
     def at(self, moment: ShownPosition) -> float:
         """Return the speed at a moment; 0 while it is not known."""
+        self._first = self._first or moment
         if not self._last or self._last[-1].step != moment.step:
             self._last.append(moment)
         first, last = self._last[0], self._last[-1]
         seconds = last.seconds - first.seconds
         return (last.step - first.step) / seconds if seconds > 0 else 0.0
+
+    def left(self, moment: ShownPosition) -> str:
+        """Return the time that the rest takes, in words; "" if it is not known."""
+        if self._first is None or moment.steps is None or self._last[-1].step == self._first.step:
+            return ""
+        first, last = self._first, self._last[-1]
+        took = max(last.elapsed - first.elapsed, last.seconds - first.seconds)
+        return f", {_clock((moment.steps - moment.step) * took / (last.step - first.step))} left"
 
 
 def _in_words(moment: ShownPosition, loss: float | None, speed: _Speed) -> tuple[int, int | None, str]:
@@ -271,17 +284,14 @@ def _in_words(moment: ShownPosition, loss: float | None, speed: _Speed) -> tuple
 
 def _texts(moment: ShownPosition, loss: float | None, speed: _Speed) -> list[str]:
     """Return what a bar says besides the epoch, the most important first."""
-    texts, rate = [moment.count, *_measured(moment, loss, speed.at(moment))], moment.learning_rate
+    texts, rate = [moment.count, *_measured(moment, loss, speed)], moment.learning_rate
     return texts if math.isnan(rate) else [*texts, f"lr {rate:.3g}"]
 
 
-def _measured(moment: ShownPosition, loss: float | None, speed: float) -> list[str]:
-    """Return the loss, and the speed of steps with the time that the rest of them takes, evaluations aside."""
-    texts = [] if loss is None else [f"loss {loss:.4g}"]
-    if speed > 0:
-        left = "" if moment.steps is None else f", {_clock((moment.steps - moment.step) / speed)} left"
-        texts.append(f"{_speed(speed)}{left}")
-    return texts
+def _measured(moment: ShownPosition, loss: float | None, speed: _Speed) -> list[str]:
+    """Return the loss, the speed of steps, and the time that is left."""
+    texts, now = [] if loss is None else [f"loss {loss:.4g}"], speed.at(moment)
+    return [*texts, f"{_speed(now)}{speed.left(moment)}"] if now > 0 else texts
 
 
 def _listed(values: Values) -> str:

@@ -130,7 +130,8 @@ class Run:
         """Return the position for the display; safe to call from another thread."""
         position, seconds = self.position, self.position.step_clock.elapsed()
         epoch = epoch_shown(position.progress(0.0), self.data.steps_per_epoch, position.total_epochs)
-        return ShownPosition(position.step, position.total_steps, epoch, seconds, self.stepper.rate_at_hand)
+        rate, elapsed = self.stepper.rate_at_hand, position.stopwatch.elapsed()
+        return ShownPosition(position.step, position.total_steps, epoch, seconds, rate, elapsed)
 
     def checkpoint(self) -> None:
         """Make a checkpoint, once the one being written is complete.

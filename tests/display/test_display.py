@@ -49,7 +49,21 @@ def test_one_plain_line_per_logging_interval():
 
     assert shown(act).splitlines() == [
         "epoch 1/10  step 100/1000  loss 0.1235  50 steps/s, 0:18 left",
-        "epoch 3.5/10  step 300/1000  loss nan  100 steps/s, 0:07 left",
+        "epoch 3.5/10  step 300/1000  loss nan  100 steps/s, 0:09 left",
+    ]
+
+
+def test_the_time_left_counts_evaluations():
+    """At the pace of all steps of this process, not of the last ones."""
+
+    def act(display):
+        display.start(lambda: ShownPosition(100, 1000, "1.0/10", 0.0, elapsed=500.0))
+        display.logged(ShownPosition(200, 1000, "2/10", 2.0, elapsed=502.0), 0.5)
+        display.logged(ShownPosition(300, 1000, "3/10", 4.0, elapsed=514.0), 0.5)  # ten seconds of evaluation
+
+    assert [line.split("  ")[-1] for line in shown(act).splitlines()] == [
+        "50 steps/s, 0:16 left",
+        "50 steps/s, 0:49 left",
     ]
 
 
