@@ -1,6 +1,7 @@
 """Configuration is the script's, state is the checkpoint's: what a resume makes of settings that have changed."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -135,8 +136,17 @@ def test_each_scheduler_is_tried():
     assert {*LENGTHS, "ReduceLROnPlateau"} == set(SCHEDULERS.entries)  # which follows a metric: see test_plateau.py
 
 
-@pytest.mark.parametrize("per_epoch", [False, True], ids=["steps", "epochs"])
-@pytest.mark.parametrize("name", [*LENGTHS, *(f"{name} given" for name in GIVEN)])
+def every_day(*choices):
+    """All combinations, of which every second one is for --full alone, such that each choice is among the others."""
+    return [
+        pytest.param(*pair, marks=[pytest.mark.full] * (sum(places) % 2))
+        for pair, places in zip(product(*choices), product(*(range(len(each)) for each in choices)), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "per_epoch"), every_day([*LENGTHS, *(f"{name} given" for name in GIVEN)], [False, True])
+)
 def test_every_schedule_is_that_of_an_undisturbed_training(fit, name, per_epoch):
     """More epochs and another learning rate, in the middle of an epoch; then no change."""
     name, is_given = name.removesuffix(" given"), name.endswith(" given")
@@ -336,8 +346,9 @@ class Pairs(BatchSampler):
 BATCHES = [(2, 2, 4, 1), (2, 1, 16, 1), (4, 1, 3, 2), (5, 1, 2, 3)]
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "in order", "stream", "sized stream", "no batches"])
-@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize(
+    ("batches", "kind"), every_day(BATCHES, ["shuffled", "in order", "stream", "sized stream", "no batches"])
+)
 def test_other_batches_go_on_at_the_same_sample(fit, kind, batches):
     """No sample twice, none left out, in either epoch; and what is counted says so."""
     size, many, size_after, many_after = batches
