@@ -85,9 +85,8 @@ class Lock:
         """Release the lock. Does nothing if it is not held."""
         if self._file >= 0:
             with suppress(OSError):
-                lock_open_file(
-                    self._file, unlock=True
-                )  # a child that copied the file without our fork hook holds it too
+                # A child that copied the file without our fork hook holds the lock, too.
+                lock_open_file(self._file, unlock=True)
         self._close()
 
     def _take(self) -> str | None:

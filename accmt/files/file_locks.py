@@ -9,9 +9,23 @@ import errno
 import os
 import struct
 import sys
+from collections.abc import Callable
+from functools import partial
 
 # Errors that mean another process has the lock. All others, including EPERM, mean that locking does not work at all.
 LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
+
+
+def _succeeds(lock: Callable[[], object]) -> bool:
+    """Call a function that locks; False if another one holds the lock."""
+    try:
+        lock()
+    except OSError as error:
+        if error.errno not in LOCKED:
+            raise
+        return False
+    return True
+
 
 if sys.platform == "win32":
     import msvcrt
@@ -25,13 +39,7 @@ if sys.platform == "win32":
             OSError: Files cannot be locked here.
         """
         os.lseek(file, _PLACE, os.SEEK_SET)
-        try:
-            msvcrt.locking(file, msvcrt.LK_UNLCK if unlock else msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            if error.errno not in LOCKED:
-                raise
-            return False
-        return True
+        return _succeeds(partial(msvcrt.locking, file, msvcrt.LK_UNLCK if unlock else msvcrt.LK_NBLCK, 1))
 
     lock_file_of_process = lock_open_file
 
@@ -58,21 +66,14 @@ else:
         Raises:
             OSError: Files cannot be locked here.
         """
-        try:
-            if hasattr(fcntl, "F_OFD_SETLK"):
-                try:
-                    asked = _LINUX.pack(fcntl.F_UNLCK if unlock else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, asked)
-                    return True
-                except OSError as error:
-                    if error.errno != errno.EINVAL:  # the system does not support this kind of lock
-                        raise
-            fcntl.flock(file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in LOCKED:
-                raise
-            return False
-        return True
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            asked = _LINUX.pack(fcntl.F_UNLCK if unlock else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            try:
+                return _succeeds(partial(fcntl.fcntl, file, fcntl.F_OFD_SETLK, asked))
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # the system does not support this kind of lock
+                    raise
+        return _succeeds(partial(fcntl.flock, file, fcntl.LOCK_UN if unlock else fcntl.LOCK_EX | fcntl.LOCK_NB))
 
     def lock_file_of_process(file: int) -> bool:
         """Lock a file for this process, which may lock it again; False if another process has.
@@ -80,13 +81,7 @@ else:
         Raises:
             OSError: Files cannot be locked here.
         """
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in LOCKED:
-                raise
-            return False
-        return True
+        return _succeeds(partial(fcntl.lockf, file, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
     def is_locked(file: int) -> bool:
         """Return whether any process locks a file, without locking it even for a moment."""

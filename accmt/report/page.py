@@ -128,12 +128,8 @@ def _sparks(card: RuleCard) -> Iterator[tuple[Markup, Markup, str, str]]:
             words = course_in_words(f"{objective.name} at {numbered(len(verdicts), 'evaluation', ',')}", curve)
             # Marked as safe, so that they are not cut like a text of somebody.
             label = f"{objective.name}: {2 * low:.4g} to {2 * high:.4g}"
-            yield (
-                Markup("M" + "L".join(drawn.values())),
-                Markup("".join(f"M{place}h0" for place in saves)),
-                label,
-                words,
-            )
+            course, dots = "M" + "L".join(drawn.values()), "".join(f"M{place}h0" for place in saves)
+            yield Markup(course), Markup(dots), label, words
 
 
 def _decisions(decisions: Sequence[Decision]) -> dict[str, Any]:
