@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from accmt._compat import COMPILED
 from accmt.checkpoint import publish
 from accmt.checkpoint.extra_state import ExtraState
 from accmt.checkpoint.format import differences, shortened_value
@@ -53,7 +57,7 @@ def load_weights(module: Any, found: dict[str, Any], beside: dict[str, Tensor], 
     expected = by_plain_name(model, model.state_dict())
     weights = as_expected(found, expected)
     lines = differences(expected, weights, "the saved model")
-    if lines and (renamed := _renamed_by_transformers(model, found)) is not None:
+    if lines and (renamed := _renamed_by_transformers(getattr(model, COMPILED, model), found)) is not None:
         weights = as_expected(renamed, expected)
         lines = differences(expected, weights, "the saved model")
     kept = ExtraState(module, model) if _is_wrapping(module) else None
@@ -92,13 +96,19 @@ def _renamed_by_transformers(model: nn.Module, found: dict[str, Any]) -> dict[st
     """Return weights by the names that they have in a model of transformers: its `save_pretrained`, which writes them
     in other trainers, may give them former names. None for other models, and for weights of another model.
     """
-    read, config = getattr(type(model), "from_pretrained", None), getattr(model, "config", None)
-    if read is None or config is None:
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
         return None
+    reports = logging.getLogger("transformers.modeling_utils")
+    was_disabled, reports.disabled = reports.disabled, True
     try:
-        renamed, told = read(None, config=config, state_dict=dict(found), output_loading_info=True)
-    except (RuntimeError, TypeError, ValueError):  # of other shapes, or not of transformers
-        return None
+        with torch.random.fork_rng(devices=()):  # it makes another model
+            arguments = {"config": model.config, "state_dict": dict(found), "output_loading_info": True}
+            renamed, told = type(model).from_pretrained(None, **arguments)
+    except Exception:
+        return None  # they do not fit, which the caller says
+    finally:
+        reports.disabled = was_disabled
     return None if any(told.values()) else dict(renamed.state_dict())
 
 

@@ -195,10 +195,11 @@ def _address(folder: Path) -> bytes | None:
 def _is_named(folder: Path) -> bool:
     """Return whether a process has bound the socket of a folder."""
     address = _address(folder)
+    if address is None:
+        return False
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
-        if address is not None:
-            asking.connect(address)
-            return True
+        asking.connect(address)
+        return True
     return False
 
 

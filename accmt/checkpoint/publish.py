@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -328,7 +329,7 @@ def _exchange(first: Path, second: Path) -> bool:
 @cache
 def _renameat2() -> Callable[..., int] | None:
     """Return the system's call, which only Linux has."""
-    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
 
 
 def _delete(path: Path) -> None:

@@ -16,6 +16,8 @@ from accmt.rules.checker import clashes, naming_held_out
 from accmt.rules.describe import cadence_in_words, in_words, stop_in_words
 from accmt.rules.nodes import RESERVED
 
+_FILES = (".yaml", ".yml")
+_JOINING = {*RESERVED, *"/+-*,<>", "<=", ">=", "==", "!="}  # what no rule is alone
 # The length of the training is unknown here: assume one so long that no rule starts too late.
 _ENDLESS = Length(total_steps=10**18, steps_per_epoch=10**6)
 
@@ -55,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
     cadences = options.checkpoint_every, options.evaluate_every
     if not any([options.rules, options.config, options.stop_when, *cadences]):
         raise UsageError("there is nothing to check: give a RULE or --config")
-    if file := next((rule for rule in options.rules if Path(rule).suffix in (".yaml", ".yml")), None):
+    if file := next((rule for rule in options.rules if "@" not in rule and Path(rule).suffix in _FILES), None):
         raise UsageError(f"'{file}' is the name of a file, not a rule: give it as --config {file}")
-    if len(options.rules) > 1 and RESERVED.intersection(options.rules):
+    if len(options.rules) > 1 and _JOINING.intersection(options.rules):
         raise UsageError(f'a rule of several words is one argument: "{" ".join(options.rules)}"')
     if options.datasets and not options.metrics:
         raise UsageError("--dataset needs the metrics as well: give each one with --metric")

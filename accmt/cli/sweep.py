@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
         rows = [[" ".join(map(str, cell)) if isinstance(cell, tuple) else cell for cell in o.row] for o in settings]
         print_csv([_COLUMNS, *rows])
     else:
-        _show(settings, len(sources))
+        _show(settings)
     return 0
 
 
@@ -151,7 +151,8 @@ def _recorded(sources: Sequence[Source]) -> list[SavingRule]:
         CommandError: They have none.
     """
     described = [source.description for source in sources if source.description is not None]
-    rules = {str(rule.saving): rule for description in described for rule in description.rules.savings}
+    savings = [rule for description in described for rule in description.rules.savings]
+    rules = {(str(rule.saving), rule.saving_below, rule.saving_above): rule for rule in savings}
     if not rules:
         raise CommandError("the trainings do not have rules of their own: give --rule")
     return list(rules.values())
@@ -198,11 +199,12 @@ def _summary(rule: SavingRule, trials: Sequence[Trial]) -> Setting:
     return Setting(rule, tuple(trials), steps, time, tuple(map(fmean, losses)), tuple(map(max, losses)))
 
 
-def _show(settings: Sequence[Setting], count: int) -> None:
+def _show(settings: Sequence[Setting]) -> None:
     """Print a table, and for each rule the setting that saves most without a loss."""
     shown = table("rule", "by", "patience", "stopped", "steps saved", "time saved", "lost", "most lost", "")
     for setting in settings:
         name, by, patience, stopped, *_ = setting.row
+        count = len(setting.trials)
         shares = ["" if math.isnan(share) else f"{share:.0%}" for share in (setting.steps, setting.time)]
         losses = [
             ", ".join(f"{value:.4g}" for value in values) or "no model" for values in (setting.lost, setting.most)

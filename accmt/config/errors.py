@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from accmt.config.other_names import MEANT
+from accmt.earlier import ARGUMENTS as EARLIER
 from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 from accmt.tracebacks import concise
@@ -73,7 +74,9 @@ def argument_meant(name: str, names: Iterable[str]) -> str:
     if (known := MEANT.get(name.casefold().replace("-", "_"))) is None:
         return did_you_mean(name, names)
     meant, place = known
-    return f", did you mean '{meant}'{'' if meant in names else place}?"
+    names = tuple(names)
+    here = next((name for name in (meant, *names) if name in names and MEANT.get(name, ("",))[0] == meant), None)
+    return f", did you mean '{here}'?" if here is not None else f", did you mean '{meant}'{place}?"
 
 
 def unknown_key(key: object, allowed: Iterable[str], noun: str = "key") -> str:
@@ -91,9 +94,12 @@ def names_missing(function: _Function) -> _Function:
     @wraps(function)
     def checked(self: object, *arguments: Any, **keywords: Any) -> Any:
         if missing := [name for name in required[len(arguments) :] if name not in keywords]:
-            given = {MEANT[name][0]: name for name in keywords if name in MEANT}
+            given = {MEANT[name.casefold()][0]: name for name in keywords if name.casefold() in MEANT}
             words = [f"'{name}'{f' (given as {given[name]!r})' if name in given else ''}" for name in missing]
-            raise TypeError(f"{type(self).__name__} is missing {' and '.join(words)}")
+            former = "".join(
+                f"; {name} is no longer an argument: {EARLIER[name]}" for name in keywords if name in EARLIER
+            )
+            raise TypeError(f"{type(self).__name__} is missing {' and '.join(words)}{former}")
         return function(self, *arguments, **keywords)
 
     return cast(_Function, checked)

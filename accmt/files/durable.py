@@ -48,7 +48,7 @@ def replace_file(path: Path, text: str) -> None:
 
 def flush_file(path: Path) -> None:
     """Flush a file, so that its content survives a power cut."""
-    with path.open("rb") as file:
+    with path.open("rb+" if sys.platform == "win32" else "rb") as file:  # Windows flushes what it may write
         flush(file.fileno(), path)
 
 

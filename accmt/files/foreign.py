@@ -31,8 +31,15 @@ def below(folder: Path, name: str) -> Path:
     Raises:
         ValueError: It is not a relative name that stays in the folder, or a part of it is a link.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or "\0" in name or ".." in parts or os.path.isabs(name) or "\\" in name:
+    parts, is_windows = PurePosixPath(name).parts, sys.platform == "win32"
+    if (
+        not parts
+        or "\0" in name
+        or ".." in parts
+        or os.path.isabs(name)
+        or "\\" in name
+        or (is_windows and ":" in name)
+    ):
         raise ValueError(f"'{escaped(name)}' is not a relative name without '..': nothing is read or written there")
     path = folder.joinpath(*parts)
     if (link := link_to(folder, path)) is not None:

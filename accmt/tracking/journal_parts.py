@@ -62,8 +62,8 @@ def created_part(path: Path, content: bytes) -> int:
     try:
         append_whole(file, content)
     except OSError:
-        path.unlink()
         os.close(file)
+        path.unlink()
         raise
     return file
 

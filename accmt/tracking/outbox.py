@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -173,8 +174,7 @@ class Outbox:
                 if not self.is_held:
                     with suppress(OSError):
                         self._clean_up()
-                os.close(self._locked)
-                self._locked = -1
+                self._unlock()
 
     def _clean_up(self) -> None:
         """Delete the parts that were sent, and the folder if nothing waits; a process may be killed in between."""
@@ -186,8 +186,15 @@ class Outbox:
         if not self._parts and None not in self._stored.values():
             for name in self._stored:
                 self._file_of(name).unlink()
+            if sys.platform == "win32":  # which deletes no open file
+                self._unlock()
             (self._folder / _LOCK).unlink()
             self._folder.rmdir()
+
+    def _unlock(self) -> None:
+        if self._locked >= 0:
+            os.close(self._locked)
+        self._locked = -1
 
     def _delete_sent(self) -> None:
         own = self._parts[-1:] if self._writer >= 0 else []

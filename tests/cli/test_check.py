@@ -327,8 +327,17 @@ class TestConfig:
         assert err == f"1 mistake in no.yaml:\n  no such file (the current folder is {tmp_path})\n"
 
 
-def test_a_rule_that_the_shell_has_split(check, capsys):
+@pytest.mark.parametrize("rule", ["best_accuracy by 0.01", "best_accuracy / f1@ood"])
+def test_a_rule_that_the_shell_has_split(check, capsys, rule):
     with pytest.raises(SystemExit) as ended:
-        check("best_accuracy", "by", "0.01")
+        check(*rule.split())
     assert ended.value.code == 2
-    assert 'a rule of several words is one argument: "best_accuracy by 0.01"' in capsys.readouterr().err
+    assert f'a rule of several words is one argument: "{rule}"' in capsys.readouterr().err
+
+
+def test_a_dataset_with_the_name_of_a_file(check):
+    status, out, _ = check("best_accuracy@dev.yaml", "--metric", "accuracy:max@dev.yaml")
+    assert (status, out) == (
+        0,
+        "best_accuracy@dev.yaml: saves when accuracy@dev.yaml is higher than at its last save\n",
+    )

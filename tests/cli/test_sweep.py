@@ -120,10 +120,21 @@ def test_a_training_that_a_rule_does_not_fit_is_left_out(trainer, regression, da
     status, out, err = sweep(folder, "--rule", "valid_loss@dev", "--patience", "1", "--json")
     assert status == 0
     assert [json.loads(line)["rule"] for line in out.splitlines()] == ["best_valid_loss@dev"] * 2
+    _, table, _ = sweep(folder, "--rule", "valid_loss@dev", "--patience", "1")
+    assert "0/1" in table
     assert err.startswith(f"left out for best_valid_loss@dev: in {folder / 'b'}:\n\nunknown dataset 'dev'")
     status, out, err = sweep(folder, "--rule", "valid_loss@dve", "--patience", "1")
     assert (status, out) == (1, "")
     assert err.startswith(f"in {folder / 'a'}:\n\nunknown dataset 'dve'")
+
+
+def test_own_rules_that_differ_by_a_bound_are_all_swept(trainer, regression, data, sweep):
+    training = trainer("runs/bounds", epochs=2)
+    training.register_model_saving("valid_loss", name="a")
+    training.register_model_saving("valid_loss", name="b", saving_below=0.0)
+    training.fit(regression(), data(22), {"dev": data(6, 1)})
+    status, out, _ = sweep(training.model_path, "--patience", "1", "--json")
+    assert (status, len(out.splitlines())) == (0, 4)
 
 
 def test_values_of_a_dataset_from_before_it_was_held_out_do_not_count(trainer, regression, data, sweep):

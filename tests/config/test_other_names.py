@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from accmt import ConfigError, HyperParameters, Trainer
+from accmt import ConfigError, HyperParameters, Monitor, Trainer
 
 EPOCHS = ", did you mean 'epochs', a hyperparameter?"
 RATE = ", did you mean 'lr', an argument of the optimizer?"
@@ -71,10 +71,28 @@ def test_hyperparameters():
     ("given", "error"),
     [
         ({}, "Trainer is missing 'hps_config' and 'model_path'"),
-        ({"hps_config": {}, "output_dir": "runs"}, "Trainer is missing 'model_path' (given as 'output_dir')"),
+        ({"hps_config": {}, "Output_Dir": "runs"}, "Trainer is missing 'model_path' (given as 'Output_Dir')"),
+        (
+            {"hps_file": "hps.yaml", "model_path": "runs"},
+            "Trainer is missing 'hps_config'; hps_file is no longer an argument: give hps_config",
+        ),
     ],
 )
 def test_arguments_that_are_missing(given, error):
     with pytest.raises(TypeError) as caught:
         Trainer(**given)
     assert str(caught.value) == error
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Monitor(lr=True), "did you mean 'learning_rate'?"),
+        (lambda: Monitor(epochs=True), "did you mean 'epoch'?"),
+        (lambda: Trainer.find_lr(None, None, None, num_steps=9), "did you mean 'steps'?"),
+    ],
+)
+def test_a_name_that_the_call_itself_has_comes_first(call, said):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert said in str(caught.value)

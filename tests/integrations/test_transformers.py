@@ -148,7 +148,8 @@ def test_each_rule_saves_its_model(tmp_path):
     assert about["step"] == 4
 
 
-def test_load_best_knows_the_names_under_which_save_pretrained_writes(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile
+def test_load_best_knows_the_names_under_which_save_pretrained_writes(tmp_path, capfd):
     """Since version 5, those of the weights of a ViT are others than in the model."""
     sizes = {"hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 4, "image_size": 4, "patch_size": 2}
 
@@ -163,9 +164,12 @@ def test_load_best_knows_the_names_under_which_save_pretrained_writes(tmp_path):
         with pytest.raises(Mismatch, match="holds another model; nothing was loaded"):
             load_best(tmp_path, other)
         assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
-    loaded = vit()
+    loaded, compiled, state = vit(), torch.compile(vit()), torch.random.get_rng_state()
+    load_best(tmp_path, compiled)
     assert load_best(tmp_path, loaded).rule == "best_valid_loss"
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 CASES = [  # all but those with replicates, which the Trainer does not report

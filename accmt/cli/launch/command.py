@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
@@ -91,10 +92,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _become(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Replace this process by Python, so that signals and the exit status need no process in between."""
+    """Replace this process by Python, so that signals and the exit status need no process in between.
+
+    Windows cannot: there, this process waits.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, **(environment or {})})
+    command, variables = [sys.executable, *arguments], {**os.environ, **(environment or {})}
+    if sys.platform == "win32":
+        sys.exit(subprocess.call(command, env=variables))
+    os.execve(sys.executable, command, variables)
 
 
 def _check_script(script: str, is_module: bool) -> None:
