@@ -567,7 +567,7 @@ class Trainer:
             The report, whose `path` is the file.
 
         Raises:
-            ModuleNotFoundError: jinja2 or plotly is not installed: pip install 'accmt[report]'.
+            ModuleNotFoundError: jinja2 or plotly is not installed.
             FileNotFoundError, ValueError: Nothing was trained in `model_path` yet, or a file of it is damaged.
         """
         place = self.model_path / REPORT if path is None else resolved(path)

@@ -34,7 +34,7 @@ def write_files(folder: Path, files: Files) -> Iterator[Path]:
     for name, content in files.items():
         path = folder / name
         if isinstance(content, str):
-            path.write_text(content, encoding="utf-8")
+            path.write_text(content, encoding="utf-8", newline="\n")
         else:
             write_tensors(path, content)
         yield path

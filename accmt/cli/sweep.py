@@ -253,7 +253,7 @@ def _check_picture(file: str | None) -> None:
     if file is None:
         return
     if find_spec("matplotlib") is None:
-        raise CommandError("a picture needs matplotlib, which is not installed: pip install 'accmt[plot]'")
+        raise CommandError("a picture needs matplotlib, which is not installed: pip install matplotlib")
     if not os.access(Path(file).absolute().parent, os.W_OK):
         raise CommandError(f"{file} cannot be written: its folder does not exist or is read-only")
 

@@ -40,7 +40,7 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         OSError: It could not be written; the former one stays.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         flush(file.fileno(), path)

@@ -42,7 +42,7 @@ def as_json(data: Any, indent: int | None = None) -> str:
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
     """Write strict JSON, as serialized by `as_json`."""
-    path.write_text(as_json(data, indent), encoding="utf-8")
+    path.write_text(as_json(data, indent), encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:

@@ -111,7 +111,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        text = "HyperParameterSearch needs Optuna, which is not installed: pip install 'accmt[search]'"
+        text = "HyperParameterSearch needs Optuna, which is not installed: pip install optuna"
         raise ImportError(text) from error
     return optuna
 

@@ -60,7 +60,7 @@ def write_report(trainings: Sequence[TrainingReport], path: Path) -> Report:
         ModuleNotFoundError: A library is missing.
     """
     if missing := missing_libraries():
-        raise ModuleNotFoundError(f"a report needs {missing}: pip install 'accmt[report]'")
+        raise ModuleNotFoundError(f"a report needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give a file, such as {path / REPORT}")
     from accmt.report.page import render
@@ -69,6 +69,6 @@ def write_report(trainings: Sequence[TrainingReport], path: Path) -> Report:
     return Report(path)
 
 
-def missing_libraries() -> str:
-    """Name the libraries that pages need and that are not installed."""
-    return " and ".join(name for name in _LIBRARIES if find_spec(name) is None)
+def missing_libraries() -> list[str]:
+    """Return the libraries that pages need and that are not installed."""
+    return [name for name in _LIBRARIES if find_spec(name) is None]

@@ -39,5 +39,6 @@ def _courses(card: RuleCard, *, ascii_only: bool) -> Iterator[str]:
     for index, objective in enumerate(card.objectives):
         values = [verdict.values[index] for _, verdict in card.verdicts if index < len(verdict.values)]
         best = f" {card.values[index]:.6g}" if index < len(card.values) else ""
-        course = sparkline(values, ascii_only=ascii_only)
-        yield together(f"{brief(objective.name, _LONGEST)}{best} {course}".rstrip())
+        course = sparkline(values, ascii_only=ascii_only).strip()
+        if best or course:
+            yield together(f"{brief(objective.name, _LONGEST)}{best} {course}".rstrip())

@@ -196,7 +196,7 @@ class ArgumentCheck:
 
     def _report(self) -> bool:
         if self._given["report"] and (missing := missing_libraries()):
-            self._wrong("report", f"needs {missing}: pip install 'accmt[report]'")
+            self._wrong("report", f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
         return bool(self._given["report"])
 
     def _checkpoint(self, section: RuleSection) -> CheckpointOptions:

@@ -77,7 +77,7 @@ class LearningRateCurve:
         try:
             from accmt.tracking.plot import InlineFigure
         except ImportError:
-            raise ImportError("a picture needs matplotlib: pip install 'accmt[plot]'") from None
+            raise ImportError("a picture needs matplotlib: pip install matplotlib") from None
         figure = InlineFigure()
         axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="training loss")
         axes.plot(self.rates, self.losses, alpha=0.3, label="of each step")

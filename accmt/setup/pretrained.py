@@ -204,7 +204,7 @@ def _made(place: str | Path, kind: str | type | None, kwargs: Mapping[str, Any],
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        text = f"'{path}' names a model of transformers, which is not installed: pip install 'accmt[transformers]'"
+        text = f"'{path}' names a model of transformers, which is not installed: pip install transformers"
         _refuse("module", text)
     _check_place(path, kwargs)
     chosen = _class(transformers, path, kind, kwargs)

@@ -511,6 +511,15 @@ class TestMlflow:
         said = f"{tmp_path}/no: there is no such folder\n"
         assert replay("mlflow:nothing", "--tracking-uri", tmp_path / "no", "--rule", "valid_loss") == (1, "", said)
 
+    def test_nowhere(self, replay, monkeypatch, tmp_path):
+        """Without a place MLflow would make a store in the current folder, and find nothing in it."""
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.chdir(tmp_path)
+        status, out, err = replay("mlflow:abc", "--rule", "accuracy", "--metric", "accuracy:max")
+        assert (status, out) == (1, "")
+        assert err.endswith("cannot be read: say where it is by --tracking-uri, or by MLFLOW_TRACKING_URI\n")
+        assert list(tmp_path.iterdir()) == []
+
 
 @pytest.mark.parametrize("evaluate_every", ["4 steps", "50 steps"])
 def test_a_stop_that_the_script_asked_for_is_decided_again(fit, replay, evaluate_every):

@@ -83,7 +83,7 @@ def test_what_cannot_be_done_is_said(report, folder, tmp_path, monkeypatch):
     assert report("runs/a")[2] == f"{folder}/decisions.jsonl, line 1 is not a decision: [] is not an object\n"
     monkeypatch.setattr(live, "find_spec", lambda name: None if name == "plotly" else name)
     (folder / "decisions.jsonl").unlink()
-    assert report("runs/a") == (1, "", "a report needs plotly: pip install 'accmt[report]'\n")
+    assert report("runs/a") == (1, "", "a report needs plotly: pip install plotly\n")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

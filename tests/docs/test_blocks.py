@@ -61,6 +61,11 @@ def test_every_block_is_run_or_says_why_not(name):
         if not (skipped or language in tested or (here and page_runner.FILE.match(text)))
     ]
     assert left == []
+    fences = re.findall(r"^[ \t>]*(?:```|~~~)", page, re.MULTILINE)
+    seen = re.findall(
+        r"^```(?:\w*|\{toctree\}|\{include\}[^\n]*|\{eval-rst\})\n.*?^```$", page, re.MULTILINE | re.DOTALL
+    )
+    assert len(fences) == 2 * len(seen), "a block that no test finds"
 
 
 @pytest.mark.parametrize(("name", "test"), [(name, test) for name in ELSEWHERE for test in ELSEWHERE[name]])

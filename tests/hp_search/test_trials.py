@@ -406,7 +406,7 @@ def test_optuna_is_needed_for_a_search_only(search, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError) as caught:
         searching.optimize()
-    text = "HyperParameterSearch needs Optuna, which is not installed: pip install 'accmt[search]'"
+    text = "HyperParameterSearch needs Optuna, which is not installed: pip install optuna"
     assert str(caught.value) == text
 
 

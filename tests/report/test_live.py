@@ -70,12 +70,12 @@ def test_missing_libraries_are_said_before_the_first_step(trainer, regression, d
     monkeypatch.setattr(live, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         trainer(report=True)
-    assert str(caught.value).endswith("report: needs jinja2 and plotly: pip install 'accmt[report]'")
+    assert str(caught.value).endswith("report: needs jinja2 and plotly: pip install jinja2 plotly")
     training = trainer()
     training.fit(regression(), data(8))
     with pytest.raises(ModuleNotFoundError) as missing:
         training.report()
-    assert str(missing.value) == "a report needs jinja2 and plotly: pip install 'accmt[report]'"
+    assert str(missing.value) == "a report needs jinja2 and plotly: pip install jinja2 plotly"
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(trainer, regression, data, monkeypatch, capsys):

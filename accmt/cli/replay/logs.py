@@ -100,7 +100,7 @@ def _scalars(place: Path) -> Iterator[tuple[tuple[str, int], float]]:
     try:
         from tensorboard.backend.event_processing import event_accumulator
     except ImportError:
-        raise CommandError("TensorBoard is not installed: pip install 'accmt[tensorboard]'") from None
+        raise CommandError("TensorBoard is not installed: pip install tensorboard") from None
     events = event_accumulator.EventAccumulator(str(place), {event_accumulator.SCALARS: 0}).Reload()
     for name in events.Tags()[event_accumulator.SCALARS]:
         yield from (((name, event.step), event.value) for event in events.Scalars(name))

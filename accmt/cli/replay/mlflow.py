@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,9 @@ def _connected(location: str | None, what: str) -> Iterator[MlflowClient]:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError:
-        raise CommandError("MLflow is not installed: pip install 'accmt[mlflow]'") from None
+        raise CommandError("MLflow is not installed: pip install mlflow") from None
+    if location is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise CommandError(f"{what} cannot be read: say where it is by --tracking-uri, or by MLFLOW_TRACKING_URI")
     with quietly():
         try:
             yield MlflowClient(tracking_uri=_address(location))

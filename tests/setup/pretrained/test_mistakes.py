@@ -118,7 +118,7 @@ def test_without_transformers(tiny, transformers, monkeypatch):
     monkeypatch.chdir(tiny.folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert refused("bert") == (
-        "module: 'bert' names a model of transformers, which is not installed: pip install 'accmt[transformers]'"
+        "module: 'bert' names a model of transformers, which is not installed: pip install transformers"
     )
 
 
