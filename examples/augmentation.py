@@ -1,6 +1,6 @@
 """Images: a small convolutional network whose training images are shifted and noisy, so that it can cope with both.
 
-    python examples/augmentation.py [--model-path runs/augmentation] [--epochs 12]
+    python examples/augmentation.py [--model-path runs/augmentation] [--epochs 10]
 
 It reads the digits of scikit-learn (1,797 images of 8 x 8 pixels). The images are changed in `training_step`, by
 torch's generator, whose state is in every checkpoint: an interrupted training repeats nothing and draws the same.

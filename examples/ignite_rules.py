@@ -58,7 +58,8 @@ def main() -> None:
         newest = max(found, key=lambda path: path.stat().st_mtime)
         Checkpoint.load_objects({**parts, "checkpointer": checkpoint}, torch.load(newest))
         print(f"continuing after iteration {trainer.state.iteration}")
-    trainer.run(train, max_epochs=options.epochs)
+    if trainer.state.epoch < options.epochs and rules.stop is None:  # Ignite would begin again
+        trainer.run(train, max_epochs=options.epochs)
     print("trained to the end" if rules.stop is None else f"stopped: {rules.stop.reason}")
     best = rules.best("best_accuracy@clean")
     print(f"best on clean images: {best.values['accuracy@clean']:.3f}, {best.folder}")

@@ -1,6 +1,6 @@
 """Imbalanced classes: accuracy hardly notices a rare class, so rules look at macro F1 and at the worst class.
 
-    python examples/imbalance.py [--model-path runs/imbalance] [--epochs 25]
+    python examples/imbalance.py [--model-path runs/imbalance] [--epochs 20]
 
 Of 997 digits of scikit-learn, 80 zeros are left to train on, a quarter fewer ones, and so on, down to 6 nines. A metric
 returns three values with a direction each, and the rules prefer different ones. After the training, the saved models

@@ -3,7 +3,8 @@
     python examples/search.py [--model-path runs/search] [--epochs 10] [--trials 8]
 
 It classifies tumours by 30 measurements (569 patients, from scikit-learn). The study is stored: run again, it continues
-where it was, and starts no more trials than asked for. No trial sees the patients by which the last training is judged.
+where it was, and starts no more trials than asked for, which keep their epochs. No trial sees the patients by which
+the last training is judged. If more trials find something better, delete its folder, best, to train it again.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import Any
 import optuna
 import torch
 from sklearn.datasets import load_breast_cancer
+from sqlalchemy import URL
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -56,8 +58,17 @@ def main() -> None:
     folder = arguments.model_path
     folder.mkdir(parents=True, exist_ok=True)
     search = HyperParameterSearch(
-        Tumours, train, {"dev": dev}, ACCURACY, model_path=folder / "trials", patience=4, dataloader_num_workers=0
+        Tumours,
+        train,
+        {"dev": dev},
+        ACCURACY,
+        model_path=folder / "trials",
+        patience=4,
+        dataloader_num_workers=0,
+        destroy_after_training=False,  # another training follows
     )
+    storage = URL.create("sqlite", database=str(folder / "study.db")).render_as_string()
+    stored = sum(study.n_trials for study in optuna.get_all_study_summaries(storage))
     search.set_parameters(
         learning_rate=[1e-4, 1e-1], train_batch_size=[16, 64], weight_decay=(0.0, 0.1), epochs=arguments.epochs
     )
@@ -65,10 +76,10 @@ def main() -> None:
         objective="best_valid_loss@dev",
         n_trials=arguments.trials,
         total_trials=arguments.trials,
-        storage=f"sqlite:///{folder}/study.db",
+        storage=storage,
         study_name="tumours",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=0),
+        sampler=optuna.samplers.TPESampler(seed=stored),  # the same seed would repeat the first trials at each start
     )
 
     set_seed(0)

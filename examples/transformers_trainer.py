@@ -1,4 +1,4 @@
-"""Train a vision transformer with the Trainer of transformers, and let rules choose what it saves and when it stops.
+"""Train a small ConvNeXt with the Trainer of transformers, and let rules choose what it saves and when it stops.
 
     python examples/transformers_trainer.py [--model-path runs/transformers-digits] [--epochs 12]
 
@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy
 import torch
 from sklearn.datasets import load_digits
-from transformers import EvalPrediction, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from accmt.integrations.transformers import Rules
@@ -55,20 +62,19 @@ def main() -> None:
         datasets=["clean", "noisy", "shifted"],
     )
     set_seed(0)
-    config = ViTConfig(
+    config = ConvNextConfig(
         image_size=8,
-        patch_size=4,
+        patch_size=2,
         num_channels=1,
         num_labels=10,
-        hidden_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=128,
+        num_stages=2,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
     )
     checkpoints = Path(arguments.model_path) / "host"
     train, validation = datasets()
     trainer = Trainer(
-        ViTForImageClassification(config),
+        ConvNextForImageClassification(config),
         TrainingArguments(
             str(checkpoints),
             num_train_epochs=arguments.epochs,

@@ -19,7 +19,7 @@ def test_its_scripts_run(tmp_path, script):
     (tmp_path / "script.py").write_text(f"{script}\nprint(type(model).__name__)")
     ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.endswith("ViTForImageClassification\n")
+    assert ran.stdout.endswith("ConvNextForImageClassification\n")
     if script is AFTER:
         assert (tmp_path / "runs/digits/model/best_accuracy@clean__accuracy@noisy/model.safetensors").is_file()
 
@@ -27,7 +27,7 @@ def test_its_scripts_run(tmp_path, script):
 def test_at_most_five_lines_are_new():
     lines = difflib.unified_diff(BEFORE.splitlines(), AFTER.splitlines(), lineterm="", n=0)
     new = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
-    shortened = "from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification"
+    shortened = "from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer, TrainingArguments"
     assert len([line for line in new if line != f"+{shortened}"]) <= 5
 
 
