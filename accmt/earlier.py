@@ -56,6 +56,11 @@ NAMES: Mapping[str, str] = {
 """Names that could be imported from `accmt`."""
 
 
+def former(name: str) -> str | None:
+    """Return what to write instead of an argument of earlier versions, to continue its name; None for other names."""
+    return f"is no longer an argument: {ARGUMENTS[name]}" if name in ARGUMENTS else None
+
+
 def refuse(name: str) -> NoReturn:
     """Reject the import of a name of an earlier version.
 

@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from accmt.config.other_names import MEANT
-from accmt.earlier import ARGUMENTS as EARLIER
+from accmt.earlier import former
 from accmt.rules.errors import nearest
 from accmt.rules.printable import shown
 from accmt.tracebacks import concise
@@ -71,12 +71,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 def argument_meant(name: str, names: Iterable[str]) -> str:
     """Return the same for an argument, which may have another name here, or belong elsewhere."""
-    if (known := MEANT.get(name.casefold().replace("-", "_"))) is None:
+    if (known := _known(name)) is None:
         return did_you_mean(name, names)
     meant, place = known
     names = tuple(names)
     here = next((name for name in (meant, *names) if name in names and MEANT.get(name, ("",))[0] == meant), None)
     return f", did you mean '{here}'?" if here is not None else f", did you mean '{meant}'{place}?"
+
+
+def _known(name: str) -> tuple[str, str] | None:
+    """Return the argument that other libraries call so, and where it belongs."""
+    return MEANT.get(name.casefold().replace("-", "_"))
 
 
 def unknown_key(key: object, allowed: Iterable[str], noun: str = "key") -> str:
@@ -94,12 +99,10 @@ def names_missing(function: _Function) -> _Function:
     @wraps(function)
     def checked(self: object, *arguments: Any, **keywords: Any) -> Any:
         if missing := [name for name in required[len(arguments) :] if name not in keywords]:
-            given = {MEANT[name.casefold()][0]: name for name in keywords if name.casefold() in MEANT}
+            given = {known[0]: name for name in keywords if (known := _known(name)) is not None}
             words = [f"'{name}'{f' (given as {given[name]!r})' if name in given else ''}" for name in missing]
-            former = "".join(
-                f"; {name} is no longer an argument: {EARLIER[name]}" for name in keywords if name in EARLIER
-            )
-            raise TypeError(f"{type(self).__name__} is missing {' and '.join(words)}{former}")
+            hints = [f"; {name} {hint}" for name in keywords if (hint := former(name)) is not None]
+            raise TypeError("".join([f"{type(self).__name__} is missing {' and '.join(words)}", *hints]))
         return function(self, *arguments, **keywords)
 
     return cast(_Function, checked)

@@ -16,7 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from accmt.config.errors import Problem, argument_meant, did_you_mean, must_be
 from accmt.config.other_names import MEANT
-from accmt.earlier import ARGUMENTS
+from accmt.earlier import former
 from accmt.rules.errors import nearest
 from accmt.tracking.accelerate_trackers import ARTIFACTS, FOLDER, TENSORBOARD, TOOLS
 from accmt.tracking.mlflow import NAME as MLFLOW
@@ -165,7 +165,8 @@ def _without_tracker(key: str, own: Iterable[str]) -> Problem:
 
 def _answer(key: str) -> Problem | None:
     """Explain an argument of earlier versions; None for others."""
-    return Problem(key, f"is no longer an argument: {ARGUMENTS[key]}") if key in ARGUMENTS else None
+    text = former(key)
+    return None if text is None else Problem(key, text)
 
 
 def _value_problems(arguments: Mapping[str, Any]) -> list[Problem]:

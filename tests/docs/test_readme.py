@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from page_runner import agrees
 
 from accmt.rules import parse_saving
@@ -53,8 +54,9 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+@pytest.mark.parametrize("name", ["README.md", "llms.txt", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_linked_files_exist(name):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text()):
         assert (ROOT / target).exists(), target
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="this is Windows")
+
 ROOT = Path(__file__).parents[2]
 COMMAND = "import sys\n\nfrom accmt.cli.main import main\n\nsys.exit(main())\n"
 
@@ -15,7 +17,6 @@ def run(folder, script, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="this is Windows")
 def test_it_trains_and_resumes_and_the_commands_read_it(tmp_path):
     example = ROOT / "examples" / "digits.py"
     for epochs, end in (
@@ -36,7 +37,6 @@ def test_it_trains_and_resumes_and_the_commands_read_it(tmp_path):
         assert said in ran.stdout
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="this is Windows")
 def test_what_it_cannot_do_is_refused(tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
     (tmp_path / "train.py").write_text("raise AssertionError('it was started')\n")
